@@ -1,0 +1,70 @@
+"""Mistakes that a user can repair, each told as: what - where - why - fix.
+
+Broken invariants of our own code are `assert`; everything here is shown without a traceback and ends
+the command with the exit code of its class (2: the recipe, 3: the run).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Problem:
+    """One mistake in four short texts; the empty ones are not shown."""
+
+    what: str
+    where: str = ""
+    why: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return " - ".join(part for part in (self.what, self.where, self.why, self.fix) if part)
+
+
+class UserError(Exception):
+    """A mistake that the user can repair; the command ends with `exit_code`."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        self.problems = [Problem(what, where, why, fix)]
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class RecipeError(UserError):
+    """Every mistake of a recipe, collected and shown together; nothing was started."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        assert problems, "a RecipeError needs at least one problem"
+        super().__init__(problems[0].what)
+        self.problems = list(problems)
+        self.args = (str(self),)
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, half-written, damaged, of other shapes, or that cannot be written."""
+
+
+class DataError(UserError):
+    """Data that cannot be used: an empty prompt file, an unreadable clip."""
+
+
+class PluginError(UserError):
+    """A plugin that cannot be imported or does not keep its contract."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The valid name most like `name`, or '' when none is close."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else ""
