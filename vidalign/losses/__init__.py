@@ -1,0 +1,1 @@
+"""Losses: pure tensor functions, one small file a family."""

@@ -1,0 +1,52 @@
+"""Rewards to advantages to reward weights (Astrolabe, steps 4 and 5; AFD, step 3).
+
+Statistics are taken over the whole gathered batch; a failed reward is NaN and its sample gets advantage 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def whiten(reward: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """``[N]`` to zero mean and unit standard deviation over its finite entries; NaN stays NaN."""
+    finite = reward[reward.isfinite()]
+    if finite.numel() < 2:
+        return torch.where(reward.isfinite(), torch.zeros_like(reward), reward)
+    return (reward - finite.mean()) / (finite.std(unbiased=False) + eps)
+
+
+def group_statistics(reward: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and population std of each group over its finite entries: ``[N], [N] -> [P], [P]``."""
+    groups = int(group.max()) + 1
+    finite = reward.isfinite()
+    value = torch.where(finite, reward, torch.zeros_like(reward))
+    count = torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, finite.to(reward.dtype)).clamp(min=1)
+    mean = torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, value) / count
+    spread = torch.where(finite, (reward - mean[group]) ** 2, torch.zeros_like(reward))
+    std = (torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, spread) / count).sqrt()
+    return mean, std
+
+
+def group_advantage(
+    reward: torch.Tensor, group: torch.Tensor, *, normalise: str = "batch", eps: float = 1e-4
+) -> torch.Tensor:
+    """``A = R - mean_group(R)``, divided by a std: ``group``, ``batch`` (of R over the whole batch) or ``none``.
+
+    reward, group: ``[N]``. The result sums to zero in every group whose rewards are all finite.
+    """
+    mean, std = group_statistics(reward, group)
+    advantage = reward - mean[group]
+    if normalise == "group":
+        advantage = advantage / (std[group] + eps)
+    elif normalise == "batch":
+        finite = reward[reward.isfinite()]
+        advantage = advantage / ((finite.std(unbiased=False) if finite.numel() else 0.0) + eps)
+    else:
+        assert normalise == "none", "normalise is checked by the recipe"
+    return torch.where(advantage.isfinite(), advantage, torch.zeros_like(advantage))
+
+
+def reward_weight(advantage: torch.Tensor, clip: float) -> torch.Tensor:
+    """``r = clip(A / A_max, -1, 1) / 2 + 1/2`` in [0, 1] (DiffusionNFT, equation 8)."""
+    return (advantage / clip).clamp(-1, 1) / 2 + 0.5

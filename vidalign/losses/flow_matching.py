@@ -1,0 +1,35 @@
+"""Flow matching: ``x_t = (1 - sigma) x0 + sigma noise``, ``velocity = noise - x0``, ``x0 = x_t - sigma velocity``."""
+
+from __future__ import annotations
+
+import torch
+
+
+def expand_sigma(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Noise levels ``[N]`` or ``[N, F]`` shaped to broadcast over ``[N, F, C, H, W]``."""
+    return sigma.reshape(*sigma.shape, *[1] * (like.ndim - sigma.ndim)).to(like.dtype)
+
+
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Noise clean latents ``[N, F, C, H, W]`` to level sigma ``[N]`` or ``[N, F]`` in [0, 1]."""
+    level = expand_sigma(sigma, x0)
+    return (1 - level) * x0 + level * noise
+
+
+def warp_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """Timestep shift ``s sigma / (1 + (s - 1) sigma)``: s > 1 moves mass to high noise."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def flow_matching_loss(
+    velocity: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, *, sigma_floor: float
+) -> torch.Tensor:
+    """``|velocity - (noise - x0)|^2`` of each sample, ``[N]``, in fp32.
+
+    Below `sigma_floor` a clip's weight falls as ``(sigma / sigma_floor)^2``: a network that predicts x0 divides its
+    error by sigma, which would let the last few noise levels dominate. 0 is the plain loss.
+    """
+    error = (velocity - (noise - x0)).float() ** 2
+    if sigma_floor > 0:
+        error = error * (expand_sigma(sigma, x0) / sigma_floor).clamp(max=1).float() ** 2
+    return error.flatten(1).mean(1)

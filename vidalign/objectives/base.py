@@ -1,0 +1,155 @@
+"""The contract of an objective: generate on-policy, judge, turn the judgement into a dense local loss.
+
+A subclass names what it needs, collects an `Experience` without gradient, cuts it into micro-batches and returns
+the loss of each. It never calls ``backward`` and never steps an optimiser: the trainer does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from vidalign.students.video import Context
+    from vidalign.trainer import Batch, TrainContext
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective asks of a recipe; checked before any weight is loaded."""
+
+    students: tuple[str, ...] = ("video",)
+    """Kinds of student that it can train."""
+    rewards: bool = False
+    """Whether at least one reward must be named."""
+    teacher: str = ""
+    """What the teacher must offer: ``clips``, ``velocity`` or nothing."""
+    policies: tuple[str, ...] = ()
+    """Further weight sets of the student: ``old``, ``reference``."""
+    roles: tuple[str, ...] = ()
+    """Further trainable networks, each with an engine and a phase of its own: ``fake_score``."""
+    min_group: int = 1
+    """Smallest number of candidates per prompt that gives a learning signal."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One role's turn in a training step."""
+
+    role: str = "student"
+    updates: int = 1
+    """Optimiser steps on the same experience."""
+
+
+@dataclass
+class LossOut:
+    """A scalar to differentiate and what to log of it; metric names carry their reduction (``objective/kl/mean``)."""
+
+    loss: torch.Tensor
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Experience:
+    """What `collect` found: tensors with N leading entries, candidates of one prompt adjacent.
+
+    group: ``[N]`` index of the prompt of each candidate, 0 .. P-1 in ascending order.
+    context: KV cache of the clean past, one entry per prompt (batch P), or None; it is held once per prompt and
+    broadcast over the candidates.
+    text: ``[P, L, D]`` features, one entry per prompt.
+    metrics: what to log of the collection, by name with reduction.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    group: torch.Tensor
+    text: torch.Tensor
+    prompts: list[str]
+    context: Context | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    @property
+    def group_size(self) -> int:
+        return len(self.group) // len(self.prompts)
+
+    def candidates(self, start: int, stop: int) -> Experience:
+        """Entries start .. stop-1: whole groups, or a part of one group (the context is then broadcast over it)."""
+        size = self.group_size
+        first, last = start // size, -(-stop // size)
+        assert last - first == 1 or (start % size == 0 and stop % size == 0), "a slice holds whole groups or part of one"
+        return replace(
+            self,
+            tensors={name: t[start:stop] for name, t in self.tensors.items()},
+            group=self.group[start:stop] - first,
+            text=self.text[first:last],
+            prompts=self.prompts[first:last],
+            context=None if self.context is None else self.context.select(first, last),
+        )
+
+
+@dataclass
+class MicroBatch:
+    """A part of the experience for one forward and one backward."""
+
+    data: Experience
+    weight: float
+    """Share of the whole batch: the weighted sum of the losses of all micro-batches is the one-batch loss."""
+    index: int = 0
+    """Number of the first sample in this process' experience: a key for random draws."""
+
+
+class Objective:
+    """Base of every objective; depth of inheritance one.
+
+    Subclasses give ``name``, ``needs``, a nested dataclass ``Config`` with a docstring under each field, `collect`
+    and `loss`; the rest has a default.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs()
+
+    @dataclass
+    class Config:
+        pass
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Which roles are trained in one step, in order."""
+        return (Phase(),)
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        """Roll out, score, take statistics over ranks; called without gradient."""
+        raise NotImplementedError
+
+    def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
+        """Cut the experience into at most ``trainer.micro_batch`` samples each; same number on all ranks."""
+        size = experience.group_size
+        wanted = ctx.micro_batch
+        step = wanted // size * size if wanted >= size else max(k for k in range(1, wanted + 1) if size % k == 0)
+        for start in range(0, len(experience), step):
+            stop = min(start + step, len(experience))
+            yield MicroBatch(experience.candidates(start, stop), (stop - start) / len(experience), start)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        """Loss of one micro-batch, a mean over its samples; one forward of the trained role, no backward."""
+        raise NotImplementedError
+
+    def after_step(self, ctx: TrainContext) -> None:
+        """Decay of the old policy, reset of the reference and the like."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart beside the weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, "an objective that saves state restores it"
