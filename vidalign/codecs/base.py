@@ -1,0 +1,53 @@
+"""The codec interface and its factory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from vidalign.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from vidalign.students.video.spec import VideoStudentSpec
+
+CODECS = ("rgb", "frames", "wan")
+
+
+class Codec(nn.Module):
+    """Encodes clips `[B, F, 3, H, W]` in [0, 1] to latents `[B, f, channels, H / downscale, W / downscale]` and back."""
+
+    channels: int
+    """Channels of a latent frame."""
+    downscale: int
+    """Pixels per latent position, in each direction."""
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """Clips in [0, 1] to latents."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to clips, clamped to [0, 1]."""
+        raise NotImplementedError
+
+
+def build_codec(config: dict[str, Any]) -> Codec:
+    """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the options of that class."""
+    options = dict(config)
+    name = options.pop("name", "rgb")
+    if name == "rgb":
+        from vidalign.codecs.rgb import RGBCodec
+
+        return RGBCodec(**options)
+    if name in ("frames", "wan"):
+        from vidalign.codecs.autoencoder import FrameCodec, WanCodec
+
+        return (FrameCodec if name == "frames" else WanCodec)(**options)
+    raise UserError(f"unknown codec {name!r}", where="student.codec.name", why=f"valid: {', '.join(CODECS)}",
+                    fix=f"did you mean {nearest(name, CODECS)!r}?" if nearest(name, CODECS) else "")
+
+
+def latent_shape(spec: VideoStudentSpec) -> tuple[int, int, int]:
+    """(C, H, W) of one latent frame of a student."""
+    scale = int(spec.codec.get("downscale", 1 if spec.codec.get("name", "rgb") == "rgb" else 8))
+    return (int(spec.transformer.get("in_channels", 16)), spec.height // scale, spec.width // scale)

@@ -1,0 +1,102 @@
+"""The few-step causal sampler over a branching plan.
+
+Self-Forcing sampler: per chunk, predict x0 (conversion in float64), re-noise to the next sigma with fresh noise, emit
+the last x0, then one clean pass at t = 0 writes its keys and values to a new context. The prefix runs once per prompt
+and is broadcast to the group without a copy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vidalign.rollout.noise import Noise
+from vidalign.rollout.plan import ChunkStates, Rollout, RolloutPlan
+from vidalign.students.video.context import Context
+
+if TYPE_CHECKING:
+    from vidalign.students.video.student import VideoStudent
+
+
+def rollout(
+    student: VideoStudent,
+    text: Tensor,
+    plan: RolloutPlan,
+    noise: Noise,
+    context: Context | None = None,
+    on_chunk: Callable[[int, Tensor], None] | None = None,
+) -> Rollout:
+    """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
+    size, group = student.spec.cache.chunk_frames, plan.group_size
+    assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), "noise must match prompts and plan"
+    context = context if context is not None else student.begin(text)
+    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * size, 0))
+    out.branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
+    out.timings = {"denoise": 0.0, "clean": 0.0}
+    chunks: list[Tensor] = []
+    for chunk in range(plan.chunks):
+        if chunk == plan.prefix:
+            out.context, context = context, context.expand(group)
+            chunks = [c.repeat_interleave(group, 0) for c in chunks]
+        rows = slice(None, None, group) if chunk < plan.prefix else slice(None)
+        frames = slice(chunk * size, (chunk + 1) * size)
+        with _Clock(out.timings, "denoise", noise.initial.device):
+            x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
+        chunks.append(x0)
+        if chunk in plan.record:
+            out.states[chunk] = states
+        calls = len(states.sigmas)
+        if chunk < plan.chunks - 1 or plan.keep_final:
+            with _Clock(out.timings, "clean", noise.initial.device):
+                context = student.extend(context, x0, text)
+            calls += 1
+        out.chunk_forwards += calls * (len(x0) // len(text))
+        if on_chunk is not None:
+            on_chunk(chunk, x0)
+    out.latents = torch.cat(chunks, 1)
+    out.final = context if plan.keep_final else None
+    return out
+
+
+def _denoise(
+    student: VideoStudent, text: Tensor, context: Context, x_t: Tensor, renoise: Tensor
+) -> tuple[Tensor, ChunkStates]:
+    """One chunk `[n, chunk_frames, C, H, W]` from noise to x0."""
+    sigmas = student.spec.sampler.steps(first=context.frames == 0)
+    seen, predicted = [], []
+    shared = student.reader(context)
+    for step, sigma in enumerate(sigmas):
+        level = torch.full((len(x_t),), sigma, dtype=torch.float64, device=x_t.device)
+        x0 = student.predict_x0(x_t, level, text, shared)
+        seen.append(x_t)
+        predicted.append(x0)
+        if step + 1 < len(sigmas):
+            x_t = add_noise(x0, renoise[:, step], sigmas[step + 1])
+    return x0, ChunkStates(sigmas, torch.stack(seen, 1), torch.stack(predicted, 1))
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+    """`(1 - sigma) x0 + sigma noise`; a tensor sigma `[N]` or `[N, F]` is matched to the leading dimensions."""
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(x0.dtype).reshape(*sigma.shape, *[1] * (x0.ndim - sigma.ndim))
+    return (1 - sigma) * x0 + sigma * noise
+
+
+class _Clock:
+    """Adds wall time to `timings[name]`."""
+
+    def __init__(self, timings: dict[str, float], name: str, device: torch.device) -> None:
+        self.timings, self.name, self.device = timings, name, device
+
+    def _now(self) -> float:
+        return time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.start = self._now()
+
+    def __exit__(self, *exc: object) -> None:
+        self.timings[self.name] += self._now() - self.start

@@ -1,0 +1,97 @@
+"""The noise of a rollout as an explicit value, so that forks share exactly the draws that they should share.
+
+Neighbour noise: Neighbor GRPO (arXiv 2511.16955), eps_i = sqrt(1 - s^2) eps* + s delta_i, each marginally N(0, I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidalign.errors import UserError
+from vidalign.rollout.plan import RolloutPlan
+
+
+@dataclass
+class Noise:
+    """All Gaussian draws of a rollout."""
+
+    initial: Tensor
+    """`[N, F, C, H, W]`, the state at sigma 1."""
+    renoise: Tensor
+    """`[N, steps - 1, F, C, H, W]`, the fresh noise after each step but the last."""
+
+    @classmethod
+    def draw(
+        cls,
+        plan: RolloutPlan,
+        shape: tuple[int, int, int, int],
+        steps: int,
+        generators: list[torch.Generator],
+        branch: str = "independent",
+        scale: float = 0.5,
+        suffix: str = "independent",
+    ) -> Noise:
+        """Noise for one group per generator, N = len(generators) * group_size, on the generators' device.
+
+        shape: (chunk_frames, C, H, W). The prefix is always shared inside a group. branch "independent": every
+        candidate has draws of its own; "neighbour": initial noise at distance `scale` in 0..1 around a shared centre,
+        renoise shared. suffix "independent" or "shared". Shared draws come first, then candidate by candidate: the
+        first candidates are the same for every group size.
+        """
+        if branch not in ("independent", "neighbour") or suffix not in ("independent", "shared"):
+            raise UserError(f"unknown noise {branch!r} / {suffix!r}",
+                            fix="branch: independent or neighbour; suffix: independent or shared")
+        if not 0 <= scale <= 1:
+            raise UserError(f"neighbour scale {scale} is outside 0..1")
+        groups = [_group(plan, shape, steps, g, branch, scale, suffix) for g in generators]
+        initial, renoise = zip(*groups, strict=True)
+        return cls(torch.cat(initial), torch.cat(renoise))
+
+    @classmethod
+    def like_original(
+        cls, generator: torch.Generator, batch: int, chunks: int, shape: tuple[int, int, int, int], steps: int
+    ) -> Noise:
+        """The draw order of the public Self-Forcing code, for seed equality: all initial noise at once, then one
+        draw `[batch * chunk_frames, C, H, W]` per non-final step, chunk after chunk."""
+        size = shape[0]
+        device = generator.device
+        initial = torch.randn(batch, chunks * size, *shape[1:], generator=generator, device=device)
+        renoise = initial.new_empty(batch, steps - 1, chunks * size, *shape[1:])
+        for at in range(0, chunks * size, size):
+            for step in range(steps - 1):
+                draw = torch.randn(batch * size, *shape[1:], generator=generator, device=device)
+                renoise[:, step, at : at + size] = draw.unflatten(0, (batch, size))
+        return cls(initial, renoise)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Noise:
+        return Noise(self.initial.to(device, dtype), self.renoise.to(device, dtype))
+
+
+def _group(
+    plan: RolloutPlan, shape: tuple[int, int, int, int], steps: int, generator: torch.Generator,
+    branch: str, scale: float, suffix: str,
+) -> tuple[Tensor, Tensor]:
+    size, *rest = shape
+    frames = plan.chunks * size
+    a, b = plan.prefix * size, (plan.prefix + plan.branch) * size
+
+    def normal(*dims: int) -> Tensor:
+        return torch.randn(*dims, *rest, generator=generator, device=generator.device)
+
+    initial = normal(frames).repeat(plan.group_size, 1, 1, 1, 1)
+    renoise = normal(steps - 1, frames).repeat(plan.group_size, 1, 1, 1, 1, 1)
+    if plan.group_size == 1 and branch == "independent":
+        return initial, renoise
+    for g in range(plan.group_size):
+        own, own_renoise = normal(frames), normal(steps - 1, frames)
+        if branch == "neighbour":
+            initial[g, a:b] = math.sqrt(1 - scale**2) * initial[g, a:b] + scale * own[a:b]
+        else:
+            initial[g, a:b], renoise[g, :, a:b] = own[a:b], own_renoise[:, a:b]
+        if suffix == "independent":
+            initial[g, b:], renoise[g, :, b:] = own[b:], own_renoise[:, b:]
+    return initial, renoise

@@ -1,0 +1,1 @@
+"""Students: the causal networks that are aligned."""

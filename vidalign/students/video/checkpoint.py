@@ -1,0 +1,97 @@
+"""Student weights on disk: one safetensors file with the spec in its metadata."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vidalign.errors import CheckpointError, nearest
+from vidalign.students.video.spec import VideoStudentSpec
+
+if TYPE_CHECKING:
+    from vidalign.students.video.student import VideoStudent
+
+
+def save(student: VideoStudent, path: Path, metadata: dict[str, str]) -> None:
+    """Write beside and rename, so that a half-written file never has the final name."""
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in merged(student.transformer).items()}
+    header = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(student.spec.to_dict())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, beside, metadata=header)
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError("the student could not be saved", where=str(path), why=str(error)) from error
+
+
+def merged(transformer: torch.nn.Module) -> dict[str, Tensor]:
+    """State dict of the plain network, the active adapter merged into it."""
+    if hasattr(transformer, "merge_and_unload"):
+        transformer = copy.deepcopy(transformer).merge_and_unload()
+    return transformer.state_dict()
+
+
+def resolve(path: str | Path) -> Path:
+    """A file, or the shipped weights of that name; CheckpointError naming the shipped names otherwise."""
+    if Path(path).is_file():
+        return Path(path)
+    folder = Path(str(resources.files("vidalign"))) / "weights"
+    shipped = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.safetensors"))
+    if str(path) in shipped:
+        return folder / f"{path}.safetensors"
+    near = nearest(str(path), shipped)
+    raise CheckpointError("no such weights", where=str(path), why=f"neither a file nor a shipped name ({shipped})",
+                          fix=f"did you mean {near!r}?" if near else "")
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; CheckpointError when it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError("unreadable weights", where=str(path), why=f"{error}: half-written or not safetensors",
+                              fix="write or download the file again") from error
+
+
+def load(path: str | Path) -> VideoStudent:
+    """Rebuild a student from its file, in fp32 on the CPU."""
+    from vidalign.students.video.student import VideoStudent
+
+    file = resolve(path)
+    tensors, metadata = read(file)
+    if "spec" not in metadata:
+        raise CheckpointError("no student spec in the file", where=str(file), why="its metadata has no key 'spec'",
+                              fix="save it with VideoStudent.save, or import a public checkpoint with a preset")
+    spec: dict[str, Any] = json.loads(metadata["spec"])
+    student = VideoStudent.from_spec(VideoStudentSpec.from_dict(spec))
+    load_strict(student.base, tensors, str(file))
+    return student
+
+
+def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy `tensors` into `module`; CheckpointError naming the first key that is missing, unknown or misshapen."""
+    wanted = module.state_dict()
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unknown:
+        key = (missing or unknown)[0]
+        what = f"{len(missing)} keys are missing and {len(unknown)} are unknown, the first is {key!r}"
+        raise CheckpointError(what, where=where, fix="the file must be of the same architecture")
+    for key, value in tensors.items():
+        if value.shape != wanted[key].shape:
+            shapes = f"found {list(value.shape)}, expected {list(wanted[key].shape)}"
+            raise CheckpointError(f"wrong shape of {key!r}", where=where, why=shapes)
+    module.load_state_dict(tensors)

@@ -1,0 +1,135 @@
+"""Host-side attention plans: which tokens attend which, in Python ints, made once per forward and shared by all layers.
+
+A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A plan cuts
+the query frames into segments; each segment attends some context slots and some frames of the sequence, all of them
+fully. Block-causal patterns therefore need no mask: seven small unmasked attention calls for four chunks do a third
+of the work of one dense masked call, and keep the flash kernels usable. Layouts are pure functions of shapes and
+policy and are cached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from torch import Tensor
+
+from vidalign.students.video.context import Context, runs
+from vidalign.students.video.spec import CachePolicy
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Query frames of the sequence and what they attend, as half-open frame spans, in ascending time."""
+
+    query: Span
+    context: tuple[Span, ...]
+    """Spans of context slots (storage order)."""
+    sequence: tuple[Span, ...]
+    """Spans of frames of the sequence itself; the last one ends with the query frames' own chunk."""
+
+    @property
+    def key_frames(self) -> int:
+        return sum(b - a for a, b in (*self.context, *self.sequence))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Segments of one forward and the rotary position of every frame."""
+
+    segments: tuple[Segment, ...]
+    positions: tuple[int, ...]
+    """Absolute frame index of each frame of the sequence."""
+    context_positions: tuple[int, ...] = ()
+    relative: bool = False
+
+
+@dataclass
+class AttentionPlan:
+    """A layout bound to one forward: travels through the blocks in the place of the rotary embedding."""
+
+    layout: Layout
+    batch: int
+    tokens: int
+    """Tokens per frame."""
+    rotary: Tensor
+    """Rotary factors of the sequence `[frames * tokens, dim / 2, 2 or complex]`; see `rope.py`."""
+    tables: object
+    """`RotaryTables`, for positions decided at read."""
+    grid: tuple[int, int]
+    """Patches per frame, (rows, columns)."""
+    context: Context | None = None
+    collected: list[tuple[Tensor, Tensor]] | None = None
+    """When a list, every self-attention appends its un-roped keys and values (the clean pass)."""
+    read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Context keys (roped) and values per layer as read, reused by the passes that share this plan."""
+
+
+def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int) -> Segment:
+    """Past frames below `start` come from context slots, the others from the sequence at `clean_at`."""
+    slot = {f: i for i, f in enumerate(kept)}
+    missing = [f for f in past if f < start and f not in slot]
+    assert not missing, f"the context no longer holds the frames {missing} that the cache policy asks for"
+    context = runs([slot[f] for f in past if f < start])
+    sequence = runs(sorted([f - start + clean_at for f in past if f >= start] + list(range(*own))))
+    return Segment(query, tuple(context), tuple(sequence))
+
+
+@lru_cache(maxsize=256)
+def _denoise(policy: tuple, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+    cache = CachePolicy(*policy)
+    segment = _segment((0, frames), cache.kept_frames(start), (0, frames), kept, start, 0)
+    positions = tuple(range(start, start + frames))
+    return Layout((segment,), positions, kept, cache.rope == "relative")
+
+
+@lru_cache(maxsize=256)
+def _teacher_forcing(policy: tuple, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+    cache = CachePolicy(*policy)
+    size = cache.chunk_frames
+    clean = frames - size  # nobody attends the last clean chunk: it is not computed
+    segments = []
+    for at in range(0, frames, size):
+        past = cache.kept_frames(start + at)
+        if at < clean:
+            segments.append(_segment((at, at + size), past, (at, at + size), kept, start, 0))
+        noisy = (clean + at, clean + at + size)
+        segments.append(_segment(noisy, past, noisy, kept, start, 0))
+    positions = (*range(start, start + clean), *range(start, start + frames))
+    return Layout(tuple(segments), positions, kept, cache.rope == "relative")
+
+
+@lru_cache(maxsize=256)
+def _block_causal(policy: tuple, frames: int) -> Layout:
+    cache = CachePolicy(*policy)
+    size = cache.chunk_frames
+    spans = [(at, min(at + size, frames)) for at in range(0, frames, size)]
+    segments = tuple(_segment(s, cache.kept_frames(s[0]), s, (), 0, 0) for s in spans)
+    return Layout(segments, tuple(range(frames)), (), cache.rope == "relative")
+
+
+def _key(policy: CachePolicy) -> tuple:
+    return (policy.chunk_frames, policy.window, policy.sink, policy.rope, policy.sink_decay)
+
+
+def denoise_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+    """One chunk at absolute frame `start` behind the context slots `kept`."""
+    return _denoise(_key(policy), kept, start, frames)
+
+
+def teacher_forcing_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+    """[clean without its last chunk, noisy]: clean -> clean block-causal; noisy chunk j -> clean chunks < j and itself."""
+    return _teacher_forcing(_key(policy), kept, start, frames)
+
+
+def block_causal_layout(policy: CachePolicy, frames: int) -> Layout:
+    """Every chunk attends the chunks before it in the same sequence, and itself."""
+    return _block_causal(_key(policy), frames)
+
+
+@lru_cache(maxsize=64)
+def bidirectional_layout(frames: int) -> Layout:
+    """Every frame attends every frame."""
+    return Layout((Segment((0, frames), (), ((0, frames),)),), tuple(range(frames)))

@@ -1,0 +1,145 @@
+"""What defines a causal video student besides its weights: cache policy, sampler, codec, text encoder.
+
+The public few-step causal families (CausVid, Self-Forcing, LongLive, Reward-Forcing, ...) are stock Wan2.1 weights
+with other numbers in these dataclasses. A spec travels as JSON in the metadata of the weights file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vidalign.errors import UserError, nearest
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            hint = nearest(key, names)
+            raise UserError(f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else "")
+    return cls(**values)
+
+
+@dataclass
+class CachePolicy:
+    """Which clean past frames a chunk attends, and at which rotary positions."""
+
+    chunk_frames: int = 3
+    """Latent frames generated together."""
+    window: int = 0
+    """Latent frames attended, sink and current chunk included; 0 = the whole past."""
+    sink: int = 0
+    """First frames that are never evicted; eviction drops the frames right after them."""
+    rope: str = "absolute"
+    """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read."""
+    sink_decay: float = 0.0
+    """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 = off."""
+
+    def __post_init__(self) -> None:
+        where = "cache"
+        if self.chunk_frames < 1:
+            raise UserError("chunk_frames must be at least 1", where=where)
+        if self.rope not in ("absolute", "relative"):
+            raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
+        if self.window and self.window < self.sink + self.chunk_frames:
+            raise UserError(
+                f"window {self.window} cannot hold sink {self.sink} and a chunk of {self.chunk_frames} frames",
+                where=where, why="window counts sink, local past and current chunk",
+                fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
+            )
+        if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
+            raise UserError("sink_decay needs window, sink and rope: relative", where=where)
+
+    def kept_frames(self, start: int) -> list[int]:
+        """Absolute indices of the past frames that a chunk starting at frame `start` attends, ascending."""
+        if not self.window or start <= self.window - self.chunk_frames:
+            return list(range(start))
+        local = self.window - self.chunk_frames - self.sink
+        return [*range(self.sink), *range(start - local, start)]
+
+
+@dataclass
+class Sampler:
+    """Few-step sampler: an explicit list of noise levels, or original timesteps to be warped by `shift`."""
+
+    sigmas: list[float] = field(default_factory=list)
+    """Warped noise levels, descending from 1.0; one network call each. Filled from `timesteps` when empty."""
+    timesteps: list[float] = field(default_factory=list)
+    """Original steps in 0..1000, e.g. [1000, 750, 500, 250]; warped by sigma' = k s / (1 + (k - 1) s)."""
+    shift: float = 1.0
+    """k in the formula above; used with `timesteps` only."""
+    first_sigmas: list[float] = field(default_factory=list)
+    """Noise levels of the very first chunk where they differ (causal_forcing_pp); empty = `sigmas`."""
+
+    def __post_init__(self) -> None:
+        if not self.sigmas:
+            self.sigmas = [warp(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
+        for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
+            ordered = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+            if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
+                raise UserError(f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler")
+
+    def steps(self, first: bool = False) -> list[float]:
+        """Noise levels of a chunk; `first` for the chunk that starts at frame 0."""
+        return self.first_sigmas if first and self.first_sigmas else self.sigmas
+
+    @property
+    def max_steps(self) -> int:
+        """Network calls of the longest list: the number of noise slots a rollout needs, plus one."""
+        return max(len(self.sigmas), len(self.first_sigmas))
+
+
+def warp(sigma: float, shift: float) -> float:
+    """Timestep shift of the flow-matching schedulers; fixes 0 and 1."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def scheduler_sigmas(shift: float, steps: int = 1000) -> torch.Tensor:
+    """The scheduler's whole table, `[steps]`: s_i = 1 - i / steps, warped."""
+    s = torch.linspace(1, 0, steps + 1)[:-1]
+    return shift * s / (1 + (shift - 1) * s)
+
+
+@dataclass
+class VideoStudentSpec:
+    """Everything needed to rebuild a student around its weights."""
+
+    transformer: dict[str, Any] = field(default_factory=dict)
+    """Config of diffusers `WanTransformer3DModel`."""
+    cache: CachePolicy = field(default_factory=CachePolicy)
+    sampler: Sampler = field(default_factory=lambda: Sampler(sigmas=[1.0, 0.8, 0.6, 0.4]))
+    prediction: str = "velocity"
+    """What the network puts out: velocity (noise - x0) or x0."""
+    numerics: str = "diffusers"
+    """diffusers: fp32 sinusoid and rotary table; wan: float64 ones, bit-equal to the original network in fp32."""
+    codec: dict[str, Any] = field(default_factory=lambda: {"name": "rgb"})
+    text: dict[str, Any] = field(default_factory=lambda: {"name": "world"})
+    height: int = 32
+    """Pixel height of clips."""
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("velocity", "x0"):
+            raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
+        if self.numerics not in ("diffusers", "wan"):
+            raise UserError(f"unknown numerics {self.numerics!r}", where="student", fix="diffusers or wan")
+        if tuple(self.transformer.get("patch_size", (1, 2, 2)))[0] != 1:
+            raise UserError("patch_size must be 1 in time", where="student.transformer.patch_size",
+                            why="a causal student handles latent frames one by one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:
+        """Inverse of `to_dict`; an unknown key raises UserError naming the nearest one."""
+        values = dict(values)
+        for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
+            if isinstance(values.get(name), dict):
+                values[name] = _build(part, values[name], f"student.{name}")
+        return _build(cls, values, "student")

@@ -1,0 +1,264 @@
+"""The causal video student: one stock network, every causal pattern through plans and a frozen context.
+
+Conventions: x_t = (1 - sigma) x0 + sigma noise, velocity = noise - x0, timestep = 1000 sigma (never rounded).
+The network predicts velocity or x0 (`spec.prediction`). Rows of one prompt are adjacent: n = prompt * group + g; texts
+and contexts may have one row per prompt and are broadcast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidalign.errors import UserError
+from vidalign.rollout.branching import rollout
+from vidalign.rollout.noise import Noise
+from vidalign.rollout.plan import Rollout, RolloutPlan
+from vidalign.students.video import checkpoint
+from vidalign.students.video import plan as plans
+from vidalign.students.video.context import Context, Piece
+from vidalign.students.video.plan import AttentionPlan, Layout
+from vidalign.students.video.processors import install
+from vidalign.students.video.rope import RotaryTables
+from vidalign.students.video.spec import VideoStudentSpec
+
+EPS = 1e-3  # floor of sigma where x0 is turned into velocity
+
+
+class Reader:
+    """A context together with its keys as read (roped, at full batch), shared by the passes over one chunk."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.read: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+class VideoStudent(nn.Module):
+    """A causal (or bidirectional) video denoiser.
+
+    `transformer` is the diffusers network, or a PEFT model around it. Everything goes through `forward`, so an engine
+    may wrap the whole module: `engine(x_t, sigma, text, context, clean=..., output="x0")`.
+    """
+
+    def __init__(self, spec: VideoStudentSpec, transformer: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.transformer = transformer
+        base = self.base
+        self.runtime = install(base, spec.numerics)
+        self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
+
+    @classmethod
+    def from_spec(cls, spec: VideoStudentSpec, seed: int = 0) -> VideoStudent:
+        """A network with random weights that depend on `seed` only."""
+        from diffusers import WanTransformer3DModel
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(spec, WanTransformer3DModel(**spec.transformer))
+
+    @property
+    def base(self) -> Any:
+        """The diffusers network under PEFT and engine wrappers."""
+        module: Any = self.transformer
+        while not hasattr(module, "patch_embedding") or hasattr(module, "get_base_model"):
+            module = module.get_base_model() if hasattr(module, "get_base_model") else module.module
+        return module
+
+    def forward(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        context: Context | Reader | None = None,
+        *,
+        clean: Tensor | None = None,
+        attention: str = "causal",
+        output: str = "velocity",
+    ) -> Tensor:
+        """Denoise `x_t` `[N, F, C, H, W]` at `sigma` `[N]` or `[N, F]` in 0..1 -> velocity or x0, like `x_t`.
+
+        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
+        clean: the clean latents of the same frames, needed when F holds several chunks: each chunk then attends the
+        context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
+        all frames, no context. Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
+        """
+        if attention == "bidirectional":
+            assert context is None and clean is None, "bidirectional attention takes neither context nor clean frames"
+            raw = self._run(x_t, self._levels(sigma, x_t), text, plans.bidirectional_layout(x_t.shape[1]))
+        else:
+            raw = self._causal(x_t, sigma, text, context, clean)
+        return self._convert(raw, x_t, sigma, output)
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | None = None,
+                 *, clean: Tensor | None = None) -> Tensor:
+        """Causal velocity, see `forward`."""
+        return self(x_t, sigma, text, context, clean=clean)
+
+    def predict_x0(self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | Reader | None = None,
+                   *, clean: Tensor | None = None) -> Tensor:
+        """Causal prediction of x0, see `forward`."""
+        return self(x_t, sigma, text, context, clean=clean, output="x0")
+
+    def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Tensor, *, output: str = "velocity") -> Tensor:
+        """Velocity or x0 with full attention over all frames and no cache: the teacher and fake-score role."""
+        return self(x_t, sigma, text, attention="bidirectional", output=output)
+
+    def begin(self, text: Tensor) -> Context:
+        """The empty context of a batch of texts `[B, L, D]`."""
+        return Context(batch=len(text))
+
+    def reader(self, context: Context) -> Reader:
+        """The context for several forwards in a row without gradient: it is read (roped, broadcast) only once."""
+        return Reader(context)
+
+    @torch.no_grad()
+    def extend(self, context: Context, clean_chunk: Tensor, text: Tensor) -> Context:
+        """The clean pass: the context after `clean_chunk` `[N, F_chunk, C, H, W]`, N = context.batch, at t = 0.
+
+        F_chunk may be several chunks, taken one after the other. Frames that the policy never needs again are dropped.
+        """
+        assert len(clean_chunk) == context.batch, "one clean chunk per row of the context"
+        for chunk in clean_chunk.split(self.spec.cache.chunk_frames, 1):
+            context = self._clean_pass(context, chunk, text).window(self.spec.cache)
+        return context
+
+    @torch.no_grad()
+    def recache(self, context: Context, latents: Tensor, text: Tensor, *, keep_sink: bool = False) -> Context:
+        """The context rebuilt under a new prompt (LongLive): the last frames that the next chunk attends go through one
+        bidirectional pass at t = 0. latents: all clean latents so far `[N, context.frames, C, H, W]`.
+        keep_sink: the sink keeps its old keys and values (`global_sink`).
+        """
+        assert latents.shape[1] == context.frames, "recache needs the latents of every frame so far"
+        cache = self.spec.cache
+        count = min(cache.window or context.frames, context.frames)
+        start = context.frames - count
+        fresh = self._clean_pass(Context(context.batch, start), latents[:, start:], text)
+        sink = context if keep_sink else fresh
+        held = [p for a, b in plans.runs([f for f in sink.kept if f < cache.sink]) for p in sink._frames(a, b)]
+        local = [p for p in fresh._frames(max(start, cache.sink if held else 0), context.frames)]
+        return Context(context.batch, context.frames, (*held, *local)).window(cache)
+
+    @torch.no_grad()
+    def rollout(
+        self, text: Tensor, plan: RolloutPlan, noise: Noise, *, context: Context | None = None,
+        on_chunk: Callable[[int, Tensor], None] | None = None,
+    ) -> Rollout:
+        """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
+
+        context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is called as
+        soon as a chunk is done, for streaming decode.
+        """
+        noise = noise.to(self.device)
+        self.runtime.text = {}
+        try:
+            return rollout(self, text, plan, noise, context, on_chunk)
+        finally:
+            self.runtime.text = None
+
+    def draw_noise(self, plan: RolloutPlan, generators: list[torch.Generator], **kwargs: Any) -> Noise:
+        """`Noise.draw` at this student's chunk shape and number of steps."""
+        return Noise.draw(plan, self.chunk_shape, self.spec.sampler.max_steps, generators, **kwargs)
+
+    @property
+    def chunk_shape(self) -> tuple[int, int, int, int]:
+        """(chunk_frames, C, H, W) of a chunk of latents."""
+        from vidalign.codecs import latent_shape
+
+        return (self.spec.cache.chunk_frames, *latent_shape(self.spec))
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.patch_embedding.weight.device
+
+    def gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
+        if enabled:
+            self.base.enable_gradient_checkpointing()
+        else:
+            self.base.disable_gradient_checkpointing()
+
+    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        """One safetensors file: merged weights, the spec as JSON under "spec", and `metadata` (provenance)."""
+        checkpoint.save(self, Path(path), metadata or {})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> VideoStudent:
+        """A saved student, by path or shipped name ("world/student"); CheckpointError when it cannot be used."""
+        return checkpoint.load(path).to(device=device, dtype=dtype)
+
+    # -- one call of the network -------------------------------------------------------------------------------------
+
+    def _causal(
+        self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | Reader | None, clean: Tensor | None
+    ) -> Tensor:
+        reader = context if isinstance(context, Reader) else Reader(context or Context(len(x_t)))
+        past, frames, size = reader.context, x_t.shape[1], self.spec.cache.chunk_frames
+        kept, sigma = past.kept, self._levels(sigma, x_t)
+        if frames <= size:
+            layout = plans.denoise_layout(self.spec.cache, kept, past.frames, frames)
+            return self._run(x_t, sigma, text, layout, reader)
+        if clean is None or frames % size or self.spec.cache.sink_decay:
+            raise UserError(f"cannot denoise {frames} frames in one call with chunks of {size}",
+                            why="several whole chunks need `clean` latents and no EMA sink",
+                            fix="pass clean=, or one chunk at a time")
+        layout = plans.teacher_forcing_layout(self.spec.cache, kept, past.frames, frames)
+        head = clean[:, : frames - size].to(x_t.dtype)
+        levels = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
+        return self._run(torch.cat([head, x_t], 1), levels, text, layout, reader)[:, frames - size :]
+
+    def _clean_pass(self, context: Context, chunk: Tensor, text: Tensor) -> Context:
+        """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted."""
+        frames = chunk.shape[1]
+        layout = plans.denoise_layout(self.spec.cache, context.kept, context.frames, frames)
+        collected: list[tuple[Tensor, Tensor]] = []
+        zeros = chunk.new_zeros(chunk.shape[:2])
+        self._run(chunk, zeros, text, layout, Reader(context), collected)
+        keys, values = zip(*collected, strict=True)
+        return context.append(Piece(context.frames, frames, tuple(keys), tuple(values)))
+
+    def _run(
+        self, x: Tensor, sigma: Tensor, text: Tensor, layout: Layout, reader: Reader | None = None,
+        collected: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """The network on a sequence of frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into the batch."""
+        base = self.base
+        n, frames = x.shape[:2]
+        assert n % len(text) == 0, "the number of texts must divide the batch"
+        assert reader is None or n % reader.context.batch == 0, "the context's batch must divide the batch"
+        _, ph, pw = base.config.patch_size
+        grid = (x.shape[-2] // ph, x.shape[-1] // pw)
+        self.runtime.plan = AttentionPlan(
+            layout, n, grid[0] * grid[1], self.tables.factors(layout.positions, grid, x.device), self.tables, grid,
+            reader.context if reader else None, collected, reader.read if reader else {},
+        )
+        dtype = base.patch_embedding.weight.dtype
+        out = self.transformer(
+            hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
+            timestep=(1000 * sigma).float().flatten(),
+            encoder_hidden_states=text.to(dtype),
+            return_dict=False,
+        )[0]
+        return out.squeeze(2).unflatten(0, (n, frames))
+
+    @staticmethod
+    def _levels(sigma: Tensor, x: Tensor) -> Tensor:
+        """Sigma `[N]` or `[N, F]` as `[N, F]`."""
+        assert sigma.ndim in (1, 2), "sigma must be [N] or [N, F]"
+        return (sigma if sigma.ndim == 2 else sigma.unsqueeze(1)).expand(x.shape[:2])
+
+    def _convert(self, raw: Tensor, x_t: Tensor, sigma: Tensor, output: str) -> Tensor:
+        assert output in ("velocity", "x0"), "output is velocity or x0"
+        raw = raw.to(x_t.dtype)
+        if output == self.spec.prediction:
+            return raw
+        level = self._levels(sigma, x_t).double()[..., None, None, None]
+        if output == "x0":
+            return (x_t.double() - level * raw.double()).to(x_t.dtype)
+        return ((x_t.double() - raw.double()) / level.clamp_min(EPS)).to(x_t.dtype)
