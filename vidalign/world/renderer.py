@@ -14,37 +14,50 @@ from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, FRAMES, PALETT
 from vidalign.world.scenes import Scenes, sample
 
 
-def _distances(offset: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Signed distance to every shape: offset ``[..., 2]`` from the centre -> ``[..., shapes]``, negative inside."""
-    x, y = offset.abs().unbind(-1)
-    circle = torch.hypot(x, y) - radius
-    square = torch.maximum(x, y) - EXTENT["square"] * radius
-    diamond = (x + y - EXTENT["diamond"] * radius) * 0.5**0.5
-    return torch.stack((circle, square, diamond), -1)
+def _distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Signed distance to a shape's outline, negative inside; x, y: absolute offsets from its centre."""
+    if shape == "circle":
+        return (x * x + y * y).sqrt_().sub_(radius)
+    if shape == "square":
+        return torch.maximum(x, y).sub_(EXTENT["square"] * radius)
+    return (x + y).sub_(EXTENT["diamond"] * radius).mul_(0.5**0.5)
 
 
-def coverage(scenes: Scenes) -> torch.Tensor:
-    """Share of each pixel that each object covers: ``[B, F, 2, H, W]`` in [0, 1]; 0 for an absent object."""
-    centres = torch.arange(SIZE, dtype=torch.float32) + 0.5
-    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)  # [H, W, 2] as (x, y)
-    offset = grid - scenes.position.float()[:, :, :, None, None]
-    radius = scenes.radius.float()[:, None, :, None, None]
-    distance = _distances(offset, radius)
-    index = scenes.shape[:, None, :, None, None, None].expand(*distance.shape[:-1], 1)
-    assert distance.shape[-1] == len(SHAPES), "one distance for each shape"
-    covered = (0.5 - distance.gather(-1, index)[..., 0]).clamp(0, 1)
-    return covered * scenes.present[:, None, :, None, None]
+def coverage(
+    position: torch.Tensor, radius: torch.Tensor, shape: torch.Tensor, height: int = SIZE, width: int = SIZE
+) -> torch.Tensor:
+    """Share of each pixel that one object per clip covers.
+
+    position: ``[n, F, 2]`` (x, y); radius, shape: ``[n]`` -> ``[n, F, H, W]`` in [0, 1], float32.
+    """
+    position, radius = position.float(), radius.float()
+    x = (torch.arange(width, dtype=torch.float32) + 0.5 - position[..., 0, None]).abs()
+    y = (torch.arange(height, dtype=torch.float32) + 0.5 - position[..., 1, None]).abs()
+    out = torch.empty(*position.shape[:2], height, width)
+    for index, name in enumerate(SHAPES):
+        rows = (shape == index).nonzero()[:, 0]
+        if len(rows):
+            distance = _distance(name, x[rows, :, None, :], y[rows, :, :, None], radius[rows, None, None, None])
+            out[rows] = distance.neg_().add_(0.5).clamp_(0, 1)
+    return out
 
 
 def render(scenes: Scenes) -> torch.Tensor:
     """Paint the scenes: float32 clips ``[B, F, 3, H, W]`` in [0, 1]; the second object lies under the first."""
     palette = torch.tensor([PALETTE[name] for name in COLOURS])
-    covered = coverage(scenes)
-    clips = torch.tensor(BACKGROUND)[:, None, None].expand(*covered.shape[:2], 3, SIZE, SIZE)
-    for k in reversed(range(covered.shape[2])):
-        colour = palette[scenes.colour[:, k]][:, None, :, None, None]
-        mask = covered[:, :, k, None]
-        clips = clips + mask * (colour - clips)
+    ground = torch.tensor(BACKGROUND)[:, None, None]
+    clips = ground.expand(*scenes.position.shape[:2], 3, SIZE, SIZE).contiguous()
+    for k in reversed(range(scenes.position.shape[2])):
+        rows = scenes.present[:, k].nonzero()[:, 0]
+        if len(rows) == 0:
+            continue
+        mask = coverage(scenes.position[rows, :, k], scenes.radius[rows, k], scenes.shape[rows, k])[:, :, None]
+        colour = palette[scenes.colour[rows, k]][:, None, :, None, None]
+        if len(rows) == len(clips):
+            clips.lerp_(colour.expand_as(clips), mask.expand_as(clips))
+        else:
+            under = clips[rows]
+            clips[rows] = under.lerp_(colour.expand_as(under), mask.expand_as(under))
     return clips
 
 

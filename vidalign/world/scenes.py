@@ -7,13 +7,13 @@ first object stops and the second goes on with its velocity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
-from vidalign.world.captions import CaptionSpec, parse
+from vidalign.world.captions import parse
 from vidalign.world.constants import (
     COLOURS,
     EXTENT,
@@ -29,6 +29,8 @@ from vidalign.world.constants import (
 )
 
 MAX_OBJECTS = 2
+DRAWS = {"still": 2, "glide": 3, "fall": 2, "bounce": 2, "throw": 4, "hit": 4}
+"""Uniform numbers that a scene of each family takes from the generator, in the order of the captions."""
 
 
 @dataclass
@@ -46,110 +48,145 @@ class Scenes:
     present: torch.Tensor
 
 
-def bounce_height(height: float, times: torch.Tensor) -> torch.Tensor:
-    """Height above the floor of a ball dropped from `height` at time 0, restitution .8, at every time."""
-    first = math.sqrt(2 * height / GRAVITY)
-    result = (height - 0.5 * GRAVITY * times**2).clamp(min=0.0) * (times < first)
-    start, speed = first, RESTITUTION * math.sqrt(2 * GRAVITY * height)
-    while speed > 0.02 and start < float(times.max()):
+def bounce_height(height: torch.Tensor | float, times: torch.Tensor) -> torch.Tensor:
+    """Height above the floor of balls dropped from rest, restitution .8.
+
+    height: ``[...]`` pixels at time 0; times: ``[F]`` -> ``[..., F]``.
+    """
+    start_height = torch.as_tensor(height, dtype=torch.float64)[..., None]
+    start = (2 * start_height / GRAVITY).sqrt()
+    speed = RESTITUTION * (2 * GRAVITY * start_height).sqrt()
+    result = (start_height - 0.5 * GRAVITY * times**2).clamp(min=0.0) * (times < start)
+    while bool(((speed > 0.02) & (start < times.max())).any()):
         flight = 2 * speed / GRAVITY
         local = times - start
-        inside = (local >= 0) & (local < flight)
+        inside = (local >= 0) & (local < flight) & (speed > 0.02)
         result = torch.where(inside, speed * local - 0.5 * GRAVITY * local**2, result)
         start, speed = start + flight, speed * RESTITUTION
     return result
 
 
-class _Sampler:
-    """Draws the initial state of one scene and integrates it; uniform draws from one generator."""
+class _Integrator:
+    """Draws the initial states of scenes of one motion and integrates them.
 
-    def __init__(self, frames: int, speeds: tuple[float, float], generator: torch.Generator) -> None:
+    Every method takes `u` ``[n, draws]`` uniform in [0, 1] and extents ``[n, 2]`` and returns positions
+    ``[n, F, 2]`` of the first object, `hit` those of both.
+    """
+
+    def __init__(self, frames: int, speeds: tuple[float, float]) -> None:
         self.times = torch.arange(frames, dtype=torch.float64)
         self.span = float(frames - 1)
         self.speeds = speeds
-        self.generator = generator
 
-    def uniform(self, low: float, high: float) -> float:
-        assert high >= low - 1e-9, "a scene must leave room for its motion"
-        return low + (high - low) * torch.rand((), generator=self.generator, dtype=torch.float64).item()
-
-    def speed(self, room: float) -> float:
-        """A speed of the split's range with which an object crosses at most `room` pixels in the clip."""
-        low, high = self.speeds
-        high = min(high, room / self.span)
-        return self.uniform(min(low, high), high)
-
-    def __call__(self, spec: CaptionSpec) -> torch.Tensor:
-        """Positions ``[F, 2, 2]``; the second object lies outside the picture when there is none."""
-        radius = SIZES[spec.size]
-        extents = [EXTENT[shape] * radius for _, shape in spec.objects]
-        low, high, top, bottom = (
-            MARGIN + extents[0],
-            SIZE - MARGIN - extents[0],
-            MARGIN + extents[0],
-            FLOOR - extents[0],
-        )
-        family, _, direction = spec.motion.partition(" ")
-        out = torch.full((len(self.times), MAX_OBJECTS, 2), -1e3, dtype=torch.float64)
+    def __call__(self, motion: str, u: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
+        """Positions ``[n, F, 2, 2]``; the second object lies outside the picture when there is none."""
+        family, _, direction = motion.partition(" ")
+        if family == "hit":
+            return self._hit(-1 if direction == "left" else 1, u, extents)
+        extent = extents[:, 0]
+        room = (MARGIN + extent, SIZE - MARGIN - extent, MARGIN + extent, FLOOR - extent)
+        out = torch.full((len(u), len(self.times), MAX_OBJECTS, 2), -1e3, dtype=torch.float64)
         if family == "still":
-            x, y = self.uniform(low, high), self.uniform(top, bottom)
-            out[:, 0] = torch.tensor([x, y], dtype=torch.float64)
+            low, high, top, bottom = room
+            point = torch.stack((_between(u[:, 0], low, high), _between(u[:, 1], top, bottom)), -1)
+            out[:, :, 0] = point[:, None]
         elif family == "glide":
-            out[:, 0] = self._glide(direction, low, high, top, bottom)
-        elif family in ("fall", "bounce"):
-            out[:, 0] = self._drop(family, low, high, top, bottom)
+            out[:, :, 0] = self._glide(direction, u, *room)
         elif family == "throw":
-            out[:, 0] = self._throw(-1 if direction == "left" else 1, low, high, top, bottom)
+            out[:, :, 0] = self._throw(-1 if direction == "left" else 1, u, *room)
         else:
-            out[:] = self._hit(-1 if direction == "left" else 1, extents)
+            out[:, :, 0] = self._drop(family, u, *room)
         return out
 
-    def _glide(self, direction: str, low: float, high: float, top: float, bottom: float) -> torch.Tensor:
+    def speed(self, u: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+        """A speed of the split's range with which an object crosses at most `room` pixels in the clip."""
+        low, high = self.speeds
+        fastest = (room / self.span).clamp(max=high)
+        return _between(u, fastest.clamp(max=low), fastest)
+
+    def _glide(
+        self,
+        direction: str,
+        u: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        top: torch.Tensor,
+        bottom: torch.Tensor,
+    ) -> torch.Tensor:
         horizontal = direction in ("left", "right")
         sign = -1 if direction in ("left", "up") else 1
         start, end = (low, high) if horizontal else (top, bottom)
-        speed = self.speed(end - start)
+        speed = self.speed(u[:, 0], end - start)
         travelled = speed * self.span
-        first = self.uniform(start, end - travelled) if sign > 0 else self.uniform(start + travelled, end)
-        along = first + sign * speed * self.times
-        across = torch.full_like(along, self.uniform(top, bottom) if horizontal else self.uniform(low, high))
+        first = _between(u[:, 1], start, end - travelled)
+        if sign < 0:
+            first = _between(u[:, 1], start + travelled, end)
+        along = first[:, None] + sign * speed[:, None] * self.times
+        still = _between(u[:, 2], top, bottom) if horizontal else _between(u[:, 2], low, high)
+        across = still[:, None].expand_as(along)
         return torch.stack((along, across) if horizontal else (across, along), -1)
 
-    def _drop(self, family: str, low: float, high: float, top: float, bottom: float) -> torch.Tensor:
-        x = torch.full_like(self.times, self.uniform(low, high))
+    def _drop(
+        self,
+        family: str,
+        u: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        top: torch.Tensor,
+        bottom: torch.Tensor,
+    ) -> torch.Tensor:
+        x = _between(u[:, 0], low, high)
         if family == "fall":
-            height = self.uniform(10.0, bottom - top)
-            y = bottom - (height - 0.5 * GRAVITY * self.times**2).clamp(min=0.0)
+            height = _between(u[:, 1], 10.0, bottom - top)
+            above = (height[:, None] - 0.5 * GRAVITY * self.times**2).clamp(min=0.0)
         else:
-            height = self.uniform(5.0, 14.0)  # first impact after 4.5 to 7.5 frames: every clip shows a rebound
-            y = bottom - bounce_height(height, self.times)
-        return torch.stack((x, y), -1)
+            height = _between(u[:, 1], 5.0, 14.0)  # first impact after 4.5 to 7.5 frames: every clip shows a rebound
+            above = bounce_height(height, self.times)
+        y = bottom[:, None] - above
+        return torch.stack((x[:, None].expand_as(y), y), -1)
 
-    def _throw(self, sign: int, low: float, high: float, top: float, bottom: float) -> torch.Tensor:
-        lift, along = self.uniform(1.6, 2.4), self.uniform(0.6, 1.1)
+    def _throw(
+        self,
+        sign: int,
+        u: torch.Tensor,
+        low: torch.Tensor,
+        high: torch.Tensor,
+        top: torch.Tensor,
+        bottom: torch.Tensor,
+    ) -> torch.Tensor:
+        lift, along = _between(u[:, 0], 1.6, 2.4), _between(u[:, 1], 0.6, 1.1)
         rise = lift**2 / (2 * GRAVITY)
-        height = self.uniform(3.0, min(12.0, bottom - top - rise))
-        landing = (lift + math.sqrt(lift**2 + 2 * GRAVITY * height)) / GRAVITY
-        time = self.times.clamp(max=landing)
+        height = _between(u[:, 2], 3.0, (bottom - top - rise).clamp(max=12.0))
+        landing = (lift + (lift**2 + 2 * GRAVITY * height).sqrt()) / GRAVITY
+        time = torch.minimum(self.times, landing[:, None])
         travelled = along * landing
-        x0 = self.uniform(low, high - travelled) if sign > 0 else self.uniform(low + travelled, high)
-        y = bottom - height - lift * time + 0.5 * GRAVITY * time**2
-        return torch.stack((x0 + sign * along * time, y), -1)
+        x0 = _between(u[:, 3], low, high - travelled)
+        if sign < 0:
+            x0 = _between(u[:, 3], low + travelled, high)
+        y = (bottom - height)[:, None] - lift[:, None] * time + 0.5 * GRAVITY * time**2
+        return torch.stack((x0[:, None] + sign * along[:, None] * time, y), -1)
 
-    def _hit(self, sign: int, extents: list[float]) -> torch.Tensor:
-        gap = extents[0] + extents[1]
-        room = SIZE - 2 * MARGIN - 2 * gap
-        speed = self.speed(room)
-        contact = self.uniform(0.25, 0.55) * self.span
+    def _hit(self, sign: int, u: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
+        gap = extents.sum(-1)
+        speed = self.speed(u[:, 0], SIZE - 2 * MARGIN - 2 * gap)
+        contact = _between(u[:, 1], 0.25, 0.55) * self.span
         width = speed * self.span + 2 * gap
-        left = self.uniform(MARGIN, SIZE - MARGIN - width)
-        first = left + extents[0] if sign > 0 else left + width - extents[0]
+        left = _between(u[:, 2], MARGIN, SIZE - MARGIN - width)
+        first = left + extents[:, 0] if sign > 0 else left + width - extents[:, 0]
         second = first + sign * (speed * contact + gap)
-        tallest = max(extents)
-        y = torch.full_like(self.times, self.uniform(MARGIN + tallest, FLOOR - tallest))
-        striker = first + sign * speed * self.times.clamp(max=contact)
-        struck = second + sign * speed * (self.times - contact).clamp(min=0.0)
-        return torch.stack((torch.stack((striker, y), -1), torch.stack((struck, y), -1)), 1)
+        tallest = extents.amax(-1)
+        height = _between(u[:, 3], MARGIN + tallest, FLOOR - tallest)
+        v, tc = speed[:, None], contact[:, None]
+        striker = first[:, None] + sign * v * torch.minimum(self.times, tc)
+        struck = second[:, None] + sign * v * (self.times - tc).clamp(min=0.0)
+        y = height[:, None].expand_as(striker)
+        return torch.stack((torch.stack((striker, y), -1), torch.stack((struck, y), -1)), 2)
+
+
+def _between(u: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
+    width = torch.as_tensor(high - low, dtype=torch.float64)
+    assert bool((width >= -1e-9).all()), "a scene must leave room for its motion"
+    return low + width * u
 
 
 def sample(
@@ -164,15 +201,24 @@ def sample(
     speeds: ``train``, ``held_out`` (faster) or ``long`` (slow enough for clips of 48 frames).
     Raises `DataError` for a text that is no caption of the world.
     """
-    sampler = _Sampler(frames, SPEEDS[speeds], generator)
     specs = [parse(caption) for caption in captions]
-    pad = [(0, 0)]
-    objects = [[(COLOURS.index(c), SHAPES.index(s)) for c, s in spec.objects] for spec in specs]
-    padded = torch.tensor([(o + pad)[:MAX_OBJECTS] for o in objects]).reshape(-1, MAX_OBJECTS, 2)
+    objects = [(spec.objects + ((COLOURS[0], SHAPES[0]),))[:MAX_OBJECTS] for spec in specs]
+    indices = torch.tensor([[(COLOURS.index(c), SHAPES.index(s)) for c, s in o] for o in objects])
+    radius = torch.tensor([[SIZES[spec.size]] * MAX_OBJECTS for spec in specs], dtype=torch.float64)
+    extents = torch.tensor([[EXTENT[s] for _, s in o] for o in objects], dtype=torch.float64) * radius
+    counts = [DRAWS[spec.motion.partition(" ")[0]] for spec in specs]
+    starts = [0, *accumulate(counts)]
+    draws = torch.rand(starts[-1], generator=generator, dtype=torch.float64)
+    position = torch.empty(len(specs), frames, MAX_OBJECTS, 2, dtype=torch.float64)
+    integrate = _Integrator(frames, SPEEDS[speeds])
+    for motion in dict.fromkeys(spec.motion for spec in specs):
+        rows = [i for i, spec in enumerate(specs) if spec.motion == motion]
+        u = torch.stack([draws[starts[i] : starts[i + 1]] for i in rows])
+        position[rows] = integrate(motion, u, extents[rows])
     return Scenes(
-        position=torch.stack([sampler(spec) for spec in specs]),
-        radius=torch.tensor([[SIZES[spec.size]] * MAX_OBJECTS for spec in specs], dtype=torch.float64),
-        colour=padded[..., 0],
-        shape=padded[..., 1],
-        present=torch.tensor([[True, len(o) > 1] for o in objects]),
+        position=position,
+        radius=radius,
+        colour=indices[..., 0],
+        shape=indices[..., 1],
+        present=torch.tensor([[True, len(spec.objects) > 1] for spec in specs]),
     )
