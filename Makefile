@@ -1,0 +1,46 @@
+# Everything runs inside .venv, which is built here from constraints.txt. `make help` lists the targets.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+RUN ?= runs/quickstart
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help venv quickstart test lint types assets slow bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+venv: $(INSTALLED)  ## build .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write the report
+	$(BIN)/vidalign train recipes/world/astrolabe.yaml --run $(RUN)
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+slow: $(INSTALLED)  ## the slow tests
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(INSTALLED)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)  ## mypy
+	$(BIN)/mypy
+
+assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 cores); resumes where it stopped
+	$(BIN)/vidalign train world/teacher --run runs/assets/teacher --resume
+	$(BIN)/vidalign train world/student --run runs/assets/student --resume
+
+bench: $(INSTALLED)  ## the measured tables in benchmarks/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove caches and builds, keep .venv and runs
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

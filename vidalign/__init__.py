@@ -1,0 +1,47 @@
+"""vidalign: align causal video students on-policy.
+
+The Python side of the commands:
+
+    recipe = vidalign.load_recipe("world/astrolabe", ["trainer.steps=20"])
+    vidalign.Trainer(recipe).fit()
+    vidalign.load_student("world/student")
+
+What stands behind these names is imported at first use, so `import vidalign` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vidalign.recipe import load_recipe as load_recipe
+    from vidalign.students.video import VideoStudent
+    from vidalign.trainer import Trainer as Trainer
+
+__version__ = "0.1.0"
+__all__ = ["Trainer", "load_recipe", "load_student"]
+
+_HOMES = {
+    "Trainer": "vidalign.trainer",
+    "load_recipe": "vidalign.recipe",
+}
+
+
+def load_student(path: str | Path, **kwargs: Any) -> VideoStudent:
+    """The student in a safetensors file, or the shipped one of that name; see `VideoStudent.load`."""
+    from vidalign.students.video import VideoStudent
+
+    return VideoStudent.load(path, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vidalign' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

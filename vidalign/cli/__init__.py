@@ -1,0 +1,64 @@
+"""The command `vidalign`: one verb a file, the same words as the Python API.
+
+Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 130 interrupted.
+Mistakes of the user are told without a traceback; a traceback means a fault of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from vidalign.cli import evaluate, list_, sample, show, train, validate
+from vidalign.errors import UserError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vidalign",
+    help="Align causal video students on-policy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("list")(list_.list_)
+app.command("show")(show.show)
+app.command("validate")(validate.validate)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    try:
+        app(arguments)
+    except UserError as error:
+        _tell(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _tell(error: UserError) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    count = len(error.problems)
+    if count > 1:
+        console.print(f"[red]{count} problems:[/red]")
+    for problem in error.problems:
+        console.print("[red]error:[/red] ", end="")
+        console.print(str(problem), markup=False)
+
+
+def _interrupted() -> None:
+    print(
+        "Interrupted: nothing was lost of what had been saved; `vidalign train ... --resume` goes on.",
+        file=sys.stderr,
+    )
+    sys.exit(INTERRUPTED)

@@ -1,0 +1,43 @@
+"""`vidalign list KIND`: names of recipes or plugins, and where each comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vidalign import registry
+from vidalign.cli.options import Plugins
+from vidalign.errors import UserError, nearest
+
+KINDS = ("recipes", *registry.KINDS)
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
+    plugin: Plugins = None,
+) -> None:
+    """List recipes, objectives, students, teachers, rewards or metrics."""
+    if kind not in KINDS:
+        close = nearest(kind, KINDS)
+        fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
+        raise UserError(f"there is nothing called {kind!r} to list", fix=fix)
+    rows = _recipes() if kind == "recipes" else registry.names(kind)
+    if not rows:
+        typer.echo(f"no {kind}")
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, about in rows.items():
+        table.add_row(name, about)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _recipes() -> dict[str, str]:
+    """Every shipped recipe with the first line of its header."""
+    from vidalign.recipe import read_header, shipped_recipes
+
+    return {name: read_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}

@@ -1,0 +1,44 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidalign import registry
+from vidalign.errors import Problem
+
+
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    for file in files or []:
+        registry.load_plugin_file(file)
+    return files
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a shipped recipe such as world/astrolabe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: key=value sets, ~key deletes."),
+]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="A Python file that registers plugins.",
+        callback=_load_plugins,
+        is_eager=True,
+    ),
+]
+RunFolder = Annotated[Path, typer.Option("--run", metavar="RUN", help="The folder of a run.")]
+
+
+def tell_warnings(warnings: list[Problem]) -> None:
+    """Warnings of a recipe, on standard error."""
+    for problem in warnings:
+        typer.secho("warning: ", fg="yellow", err=True, nl=False)
+        typer.echo(str(problem), err=True)

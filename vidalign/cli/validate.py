@@ -1,0 +1,16 @@
+"""`vidalign validate RECIPE`: every mistake of a recipe at once; nothing is loaded or started."""
+
+from __future__ import annotations
+
+import typer
+
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+
+
+def validate(recipe: RecipeArgument, overrides: Overrides = None, plugin: Plugins = None) -> None:
+    """Check a recipe and tell every mistake."""
+    from vidalign.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    tell_warnings(loaded.warnings)
+    typer.echo(f"{loaded.name} is valid (hash {loaded.hash})")

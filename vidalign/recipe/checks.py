@@ -1,0 +1,251 @@
+"""Do the parts of a recipe fit together? Every question that can be answered without loading weights.
+
+Each check appends to `problems` (the run is refused) or to `warnings` (it is not). A check that asks whether
+something was left out keeps silent about sections that already hold a mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from vidalign import registry
+from vidalign.errors import Problem, UserError, nearest
+from vidalign.recipe.marks import Node
+from vidalign.recipe.schema import Sections, StudentConfig
+from vidalign.recipe.typed import build
+
+if TYPE_CHECKING:
+    from vidalign.objectives.base import Needs
+
+WORLD = "world:"
+
+
+@dataclass
+class Draft:
+    """A recipe under examination."""
+
+    recipe: Sections
+    tree: Node
+    broken: set[str]
+    problems: list[Problem]
+    warnings: list[Problem]
+
+    @property
+    def needs(self) -> Needs | None:
+        """What the chosen objective asks for; None when there is no such objective."""
+        name = self.recipe.objective.name
+        return registry.get("objectives", name).needs if name else None
+
+    def refuse(self, what: str, path: str, why: str = "", fix: str = "") -> None:
+        self.problems.append(Problem(what, self.tree.locate(path), why, fix))
+
+
+def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
+    """Run every check; returns the warnings."""
+    draft = Draft(recipe, tree, broken, problems, [])
+    checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _prompts]
+    for one in checks:
+        one(draft)
+    return draft.warnings
+
+
+def _objective(draft: Draft) -> None:
+    needs, objective = draft.needs, draft.recipe.objective
+    if needs is None:
+        return
+    kind = draft.recipe.student.name
+    if kind not in registry.names("students"):
+        known = registry.names("students")
+        draft.refuse(
+            f"there is no kind of student {kind!r}", "student.name", fix=f"known: {', '.join(known)}"
+        )
+    elif kind not in needs.students:
+        why = f"it trains students of kind {', '.join(needs.students)}"
+        draft.refuse(
+            f"the objective {objective.name!r} does not support the student {kind!r}", "student.name", why
+        )
+    group = getattr(objective.config, "group_size", None)
+    if isinstance(group, int) and group < needs.min_group:
+        why = "the candidates of one prompt are compared with each other" if group == 1 else ""
+        fix = f"use {needs.min_group} or more"
+        draft.refuse(
+            f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix
+        )
+
+
+def _rewards(draft: Draft) -> None:
+    rewards, needs = draft.recipe.rewards, draft.needs
+    for name in rewards:
+        try:
+            registry.get("rewards", name)
+        except UserError as error:
+            where = draft.tree.locate(f"rewards.{name}")
+            draft.problems += [Problem(p.what, p.where or where, p.why, p.fix) for p in error.problems]
+    if needs is not None and needs.rewards and not rewards and "rewards" not in draft.broken:
+        known = ", ".join(registry.names("rewards"))
+        draft.refuse(
+            "there are no rewards",
+            "objective.name",
+            f"{draft.recipe.objective.name!r} needs one",
+            f"known: {known}",
+        )
+
+
+def _teacher(draft: Draft) -> None:
+    teacher, needs = draft.recipe.teacher, draft.needs
+    if teacher is not None and teacher.path:
+        _weights_file(draft, teacher.path, "teacher.path")
+    elif needs is not None and needs.teacher and "teacher" not in draft.broken:
+        why = f"{draft.recipe.objective.name!r} needs one that offers {needs.teacher}"
+        draft.refuse("there is no teacher", "teacher", why, "add teacher: {path: ...}")
+
+
+def _student(draft: Draft) -> None:
+    student = draft.recipe.student
+    if student.path and student.init:
+        draft.refuse(
+            "student has both path and init",
+            "student.init",
+            "the weights come from one of them",
+            "delete one",
+        )
+    elif student.path:
+        _weights_file(draft, student.path, "student.path")
+    elif not student.init and "student" not in draft.broken:
+        draft.refuse(
+            "there is no student", "student", fix="give student.path (weights) or student.init (random)"
+        )
+    if student.init and student.name == "video":
+        from vidalign.students.video import VideoStudentSpec
+
+        build(VideoStudentSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+
+
+def _adapter(draft: Draft) -> None:
+    """Every adapter pattern matches a layer of the network, which is built without memory to know its layers."""
+    from vidalign.engine.policies import match_targets
+
+    adapter = draft.recipe.student.adapter
+    if adapter is None or adapter.targets == "blocks":
+        return
+    layers = _linear_layers(draft)
+    for pattern in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
+        try:
+            match_targets(layers or [pattern], [pattern])
+        except UserError as error:
+            where = draft.tree.locate("student.adapter.targets")
+            draft.problems += [Problem(p.what, where, p.why, p.fix) for p in error.problems]
+
+
+def _linear_layers(draft: Draft) -> list[str]:
+    """Names of the student's linear layers; none when its specification is unknown or wrong."""
+    spec = _student_spec(draft.recipe.student)
+    if spec is None:
+        return []
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    from vidalign.engine.policies import linear_layers
+
+    try:
+        with torch.device("meta"):
+            network = WanTransformer3DModel(**spec.get("transformer", {}))
+    except (TypeError, ValueError) as error:
+        draft.refuse("the student's transformer cannot be built", "student.init.transformer", str(error))
+        return []
+    return linear_layers(torch.nn.ModuleDict({"transformer": network}))
+
+
+def _student_spec(student: StudentConfig) -> dict[str, Any] | None:
+    """The specification that stands in the header of the weights, or `init`; None when it cannot be read."""
+    if student.name != "video":
+        return None
+    if student.init:
+        return student.init
+    from vidalign.students.video.checkpoint import resolve
+
+    try:
+        with safe_open(resolve(student.path), "pt") as file:
+            return dict(json.loads((file.metadata() or {})["spec"]))
+    except (UserError, SafetensorError, OSError, KeyError, ValueError):
+        return None  # `_weights_file` has said why
+
+
+def _weights_file(draft: Draft, path: str, key: str) -> None:
+    """The file exists and its header can be read; tensors are not touched."""
+    from vidalign.students.video.checkpoint import resolve
+
+    try:
+        with safe_open(resolve(path), "pt") as file:
+            metadata = file.metadata() or {}
+    except UserError as error:
+        where = draft.tree.locate(key)
+        draft.problems += [Problem(f"{p.what}: {path!r}", where, p.why, p.fix) for p in error.problems]
+    except (SafetensorError, OSError) as error:
+        draft.refuse(f"cannot read the weights {path!r}", key, f"{error}: half-written or not safetensors")
+    else:
+        if "spec" not in metadata:
+            draft.refuse(
+                f"the weights {path!r} carry no specification", key, "the metadata has no key 'spec'"
+            )
+
+
+def _prompts(draft: Draft) -> None:
+    recipe = draft.recipe
+    sources = {
+        "data.prompts": recipe.data.prompts,
+        "data.eval_prompts": recipe.data.eval_prompts,
+        "evaluation.prompts": recipe.evaluation.prompts,
+    }
+    for path, source in sources.items():
+        if not source:
+            if path != "evaluation.prompts":
+                draft.refuse(f"{path} is empty", path, fix="give world:SPLIT or a text file")
+        elif source.startswith(WORLD):
+            _world_split(draft, source, path)
+        else:
+            _prompt_file(draft, source, path)
+
+
+def _world_split(draft: Draft, source: str, path: str) -> None:
+    from vidalign.world.captions import SPLITS
+
+    split = source.removeprefix(WORLD)
+    if split not in SPLITS:
+        close = nearest(split, SPLITS)
+        fix = f"did you mean {WORLD}{close}?" if close else f"known: {', '.join(SPLITS)}"
+        draft.refuse(f"the world has no split {split!r}", path, fix=fix)
+
+
+def _prompt_file(draft: Draft, source: str, path: str) -> None:
+    from vidalign.world.captions import unknown_words
+
+    try:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        draft.refuse(
+            f"there is no prompt file {source!r}", path, fix="write world:SPLIT for prompts of the world"
+        )
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        draft.refuse(f"cannot read the prompt file {source!r}", path, str(error))
+        return
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        draft.refuse(f"the prompt file {source!r} is empty", path, fix="write one prompt a line")
+    words = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
+    if words and _reads_world_words(draft.recipe.student):
+        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+        why = "the student's text encoder reads such words as unknown"
+        draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
+
+
+def _reads_world_words(student: StudentConfig) -> bool:
+    spec = _student_spec(student) or {}
+    return spec.get("text", {"name": "world"}).get("name") == "world"

@@ -1,0 +1,141 @@
+"""From a name to one tree: the file, its `base:` parents (at most two) and the overrides, merged.
+
+Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that chooses a
+plugin is replaced as a whole when the `name` in it changes: the parent's settings belong to another plugin.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import vidalign
+from vidalign.errors import Problem, nearest
+from vidalign.recipe.marks import Node, display, parse_override, read_yaml
+
+MAX_BASES = 2
+
+
+def recipes_root() -> Path:
+    """The folder of the shipped recipes: inside an installed package, beside the package in a checkout."""
+    package = Path(vidalign.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Runnable shipped recipes by name, such as `world/astrolabe`. Files called base.yaml are parents only."""
+    return {name: path for name, path in _shipped_files().items() if path.name != "base.yaml"}
+
+
+def find_recipe(name: str, beside: Path | None = None) -> Path | None:
+    """The file that a recipe argument or a `base:` means: a path, a file in the folder `beside`, or a shipped name."""
+    for folder in [beside] if beside is not None else [Path()]:
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    return _shipped_files().get(name.removesuffix(".yaml"))
+
+
+def compose(
+    name: str, overrides: list[str], choices: set[str], problems: list[Problem]
+) -> tuple[Node, Path | None]:
+    """The merged tree and the recipe's file. `choices` are the sections that choose a plugin by `name`."""
+    path = find_recipe(name)
+    if path is None:
+        problems.append(_not_found("recipe", name, ""))
+        return Node({}, name), None
+    tree = _with_bases(path, choices, problems)
+    changes = Node({}, "overrides")
+    for number, text in enumerate(overrides, start=1):
+        changes = _combine(changes, parse_override(text, number, problems))
+    return merge(tree, changes, choices, problems), path
+
+
+def merge(below: Node, above: Node, choices: set[str], problems: list[Problem], path: str = "") -> Node:
+    """`above` laid over `below`; neither is changed."""
+    if not isinstance(above.value, dict):
+        return above
+    entries = dict(below.value) if isinstance(below.value, dict) else {}
+    if path in choices and _renamed(entries, above.value):
+        entries = {}
+    for key, child in above.value.items():
+        if key.startswith("~") and entries.pop(key[1:], None) is None:
+            close = nearest(key[1:], entries)
+            fix = f"did you mean {close!r}?" if close else ""
+            problems.append(Problem(f"there is no {_join(path, key[1:])} to delete", child.where, fix=fix))
+    for key, child in above.value.items():
+        if not key.startswith("~"):
+            under = entries.get(key, Node(None, child.where))
+            entries[key] = merge(under, child, choices, problems, _join(path, key))
+    return Node(entries, above.where if not isinstance(below.value, dict) else below.where)
+
+
+def _shipped_files() -> dict[str, Path]:
+    root = recipes_root()
+    return {
+        str(path.relative_to(root).with_suffix("").as_posix()): path for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
+    """The file merged over its parents."""
+    layers = [read_yaml(path, problems)]
+    while True:
+        tree = layers[-1]
+        if not isinstance(tree.value, dict):
+            problems.append(Problem("a recipe must be a mapping of sections", tree.where))
+            layers[-1] = Node({}, tree.where)
+            break
+        base = tree.value.pop("base", None)
+        if base is None:
+            break
+        if len(layers) > MAX_BASES:
+            why = f"a recipe has at most {MAX_BASES} parents above it"
+            problems.append(
+                Problem("the chain of `base:` is too long", base.where, why, "copy the keys instead")
+            )
+            break
+        found = find_recipe(str(base.value), beside=path.parent)
+        if found is None:
+            problems.append(_not_found("base", str(base.value), base.where))
+            break
+        path = found
+        layers.append(read_yaml(path, problems))
+    merged = Node({}, layers[-1].where)
+    for layer in reversed(layers):
+        merged = merge(merged, layer, choices, problems)
+    merged.where = display_where(layers[0])
+    return merged
+
+
+def display_where(node: Node) -> str:
+    """The file of a tree's root without its line: what a missing section is blamed on."""
+    return node.where.rpartition(":")[0] or node.where
+
+
+def _not_found(what: str, name: str, where: str) -> Problem:
+    known = _shipped_files()
+    close = nearest(name.removeprefix("recipes/").removesuffix(".yaml"), known)
+    fix = f"did you mean {close!r}?" if close else "`vidalign list recipes` prints the shipped ones"
+    return Problem(f"there is no {what} {name!r}", where, "neither a file nor a shipped recipe", fix)
+
+
+def _combine(first: Node, second: Node) -> Node:
+    """Overrides put together before they are laid over the file, so that their order does not matter."""
+    if not (isinstance(first.value, dict) and isinstance(second.value, dict)):
+        return second
+    entries = dict(first.value)
+    for key, child in second.value.items():
+        entries[key] = _combine(entries[key], child) if key in entries else child
+    return Node(entries, second.where)
+
+
+def _renamed(below: dict[str, Node], above: dict[str, Node]) -> bool:
+    return "name" in below and "name" in above and below["name"].value != above["name"].value
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+__all__ = ["compose", "display", "find_recipe", "merge", "recipes_root", "shipped_recipes"]

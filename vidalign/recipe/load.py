@@ -1,0 +1,115 @@
+"""`load_recipe`: compose, build, check; either a `Recipe` that fits together or one error with every mistake."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from vidalign.errors import Problem, RecipeError
+from vidalign.recipe.checks import check
+from vidalign.recipe.compose import compose
+from vidalign.recipe.marks import Node
+from vidalign.recipe.schema import Choice, Sections
+from vidalign.recipe.typed import WRONG, choose, convert, unknown_key
+
+CHOICES = {f.name for f in fields(Sections) if "plugin" in f.metadata}
+
+
+@dataclass
+class Recipe(Sections):
+    """The sections of a recipe, checked, with what is known about where they came from."""
+
+    name: str = field(default="", init=False)
+    """What the recipe was asked for as: a path or a shipped name."""
+    header: str = field(default="", init=False)
+    """The comment at the top of the file."""
+    tree: Node = field(default_factory=lambda: Node({}, ""), init=False, repr=False, compare=False)
+    """The merged values with their marks."""
+    warnings: list[Problem] = field(default_factory=list, init=False)
+    """What looks odd but does not stop a run."""
+
+    def plain(self) -> dict[str, Any]:
+        """Every section with every default filled in, as plain data that `load_recipe` reads back."""
+        sections = ((f.name, getattr(self, f.name)) for f in fields(Sections))
+        return {name: _plain(value) for name, value in sections}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hex digits of SHA-256 over the resolved values: equal runs have equal hashes."""
+        return hashlib.sha256(yaml.safe_dump(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file or a shipped recipe such as `world/astrolabe`, with overrides `key=value` and `~key`.
+
+    Nothing is loaded or started. Raises RecipeError with every mistake found, each with its file and line.
+    """
+    problems: list[Problem] = []
+    tree, path = compose(str(path_or_name), list(overrides or []), CHOICES, problems)
+    if path is None:
+        raise RecipeError(problems)
+    recipe, broken = _build_sections(tree, problems)
+    warnings = check(recipe, tree, broken, problems)
+    if problems:
+        raise RecipeError(_unique(problems))
+    recipe.name, recipe.header, recipe.tree, recipe.warnings = (
+        str(path_or_name),
+        read_header(path),
+        tree,
+        warnings,
+    )
+    return recipe
+
+
+def read_header(path: Path) -> str:
+    """The comment lines at the top of a recipe, without their `#`."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").removeprefix(" "))
+    return "\n".join(lines)
+
+
+def _build_sections(tree: Node, problems: list[Problem]) -> tuple[Recipe, set[str]]:
+    """The recipe and the names of its broken sections, in whose place stand what could be read and defaults."""
+    hints = get_type_hints(Sections)
+    for key, child in tree.value.items():
+        if key not in hints:
+            problems.append(unknown_key(key, child.where, [*hints, "base"]))
+    values: dict[str, Any] = {}
+    broken: set[str] = set()
+    for spec in fields(Sections):
+        name, before = spec.name, len(problems)
+        node = tree.value.get(name)
+        if "plugin" in spec.metadata:
+            values[name] = choose(spec.metadata["plugin"], node or Node({}, tree.where), name, problems)
+        elif node is not None:
+            value = convert(hints[name], node, name, problems)
+            values |= {} if value is WRONG else {name: value}
+        if len(problems) > before:
+            broken.add(name)
+    return Recipe(**values), broken
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    return [problem for i, problem in enumerate(problems) if problem not in problems[:i]]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return {"name": value.name, **_plain(value.config)}
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,156 @@
+"""The sections of a recipe: dataclasses with a docstring under each field, which `vidalign show --explain` prints.
+
+A section raises ValueError from `__post_init__` for a value out of range; when the message begins with the name of a
+field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the chosen plugin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vidalign.engine.config import AdapterConfig, EngineConfig
+
+
+@dataclass
+class Choice:
+    """A plugin chosen by name together with its own `Config`."""
+
+    name: str
+    """Name in the registry; `vidalign list` prints all of them."""
+    config: Any = None
+    """The plugin's own settings."""
+
+
+def plugin(kind: str) -> Any:
+    """A section of the form `{name: ..., **Config of that plugin}`."""
+    return field(metadata={"plugin": kind})
+
+
+@dataclass
+class StudentConfig:
+    """The model that is trained."""
+
+    name: str = "video"
+    """Kind of student in the registry."""
+    path: str = ""
+    """A safetensors file or a shipped name such as `world/student`."""
+    init: dict[str, Any] | None = None
+    """Specification of a randomly initialised student, instead of `path`."""
+    adapter: AdapterConfig | None = None
+    """Low-rank adapters; none means full fine-tuning."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class TeacherConfig:
+    """A frozen model that the objective learns from."""
+
+    path: str = ""
+    """A safetensors file or a shipped name such as `world/teacher`."""
+
+
+@dataclass
+class DataConfig:
+    """Prompts, and the clips of objectives that learn from clips."""
+
+    prompts: str = "world:train"
+    """Training prompts: `world:SPLIT` or a text file with one prompt a line."""
+    eval_prompts: str = "world:held_out"
+    """Prompts that are never trained on, in the same form."""
+    frames: int = 12
+    """Length of a clip in frames."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ValueError("frames must be at least 1")
+
+
+@dataclass
+class TrainerConfig:
+    """The loop: how many steps, how large, how the optimiser moves, what is kept."""
+
+    steps: int = 60
+    """Training steps; a step collects experience once and updates on it."""
+    prompts_per_step: int = 8
+    """Distinct prompts in every step, over all processes."""
+    micro_batch: int = 16
+    """Samples in one forward and backward pass; results do not depend on it."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights; 0 keeps none."""
+    save_every: int = 20
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the best."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "micro_batch", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+@dataclass
+class TrackingConfig:
+    """What a run writes and shows."""
+
+    tensorboard: bool = True
+    """Write scalars and animated clips for TensorBoard; JSON lines are always written."""
+    clips_every: int = 20
+    """Steps between logged clips; 0 logs none."""
+    panel: Literal["auto", "live", "plain", "none"] = "auto"
+    """`live` panel in a terminal, `plain` lines elsewhere; `auto` chooses."""
+
+
+@dataclass
+class EvaluationConfig:
+    """The judgement before and after training."""
+
+    prompts: str = ""
+    """Prompts to judge on; empty means `data.eval_prompts`."""
+    count: int = 64
+    """Prompts taken from them."""
+    seeds: int = 1
+    """Clips generated for each prompt."""
+    frames: int = 12
+    """Length of the judged clips in frames."""
+
+
+@dataclass
+class Sections:
+    """A whole recipe."""
+
+    objective: Choice = plugin("objectives")
+    """How a judgement becomes a gradient: `name` and the settings of that objective."""
+    seed: int = 0
+    """Every random number of the run follows from it."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """The model that is trained."""
+    teacher: TeacherConfig | None = None
+    """A frozen model to learn from, for objectives that need one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Prompts and clips."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Weight of each reward by its name."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """The loop."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Processes and precision."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """What a run writes and shows."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The judgement before and after training."""

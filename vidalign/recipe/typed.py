@@ -1,0 +1,168 @@
+"""A tree of marked values -> dataclasses, with every misspelt key and wrong type collected on the way.
+
+Keys are checked against the dataclass fields, values are converted by OmegaConf's structured configs (which
+knows Literal, tuples, unions and enums), one value at a time so that one mistake does not hide the next.
+A section with mistakes is still built from its right values, so that the checks after it can go on.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, Field, fields, is_dataclass, make_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import omegaconf
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vidalign import registry
+from vidalign.errors import Problem, UserError, nearest
+from vidalign.recipe.marks import Node
+from vidalign.recipe.schema import Choice
+
+T = TypeVar("T")
+WRONG = object()
+
+
+def build(cls: type[T], node: Node, path: str, problems: list[Problem]) -> T | None:
+    """An instance of the dataclass `cls`, or None when a required value is missing or wrong.
+
+    `path` is the dotted name of the section in messages.
+    """
+    if not isinstance(node.value, dict):
+        problems.append(Problem(f"{path} must be a mapping, not {node.plain()!r}", node.where))
+        return None
+    known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    for key, child in node.value.items():
+        if key not in known:
+            problems.append(unknown_key(_join(path, key), child.where, known))
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, spec in known.items():
+        if name not in node.value:
+            if _required(spec):
+                problems.append(
+                    Problem(f"{_join(path, name)} is missing", node.where, fix=f"it is a {_say(hints[name])}")
+                )
+            continue
+        value = convert(hints[name], node.value[name], _join(path, name), problems)
+        if value is not WRONG:
+            values[name] = value
+    if any(_required(spec) and name not in values for name, spec in known.items()):
+        return None
+    return _construct(cls, values, node, path, problems)
+
+
+def convert(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
+    """The value as the type `hint` says; `WRONG` (and a problem) when it is not one."""
+    inner = _without_none(hint)
+    if node.value is None and inner is not hint:
+        return None
+    if is_dataclass(inner) and isinstance(inner, type):
+        built = build(inner, node, path, problems)
+        return WRONG if built is None else built
+    if get_origin(inner) is dict and isinstance(node.value, dict):
+        item = get_args(inner)[1]
+        pairs = {key: convert(item, child, f"{path}.{key}", problems) for key, child in node.value.items()}
+        return {key: value for key, value in pairs.items() if value is not WRONG}
+    if get_origin(inner) is list and isinstance(node.value, list):
+        (item,) = get_args(inner)
+        items = [convert(item, child, f"{path}.{i}", problems) for i, child in enumerate(node.value)]
+        return [value for value in items if value is not WRONG]
+    return _leaf(hint, node, path, problems)
+
+
+def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
+    """A section `{name: ..., **Config}`: the plugin's own dataclass decides which keys it has."""
+    if not isinstance(node.value, dict) or "name" not in node.value:
+        names = ", ".join(registry.names(kind))
+        problems.append(
+            Problem(f"{path}.name is missing", node.where, f"it chooses one of the {kind}", f"known: {names}")
+        )
+        return Choice("")
+    chosen = node.value["name"]
+    settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
+    try:
+        plugin = registry.get(kind, str(chosen.value))
+    except UserError as error:
+        problems += [Problem(p.what, p.where or chosen.where, p.why, p.fix) for p in error.problems]
+        return Choice("")
+    return Choice(str(chosen.value), build(plugin.Config, settings, path, problems))
+
+
+def unknown_key(path: str, where: str, known: Any) -> Problem:
+    """The problem of a key that its section does not have."""
+    close = nearest(path.rpartition(".")[2], known)
+    fix = (
+        f"did you mean {close!r}?"
+        if close
+        else f"known: {', '.join(known)}"
+        if known
+        else "it takes no settings"
+    )
+    return Problem(f"unknown key {path!r}", where, fix=fix)
+
+
+def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
+    holder = make_dataclass("Leaf", [("value", hint, omegaconf.MISSING)])
+    plain = node.plain()
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": plain})
+        return OmegaConf.to_object(merged).value  # type: ignore[union-attr]
+    except OmegaConfBaseException:
+        options = [option for option in get_args(_without_none(hint)) if isinstance(option, str)]
+        close = nearest(str(plain), options)
+        fix = f"did you mean {close!r}?" if close else ""
+        what = f"{path} must be {_say(hint)}, not {plain!r} ({type(plain).__name__})"
+        problems.append(Problem(what, node.where, fix=fix))
+        return WRONG
+
+
+def _construct(
+    cls: type[T], values: dict[str, Any], node: Node, path: str, problems: list[Problem]
+) -> T | None:
+    try:
+        return cls(**values)
+    except UserError as error:
+        for problem in error.problems:
+            where = node.locate(problem.where.rpartition(".")[2])
+            problems.append(Problem(f"{path}: {problem.what}", where, problem.why, problem.fix))
+    except ValueError as error:
+        field = str(error).split(" ", 1)[0]
+        what = f"{path}.{error}" if field in values else f"{path}: {error}"
+        problems.append(Problem(what, node.locate(field)))
+    return None
+
+
+def _required(spec: Field[Any]) -> bool:
+    return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def _without_none(hint: Any) -> Any:
+    """`X` of `X | None`; any other hint as it is."""
+    if get_origin(hint) not in (Union, types.UnionType) or type(None) not in get_args(hint):
+        return hint
+    rest = [option for option in get_args(hint) if option is not type(None)]
+    return rest[0] if len(rest) == 1 else Union[tuple(rest)]  # noqa: UP007
+
+
+def _say(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is type(None):
+        return "null"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_say(option) for option in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in args)
+    if origin is list:
+        return f"list of {_say(args[0])}"
+    if origin is dict:
+        return f"mapping to {_say(args[1])}"
+    if origin is tuple:
+        return f"list of {len(args)} values ({', '.join(_say(option) for option in args)})"
+    return "mapping" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

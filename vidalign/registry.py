@@ -1,0 +1,150 @@
+"""Plugins by kind and name: a static table of built-ins, entry points, and files given with --plugin.
+
+Nothing is imported before it is asked for: built-ins are "module:attribute" strings, entry points
+(groups `vidalign.objectives`, `vidalign.rewards`, ...) are read from the metadata of installed distributions.
+A plugin that cannot be imported is reported with its distribution, target and cause, and only when that very
+name is asked for. A built-in name cannot be taken by anybody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vidalign.errors import PluginError, UserError, nearest
+
+KINDS = ("objectives", "students", "teachers", "rewards", "metrics")
+
+_BUILTIN: dict[str, dict[str, str]] = {
+    "objectives": {
+        "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
+        "dmd": "vidalign.objectives.dmd:DMD",
+        "sft": "vidalign.objectives.sft:SFT",
+    },
+    "students": {"video": "vidalign.students.video:VideoStudent"},
+    "teachers": {},
+    "rewards": {
+        "motion_quality": "vidalign.rewards.world:MotionQuality",
+        "text_alignment": "vidalign.rewards.world:TextAlignment",
+        "visual_quality": "vidalign.rewards.world:VisualQuality",
+    },
+    "metrics": {},
+}
+_registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
+
+T = TypeVar("T")
+
+
+def get(kind: str, name: str) -> Any:
+    """The class or callable registered as `name`, imported now.
+
+    Raises UserError for an unknown name (with the nearest one) and PluginError when its import fails.
+    """
+    assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
+    if name in _BUILTIN[kind]:
+        return _load(kind, EntryPoint(name, _BUILTIN[kind][name], f"vidalign.{kind}"), "vidalign")
+    if name in _registered[kind]:
+        return _registered[kind][name][0]
+    found = [point for point in _entry_points(kind) if point.name == name]
+    if len(found) > 1:
+        owners = ", ".join(_owner(point) for point in found)
+        raise PluginError(
+            f"two installed packages offer {name!r} among {kind}", where=owners, fix="uninstall one of them"
+        )
+    if found:
+        return _load(kind, found[0], _owner(found[0]))
+    known = names(kind)
+    close = nearest(name, known)
+    fix = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+    raise UserError(f"{name!r} is not among the {kind}", fix=fix)
+
+
+def names(kind: str) -> dict[str, str]:
+    """Every name of this kind and where it comes from: "vidalign", a distribution, or a file."""
+    assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
+    found = {point.name: _owner(point) for point in _entry_points(kind)}
+    found |= {name: source for name, (_, source) in _registered[kind].items()}
+    found |= dict.fromkeys(_BUILTIN[kind], "vidalign")
+    return dict(sorted(found.items()))
+
+
+def register(kind: str, name: str) -> Callable[[T], T]:
+    """Decorator that makes a class available as `name`, for a file given with --plugin or for a notebook."""
+    assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
+
+    def keep(plugin: T) -> T:
+        module = sys.modules.get(getattr(plugin, "__module__", ""))
+        source = getattr(module, "__file__", None) or "a definition outside any file"
+        taken_by = names(kind).get(name, source)
+        if taken_by != source:
+            raise PluginError(
+                f"the name {name!r} among {kind} is taken",
+                where=source,
+                why=f"it belongs to {taken_by}",
+                fix="rename it",
+            )
+        _registered[kind][name] = (plugin, source)
+        return plugin
+
+    return keep
+
+
+def load_plugin_file(path: str | Path) -> None:
+    """Run one Python file for its `@register(...)` lines. Loading the same file again does nothing."""
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise PluginError(f"no plugin file {str(path)!r}", fix="give the path of a Python file")
+    module_name = "vidalign_plugin_" + hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    if module_name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{str(path)!r} is not a Python file", fix="give a file whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and inspect look the module up by name
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        del sys.modules[module_name]
+        raise
+    except Exception as error:
+        del sys.modules[module_name]
+        line = next(
+            (
+                f.lineno
+                for f in reversed(traceback.extract_tb(error.__traceback__))
+                if f.filename == str(file)
+            ),
+            0,
+        )
+        raise PluginError(
+            f"the plugin file {file.name} cannot be run",
+            where=f"{path}:{line}",
+            why=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def _entry_points(kind: str) -> list[EntryPoint]:
+    return list(entry_points(group=f"vidalign.{kind}"))
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unnamed distribution"
+
+
+def _load(kind: str, point: EntryPoint, owner: str) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise PluginError(
+            f"{point.name!r} among {kind} cannot be imported",
+            where=f"{owner}: {point.value}",
+            why=f"{type(error).__name__}: {error}",
+            fix=f"reinstall {owner}, or tell its authors",
+        ) from error
