@@ -50,3 +50,12 @@ def group_advantage(
 def reward_weight(advantage: torch.Tensor, clip: float) -> torch.Tensor:
     """``r = clip(A / A_max, -1, 1) / 2 + 1/2`` in [0, 1] (DiffusionNFT, equation 8)."""
     return (advantage / clip).clamp(-1, 1) / 2 + 0.5
+
+
+def combine(components: dict[str, torch.Tensor], weights: dict[str, float], *, whitened: bool = True) -> torch.Tensor:
+    """Weighted sum of reward components, each ``[N]``; every one whitened first, unless raw sums are asked for.
+
+    Raw sums let the component with the widest scale decide (the released Astrolabe code does that).
+    """
+    parts = [weights[name] * (whiten(value) if whitened else value) for name, value in components.items()]
+    return torch.stack(parts).sum(0)

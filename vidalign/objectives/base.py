@@ -14,7 +14,7 @@ import torch
 
 if TYPE_CHECKING:
     from vidalign.students.video import Context
-    from vidalign.trainer import Batch, TrainContext
+    from vidalign.context import Batch, TrainContext
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Experience:
             group=self.group[start:stop] - first,
             text=self.text[first:last],
             prompts=self.prompts[first:last],
-            context=None if self.context is None else self.context.select(first, last),
+            context=None if self.context is None else self.context.rows(slice(first, last)),
         )
 
 
@@ -126,6 +126,14 @@ class Objective:
     def phases(self) -> tuple[Phase, ...]:
         """Which roles are trained in one step, in order."""
         return (Phase(),)
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        """The network of every further role in ``needs.roles``, made before the student gets its adapters."""
+        return {}
+
+    def optimizer_changes(self, role: str) -> dict[str, Any]:
+        """Fields of the optimiser settings in which a role differs from the recipe's trainer section."""
+        return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         """Roll out, score, take statistics over ranks; called without gradient."""

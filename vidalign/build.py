@@ -1,0 +1,116 @@
+"""From a checked recipe to live parts: student, policies, engines, teacher, rewards, prompt features, context."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign import registry
+from vidalign.codecs import build_codec
+from vidalign.context import TrainContext
+from vidalign.engine import distributed
+from vidalign.engine.base import Engine, build_engine
+from vidalign.engine.config import OptimizerConfig
+from vidalign.engine.policies import Policies
+from vidalign.engine.roles import Roles
+from vidalign.rewards.base import CompositeReward
+from vidalign.students.video import VideoStudent, VideoStudentSpec
+from vidalign.text import PromptFeatures, build_text_encoder
+
+if TYPE_CHECKING:
+    from vidalign.objectives.base import Objective
+    from vidalign.recipe import Recipe
+    from vidalign.tracking.tracker import Tracker
+
+
+def build_student(recipe: Recipe) -> VideoStudent:
+    """The student of a recipe: shipped or saved weights, or random ones from ``student.init``."""
+    config = recipe.student
+    kind = registry.get("students", config.name)
+    if config.init is not None:
+        student = kind.from_spec(VideoStudentSpec.from_dict(dict(config.init)), recipe.seed)
+    else:
+        student = kind.load(config.path)
+    student.gradient_checkpointing(config.checkpointing)
+    return student
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The objective with its settings."""
+    return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
+
+
+def build_teacher(recipe: Recipe, frames: int) -> Any:
+    """What the ``teacher`` section names, or None."""
+    if recipe.teacher is None:
+        return None
+    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames)
+
+
+def build_features(spec: VideoStudentSpec) -> PromptFeatures:
+    """Prompt features of a student's text encoder, computed on first use."""
+    return PromptFeatures(lambda: build_text_encoder(spec.text))
+
+
+def build_rewards(weights: dict[str, float]) -> CompositeReward | None:
+    """The weighted rewards of a recipe, or None when it names none."""
+    if not weights:
+        return None
+    return CompositeReward({name: registry.get("rewards", name)() for name in weights}, weights)
+
+
+def optimizer_of(recipe: Recipe) -> OptimizerConfig:
+    """The optimiser settings of the ``trainer`` section."""
+    t = recipe.trainer
+    return OptimizerConfig(
+        learning_rate=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, clip=t.clip,
+        warmup_steps=t.warmup_steps, schedule=t.schedule,
+    )  # fmt: skip
+
+
+def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> TrainContext:
+    """Everything that a training run holds; the student's trainable weights are already in their engine."""
+    distributed.setup(single=recipe.engine.name == "deepspeed")
+    device = distributed.device()
+    student = build_student(recipe).to(device)
+    policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
+    frames = recipe.data.frames
+    teacher = build_teacher(recipe, frames)
+    networks = objective.networks(student, teacher)  # before adapters change the student
+    policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
+    updates = {phase.role: phase.updates for phase in objective.phases()}
+    engines: dict[str, Engine] = {}
+    for role, network in {"student": student, **networks}.items():
+        settings = replace(optimizer_of(recipe), **objective.optimizer_changes(role))
+        steps = recipe.trainer.steps * updates.get(role, 1)
+        engines[role] = build_engine(
+            recipe.engine, settings, network.to(device), steps, policies if role == "student" else None
+        )
+    frozen = {"teacher": teacher.model.to(device)} if hasattr(teacher, "model") else {}
+    return TrainContext(
+        seed=recipe.seed,
+        frames=frames,
+        micro_batch=recipe.trainer.micro_batch,
+        device=device,
+        roles=Roles(engines, frozen, precision=recipe.engine.precision),
+        policies=policies,
+        rewards=build_rewards(recipe.rewards),
+        teacher=teacher,
+        features=build_features(student.spec),
+        codec=build_codec(student.spec.codec).to(device),
+        tracker=tracker,
+        clips_every=recipe.tracking.clips_every,
+    )
+
+
+def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:
+    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it."""
+    name = "ema" if "ema" in ctx.policies.names else "current"
+    weights = ctx.policies.weights(name)
+    if distributed.rank() != 0:
+        return
+    student = VideoStudent.from_spec(ctx.student.spec)
+    student.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
+    student.save(path, metadata)

@@ -1,0 +1,135 @@
+"""What an objective may touch: the student and its policies, roles, rewards, teacher, text, codec, counter RNG, log.
+
+Every random number comes from ``generator(seed, purpose, step, sample)``: it does not depend on the number of
+processes, and a resumed run needs only the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.engine import distributed
+from vidalign.engine.rng import generator
+
+if TYPE_CHECKING:
+    from vidalign.engine.policies import Policies
+    from vidalign.engine.roles import Roles
+    from vidalign.rewards.base import CompositeReward
+    from vidalign.tracking.tracker import Tracker
+
+DECODE_SLICE = 64
+"""Clips decoded at once: bounds the memory of the decoder."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process' share of the prompts of a step; ids number all samples of the run."""
+
+    step: int
+    prompts: list[str]
+    ids: list[int]
+
+
+@dataclass
+class TrainContext:
+    """Handed to every method of an objective."""
+
+    seed: int
+    frames: int
+    """Latent frames of a video."""
+    micro_batch: int
+    device: torch.device
+    roles: Roles
+    policies: Policies
+    rewards: CompositeReward | None
+    teacher: Any
+    """What the recipe's teacher section names; offers ``clips`` or ``velocity``."""
+    features: Any
+    """Cached prompt features: ``features(prompts) -> [B, L, D]``."""
+    codec: Any
+    tracker: Tracker
+    clips_every: int = 0
+    step: int = 0
+    update: int = 0
+    """Optimiser steps taken on the current experience."""
+
+    @property
+    def student(self) -> Any:
+        """The student; runs through its engine in its own phase only."""
+        return self.roles.view("student")
+
+    def policy(self, name: str) -> AbstractContextManager[Any]:
+        """Use the ``current``, ``old`` or ``reference`` weights of the student meanwhile."""
+        return self.policies.use(name)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Keep the student whole on this process meanwhile (ZeRO-3); around rollouts."""
+        return self.roles.engine("student").gathered()
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a video."""
+        return self.frames // self.chunk_frames
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk."""
+        return self.student.spec.cache.chunk_frames
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Noise levels that the student's sampler visits, descending from 1."""
+        return self.student.spec.sampler.sigmas
+
+    @property
+    def world_size(self) -> int:
+        return distributed.world_size()
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        assert self.rewards is not None, "an objective that scores declares needs.rewards"
+        return self.rewards.weights
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``[N, ...]`` of every process, concatenated in rank order."""
+        return distributed.all_gather(tensor)
+
+    def text(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Features ``[B, L, D]`` of prompts, computed once per prompt."""
+        return self.features(list(prompts)).to(self.device)
+
+    def encode(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents."""
+        return self.codec.encode(clips.to(self.device))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time."""
+        return torch.cat([self.codec.decode(part) for part in latents.split(DECODE_SLICE)])
+
+    def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
+        """One generator a sample, on the CPU; its key holds step and update."""
+        return [generator(self.seed, f"{purpose}/{self.update}", self.step, sample) for sample in samples]
+
+    def shared_generator(self, purpose: str) -> torch.Generator:
+        """A generator for decisions on which all processes agree."""
+        return generator(self.seed, purpose, self.step)
+
+    def normal(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Standard normal ``[N, *shape]``, one generator a sample."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(self.device)
+
+    def show(self, clips: torch.Tensor, prompts: Sequence[str], rewards: dict[str, torch.Tensor]) -> None:
+        """Log a few clips with prompt and rewards burnt in, every ``tracking.clips_every`` steps."""
+        if not self.clips_every or self.step % self.clips_every:
+            return
+        chosen = range(0, len(clips), max(1, len(clips) // 4))
+        captions = [
+            f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
+            for n in chosen
+        ]
+        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions)

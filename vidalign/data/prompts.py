@@ -1,0 +1,67 @@
+"""Prompt sources: a split of the world (``world:train``) or a text file with one prompt a line.
+
+Sample n of a training run is a pure function of (seed, n): the same on any number of processes and after a resume,
+without a cursor. Motions of the world take turns, each with its own shuffled captions, so that a batch of
+neighbouring samples never repeats a prompt before its motion's captions are used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from vidalign.engine.rng import generator
+from vidalign.errors import DataError
+
+
+class PromptSource:
+    """Groups of prompts from which samples are drawn in turn."""
+
+    def __init__(self, groups: Sequence[Sequence[str]], seed: int) -> None:
+        assert groups and all(groups), "a prompt source holds at least one prompt"
+        self.groups, self.seed = groups, seed
+        self._order = lru_cache(maxsize=64)(self._permutation)
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def _permutation(self, purpose: str, epoch: int, key: int, length: int) -> list[int]:
+        return torch.randperm(length, generator=generator(self.seed, purpose, epoch, key)).tolist()
+
+    def __getitem__(self, sample: int) -> str:
+        turn, place = divmod(sample, len(self.groups))
+        index = self._order("prompt groups", turn, 0, len(self.groups))[place]
+        group = self.groups[index]
+        epoch, position = divmod(turn, len(group))
+        return group[self._order("prompts", epoch, index, len(group))[position]]
+
+    def first(self, count: int) -> list[str]:
+        """The first `count` samples, for evaluation."""
+        return [self[n] for n in range(count)]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check data.prompts") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")
+    return prompts
+
+
+def open_prompts(source: str, seed: int) -> PromptSource:
+    """``world:SPLIT`` or the path of a text file; raises `DataError` for an unknown split or an unusable file."""
+    if not source.startswith("world:"):
+        return PromptSource([read_prompts(Path(source))], seed)
+    from vidalign.world.captions import parse, prompts
+
+    groups: dict[str, list[str]] = {}
+    for caption in prompts(source.removeprefix("world:")):
+        groups.setdefault(parse(caption).motion, []).append(caption)
+    return PromptSource(list(groups.values()), seed)

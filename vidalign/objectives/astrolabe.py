@@ -1,0 +1,200 @@
+"""Astrolabe: negative-aware forward-process RL for causal few-step students (arXiv 2603.17051).
+
+One step:
+1. every prompt's visual history (`prefix` chunks) is rolled once with the `old` policy; its KV cache is the frozen
+   context, held once and broadcast over the group;
+2. from it `group_size` candidate clips are rolled with independent noise and scored;
+3. each reward is whitened over the batch, weighted and summed; ``A = R - mean_group(R)``, divided by the batch std;
+   ``r = clip(A / A_max, -1, 1) / 2 + 1/2``                                       (`losses/advantages.py`);
+4. the clip is noised to one of the student's own *warped* levels and predicted by three policies on that context:
+   ``x+ = beta x0_cur + (1 - beta) x0_old``, ``x- = (1 + beta) x0_old - beta x0_cur``,
+   ``L = mean[ r |x+ - x0|^2 + (1 - r) |x- - x0|^2 ] + lambda |x0_cur - x0_ref|^2``  (`losses/forward_process.py`);
+5. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``.
+
+What we changed: statistics over distinct prompts, a chunk-causal loss on the clean cache, warped levels and whitened
+rewards (the released code repeats prompts, trains under a frame-causal mask on levels that its sampler never visits
+and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
+judges history and clip together, for rewards that cannot read a law of motion from the clip alone.
+Not here yet: selective KL, dynamic reference, streaming long tuning.
+Knobs that matter: beta, learning rate, group_size, kl.weight, clip.chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from vidalign.engine import distributed
+from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
+from vidalign.losses.flow_matching import add_noise, expand_sigma
+from vidalign.losses.forward_process import forward_process_loss, reference_penalty
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.rollout import Rollout, RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+@dataclass
+class ClipConfig:
+    """Which part of the video is a candidate."""
+
+    chunks: int = 1
+    """Chunks generated anew by every candidate; 0 = from the fork to the end of the video."""
+    score: Literal["clip", "video"] = "clip"
+    """What the rewards see: the clip alone, or history and clip together."""
+
+
+@dataclass
+class KLConfig:
+    """The penalty that keeps the student near the reference policy."""
+
+    mode: Literal["uniform", "none"] = "uniform"
+    """uniform: every sample; none: no reference forward at all."""
+    weight: float = 1e-4
+    """Factor of ``|x0_cur - x0_ref|^2``."""
+
+
+class Astrolabe(Objective):
+    name = "astrolabe"
+    needs = Needs(rewards=True, policies=("old", "reference"), min_group=2)
+
+    @dataclass
+    class Config:
+        group_size: int = 8
+        """Candidates per prompt."""
+        clip: ClipConfig = field(default_factory=ClipConfig)
+        """Which part of the video is a candidate, and what of it is scored."""
+        beta: float = 0.1
+        """Step of the implicit policies x+ and x-; the loss minimiser moves by (1 - 2r) e / beta."""
+        advantage_std: Literal["group", "batch", "none"] = "batch"
+        """Which standard deviation divides the advantage."""
+        advantage_clip: float = 5.0
+        """A_max: advantages beyond it count as it."""
+        combine: Literal["whitened", "raw_sum"] = "whitened"
+        """How rewards are added up; raw_sum is the released code."""
+        space: Literal["x0", "velocity"] = "x0"
+        """Space of the loss; x0-space is sigma^2 times velocity-space."""
+        weighting: Literal["none", "adaptive"] = "none"
+        """adaptive: DiffusionNFT's division by the branch error; collapses distilled students."""
+        kl: KLConfig = field(default_factory=KLConfig)
+        """Penalty towards the reference policy."""
+        inner_updates: int = 1
+        """Optimiser steps on one collected batch."""
+        old_decay: float | None = None
+        """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
+
+    config: Config
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(updates=self.config.inner_updates),)
+
+    # --- collect -----------------------------------------------------------------------------------------------
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        text = ctx.text(batch.prompts)
+        plan = self._plan(ctx)
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        with ctx.policy("old"), ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        x0 = rollout.latents[:, rollout.branch]
+        prompts = [p for p in batch.prompts for _ in range(plan.group_size)]
+        clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
+        components = ctx.rewards.score(clips, prompts)
+        group = torch.arange(len(batch.prompts)).repeat_interleave(plan.group_size)
+        weight, metrics = self._judge(ctx, components, group)
+        ids = torch.tensor(batch.ids).repeat_interleave(plan.group_size) * plan.group_size
+        samples = ids + torch.arange(plan.group_size).repeat(len(batch.prompts))
+        tensors = {"x0": x0, "reward_weight": weight.to(x0.device), "sample": samples}
+        metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
+        ctx.show(clips, prompts, components)
+        return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
+
+    def _plan(self, ctx: TrainContext) -> RolloutPlan:
+        """Fork at a random chunk, the same on every rank."""
+        chunks = self.config.clip.chunks
+        forks = ctx.chunks - max(chunks, 1) + 1
+        prefix = int(torch.randint(forks, (), generator=ctx.shared_generator("fork")))
+        branch = chunks or ctx.chunks - prefix
+        record = tuple(range(prefix, prefix + branch))
+        return RolloutPlan(prefix=prefix, branch=branch, group_size=self.config.group_size, record=record)
+
+    def _judge(
+        self, ctx: TrainContext, components: dict[str, torch.Tensor], group: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Reward weight r of this rank's candidates, with statistics over all ranks."""
+        here = slice(distributed.rank() * len(group), (distributed.rank() + 1) * len(group))
+        everyone = {name: ctx.gather(value) for name, value in components.items()}
+        groups = int(group.max()) + 1
+        group = torch.cat([group + rank * groups for rank in range(ctx.world_size)])
+        config = self.config
+        reward = combine(everyone, ctx.reward_weights, whitened=config.combine == "whitened")
+        advantage = group_advantage(reward, group, normalise=config.advantage_std)
+        weight = reward_weight(advantage, config.advantage_clip)
+        raw = sum(ctx.reward_weights[name] * value for name, value in everyone.items()) / sum(
+            ctx.reward_weights.values()
+        )
+        metrics = {"reward/mean": float(raw.nanmean())}
+        for name, value in everyone.items():
+            metrics[f"reward/{name}/mean"] = float(value.nanmean())
+            metrics[f"reward/{name}/group_std"] = float(group_statistics(value, group)[1].mean())
+        spread = group_statistics(reward, group)[1]
+        metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
+        metrics["health/zero_std_groups/mean"] = float((spread < 1e-6).float().mean())
+        metrics["objective/advantage/max"] = float(advantage.abs().max())
+        return weight[here], metrics
+
+    def _on_policy_gap(self, ctx: TrainContext, rollout: Rollout, text: torch.Tensor) -> float:
+        """How far the loss' forward is from the rollout on the rollout's own states (last denoising step, first
+        group): largest difference over the spread of the prediction; about 0 when both see the same cache."""
+        rows, states = slice(0, self.config.group_size), rollout.states.values()
+        x_t = torch.cat([state.x_t[rows, -1] for state in states], 1)
+        recorded = torch.cat([state.x0[rows, -1] for state in states], 1)
+        clean = rollout.latents[rows, rollout.branch]
+        with ctx.policy("old"):
+            sigma = torch.full((len(x_t),), ctx.sigmas[-1], device=x_t.device)
+            replay = ctx.student.predict_x0(x_t, sigma, text[:1], rollout.context.rows(slice(0, 1)), clean=clean)
+        return float((replay - recorded).abs().max() / recorded.std().clamp(min=1e-6))
+
+    # --- loss --------------------------------------------------------------------------------------------------
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, config = micro_batch.data, self.config
+        x0, weight = data["x0"], data["reward_weight"]
+        generators = ctx.generators("loss", data["sample"].tolist())
+        noise = ctx.normal(x0.shape[1:], generators)
+        levels = torch.tensor(ctx.sigmas, device=x0.device)
+        choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
+        sigma = levels[choice]
+        x_t = add_noise(x0, noise, sigma)
+
+        def predict() -> torch.Tensor:
+            velocity = ctx.student.velocity(x_t, sigma, data.text, data.context, clean=x0)
+            return velocity if config.space == "velocity" else x_t - expand_sigma(sigma, x_t) * velocity
+
+        target = x0 if config.space == "x0" else noise - x0
+        with torch.no_grad(), ctx.policy("old"):
+            old = predict()
+        clip = config.advantage_clip if config.weighting == "adaptive" else None
+        if config.kl.mode == "uniform":
+            with torch.no_grad(), ctx.policy("reference"):
+                reference = predict()
+        current = predict()
+        policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
+        loss = policy.mean()
+        metrics = {"objective/policy/mean": policy.mean().detach()}
+        if config.kl.mode == "uniform":
+            penalty = reference_penalty(current, reference).mean()
+            loss = loss + config.kl.weight * penalty
+            metrics["objective/kl/mean"] = penalty.detach()
+        for k, level in enumerate(levels.tolist()):
+            if (choice == k).any():
+                metrics[f"objective/alpha_{level:.2f}/mean"] = weight[choice == k].mean()
+        return LossOut(loss, metrics)
+
+    def after_step(self, ctx: TrainContext) -> None:
+        decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
+        ctx.policies.lerp("old", "current", decay)

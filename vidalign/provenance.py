@@ -1,0 +1,60 @@
+"""What made a file: command, seed, commit, hashes. Goes into run headers, weights and result files."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+
+def commit() -> str:
+    """Commit of the checkout that the package runs from, with ``+changes`` if it is dirty; '' outside of one."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def world_hash() -> str:
+    """First 12 hex digits of SHA-256 over the sources of the embedded world: scores are comparable when it is equal."""
+    digest = hashlib.sha256()
+    for file in sorted((Path(__file__).parent / "world").glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def machine() -> str:
+    """Processor, threads and torch version in one line."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.system()}"
+
+
+def command() -> str:
+    """The command line of this process, without the folder of the program."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def describe_run(recipe: Recipe) -> dict[str, str]:
+    """What the first line of a run and the metadata of its weights say."""
+    return {
+        "recipe": recipe.name,
+        "recipe_hash": recipe.hash,
+        "seed": str(recipe.seed),
+        "commit": commit(),
+        "world_hash": world_hash(),
+        "command": command(),
+        "machine": machine(),
+    }

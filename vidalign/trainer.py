@@ -1,0 +1,158 @@
+"""The training loop: collect on-policy, update role by role, follow up, watch, save.
+
+Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json, report.html.
+A run whose folder holds a checkpoint goes on from it; the numbers are those of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.bench.evaluate import Evaluation, evaluate
+from vidalign.build import build_context, build_objective, save_student
+from vidalign.context import Batch
+from vidalign.data.prompts import open_prompts
+from vidalign.engine import distributed
+from vidalign.engine.checkpoint import Checkpoints
+from vidalign.engine.base import evaluating
+from vidalign.objectives.base import Experience, Phase
+from vidalign.provenance import describe_run
+from vidalign.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+
+class Trainer:
+    """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one."""
+
+    def __init__(self, recipe: Recipe, run_dir: str | Path, *, panel: str | None = None) -> None:
+        self.recipe, self.run_dir = recipe, Path(run_dir)
+        self.objective = build_objective(recipe)
+        distributed.setup(single=recipe.engine.name == "deepspeed")
+        self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
+        saved = self.checkpoints.steps()
+        self.tracker = self._tracker(panel or recipe.tracking.panel, saved[-1] if saved else 0)
+        self.ctx = build_context(recipe, self.objective, self.tracker)
+        self.prompts = open_prompts(recipe.data.prompts, recipe.seed)
+        self.step = 0
+        if saved:
+            self._resume()
+
+    def fit(self) -> None:
+        """Run all steps that are left; saves on the way, at the end and when interrupted."""
+        every = self.recipe.trainer.save_every
+        try:
+            while self.step < self.recipe.trainer.steps:
+                self.train_step()
+                if self.step % every == 0 or self.step == self.recipe.trainer.steps:
+                    self.save()
+            self._export()
+        finally:
+            self.tracker.close()
+
+    def train_step(self) -> dict[str, float]:
+        """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
+        started = time.perf_counter()
+        ctx, objective = self.ctx, self.objective
+        ctx.step, ctx.update = self.step, 0
+        with self.tracker.phase("collect"), torch.no_grad(), evaluating(ctx.roles.engines["student"].network):
+            experience = objective.collect(ctx, self._batch())
+        metrics = dict(experience.metrics)
+        for phase in objective.phases():
+            with self.tracker.phase(phase.role):
+                metrics |= self._run_phase(experience, phase)
+        objective.after_step(ctx)
+        if self.recipe.trainer.ema_decay:
+            ctx.policies.lerp("ema", "current", self._ema_decay())
+        self.step += 1
+        metrics |= self._held_out()
+        metrics["perf/step/seconds"] = time.perf_counter() - started
+        self.tracker.log(self.step, metrics)
+        return metrics
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step; all ranks call it."""
+        return self.checkpoints.save(self.step, {"objective": self.objective.state_dict()}, self._parts())
+
+    def evaluate(self) -> Evaluation:
+        """Judge the student as it is on the recipe's evaluation prompts."""
+        return evaluate(self.ctx, self.recipe.evaluation, self.recipe.data.eval_prompts, self.recipe.seed)
+
+    # --- parts of a step ---------------------------------------------------------------------------------------
+
+    def _batch(self) -> Batch:
+        """This rank's prompts: the samples of a step are dealt out in turn, groups never split."""
+        total = self.recipe.trainer.prompts_per_step
+        first = self.step * total
+        ids = list(range(first + distributed.rank(), first + total, distributed.world_size()))
+        return Batch(self.step, [self.prompts[i] for i in ids], ids)
+
+    def _run_phase(self, experience: Experience, phase: Phase) -> dict[str, float]:
+        ctx, gathered = self.ctx, defaultdict(list)
+        with ctx.roles.phase(phase.role) as engine:
+            for update in range(phase.updates):
+                ctx.update = update
+                pieces = list(self.objective.micro_batches(ctx, experience, phase))
+                distributed.check_equal(len(pieces), "the number of micro-batches")
+                for piece in pieces:
+                    out = self.objective.loss(ctx, piece, phase)
+                    engine.backward(out.loss * piece.weight)
+                    for name, value in {"objective/loss/mean": out.loss.detach(), **out.metrics}.items():
+                        gathered[_role_name(name, phase.role)].append((piece.weight, float(value)))
+                gathered[_role_name("health/grad_norm/mean", phase.role)].append((1.0, engine.step()))
+            gathered[_role_name("perf/learning_rate", phase.role)].append((1.0, engine.learning_rate))
+        return {name: _weighted_mean(values) for name, values in gathered.items()}
+
+    def _ema_decay(self) -> float:
+        """The recipe's decay, smaller in the first steps so that the average forgets the initial weights."""
+        return min(self.recipe.trainer.ema_decay, (1 + self.step) / (10 + self.step))
+
+    def _held_out(self) -> dict[str, float]:
+        every = self.recipe.trainer.eval_every
+        if not every or self.step % every:
+            return {}
+        with self.tracker.phase("held_out"):
+            return self.evaluate().health()
+
+    # --- run folder --------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, Any]:
+        return {**self.ctx.roles.engines, "policies": self.ctx.policies}
+
+    def _resume(self) -> None:
+        self.step, state = self.checkpoints.load(self._parts())
+        self.objective.load_state_dict(state["objective"])
+
+    def _tracker(self, panel: str, start_step: int) -> Tracker:
+        if distributed.rank() != 0:
+            return Tracker.silent()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        tracking = self.recipe.tracking
+        return Tracker(
+            self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
+            tensorboard=tracking.tensorboard, panel=panel, start_step=start_step,
+        )  # fmt: skip
+
+    def _export(self) -> None:
+        save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
+
+
+def _role_name(metric: str, role: str) -> str:
+    """Metrics of other roles than the student carry the role's name: objective/fake_score_loss/mean."""
+    if role == "student":
+        return metric
+    group, rest = metric.split("/", 1)
+    return f"{group}/{role}_{rest}"
+
+
+def _weighted_mean(values: list[tuple[float, float]]) -> float:
+    finite = [(w, v) for w, v in values if math.isfinite(v)]
+    return sum(w * v for w, v in finite) / sum(w for w, _ in finite) if finite else math.nan
