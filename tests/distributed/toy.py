@@ -1,0 +1,199 @@
+"""A toy alignment run with everything that is hard on an engine: two roles that see each other frozen, weight
+sets, checkpointing, several micro-batches a step, parameters outside layers, gradients that miss some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vidalign.engine import distributed, rng
+from vidalign.engine.base import build_engine
+from vidalign.engine.checkpoint import Checkpoints
+from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.policies import Policies
+from vidalign.engine.roles import Roles
+
+SAMPLES, MICRO_BATCH, DIM, WIDTH = 8, 2, 6, 16
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.scale * self.down(torch.tanh(self.up(h)))
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(DIM, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(WIDTH, DIM)
+        self.unused = nn.Linear(2, 2)
+
+    def velocity(self, x_t: Tensor, sigma: float) -> Tensor:
+        h = self.embed(x_t) * (1.0 + sigma)
+        for block in self.blocks:
+            h = checkpoint(block, h, use_reentrant=False) if torch.is_grad_enabled() else block(h)
+        return self.head(h)
+
+
+class Judge(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(DIM, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(-1)
+
+
+def seeded(network: nn.Module, seed: int) -> nn.Module:
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            numbers = rng.generator(seed, name, 0)
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-0.4, 0.4, generator=numbers))
+    return network
+
+
+@dataclass
+class Run:
+    engine: EngineConfig
+    optimizer: OptimizerConfig
+    lora: bool
+    total: int = 5
+
+
+class Toy:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        student, judge = seeded(Student(), 1), seeded(Judge(), 2)
+        adapter = AdapterConfig(rank=4, alpha=8.0) if run.lora else None
+        self.policies = Policies(student, ("old", "reference"), adapter, seed=3)
+        self.roles = Roles(
+            {
+                "student": build_engine(run.engine, run.optimizer, student, run.total, self.policies),
+                "judge": build_engine(run.engine, run.optimizer, judge, run.total),
+            }
+        )
+        self.parts = {**self.roles.engines, "policies": self.policies}
+
+    def micro_batches(self, step: int) -> list[Tensor]:
+        """This rank's share of the step's samples; a sample's numbers do not depend on the rank."""
+        share = SAMPLES // distributed.world_size()
+        ids = range(distributed.rank() * share, (distributed.rank() + 1) * share)
+        dtype = torch.float64 if self.run.engine.precision == "fp64" else torch.float32
+        rows = [torch.randn(2, DIM, generator=rng.generator(0, "data", step, i)) for i in ids]
+        return list(torch.stack(rows).to(dtype).split(MICRO_BATCH))
+
+    def judge_loss(self, batch: Tensor) -> Tensor:
+        with torch.no_grad(), self.policies.use("old"):
+            fake = self.roles.module("student").velocity(batch[:, 0], 0.5)
+        judge = self.roles.module("judge")
+        return nn.functional.softplus(judge(fake) - judge(batch[:, 1])).mean()
+
+    def student_loss(self, batch: Tensor) -> Tensor:
+        student = self.roles.module("student")
+        with torch.no_grad():
+            with self.policies.use("old"):
+                old = student.velocity(batch[:, 0], 0.5)
+            with self.policies.use("reference"):
+                reference = student.velocity(batch[:, 0], 0.5)
+        new = student.velocity(batch[:, 0], 0.5)
+        target = (new - batch[:, 1]).square().mean() + (new - 2 * old + reference).square().mean()
+        return target - 0.3 * self.roles.module("judge")(new).mean()
+
+    def step(self, step: int) -> dict[str, float]:
+        metrics = {}
+        batches = self.micro_batches(step)
+        distributed.check_equal(len(batches), "number of micro-batches")
+        for role, loss_of in (("judge", self.judge_loss), ("student", self.student_loss)):
+            with self.roles.phase(role) as engine:
+                total = torch.zeros((), dtype=batches[0].dtype)
+                for batch in batches:
+                    loss = loss_of(batch) / len(batches)
+                    engine.backward(loss)
+                    total += loss.detach()
+                metrics[f"{role}/rate"] = engine.learning_rate
+                metrics[f"{role}/norm"] = engine.step()
+                metrics[f"{role}/loss"] = float(distributed.all_reduce_mean(total))
+        self.policies.lerp("old", "current", 0.5)
+        if step % 3 == 2:
+            self.policies.copy("current", "reference")
+        return metrics
+
+    def train(self, first: int, last: int) -> list[dict[str, float]]:
+        return [self.step(step) for step in range(first, last)]
+
+    def digest(self) -> dict[str, list[float]]:
+        """All weights of all weight sets, whole."""
+        sets = {name: self.policies.weights(name) for name in ("current", "old", "reference")}
+        return {
+            f"{name}/{key}": value.double().flatten().tolist() for name, w in sets.items() for key, value in w.items()
+        }
+
+    def save(self, folder: Path, step: int) -> None:
+        Checkpoints(folder).save(step, {"step": step}, self.parts)
+
+    def load(self, folder: Path) -> int:
+        step, state = Checkpoints(folder).load(self.parts)
+        assert state == {"step": step}
+        return step
+
+
+def runs(optimizer: OptimizerConfig, total: int) -> dict[str, Run]:
+    """Every fp32 engine, LoRA and full."""
+    engines = {"plain": EngineConfig()}
+    engines |= {f"zero{s}": EngineConfig(name="deepspeed", zero_stage=s) for s in range(4)}
+    return {
+        f"{name}-{kind}": Run(engine, optimizer, kind == "lora", total)
+        for name, engine in engines.items()
+        for kind in ("lora", "full")
+    }
+
+
+SGD = OptimizerConfig(name="sgd", learning_rate=0.05, clip=0.5, warmup_steps=2, schedule="cosine")
+ADAMW = OptimizerConfig(learning_rate=0.01, weight_decay=0.01, clip=0.5, warmup_steps=2, schedule="cosine")
+
+
+def losses(_: Path) -> dict[str, Any]:
+    """Five steps on every engine, and in float64 on the plain one."""
+    chosen = runs(SGD, 5)
+    for kind in ("lora", "full"):
+        chosen[f"fp64-{kind}"] = Run(EngineConfig(precision="fp64"), ADAMW, kind == "lora", 5)
+    if distributed.world_size() == 1:
+        chosen = {name: run for name, run in chosen.items() if not name.startswith("zero")}
+    result = {}
+    for name, run in chosen.items():
+        toy = Toy(run)
+        result[name] = {"steps": toy.train(0, 5), "weights": toy.digest()}
+    return result
+
+
+def straight(folder: Path) -> dict[str, Any]:
+    """2N steps with a checkpoint after N."""
+    result = {}
+    for name, run in runs(ADAMW, 6).items():
+        toy = Toy(run)
+        steps = toy.train(0, 3)
+        toy.save(folder / name, 3)
+        result[name] = {"steps": steps + toy.train(3, 6), "weights": toy.digest()}
+    return result
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """The last N steps from that checkpoint, in a new process."""
+    result = {}
+    for name, run in runs(ADAMW, 6).items():
+        toy = Toy(run)
+        first = toy.load(folder / name)
+        result[name] = {"first": first, "steps": toy.train(first, 6), "weights": toy.digest()}
+    return result

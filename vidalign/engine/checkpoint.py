@@ -1,0 +1,273 @@
+"""Checkpoints that are either whole or not there.
+
+    CHECKPOINTS/step-00000100/manifest.json      sizes and sha256 of every other file, step, score
+                              state.pt           small state of rank 0: objective, data cursor
+                              <part>/...         one folder for each engine and weight set
+
+A checkpoint is written under a hidden name beside the older ones, flushed to disk, and made visible by one
+atomic rename; whatever a killed process leaves behind has a hidden name and is swept by the next save.
+Several nodes need one shared file system. The manifest is checked in full before anything is loaded. Files
+are read with torch's safe loader, except the ones that DeepSpeed writes itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vidalign.engine import distributed
+from vidalign.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+class Part(Protocol):
+    """What can be stored in a checkpoint; all ranks call both methods, in the same order."""
+
+    def save(self, directory: Path) -> None: ...
+    def load(self, directory: Path) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep_last`, and the one with the highest score if `keep_best`."""
+
+    def __init__(self, root: Path | str, *, keep_last: int = 2, keep_best: bool = True) -> None:
+        assert keep_last >= 1, "the newest checkpoint is always kept"
+        self.root = Path(root)
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+
+    def steps(self) -> list[int]:
+        """Steps with a visible checkpoint, ascending."""
+        found = {int(p.name.rpartition("-")[2]) for p in self.root.glob("*step-*") if _is_visible(p)}
+        return sorted(found)
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of `step`, whether it exists or not."""
+        final = self.root / f"step-{step:08d}"
+        aside = self._hidden("replaced", step)
+        return aside if _is_visible(aside) and not _is_visible(final) else final
+
+    def best(self) -> int | None:
+        """Step with the highest score; the later one among equals; None without any score."""
+        scores = {step: read_manifest(self.path(step)).get("score") for step in self.steps()}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        return max(scored)[1] if scored else None
+
+    def save(
+        self, step: int, state: Mapping[str, Any], parts: Mapping[str, Part], *, score: float | None = None
+    ) -> Path:
+        """Write the checkpoint of `step` on all ranks; `CheckpointError` on all ranks if one of them fails.
+
+        `state` holds tensors, numbers, strings and containers of them. Older checkpoints stay untouched
+        until this one is visible.
+        """
+        draft = self._hidden("draft", step)
+        self._together(step, lambda: self._sweep(draft))
+        self._together(step, lambda: [part.save(_folder(draft / name)) for name, part in parts.items()])
+        self._together(step, lambda: self._publish(step, draft, dict(state), score))
+        return self.path(step)
+
+    def load(self, parts: Mapping[str, Part], step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """Restore all `parts` on all ranks; returns the step and the state of rank 0.
+
+        Without `step` the newest intact checkpoint is taken, with a warning for each damaged one.
+        """
+        problems: list[str] = []
+        candidates = self.steps()[::-1] if step is None else [step]
+        for candidate in distributed.broadcast_object(candidates):
+            problem = distributed.broadcast_object(self._problem(candidate))
+            if not problem:
+                return candidate, self._restore(candidate, parts)
+            problems.append(problem)
+            log.warning("checkpoint of step %d is not used: %s", candidate, problem)
+        raise CheckpointError(
+            "no checkpoint can be loaded",
+            where=str(self.root),
+            why="; ".join(problems) or "there is none",
+            fix="train from the start, or name another run",
+        )
+
+    def _restore(self, step: int, parts: Mapping[str, Part]) -> dict[str, Any]:
+        path = self.path(step)
+        saved = read_manifest(path)["world_size"]
+        if saved != distributed.world_size() and any(path.glob("*/deepspeed")):
+            raise CheckpointError(
+                f"checkpoint of {saved} processes, run of {distributed.world_size()}",
+                where=str(path),
+                why="ZeRO state is divided by the number of processes",
+                fix=f"resume with {saved} processes (DeepSpeed's ds_to_universal can convert the state)",
+            )
+        for name, part in parts.items():
+            part.load(path / name)
+        return dict(read_tensors(path / "state.pt"))
+
+    def _problem(self, step: int) -> str:
+        """Why the checkpoint cannot be used, '' when it is intact; looked at by rank 0 alone."""
+        return verify(self.path(step)) if distributed.rank() == 0 else ""
+
+    def _hidden(self, kind: str, step: int) -> Path:
+        return self.root / f".{kind}-step-{step:08d}"
+
+    def _sweep(self, draft: Path) -> None:
+        """Remove what killed processes left, then open the draft folder."""
+        if distributed.rank() != 0:
+            return
+        for leftover in (*self.root.glob(".draft-*"), *self.root.glob(".trash-*")):
+            shutil.rmtree(leftover)
+        for aside in self.root.glob(".replaced-*"):
+            if _is_visible(self.root / aside.name.removeprefix(".replaced-")):
+                shutil.rmtree(aside)
+        draft.mkdir(parents=True)
+
+    def _publish(self, step: int, draft: Path, state: dict[str, Any], score: float | None) -> None:
+        if distributed.rank() != 0:
+            return
+        write_tensors(draft / "state.pt", state)
+        files = {str(p.relative_to(draft)): _seal(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+        manifest = {
+            "format": 1, "step": step, "score": score, "world_size": distributed.world_size(), "files": files,
+        }  # fmt: skip
+        _write(draft / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+        for folder in (draft, *(p for p in draft.rglob("*") if p.is_dir())):
+            _flush_folder(folder)
+        final, aside = self.root / f"step-{step:08d}", self._hidden("replaced", step)
+        if final.exists():
+            if aside.exists():
+                shutil.rmtree(aside)
+            final.rename(aside)
+        draft.rename(final)
+        _flush_folder(self.root)
+        if aside.exists():
+            shutil.rmtree(aside)
+        self._prune()
+
+    def _prune(self) -> None:
+        keep = set(self.steps()[-self.keep_last :])
+        if self.keep_best and (best := self.best()) is not None:
+            keep.add(best)
+        for step in set(self.steps()) - keep:
+            trash = self._hidden("trash", step)
+            self.path(step).rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)  # what stays is hidden and swept by the next save
+
+    def _together(self, step: int, work: Callable[[], Any]) -> None:
+        """Run `work` on every rank; when one fails, remove the draft and raise on all of them."""
+        failure = ""
+        try:
+            work()
+        except (OSError, RuntimeError, CheckpointError) as error:
+            failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        failures = [text for text in distributed.all_gather_object(failure) if text]
+        if failures:
+            if distributed.rank() == 0:
+                shutil.rmtree(self._hidden("draft", step), ignore_errors=True)
+            existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
+            free = shutil.disk_usage(existing).free
+            raise CheckpointError(
+                f"checkpoint of step {step} was not saved; the older ones are intact",
+                where=str(self.root),
+                why=f"{failures[0]} ({free / 1e6:.0f} MB free)",
+                fix="free space or lower checkpoint.keep_last, then resume",
+            )
+
+
+def verify(path: Path) -> str:
+    """'' if every file of the checkpoint has the size and hash of the manifest, else what is wrong."""
+    try:
+        files = read_manifest(path)["files"]
+        for name, entry in files.items():
+            file = path / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if file.stat().st_size != entry["size"]:
+                return f"{file} has {file.stat().st_size} bytes, expected {entry['size']}"
+            if _sha256(file) != entry["sha256"]:
+                return f"{file} is damaged: its sha256 is not the one of the manifest"
+    except (OSError, CheckpointError) as error:
+        return str(error)
+    return ""
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint folder `path`; `CheckpointError` if it is missing or unreadable."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if not (isinstance(manifest, dict) and {"files", "step", "world_size"} <= manifest.keys()):
+            raise ValueError("entries are missing")
+        return manifest
+    except (OSError, ValueError) as error:
+        raise CheckpointError("no readable manifest", where=str(path / MANIFEST), why=str(error)) from error
+
+
+def write_tensors(path: Path, state: Any) -> None:
+    """`state` (tensors, numbers, strings, containers) in torch's format, flushed to disk."""
+    _write(path, lambda file: torch.save(state, file))
+
+
+def read_tensors(path: Path) -> Any:
+    """What `write_tensors` wrote, on the CPU; `CheckpointError` when it is missing or half-written."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError("cannot read a checkpoint file", where=str(path), why=str(error)) from error
+
+
+def check_shapes(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """`CheckpointError` naming the first tensor whose name or shape is not the expected one."""
+    for name in sorted(set(found) | set(expected)):
+        got, want = (tuple(m[name].shape) if name in m else "nothing" for m in (found, expected))
+        if got != want:
+            raise CheckpointError(
+                f"{name}: found {got}, expected {want}",
+                where=str(where),
+                why="the checkpoint belongs to another network or adapter",
+                fix="resume with the recipe of the run",
+            )
+
+
+def _write(path: Path, write: Callable[[Any], Any]) -> None:
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    """Flush a file that others may have written; its size and hash."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _is_visible(path: Path) -> bool:
+    """Published, or published and then moved aside by a replacement that did not finish."""
+    return path.name.startswith(("step-", ".replaced-step-")) and (path / MANIFEST).is_file()

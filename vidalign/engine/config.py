@@ -1,0 +1,88 @@
+"""What a recipe says about engines, optimisers and adapters; plain dataclasses, no torch.
+
+Field defaults are the ones that suit LoRA on one process. Values out of range raise `UserError` when the
+dataclass is built, so a recipe is refused before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vidalign.errors import UserError
+
+
+@dataclass
+class EngineConfig:
+    name: Literal["plain", "deepspeed"] = "plain"
+    """`plain` is torch alone, on one or several processes; `deepspeed` adds ZeRO."""
+    zero_stage: int = 2
+    """ZeRO stage 0-3 of `deepspeed`. 2 suits LoRA up to 5B parameters; 3 divides the weights too."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Compute precision. Trained weights and optimiser state stay fp32 with `bf16` (autocast); `fp64` is for
+    comparing runs and needs `plain`."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What DeepSpeed keeps in host memory; `parameters` needs stage 3."""
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"zero_stage is {self.zero_stage}", where="engine.zero_stage", fix="use 0 to 3")
+        if self.name == "deepspeed" and self.precision == "fp64":
+            raise UserError(
+                "DeepSpeed has no fp64", where="engine.precision", why="ZeRO keeps fp32 masters",
+                fix="use engine.name=plain, or fp32",
+            )  # fmt: skip
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if needed and (self.name != "deepspeed" or self.zero_stage < needed):
+            raise UserError(
+                f"offload={self.offload} needs DeepSpeed with zero_stage >= {needed}", where="engine.offload"
+            )
+
+
+@dataclass
+class OptimizerConfig:
+    name: Literal["adamw", "sgd"] = "adamw"
+    """torch's optimiser of that name."""
+    learning_rate: float = 1e-4
+    """Peak learning rate, after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averages of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay for adamw, L2 for sgd."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 1/warmup_steps of the peak."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall to 0 at the last step along half a cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "clip", "warmup_steps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} is {value}", where=f"optimizer.{name}", fix="use a number >= 0")
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Learning rate of the 0-based `step` as a fraction of the peak, in [0, 1]."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        span = max(1, total_steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / span)))
+
+
+@dataclass
+class AdapterConfig:
+    rank: int = 32
+    """Rank of the low-rank update."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: str | list[str] = "blocks"
+    """`blocks` = every linear layer of the transformer blocks; otherwise patterns of layer names: a tail
+    (`attn1.to_q`) or a glob (`transformer.blocks.*.ffn.*`)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank is {self.rank}", where="adapter.rank", fix="use a rank >= 1")

@@ -1,0 +1,174 @@
+"""The DeepSpeed engine, ZeRO 0 to 3; the rules it keeps were measured on DeepSpeed 0.19.8.
+
+- Accumulation is left to the caller (`managed_gradient_accumulation: false`): gradients are reduced and used
+  when `step` is called, so the number of backwards may vary.
+- Clipping is always stated; DeepSpeed's own default is 1.0. Under stage 0 it is done here, because DeepSpeed
+  reports no gradient norm there.
+- Weights are fp32 and autocast sits inside the module; DeepSpeed's bf16 mode would cast adapters as well.
+- On the CPU, DeepSpeed would compile a shared-memory operation for minutes at first use; gloo does without.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidalign.engine import distributed, zero3
+from vidalign.engine.base import Engine, make_optimizer, make_schedule
+from vidalign.engine.config import EngineConfig, OptimizerConfig
+from vidalign.errors import CheckpointError
+
+FOLDER = "deepspeed"
+UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+"""What DeepSpeed's converter to another number of processes asks of a ZeRO-1/2 checkpoint."""
+
+
+class DeepSpeedEngine(Engine):
+    """`weights_are_swapped`: whole weight sets take turns in the network, so nothing may be fetched ahead."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        *,
+        weights_are_swapped: bool = False,
+    ) -> None:
+        super().__init__(network, config)
+        deepspeed = _prepare()
+        basic = make_optimizer(optimizer, self.trainable)
+        if config.zero_stage == 0:
+            basic.register_step_pre_hook(lambda *_: self._clip(optimizer.clip))
+        self.norm = math.nan
+        self.deepspeed, _, _, _ = deepspeed.initialize(
+            model=self.dispatch,
+            optimizer=basic,
+            lr_scheduler=make_schedule(optimizer, basic, total_steps),
+            config=_settings(config, optimizer, weights_are_swapped),
+            dist_init_required=False,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.deepspeed.get_lr()[0])
+
+    def _entry(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self.deepspeed(name, *args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        self.deepspeed.backward(loss)
+
+    def step(self) -> float:
+        self.deepspeed.step()
+        self.steps += 1
+        return self.norm if self.config.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm())
+
+    def zero_grad(self) -> None:
+        if self.config.zero_stage:
+            self.deepspeed.optimizer.zero_grad()
+        else:
+            self.deepspeed.zero_grad()
+
+    def save(self, directory: Path) -> None:
+        keeper = _Recorder(self.deepspeed.checkpoint_engine)
+        self.deepspeed.checkpoint_engine = keeper
+        try:
+            self.deepspeed.save_checkpoint(
+                str(directory),
+                tag=FOLDER,
+                client_state={"steps": self.steps, **UNIVERSAL},
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+        finally:
+            self.deepspeed.checkpoint_engine = keeper.inner
+        if keeper.failure is not None:
+            raise keeper.failure
+
+    def load(self, directory: Path) -> None:
+        path, state = self.deepspeed.load_checkpoint(str(directory), tag=FOLDER, load_module_strict=False)
+        if path is None:
+            raise CheckpointError("no DeepSpeed state in the checkpoint", where=str(directory))
+        self.steps = state["steps"]
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        parameters: list[Any] = [p for p in self.network.parameters() if zero3.is_divided(p)]
+        if not parameters:
+            yield
+            return
+        kept = [p.ds_persist for p in parameters]
+        for parameter in parameters:
+            parameter.ds_persist = True
+        parameters[0].all_gather(param_list=parameters)
+        try:
+            yield
+        finally:
+            for parameter, persist in zip(parameters, kept, strict=True):
+                parameter.ds_persist = persist
+            zero3.invalidate(parameters)
+
+    def _clip(self, limit: float) -> None:
+        for parameter in self.trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.norm = float(nn.utils.clip_grad_norm_(self.trainable, limit or math.inf))
+
+
+class _Recorder:
+    """DeepSpeed's checkpoint writer; remembers an error until all ranks have passed DeepSpeed's barriers."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.failure: Exception | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        try:
+            self.inner.save(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            self.failure = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _prepare() -> Any:
+    """Import DeepSpeed, quietly, with a process group in place."""
+    os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    distributed.setup(single=True)
+    if distributed.device().type == "cpu":
+        vars(deepspeed.ops)["__compatible_ops__"] = {}  # neither probe compilers nor compile
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def _settings(config: EngineConfig, optimizer: OptimizerConfig, weights_are_swapped: bool) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
+    if weights_are_swapped:
+        zero["stage3_prefetch_bucket_size"] = 0
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip if config.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
