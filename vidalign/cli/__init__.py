@@ -1,7 +1,7 @@
 """The command `vidalign`: one verb a file, the same words as the Python API.
 
-Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 130 interrupted.
-Mistakes of the user are told without a traceback; a traceback means a fault of ours.
+Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running,
+130 interrupted. Mistakes of the user are told without a traceback; a traceback means a fault of ours.
 """
 
 from __future__ import annotations
@@ -57,8 +57,6 @@ def _tell(error: UserError) -> None:
 
 
 def _interrupted() -> None:
-    print(
-        "Interrupted: nothing was lost of what had been saved; `vidalign train ... --resume` goes on.",
-        file=sys.stderr,
-    )
+    message = "Interrupted: what had been saved is kept; `vidalign train ... --resume` goes on from there."
+    print(message, file=sys.stderr)
     sys.exit(INTERRUPTED)

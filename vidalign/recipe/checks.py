@@ -128,7 +128,7 @@ def _student(draft: Draft) -> None:
 
 
 def _adapter(draft: Draft) -> None:
-    """Every adapter pattern matches a layer of the network, which is built without memory to know its layers."""
+    """Every adapter pattern matches a layer of the network, which is built without memory for that."""
     from vidalign.engine.policies import match_targets
 
     adapter = draft.recipe.student.adapter

@@ -1,7 +1,7 @@
 """From a name to one tree: the file, its `base:` parents (at most two) and the overrides, merged.
 
-Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that chooses a
-plugin is replaced as a whole when the `name` in it changes: the parent's settings belong to another plugin.
+Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that chooses
+a plugin is replaced as a whole when the `name` in it changes: the parent's settings belong to another plugin.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def recipes_root() -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Runnable shipped recipes by name, such as `world/astrolabe`. Files called base.yaml are parents only."""
+    """Runnable shipped recipes by name, such as `world/astrolabe`; files called base.yaml are parents."""
     return {name: path for name, path in _shipped_files().items() if path.name != "base.yaml"}
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path | None:
-    """The file that a recipe argument or a `base:` means: a path, a file in the folder `beside`, or a shipped name."""
+    """The file that is meant: a path (for a `base:` in the folder `beside`), or a shipped name."""
     for folder in [beside] if beside is not None else [Path()]:
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():

@@ -1,7 +1,7 @@
 """A recipe as YAML that can be run again, on demand with the docstring and the origin of every value.
 
-Field docstrings are the string literals under the fields of a dataclass; Python does not keep them, so they are
-read from the source.
+Field docstrings are the string literals under the fields of a dataclass; Python does not keep them, so they
+are read from the source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vidalign.recipe.schema import Choice, Sections
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, inherited ones included; fields without one are left out."""
+    """The docstring under each field of a dataclass, inherited ones included."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         try:
@@ -42,7 +42,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def render(recipe: Recipe, explain: bool = False) -> str:
-    """The recipe with every default filled in; with `explain`, what each value means and where it was written."""
+    """The recipe with every default; with `explain`, what each value means and where it was written."""
     if not explain:
         return recipe.to_yaml()
     docs = field_docs(Sections)

@@ -1,4 +1,4 @@
-"""`load_recipe`: compose, build, check; either a `Recipe` that fits together or one error with every mistake."""
+"""`load_recipe`: compose, build, check; a `Recipe` that fits together, or one error with every mistake."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Recipe(Sections):
 
 
 def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file or a shipped recipe such as `world/astrolabe`, with overrides `key=value` and `~key`.
+    """Read a recipe file or a shipped one such as `world/astrolabe`, with overrides `key=value`, `~key`.
 
     Nothing is loaded or started. Raises RecipeError with every mistake found, each with its file and line.
     """
@@ -79,7 +79,7 @@ def read_header(path: Path) -> str:
 
 
 def _build_sections(tree: Node, problems: list[Problem]) -> tuple[Recipe, set[str]]:
-    """The recipe and the names of its broken sections, in whose place stand what could be read and defaults."""
+    """The recipe and the names of its broken sections, for which defaults stand in."""
     hints = get_type_hints(Sections)
     for key, child in tree.value.items():
         if key not in hints:

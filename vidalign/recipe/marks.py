@@ -1,7 +1,7 @@
-"""YAML that remembers where each value was written: a tree of `Node`, one for every mapping entry and list item.
+"""YAML that remembers where each value was written: a tree of `Node`, one for every entry and item.
 
-The tree rather than plain data goes through inheritance and overrides, so that a mistake found at the very end
-still knows its file and line. Floats may be written 1e-4, which plain YAML 1.1 reads as text.
+The tree rather than plain data goes through inheritance and overrides, so that a mistake found at the very
+end still knows its file and line. Floats may be written 1e-4, which plain YAML 1.1 reads as text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidalign.errors import Problem
 
 @dataclass
 class Node:
-    """A value (dict of nodes, list of nodes, or scalar) and where it was written: `file:line` or `override N`."""
+    """A value (dict of nodes, list of nodes, scalar) and where it was written: `file:line`, `override N`."""
 
     value: Any
     where: str
@@ -42,7 +42,7 @@ class Node:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with floats as everybody writes them; its own class, so that PyYAML's stays as it is."""
+    """The safe loader with floats as everybody writes them."""
 
 
 _Loader.yaml_implicit_resolvers = {
