@@ -10,7 +10,7 @@ policy and are cached.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from torch import Tensor
 
@@ -44,6 +44,12 @@ class Layout:
     """Absolute frame index of each frame of the sequence."""
     context_positions: tuple[int, ...] = ()
     relative: bool = False
+
+    @cached_property
+    def cuts(self) -> tuple[int, ...]:
+        """Frame indices where some span of the sequence begins or ends, 0 and the length included."""
+        spans = [s for segment in self.segments for s in (segment.query, *segment.sequence)]
+        return tuple(sorted({0, len(self.positions)} | {edge for span in spans for edge in span}))
 
 
 @dataclass
