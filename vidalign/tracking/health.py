@@ -1,0 +1,223 @@
+"""Health monitors: each watches the logged metrics, and warns once, with a fix.
+
+A monitor reads metrics by name; the name may carry one reduction suffix (`health/grad_norm/max`). What is not
+logged is not judged. The names that the monitors read:
+
+    reward/mean, reward/<component>/mean   means over the batch; NaN or constant is a fault
+    health/reward_nan        fraction of items whose reward failed (NaN)
+    health/zero_std_groups   fraction of groups in which all candidates score the same
+    health/adapter_layers    layers that the adapter pattern matched
+    health/grad_norm         norm of the gradient before clipping
+    health/on_policy_gap     relative difference between what rollout and replay predict
+    health/motion            mean movement in the generated clips (any non-negative measure)
+    health/held_out          score of the held-out judge
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Health:
+    """One warning: `name` is the key in the troubleshooting page, `fix` says what to do."""
+
+    name: str
+    message: str
+    fix: str
+
+
+Monitor = Callable[[Metrics], Health | None]
+
+
+class HealthMonitors:
+    """Runs every monitor on what was logged; each is dropped after its first warning."""
+
+    def __init__(self, monitors: Iterable[Monitor] | None = None) -> None:
+        self._monitors = list(default_monitors() if monitors is None else monitors)
+
+    def check(self, metrics: Metrics) -> list[Health]:
+        """Warnings that are new with these metrics."""
+        warnings, silent = [], []
+        for monitor in self._monitors:
+            warning = monitor(metrics)
+            if warning is None:
+                silent.append(monitor)
+            else:
+                warnings.append(warning)
+        self._monitors = silent
+        return warnings
+
+
+def default_monitors() -> list[Monitor]:
+    return [
+        reward_nan,
+        RewardConstant(),
+        zero_std_groups,
+        adapter_empty,
+        zero_gradient,
+        on_policy_gap,
+        MotionCollapse(),
+        HeldOutFalling(),
+    ]
+
+
+def find(metrics: Metrics, name: str) -> float | None:
+    """The value of `name`, or of `name` with one reduction suffix; None where it was not logged."""
+    if name in metrics:
+        return metrics[name]
+    for key, value in metrics.items():
+        if key.startswith(name + "/") and "/" not in key[len(name) + 1 :]:
+            return value
+    return None
+
+
+def reward_nan(metrics: Metrics) -> Health | None:
+    bad = [name for name, value in metrics.items() if name.startswith("reward/") and not math.isfinite(value)]
+    failed = find(metrics, "health/reward_nan") or 0.0
+    if not bad and failed == 0:
+        return None
+    what = f"{', '.join(bad)} is not finite" if bad else f"{failed:.1%} of the rewards are NaN"
+    return Health(
+        "reward_nan",
+        f"{what}; such items are left out of the update",
+        "score one of the logged clips with that reward alone; check its input range and frame rate",
+    )
+
+
+def zero_std_groups(metrics: Metrics) -> Health | None:
+    fraction = find(metrics, "health/zero_std_groups")
+    if fraction is None or not fraction > 0.5:
+        return None
+    return Health(
+        "zero_std_groups",
+        f"in {fraction:.0%} of the groups all candidates score the same, so they teach nothing",
+        "raise objective.group_size, use harder prompts, or add a reward that is not saturated",
+    )
+
+
+def adapter_empty(metrics: Metrics) -> Health | None:
+    layers = find(metrics, "health/adapter_layers")
+    if layers is None or layers > 0:
+        return None
+    return Health(
+        "adapter_empty",
+        "the adapter matched no layer, so nothing is trained",
+        "set student.adapter.targets to blocks, or to a pattern of layers that exist",
+    )
+
+
+def zero_gradient(metrics: Metrics) -> Health | None:
+    norm = find(metrics, "health/grad_norm")
+    if norm is None or norm != 0:
+        return None
+    return Health(
+        "zero_gradient",
+        "the gradient norm is exactly 0, so this step changed nothing",
+        "check that advantages are not all 0 (health/zero_std_groups) and that the trained role is free",
+    )
+
+
+def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
+    """bf16 leaves about 0.01; a wrong cache policy, sigma or adapter leaves more than 0.3."""
+    gap = find(metrics, "health/on_policy_gap")
+    if gap is None or gap <= limit:
+        return None
+    return Health(
+        "on_policy_gap",
+        f"rollout and replay of the same states differ by {gap:.2f} (limit {limit:.2f})",
+        "compare cache policy, sigma list and active adapter of the two; train in fp32 to rule out rounding",
+    )
+
+
+class RewardConstant:
+    """A mean reward that stays the same to eight digits for `patience` logs in a row."""
+
+    def __init__(self, patience: int = 5) -> None:
+        self._patience = patience
+        self._recent: dict[str, deque[float]] = {}
+
+    def __call__(self, metrics: Metrics) -> Health | None:
+        for name, value in metrics.items():
+            if name.startswith("reward/") and name.endswith("/mean") and "group_std" not in name:
+                recent = self._recent.setdefault(name, deque(maxlen=self._patience))
+                recent.append(value)
+                spread = max(recent) - min(recent)
+                if len(recent) == self._patience and spread <= 1e-8 * (1 + abs(value)):
+                    return self._warning(name, value)
+        return None
+
+    def _warning(self, name: str, value: float) -> Health:
+        return Health(
+            "reward_constant",
+            f"{name} has been {value:.4g} for {self._patience} logs in a row",
+            "check that the reward sees the clips and prompts; drop a saturated reward from the recipe",
+        )
+
+
+class MotionCollapse:
+    """Movement below `floor` of its start (mean of the first three logs) for three logs in a row."""
+
+    def __init__(self, floor: float = 0.5, patience: int = 3) -> None:
+        self._floor, self._patience = floor, patience
+        self._start: list[float] = []
+        self._low = 0
+
+    def __call__(self, metrics: Metrics) -> Health | None:
+        motion = find(metrics, "health/motion")
+        if motion is None:
+            return None
+        if len(self._start) < self._patience:
+            self._start.append(motion)
+            return None
+        start = sum(self._start) / len(self._start)
+        self._low = self._low + 1 if motion < self._floor * start else 0
+        if self._low < self._patience:
+            return None
+        return Health(
+            "motion_collapse",
+            f"movement fell from {start:.3g} to {motion:.3g}: clips are freezing",
+            "add or weight up a motion reward, raise the KL weight, lower the learning rate",
+        )
+
+
+class HeldOutFalling:
+    """The held-out judge stays below its best for two checks while the trained reward is above that time's.
+
+    The trained reward of a check is the mean of `reward/mean` since the check before: one batch is too noisy.
+    """
+
+    def __init__(self, margin: float = 0.03, patience: int = 2) -> None:
+        self._margin, self._patience = margin, patience
+        self._rewards: list[float] = []
+        self._best: tuple[float, float] | None = None  # held-out score, trained reward at that time
+        self._low = 0
+
+    def __call__(self, metrics: Metrics) -> Health | None:
+        reward, held_out = metrics.get("reward/mean"), find(metrics, "health/held_out")
+        if reward is not None and math.isfinite(reward):
+            self._rewards.append(reward)
+        if held_out is None or not self._rewards:
+            return None
+        trained = sum(self._rewards) / len(self._rewards)
+        self._rewards = []
+        if self._best is None or held_out > self._best[0]:
+            self._best, self._low = (held_out, trained), 0
+            return None
+        fallen = held_out < self._best[0] - self._margin and trained > self._best[1]
+        self._low = self._low + 1 if fallen else 0
+        return self._warning(held_out, trained) if self._low >= self._patience else None
+
+    def _warning(self, held_out: float, trained: float) -> Health:
+        assert self._best is not None, "a warning needs a best check to compare with"
+        return Health(
+            "held_out_falling",
+            f"held-out score fell from {self._best[0]:.3f} to {held_out:.3f} "
+            f"while the trained reward rose from {self._best[1]:.3f} to {trained:.3f}",
+            "stop here and take the best checkpoint; raise the KL weight or train on several rewards",
+        )

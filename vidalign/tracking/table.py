@@ -1,0 +1,30 @@
+"""The before/after table on the console, from the same rows as the report's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from vidalign.tracking.report import EvaluationRow
+
+
+def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
+    """Metric, before, after, difference with its 95 % interval, and what that says."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table.add_column("metric")
+    for heading in ("before", "after", "change", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    colours = {"better": "green", "worse": "red", "unclear": "dim"}
+    for row in rows:
+        low, high = row.interval
+        table.add_row(
+            row.metric,
+            f"{row.before:.3f}",
+            f"{row.after:.3f}",
+            f"{row.difference:+.3f}",
+            f"{low:+.3f} .. {high:+.3f}",
+            f"[{colours[row.verdict]}]{row.verdict}[/]",
+        )
+    return table

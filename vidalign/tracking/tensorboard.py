@@ -1,0 +1,53 @@
+"""TensorBoard events: scalars, and clips as animated GIFs in image summaries.
+
+`torch.utils.tensorboard` writes no video without moviepy. The image dashboard shows whatever picture bytes a
+summary holds, an animated GIF among them, so the protocol buffer is built here.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidalign.tracking import clips
+
+
+class TensorBoardLog:
+    """Event file writer for one run folder. `start_step` > 0 hides later steps of an interrupted run."""
+
+    def __init__(self, folder: str | Path, start_step: int = 0) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder), flush_secs=5)
+        if start_step > 0:
+            self._add(start_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step, summary=Summary(value=values))
+
+    def animation(self, step: int, tag: str, frames: np.ndarray, fps: float = clips.DEFAULT_FPS) -> None:
+        """One clip: uint8 frames `[F, H, W, 3]`."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(
+            height=frames.shape[1],
+            width=frames.shape[2],
+            colorspace=3,
+            encoded_image_string=clips.gif_bytes(frames, fps),
+        )
+        self._add(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
