@@ -82,20 +82,22 @@ class DeepSpeedEngine(Engine):
         keeper = _Recorder(self.deepspeed.checkpoint_engine)
         self.deepspeed.checkpoint_engine = keeper
         try:
-            self.deepspeed.save_checkpoint(
-                str(directory),
-                tag=FOLDER,
-                client_state={"steps": self.steps, **UNIVERSAL},
-                save_latest=False,
-                exclude_frozen_parameters=True,
-            )
+            with self._trainable():
+                self.deepspeed.save_checkpoint(
+                    str(directory),
+                    tag=FOLDER,
+                    client_state={"steps": self.steps, **UNIVERSAL},
+                    save_latest=False,
+                    exclude_frozen_parameters=True,
+                )
         finally:
             self.deepspeed.checkpoint_engine = keeper.inner
         if keeper.failure is not None:
             raise keeper.failure
 
     def load(self, directory: Path) -> None:
-        path, state = self.deepspeed.load_checkpoint(str(directory), tag=FOLDER, load_module_strict=False)
+        with self._trainable():
+            path, state = self.deepspeed.load_checkpoint(str(directory), tag=FOLDER, load_module_strict=False)
         if path is None:
             raise CheckpointError("no DeepSpeed state in the checkpoint", where=str(directory))
         self.steps = state["steps"]
@@ -116,6 +118,17 @@ class DeepSpeedEngine(Engine):
             for parameter, persist in zip(parameters, kept, strict=True):
                 parameter.ds_persist = persist
             zero3.invalidate(parameters)
+
+    @contextmanager
+    def _trainable(self) -> Iterator[None]:
+        """Unfrozen meanwhile: DeepSpeed leaves out of a checkpoint what requires no gradient right now."""
+        flags = [p.requires_grad for p in self.trainable]
+        self.unfreeze()
+        try:
+            yield
+        finally:
+            for parameter, flag in zip(self.trainable, flags, strict=True):
+                parameter.requires_grad_(flag)
 
     def _clip(self, limit: float) -> None:
         for parameter in self.trainable:
