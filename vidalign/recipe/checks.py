@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
-from vidalign.errors import Problem, UserError, nearest
+from vidalign.errors import Problem, UserError
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Sections, StudentConfig
 from vidalign.recipe.typed import build
@@ -198,52 +198,40 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
 
 def _prompts(draft: Draft) -> None:
     recipe = draft.recipe
-    sources = {
-        "data.prompts": recipe.data.prompts,
-        "data.eval_prompts": recipe.data.eval_prompts,
-        "evaluation.prompts": recipe.evaluation.prompts,
-    }
+    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
+    if recipe.evaluation.prompts:
+        sources["evaluation.prompts"] = recipe.evaluation.prompts
     for path, source in sources.items():
-        if not source:
-            if path != "evaluation.prompts":
-                draft.refuse(f"{path} is empty", path, fix="give world:SPLIT or a text file")
-        elif source.startswith(WORLD):
-            _world_split(draft, source, path)
+        try:
+            prompts = _read_prompts(source)
+        except UserError as error:
+            where = draft.tree.locate(path)
+            draft.problems += [Problem(f"{path}: {p.what}", where, p.why, p.fix) for p in error.problems]
         else:
-            _prompt_file(draft, source, path)
+            _unknown_words(draft, source, prompts)
 
 
-def _world_split(draft: Draft, source: str, path: str) -> None:
-    from vidalign.world.captions import SPLITS
-
-    split = source.removeprefix(WORLD)
-    if split not in SPLITS:
-        close = nearest(split, SPLITS)
-        fix = f"did you mean {WORLD}{close}?" if close else f"known: {', '.join(SPLITS)}"
-        draft.refuse(f"the world has no split {split!r}", path, fix=fix)
-
-
-def _prompt_file(draft: Draft, source: str, path: str) -> None:
+def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
+    if source.startswith(WORLD) or not _reads_world_words(draft.recipe.student):
+        return
     from vidalign.world.captions import unknown_words
 
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        draft.refuse(
-            f"there is no prompt file {source!r}", path, fix="write world:SPLIT for prompts of the world"
-        )
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        draft.refuse(f"cannot read the prompt file {source!r}", path, str(error))
-        return
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        draft.refuse(f"the prompt file {source!r} is empty", path, fix="write one prompt a line")
     words = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
-    if words and _reads_world_words(draft.recipe.student):
+    if words:
         shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
-        why = "the student's text encoder reads such words as unknown"
+        why = "the student's text encoder reads them as unknown words"
         draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
+
+
+def _read_prompts(source: str) -> list[str]:
+    """The prompts of a world split or a text file; raises DataError for what cannot be used."""
+    if source.startswith(WORLD):
+        from vidalign.world.captions import prompts
+
+        return list(prompts(source.removeprefix(WORLD)))
+    from vidalign.data.prompts import read_prompts
+
+    return read_prompts(Path(source))
 
 
 def _reads_world_words(student: StudentConfig) -> bool:

@@ -1,16 +1,17 @@
 """From a name to one tree: the file, its `base:` parents (at most two) and the overrides, merged.
 
-Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that chooses
-a plugin is replaced as a whole when the `name` in it changes: the parent's settings belong to another plugin.
+Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that
+chooses a plugin is replaced as a whole when its `name` changes: the parent's settings are another plugin's.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import vidalign
 from vidalign.errors import Problem, nearest
-from vidalign.recipe.marks import Node, display, parse_override, read_yaml
+from vidalign.recipe.marks import Node, parse_override, read_yaml
 
 MAX_BASES = 2
 
@@ -36,19 +37,29 @@ def find_recipe(name: str, beside: Path | None = None) -> Path | None:
     return _shipped_files().get(name.removesuffix(".yaml"))
 
 
-def compose(
-    name: str, overrides: list[str], choices: set[str], problems: list[Problem]
-) -> tuple[Node, Path | None]:
-    """The merged tree and the recipe's file. `choices` are the sections that choose a plugin by `name`."""
+@dataclass
+class Composed:
+    """A merged recipe."""
+
+    tree: Node
+    path: Path | None
+    """The recipe's own file; None when there is no such recipe."""
+    whole: bool
+    """Whether every file could be read: when not, a missing section may stand in the part that was not."""
+
+
+def compose(name: str, overrides: list[str], choices: set[str], problems: list[Problem]) -> Composed:
+    """The files and the overrides merged. `choices` are the sections that choose a plugin by `name`."""
     path = find_recipe(name)
     if path is None:
         problems.append(_not_found("recipe", name, ""))
-        return Node({}, name), None
+        return Composed(Node({}, name), None, whole=False)
     tree = _with_bases(path, choices, problems)
+    whole = not problems
     changes = Node({}, "overrides")
     for number, text in enumerate(overrides, start=1):
         changes = _combine(changes, parse_override(text, number, problems))
-    return merge(tree, changes, choices, problems), path
+    return Composed(merge(tree, changes, choices, problems), path, whole)
 
 
 def merge(below: Node, above: Node, choices: set[str], problems: list[Problem], path: str = "") -> Node:
@@ -104,13 +115,8 @@ def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
     merged = Node({}, layers[-1].where)
     for layer in reversed(layers):
         merged = merge(merged, layer, choices, problems)
-    merged.where = display_where(layers[0])
+    merged.where = layers[0].where  # what a missing section is blamed on
     return merged
-
-
-def display_where(node: Node) -> str:
-    """The file of a tree's root without its line: what a missing section is blamed on."""
-    return node.where.rpartition(":")[0] or node.where
 
 
 def _not_found(what: str, name: str, where: str) -> Problem:
@@ -136,6 +142,3 @@ def _renamed(below: dict[str, Node], above: dict[str, Node]) -> bool:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
-
-
-__all__ = ["compose", "display", "find_recipe", "merge", "recipes_root", "shipped_recipes"]

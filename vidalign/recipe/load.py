@@ -52,10 +52,11 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     Nothing is loaded or started. Raises RecipeError with every mistake found, each with its file and line.
     """
     problems: list[Problem] = []
-    tree, path = compose(str(path_or_name), list(overrides or []), CHOICES, problems)
+    composed = compose(str(path_or_name), list(overrides or []), CHOICES, problems)
+    tree, path = composed.tree, composed.path
     if path is None:
         raise RecipeError(problems)
-    recipe, broken = _build_sections(tree, problems)
+    recipe, broken = _build_sections(tree, composed.whole, problems)
     warnings = check(recipe, tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
@@ -78,19 +79,22 @@ def read_header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _build_sections(tree: Node, problems: list[Problem]) -> tuple[Recipe, set[str]]:
+def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
     """The recipe and the names of its broken sections, for which defaults stand in."""
     hints = get_type_hints(Sections)
     for key, child in tree.value.items():
         if key not in hints:
             problems.append(unknown_key(key, child.where, [*hints, "base"]))
     values: dict[str, Any] = {}
-    broken: set[str] = set()
+    broken = set() if whole else set(hints)
     for spec in fields(Sections):
         name, before = spec.name, len(problems)
         node = tree.value.get(name)
         if "plugin" in spec.metadata:
-            values[name] = choose(spec.metadata["plugin"], node or Node({}, tree.where), name, problems)
+            chosen = node or Node({}, tree.where)
+            values[name] = (
+                choose(spec.metadata["plugin"], chosen, name, problems) if node or whole else Choice("")
+            )
         elif node is not None:
             value = convert(hints[name], node, name, problems)
             values |= {} if value is WRONG else {name: value}

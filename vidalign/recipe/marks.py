@@ -100,7 +100,8 @@ def _parse(text: str, file: str, override: str, problems: list[Problem]) -> Node
         root = loader.get_single_node()
         if root is None:
             return Node({} if file else None, override or file)
-        return _convert(loader, root, file, override, problems)
+        tree = _convert(loader, root, file, override, problems)
+        return Node(tree.value, override or file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problems.append(

@@ -1,4 +1,4 @@
-"""The sections of a recipe: dataclasses with a docstring under each field, shown by `vidalign show --explain`.
+"""The sections of a recipe: dataclasses with a docstring under each field (see `vidalign show --explain`).
 
 A section raises ValueError from `__post_init__` for a value out of range; when the message begins with the
 name of a field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the
