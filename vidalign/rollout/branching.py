@@ -16,9 +16,9 @@ from torch import Tensor
 
 from vidalign.rollout.noise import Noise
 from vidalign.rollout.plan import ChunkStates, Rollout, RolloutPlan
-from vidalign.students.video.context import Context
 
 if TYPE_CHECKING:
+    from vidalign.students.video.context import Context
     from vidalign.students.video.student import VideoStudent
 
 

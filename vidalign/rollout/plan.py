@@ -7,11 +7,14 @@ prefix p - 1, branch 1 with neighbour noise, suffix to the end with shared noise
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vidalign.errors import UserError
-from vidalign.students.video.context import Context
+
+if TYPE_CHECKING:
+    from vidalign.students.video.context import Context
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,18 @@ class VideoStudent(nn.Module):
         text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
         clean: the clean latents of the same frames, needed when F holds several chunks: each chunk then attends the
         context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
-        all frames, no context. Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
+        all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
+        initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
         """
-        if attention == "bidirectional":
-            assert context is None and clean is None, "bidirectional attention takes neither context nor clean frames"
-            raw = self._run(x_t, self._levels(sigma, x_t), text, plans.bidirectional_layout(x_t.shape[1]))
-        else:
+        assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
+        if attention == "causal":
             raw = self._causal(x_t, sigma, text, context, clean)
+        else:
+            assert context is None and clean is None, f"{attention} attention takes neither context nor clean frames"
+            layout = plans.bidirectional_layout(x_t.shape[1])
+            if attention == "block_causal":
+                layout = plans.block_causal_layout(self.spec.cache, x_t.shape[1])
+            raw = self._run(x_t, self._levels(sigma, x_t), text, layout)
         return self._convert(raw, x_t, sigma, output)
 
     def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | None = None,
