@@ -148,7 +148,7 @@ class LivePanel:
 
     def _rewards(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("reward", no_wrap=True)
+        table.add_column("", no_wrap=True)
         for title in ("mean", "group std", "since start"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("trend", no_wrap=True)

@@ -1,0 +1,241 @@
+"""The report in a real browser: no console errors, no requests, playback in step by keyboard and mouse.
+
+Needs Debian's chromium; driven over its debugging pipe, so no driver package. Run: pytest -m slow <this file>
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vidalign.tracking import EvaluationRow, Health, ReportClip, ReportData, write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)"),
+]
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+FRAMES = 6
+
+
+class Browser:
+    """One page of a headless chromium, spoken to over file descriptors 3 and 4."""
+
+    def __init__(self, profile: str) -> None:
+        child_in, self.write_end = os.pipe()
+        self.read_end, child_out = os.pipe()
+
+        def place_pipes() -> None:
+            os.dup2(child_in, 103)
+            os.dup2(child_out, 104)
+            os.dup2(103, 3)
+            os.dup2(104, 4)
+
+        assert CHROMIUM is not None, "the tests of this file are skipped without chromium"
+        self.process = subprocess.Popen(
+            [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            close_fds=False, preexec_fn=place_pipes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(child_in)
+        os.close(child_out)
+        self.buffer, self.count, self.session, self.events = b"", 0, "", []  # type: ignore[var-annotated]
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def read(self) -> dict[str, Any]:
+        while b"\0" not in self.buffer:
+            data = os.read(self.read_end, 1 << 20)
+            assert data, "the browser closed its pipe"
+            self.buffer += data
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.count += 1
+        session = {"sessionId": self.session} if self.session else {}
+        request = {"id": self.count, "method": method, "params": params, **session}
+        os.write(self.write_end, json.dumps(request).encode() + b"\0")
+        while (answer := self.read()).get("id") != self.count:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def open(self, url: str, width: int = 1400, dark: bool = False, reduced_motion: bool = True) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else ""}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
+        self.events.clear()
+        self.call("Page.navigate", url=url)
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self.read())
+
+    def js(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def key(self, key: str) -> None:
+        text = {"text": " "} if key == " " else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1, buttons=1)
+
+    def seen(self, method: str) -> list[dict[str, Any]]:
+        self.js("0")  # everything reported so far is now read
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=20)
+        os.close(self.write_end)
+        os.close(self.read_end)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(profile)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Frame f of every clip is plain grey, 40 f before and 40 f + 20 after: a canvas tells its frame."""
+    grey = torch.arange(FRAMES)[:, None, None, None].expand(FRAMES, 3, 32, 32) * 40 / 255
+    data = ReportData(
+        title="run",
+        evaluation=[EvaluationRow("composite", 0.5, 0.6, 0.1, (0.05, 0.15), "auditor", 0.99)],
+        history={"reward/mean": [(s, s / 9) for s in range(9)], "perf/rollout/seconds": [(1, 2.0)]},
+        clips=[ReportClip(f"prompt {i}", grey, grey + 20 / 255, {"motion": 0.1}) for i in range(3)],
+        warnings=[Health("zero_gradient", "a message", "a fix")],
+        recipe="x: " + "long " * 60,
+        environment={"python": "3.11"},
+        commands=["vidalign train world/astrolabe " + "x" * 200],
+    )
+    return write_report(tmp_path_factory.mktemp("report") / "report.html", data).as_uri()
+
+
+def shown(browser: Browser) -> list[int]:
+    """The frame that each canvas shows, read from its pixels."""
+    pixel = "c => c.getContext('2d').getImageData(5, 5, 1, 1).data[0]"
+    values = browser.js(f"[...document.querySelectorAll('canvas')].map({pixel})")
+    frames = [round((value - 20 * (index % 2)) / 40) for index, value in enumerate(values)]
+    assert all(abs(value - 20 * (i % 2) - 40 * frames[i]) <= 2 for i, value in enumerate(values)), values
+    return frames
+
+
+def wait_for(browser: Browser, condition: str) -> None:
+    for _ in range(50):
+        if browser.js(condition):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"never true: {condition}")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_opens_without_errors_requests_or_sideways_scrolling(
+    browser: Browser, url: str, width: int, dark: bool
+) -> None:
+    browser.open(url, width, dark)
+    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.js("document.querySelector('.charts').scrollIntoView()")
+    wait_for(browser, "document.querySelectorAll('.plot .main-svg').length > 0")
+    browser.js("scrollTo(0, document.body.scrollHeight)")
+    assert browser.seen("Runtime.exceptionThrown") == []
+    assert browser.seen("Log.entryAdded") == []
+    assert browser.seen("Runtime.consoleAPICalled") == []
+    requests = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+    assert [request for request in requests if not request.startswith("data:")] == [url]
+    assert browser.js("document.documentElement.scrollWidth <= innerWidth")
+    picture = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
+    light = float(np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[-5:, :50].mean())
+    assert light < 60 if dark else light > 200
+
+
+def test_keyboard_steps_all_clips_together(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.getElementById('videos').scrollIntoView()")
+    wait_for(browser, "document.getElementById('play').textContent === 'Play'")
+    wait_for(browser, "document.querySelectorAll('canvas')[5].getContext('2d').getImageData(5,5,1,1).data[3]")
+    seen = [shown(browser)]
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "ArrowLeft", "Home"):
+        browser.key(key)
+        seen.append(shown(browser))
+    assert seen == [[frame] * 6 for frame in (0, 1, 2, 1, 5, 0, 5, 0)]
+    assert browser.js("document.getElementById('frame').value") == "1 / 6"
+
+
+def test_space_and_click_play_and_pause_in_step(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.getElementById('videos').scrollIntoView()")
+    browser.key(" ")
+    assert browser.js("document.getElementById('play').textContent") == "Pause"
+    wait_for(browser, "document.getElementById('scrub').value === '2'")
+    assert len(set(shown(browser))) == 1
+    box = browser.js(
+        "(r => [r.left + 20, r.top + 20])(document.querySelector('canvas').getBoundingClientRect())"
+    )
+    browser.mouse("mousePressed", *box)
+    browser.mouse("mouseReleased", *box)
+    assert browser.js("document.getElementById('play').textContent") == "Play"
+    still = shown(browser)
+    time.sleep(0.4)
+    assert shown(browser) == still and len(set(still)) == 1
+
+
+def test_slider_and_drag_scrub_all_clips(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.getElementById('videos').scrollIntoView()")
+    browser.js("s = document.getElementById('scrub'); s.value = 4; s.dispatchEvent(new Event('input'))")
+    wait_for(browser, "document.getElementById('frame').value === '5 / 6'")
+    assert shown(browser) == [4] * 6
+    left, top, width = browser.js(
+        "(r => [r.left, r.top, r.width])(document.querySelector('canvas').getBoundingClientRect())"
+    )
+    browser.mouse("mousePressed", left + 0.9 * width, top + 20)
+    browser.mouse("mouseMoved", left + 0.9 * width - width / 2, top + 20)  # half a width = half the clip
+    browser.mouse("mouseReleased", left + 0.4 * width, top + 20)
+    assert shown(browser) == [1] * 6
+    assert browser.js("document.getElementById('play').textContent") == "Play"
+
+
+def test_plays_by_itself_unless_motion_is_unwanted(browser: Browser, url: str) -> None:
+    browser.open(url, reduced_motion=False)
+    assert browser.js("document.getElementById('play').textContent") == "Pause"
+    browser.open(url, reduced_motion=True)
+    assert browser.js("document.getElementById('play').textContent") == "Play"
+
+
+def test_theme_button_turns_the_page_and_its_curves(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.querySelector('.charts').scrollIntoView()")
+    wait_for(browser, "document.querySelectorAll('.plot .main-svg').length > 0")
+    line = "getComputedStyle(document.querySelector('.plot .js-line')).stroke"
+    page = "getComputedStyle(document.body).backgroundColor"
+    before = [browser.js(line), browser.js(page)]
+    browser.js("document.getElementById('theme').click()")
+    after = [browser.js(line), browser.js(page)]
+    assert before[0] != after[0] and before[1] != after[1]
