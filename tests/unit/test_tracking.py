@@ -171,12 +171,20 @@ def test_without_a_terminal_the_panel_prints_plain_lines(tmp_path: Path) -> None
     with Tracker(tmp_path, HEADER, total_steps=3, tensorboard=False, console=console) as tracker:
         with tracker.phase("rollout"):
             pass
-        tracker.log(1, {"reward/mean": 0.5, "reward/group_std/mean": 0.125, "reward/motion/mean": 0.25})
+        tracker.log(
+            1,
+            {
+                "reward/mean": 0.5,
+                "reward/group_std/mean": 0.125,
+                "reward/motion/mean": 0.25,
+                "reward/motion/group_std": 0.5,
+            },
+        )
         tracker.warn(Health("name", "something [odd]", "mend it"))
     lines = text_of(console).splitlines()
     assert len(lines) == 2 and "\x1b" not in text_of(console)
     assert lines[0].startswith(
-        "step 1/3 | reward 0.500 (group std 0.125) | motion 0.250 | rollout 0.0s | left "
+        "step 1/3 | reward 0.500 (group std 0.125) | motion 0.250 (group std 0.500) | rollout 0.0s | left "
     )
     assert lines[1] == "warning name: something [odd]. Fix: mend it"
 

@@ -1,8 +1,8 @@
 """Progress for the person who waits: a live panel on a terminal, one plain line a log elsewhere.
 
 Both show step, rewards with their group std, phase times, time left and the last warning. They read
-`reward/mean`, `reward/<component>/mean`, `reward/group_std/mean`, `reward/<component>/group_std/mean`
-and `perf/<phase>/seconds`.
+`reward/mean`, `reward/<component>/mean`, `reward/group_std`, `reward/<component>/group_std` (with or without
+`/mean`) and `perf/<phase>/seconds`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vidalign.tracking.health import Health, Metrics
+from vidalign.tracking.health import Health, Metrics, find
 
 Mode = Literal["auto", "live", "plain", "none"]
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -55,7 +55,7 @@ class Progress:
         for name in sorted(names, key=lambda n: (n != "reward/mean", n)):
             stem = name.removesuffix("/mean")
             label = stem.removeprefix("reward").lstrip("/") or "reward"
-            rows.append((label, self.metrics[name], self.metrics.get(f"{stem}/group_std/mean"), name))
+            rows.append((label, self.metrics[name], find(self.metrics, f"{stem}/group_std"), name))
         return rows
 
     def elapsed(self) -> float:
