@@ -1,0 +1,271 @@
+"""Auditor of the video world: the held-out judge, never a training signal.
+
+It looks by other means than the scorer: nearest colour in a small codebook, hard masks, medians, binary templates,
+finite differences (`kinematics.py`). Every metric is graded in [0, 1]; metrics of objects take the worse object in
+each frame, then the mean of the mean and the worst quarter of frames:
+
+- ``colour``: share of the object's pixels that carry the captioned colour;
+- ``count``: 1 without stray pixels, falling with their area against an object's;
+- ``shape``: overlap with the captioned template against that with the best other shape;
+- ``size``: area against the captioned one;
+- ``motion``: does the track do what the caption says; ``physics``: does each frame follow from the ones before;
+- ``appearance``: clean ground, pure colour, sharp edges, silhouette equal to a template;
+- ``permanence``: the object is there in every frame and keeps its area.
+
+``composite`` is the geometric mean of the eight, each at least .02; ``pass`` is 1 when all are at least .5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.nn.functional import max_pool2d, pad
+
+from vidalign.world.captions import CaptionSpec, parse
+from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZES
+from vidalign.world.kinematics import Tracks, motion_score, physics_score, pool, ramp
+
+METRICS = ("colour", "count", "shape", "size", "motion", "physics", "appearance", "permanence")
+LEAST = 0.02
+CROP = 16
+"""Width of the square around an object in which it is judged."""
+SHIFTS = tuple(0.25 * k for k in range(-5, 6))
+"""Offsets of a template's centre from the median pixel, pixels."""
+
+
+@dataclass
+class Bank:
+    """Binary templates: `masks` ``[T, CROP^2]``, `area` ``[T]``, T = shapes x sizes x shifts x shifts."""
+
+    masks: torch.Tensor
+    area: torch.Tensor
+
+
+@lru_cache(maxsize=1)
+def _bank() -> Bank:
+    pixel = torch.arange(CROP, dtype=torch.float64) + 0.5
+    masks = []
+    for shape in SHAPES:
+        for radius in SIZES.values():
+            for down in SHIFTS:
+                for across in SHIFTS:
+                    x = (pixel - CROP / 2 - 0.5 - across).abs()[None]
+                    y = (pixel - CROP / 2 - 0.5 - down).abs()[:, None]
+                    norm = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}[shape]
+                    masks.append((norm < EXTENT[shape] * radius).flatten())
+    bank = torch.stack(masks).float()
+    return Bank(bank, bank.sum(1))
+
+
+@lru_cache(maxsize=1)
+def _codebook() -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours ``[K, 3]`` and the label of each: 0 ground, k + 1 palette colour k; half-tones at 1/4 and 3/4."""
+    ground = torch.tensor(BACKGROUND)
+    colours, labels = [ground], [0]
+    for k, name in enumerate(COLOURS):
+        full = torch.tensor(PALETTE[name])
+        for share in (0.25, 0.75, 1.0):
+            colours.append(ground + share * (full - ground))
+            labels.append(k + 1 if share > 0.5 else 0)
+    return torch.stack(colours), torch.tensor(labels)
+
+
+def _labels(clips: torch.Tensor) -> torch.Tensor:
+    """Label of the nearest colour of every pixel, ``[B, F, H, W]``."""
+    colours, labels = (part.to(clips.device) for part in _codebook())
+    colours = colours.to(clips)
+    likeness = colours @ clips.flatten(-2) - 0.5 * colours.square().sum(1, keepdim=True)
+    return labels[likeness.argmax(-2)].view(clips.shape[0], clips.shape[1], *clips.shape[-2:])
+
+
+def _median(weights: torch.Tensor) -> torch.Tensor:
+    """Interpolated median position of profiles ``[..., N]`` whose bins have width 1; their middle when empty."""
+    total = weights.cumsum(-1)
+    half = total[..., -1:] / 2
+    index = (total < half).sum(-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
+    inside = weights.gather(-1, index)
+    before = total.gather(-1, index) - inside
+    position = index + ((half - before) / inside.clamp(min=1e-6)).clamp(0, 1)
+    return torch.where(half > 0, position, weights.shape[-1] / 2)[..., 0]
+
+
+@dataclass
+class Seen:
+    """R tracked objects (clip, colour), ``[R, F]`` each: what the crop around the object shows.
+
+    centre ``[R, F, 2]`` pixels; overlap ``[R, F, shapes, sizes]`` with the best template of each kind.
+    """
+
+    centre: torch.Tensor
+    area: torch.Tensor
+    foreign: torch.Tensor
+    overlap: torch.Tensor
+    impurity: torch.Tensor
+    softness: torch.Tensor
+    near: torch.Tensor
+
+
+def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Squares ``[R, F, C, CROP, CROP]`` of maps ``[R, F, C, H, W]`` around pixels; outside the picture is 0."""
+    half = CROP // 2
+    padded = pad(maps, (half, half, half, half))
+    step = torch.arange(CROP, device=maps.device)
+    index = (row[..., None, None] + step[:, None]) * padded.shape[-1] + column[..., None, None] + step
+    index = index.flatten(-2)[:, :, None].expand(-1, -1, maps.shape[2], -1)
+    return padded.flatten(-2).gather(-1, index).unflatten(-1, (CROP, CROP))
+
+
+def _look(clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour: torch.Tensor, other: torch.Tensor) -> Seen:
+    """Find the object of each row in every frame; clip, colour, other: ``[R]`` (other = -1 without a partner)."""
+    ground = clips.new_tensor(BACKGROUND)[:, None, None]
+    rays = clips.new_tensor([PALETTE[name] for name in COLOURS])[colour][:, None, :, None, None] - ground
+    label = labels[clip]
+    mask = (label == colour[:, None, None, None] + 1).to(clips)
+    column = _median(mask.sum(-2)).long().clamp(max=clips.shape[-1] - 1)
+    row = _median(mask.sum(-1)).long().clamp(max=clips.shape[-2] - 1)
+    lit = clips[clip] - ground
+    maps = torch.cat((label[:, :, None].to(clips), lit), 2)
+    crop = _crops(maps, column, row)
+    name, lit = crop[:, :, 0], crop[:, :, 1:]
+    own = name == colour[:, None, None, None] + 1
+    partner = name == other[:, None, None, None] + 1
+    foreign = (name > 0) & ~own & ~partner
+    hard = own.to(clips)
+    area = hard.sum((-2, -1))
+    rim = max_pool2d(hard, 3, 1, 1) > 0
+    grey = (lit.abs().sum(2) / rays.sum(2)).clamp(0, 1) * (rim & ((name == 0) | own))
+    corner = torch.stack((column, row), -1) - CROP // 2
+    centre = corner + torch.stack((_median(grey.sum(-2)), _median(grey.sum(-1))), -1)
+    core = 1 - max_pool2d(1 - hard, 3, 1, 1)
+    wrong = (lit - rays).abs().mean(2)
+    between = ((grey > 0.12) & (grey < 0.88)).to(clips).sum((-2, -1))
+    bank = _bank()
+    masks, sizes = bank.masks.to(clips), bank.area.to(clips)
+    common = hard.flatten(-2) @ masks.T
+    overlap = (common / (area[..., None] + sizes - common)).unflatten(-1, (len(SHAPES), len(SIZES), -1)).amax(-1)
+    return Seen(
+        centre=centre,
+        area=area,
+        foreign=foreign.to(clips).sum((-2, -1)),
+        overlap=overlap,
+        impurity=(wrong * core).sum((-2, -1)) / core.sum((-2, -1)).clamp(min=1),
+        softness=between / area.clamp(min=1).sqrt(),
+        near=hard.sum((-2, -1)),
+    )
+
+
+def _object_metrics(seen: Seen, shape: torch.Tensor, radius: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Graded judgements ``[R, F]`` of each object against its captioned shape and radius ``[R]``."""
+    expected = (math.pi * radius**2)[:, None]
+    present = (seen.area / (0.5 * expected)).clamp(0, 1)
+    best = seen.overlap.amax(-1)
+    captioned = best.gather(-1, shape[:, None, None].expand(-1, best.shape[1], 1))[..., 0]
+    rival = best.scatter(-1, shape[:, None, None].expand(-1, best.shape[1], 1), 0.0).amax(-1)
+    off = (seen.area.clamp(min=0.5) / expected).log().abs()
+    median = seen.area.median(1, keepdim=True).values.clamp(min=1)
+    change = (seen.area / median - 1).abs()
+    likeness = ramp(best.amax(-1), 0.5, 0.95)
+    sharp = 1 / (1 + ((seen.softness - 3.6).clamp(min=0) / 1.5) ** 2)
+    pure = torch.exp(-(seen.impurity - 0.02).clamp(min=0) / 0.15)
+    return {
+        "colour": present * ramp(seen.area / (seen.area + seen.foreign).clamp(min=1), 0.0, 0.92),
+        "shape": present * (0.5 + (captioned - rival) / 0.1).clamp(0, 1) * ramp(captioned, 0.4, 0.85),
+        "size": present * (1 - ramp(off, 0.22, 0.7)),
+        "appearance": present * (likeness * sharp * pure) ** (1 / 3),
+        "permanence": ramp(seen.area / expected, 0.1, 0.45) * (1 - ramp(change, 0.25, 0.9)),
+        "visible": (seen.area >= 4).to(seen.area),
+    }
+
+
+def _background(clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cleanness of the ground in every frame, ``[B, F]``: mean error away from any object."""
+    ground = clips.new_tensor(BACKGROUND)[:, None, None]
+    away = 1 - max_pool2d((labels > 0).to(clips), 3, 1, 1)
+    error = ((clips - ground).abs().mean(2) * away).sum((-2, -1)) / away.sum((-2, -1)).clamp(min=1)
+    return torch.exp(-(error - 0.01).clamp(min=0) / 0.15)
+
+
+@dataclass
+class Request:
+    """Captions of a batch, flattened to R objects: clip, colour, other, shape ``[R]`` and radius ``[R]``."""
+
+    specs: list[CaptionSpec]
+    clip: torch.Tensor
+    colour: torch.Tensor
+    other: torch.Tensor
+    shape: torch.Tensor
+    radius: torch.Tensor
+
+
+def _request(prompts: Sequence[str], like: torch.Tensor) -> Request:
+    specs = [parse(prompt) for prompt in prompts]
+    rows = []
+    for b, spec in enumerate(specs):
+        indices = [(COLOURS.index(c), SHAPES.index(s)) for c, s in spec.objects]
+        for k, (colour, shape) in enumerate(indices):
+            rows.append((b, colour, indices[1 - k][0] if len(indices) > 1 else -2, shape))
+    columns = torch.tensor(rows, device=like.device).unbind(1)
+    radius = like.new_tensor([SIZES[specs[row[0]].size] for row in rows])
+    return Request(specs, *columns, radius)
+
+
+def _worst(values: torch.Tensor, clip: torch.Tensor, batch: int) -> torch.Tensor:
+    """Lowest value over the objects of a clip: ``[R, F]`` -> ``[B, F]``."""
+    start = values.new_full((batch, values.shape[1]), torch.inf)
+    return start.index_reduce(0, clip, values, "amin")
+
+
+def _tracks(request: Request, centre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions ``[B, F, 2, 2]`` and half widths ``[B, 2]``; a single object fills both places."""
+    extent = centre.new_tensor([EXTENT[name] for name in SHAPES])[request.shape] * request.radius
+    first = torch.searchsorted(request.clip, torch.arange(len(request.specs), device=centre.device))
+    last = torch.searchsorted(request.clip, torch.arange(len(request.specs), device=centre.device), right=True) - 1
+    both = torch.stack((first, last), 1)
+    return centre[both].transpose(1, 2), extent[both]
+
+
+def _motion(request: Request, centre: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Motion and physics scores ``[B]``; captions of one motion are judged together. visible: ``[B, F]``."""
+    xy, extents = _tracks(request, centre)
+    motion, physics = xy.new_zeros(len(xy)), xy.new_zeros(len(xy))
+    for law in dict.fromkeys(spec.motion for spec in request.specs):
+        rows = torch.tensor([b for b, spec in enumerate(request.specs) if spec.motion == law], device=xy.device)
+        tracks = Tracks(xy[rows], extents[rows])
+        motion[rows] = motion_score(law, tracks) * visible[rows].mean(1)
+        physics[rows] = physics_score(law, tracks, visible[rows])
+    return motion, physics
+
+
+@torch.no_grad()
+def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Judge clips ``[B, F, 3, H, W]`` in [0, 1] against their captions: `METRICS`, composite and pass, ``[B]`` each.
+
+    A clip with pixels that are not finite is NaN throughout. Raises `DataError` for a prompt that is no caption.
+    """
+    assert clips.ndim == 5 and len(clips) == len(prompts), "one caption for each clip"
+    request = _request(prompts, clips)
+    labels = _labels(clips)
+    seen = _look(clips, labels, request.clip, request.colour, request.other)
+    frames = {
+        name: _worst(values, request.clip, len(clips))
+        for name, values in _object_metrics(seen, request.shape, request.radius).items()
+    }
+    near = torch.zeros_like(frames["colour"]).index_add(0, request.clip, seen.near)
+    area = torch.zeros(len(clips), device=clips.device).index_reduce(
+        0, request.clip, math.pi * request.radius**2, "amax"
+    )
+    stray = ((labels > 0).to(clips).sum((-2, -1)) - near).clamp(min=0) / area[:, None]
+    frames["count"] = frames["colour"].clamp(0, 1).ceil() / (1 + ((stray - 0.08).clamp(min=0) / 0.35) ** 2)
+    frames["appearance"] = frames["appearance"] * _background(clips, labels)
+    out = {name: pool(frames[name]) for name in METRICS if name in frames}
+    out["motion"], out["physics"] = _motion(request, seen.centre, frames["visible"])
+    stacked = torch.stack([out[name] for name in METRICS])
+    broken = ~clips.flatten(1).isfinite().all(1)
+    result = {name: torch.where(broken, torch.nan, out[name]) for name in METRICS}
+    result["composite"] = torch.where(broken, torch.nan, stacked.clamp(min=LEAST).log().mean(0).exp())
+    result["pass"] = torch.where(broken, torch.nan, (stacked >= 0.5).all(0).to(clips))
+    return result
