@@ -43,8 +43,12 @@ def build_codec(config: dict[str, Any]) -> Codec:
         from vidalign.codecs.autoencoder import FrameCodec, WanCodec
 
         return (FrameCodec if name == "frames" else WanCodec)(**options)
-    raise UserError(f"unknown codec {name!r}", where="student.codec.name", why=f"valid: {', '.join(CODECS)}",
-                    fix=f"did you mean {nearest(name, CODECS)!r}?" if nearest(name, CODECS) else "")
+    raise UserError(
+        f"unknown codec {name!r}",
+        where="student.codec.name",
+        why=f"valid: {', '.join(CODECS)}",
+        fix=f"did you mean {nearest(name, CODECS)!r}?" if nearest(name, CODECS) else "",
+    )
 
 
 def latent_shape(spec: VideoStudentSpec) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """The noise of a rollout as an explicit value, so that forks share exactly the draws that they should share.
 
-Neighbour noise: Neighbor GRPO (arXiv 2511.16955), eps_i = sqrt(1 - s^2) eps* + s delta_i, each marginally N(0, I).
+Neighbour noise: Neighbor GRPO (arXiv 2511.16955), eps_i = sqrt(1 - s^2) eps* + s delta_i, each marginally
+N(0, I).
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ class Noise:
     ) -> Noise:
         """Noise for one group per generator, N = len(generators) * group_size, on the generators' device.
 
-        shape: (chunk_frames, C, H, W). The prefix is always shared inside a group. branch "independent": every
-        candidate has draws of its own; "neighbour": initial noise at distance `scale` in 0..1 around a shared centre,
-        renoise shared. suffix "independent" or "shared". Shared draws come first, then candidate by candidate: the
-        first candidates are the same for every group size.
+        shape: (chunk_frames, C, H, W). The prefix is always shared inside a group. branch "independent":
+        every candidate has draws of its own; "neighbour": initial noise at distance `scale` in 0..1 around a
+        shared centre, renoise shared. suffix "independent" or "shared". Shared draws come first, then
+        candidate by candidate: the first candidates are the same for every group size.
         """
         if branch not in ("independent", "neighbour") or suffix not in ("independent", "shared"):
-            raise UserError(f"unknown noise {branch!r} / {suffix!r}",
-                            fix="branch: independent or neighbour; suffix: independent or shared")
+            raise UserError(
+                f"unknown noise {branch!r} / {suffix!r}",
+                fix="branch: independent or neighbour; suffix: independent or shared",
+            )
         if not 0 <= scale <= 1:
             raise UserError(f"neighbour scale {scale} is outside 0..1")
         groups = [_group(plan, shape, steps, g, branch, scale, suffix) for g in generators]
@@ -55,8 +58,8 @@ class Noise:
     def like_original(
         cls, generator: torch.Generator, batch: int, chunks: int, shape: tuple[int, int, int, int], steps: int
     ) -> Noise:
-        """The draw order of the public Self-Forcing code, for seed equality: all initial noise at once, then one
-        draw `[batch * chunk_frames, C, H, W]` per non-final step, chunk after chunk."""
+        """The draw order of the public Self-Forcing code, for seed equality: all initial noise at once, then
+        one draw `[batch * chunk_frames, C, H, W]` per non-final step, chunk after chunk."""
         size = shape[0]
         device = generator.device
         initial = torch.randn(batch, chunks * size, *shape[1:], generator=generator, device=device)
@@ -72,8 +75,13 @@ class Noise:
 
 
 def _group(
-    plan: RolloutPlan, shape: tuple[int, int, int, int], steps: int, generator: torch.Generator,
-    branch: str, scale: float, suffix: str,
+    plan: RolloutPlan,
+    shape: tuple[int, int, int, int],
+    steps: int,
+    generator: torch.Generator,
+    branch: str,
+    scale: float,
+    suffix: str,
 ) -> tuple[Tensor, Tensor]:
     size, *rest = shape
     frames = plan.chunks * size

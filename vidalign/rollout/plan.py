@@ -1,7 +1,8 @@
-"""What a rollout generates: a shared prefix, a branch generated once per candidate, a suffix that finishes the video.
+"""What a rollout generates: a shared prefix, a branch generated once per candidate, a suffix that finishes
+the video.
 
-One plan serves all methods: independent rollouts = prefix 0; Astrolabe = prefix s, branch W, no suffix; AR-CoPO =
-prefix p - 1, branch 1 with neighbour noise, suffix to the end with shared noise.
+One plan serves all methods: independent rollouts = prefix 0; Astrolabe = prefix s, branch W, no suffix;
+AR-CoPO = prefix p - 1, branch 1 with neighbour noise, suffix to the end with shared noise.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         if min(self.prefix, self.suffix) < 0 or self.branch < 1 or self.group_size < 1:
-            raise UserError(f"impossible rollout plan {self}", fix="prefix, suffix >= 0; branch, group_size >= 1")
+            raise UserError(
+                f"impossible rollout plan {self}", fix="prefix, suffix >= 0; branch, group_size >= 1"
+            )
         wrong = [c for c in self.record if not 0 <= c < self.chunks]
         if wrong:
             raise UserError(f"cannot record chunks {wrong}", why=f"the plan has {self.chunks} chunks")

@@ -1,7 +1,7 @@
 """One text-encoder interface over transformers encoders: UMT5, T5, CLIP text, BERT.
 
-As in Wan, prompts are padded to a fixed length, features of the padding are zero, and the student attends all of them
-without a mask. Any encoder with `last_hidden_state` serves.
+As in Wan, prompts are padded to a fixed length, features of the padding are zero, and the student attends all
+of them without a mask. Any encoder with `last_hidden_state` serves.
 """
 
 from __future__ import annotations
@@ -49,12 +49,19 @@ def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
     if name == "transformers":
         return pretrained_encoder(**options)
     near = nearest(name, ENCODERS)
-    raise UserError(f"unknown text encoder {name!r}", where="student.text.name", why=f"valid: {', '.join(ENCODERS)}",
-                    fix=f"did you mean {near!r}?" if near else "")
+    raise UserError(
+        f"unknown text encoder {name!r}",
+        where="student.text.name",
+        why=f"valid: {', '.join(ENCODERS)}",
+        fix=f"did you mean {near!r}?" if near else "",
+    )
 
 
-def pretrained_encoder(path: str, length: int = 512, dtype: str = "bfloat16", subfolder: str = "") -> TextEncoder:
-    """A published encoder with its tokenizer, e.g. the `text_encoder` and `tokenizer` folders of a Wan repository.
+def pretrained_encoder(
+    path: str, length: int = 512, dtype: str = "bfloat16", subfolder: str = ""
+) -> TextEncoder:
+    """A published encoder with its tokenizer, e.g. the `text_encoder` and `tokenizer` folders of a Wan
+    repository.
 
     path: folder or hub name; when `subfolder` is empty and the repository has a `text_encoder` folder, pass
     subfolder="text_encoder" (its tokenizer is then read from "tokenizer").
@@ -68,8 +75,12 @@ def pretrained_encoder(path: str, length: int = 512, dtype: str = "bfloat16", su
         )
         tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError("the text encoder cannot be loaded", where=path, why=str(error).splitlines()[0]) from error
-    key = hashlib.sha256(repr((path, subfolder, dtype, length, config.to_json_string())).encode()).hexdigest()[:16]
+        raise UserError(
+            "the text encoder cannot be loaded", where=path, why=str(error).splitlines()[0]
+        ) from error
+    key = hashlib.sha256(
+        repr((path, subfolder, dtype, length, config.to_json_string())).encode()
+    ).hexdigest()[:16]
     return TextEncoder(model, tokenizer, length, key)
 
 
@@ -77,6 +88,10 @@ def _encoder_class(model_type: str) -> Any:
     """Encoder-only classes where `AutoModel` would also load a decoder or an image tower."""
     import transformers
 
-    special = {"umt5": "UMT5EncoderModel", "t5": "T5EncoderModel", "clip": "CLIPTextModel",
-               "clip_text_model": "CLIPTextModel"}
+    special = {
+        "umt5": "UMT5EncoderModel",
+        "t5": "T5EncoderModel",
+        "clip": "CLIPTextModel",
+        "clip_text_model": "CLIPTextModel",
+    }
     return getattr(transformers, special.get(model_type, "AutoModel"))

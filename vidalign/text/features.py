@@ -15,12 +15,14 @@ from vidalign.text.encoder import TextEncoder
 class PromptFeatures:
     """Look-up from prompts to features `[B, L, D]` on the CPU.
 
-    build: makes the encoder; called only when a prompt is not cached yet. key: identity of the encoder, needed to
-    find features on disk without building it; taken from the encoder when empty. folder: where features are kept
-    between runs, one safetensors file per encoder and prompt.
+    build: makes the encoder; called only when a prompt is not cached yet. key: identity of the encoder,
+    needed to find features on disk without building it; taken from the encoder when empty. folder: where
+    features are kept between runs, one safetensors file per encoder and prompt.
     """
 
-    def __init__(self, build: Callable[[], TextEncoder], key: str = "", folder: str | Path | None = None) -> None:
+    def __init__(
+        self, build: Callable[[], TextEncoder], key: str = "", folder: str | Path | None = None
+    ) -> None:
         self._build = build
         self._encoder: TextEncoder | None = None
         self.key = key

@@ -24,7 +24,11 @@ def save(student: VideoStudent, path: Path, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in merged(student.transformer).items()}
-    header = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(student.spec.to_dict())}
+    header = {
+        **{k: str(v) for k, v in metadata.items()},
+        "format": "pt",
+        "spec": json.dumps(student.spec.to_dict()),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     try:
@@ -51,8 +55,12 @@ def resolve(path: str | Path) -> Path:
     if str(path) in shipped:
         return folder / f"{path}.safetensors"
     near = nearest(str(path), shipped)
-    raise CheckpointError("no such weights", where=str(path), why=f"neither a file nor a shipped name ({shipped})",
-                          fix=f"did you mean {near!r}?" if near else "")
+    raise CheckpointError(
+        "no such weights",
+        where=str(path),
+        why=f"neither a file nor a shipped name ({shipped})",
+        fix=f"did you mean {near!r}?" if near else "",
+    )
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,8 +71,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError("unreadable weights", where=str(path), why=f"{error}: half-written or not safetensors",
-                              fix="write or download the file again") from error
+        raise CheckpointError(
+            "unreadable weights",
+            where=str(path),
+            why=f"{error}: half-written or not safetensors",
+            fix="write or download the file again",
+        ) from error
 
 
 def load(path: str | Path) -> VideoStudent:
@@ -74,8 +86,12 @@ def load(path: str | Path) -> VideoStudent:
     file = resolve(path)
     tensors, metadata = read(file)
     if "spec" not in metadata:
-        raise CheckpointError("no student spec in the file", where=str(file), why="its metadata has no key 'spec'",
-                              fix="save it with VideoStudent.save, or import a public checkpoint with a preset")
+        raise CheckpointError(
+            "no student spec in the file",
+            where=str(file),
+            why="its metadata has no key 'spec'",
+            fix="save it with VideoStudent.save, or import a public checkpoint with a preset",
+        )
     spec: dict[str, Any] = json.loads(metadata["spec"])
     student = VideoStudent.from_spec(VideoStudentSpec.from_dict(spec))
     load_strict(student.base, tensors, str(file))

@@ -1,9 +1,10 @@
 """The frozen clean past of a rollout: an immutable value, never written in place.
 
-Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read. New
-contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A piece may have a
-smaller batch than the context: row n of the context reads row n // (batch // piece batch), which is how one prefix
-serves a whole group (candidates of a prompt are adjacent: index = prompt * group + g).
+Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read.
+New contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A
+piece may have a smaller batch than the context: row n of the context reads row n // (batch // piece batch),
+which is how one prefix serves a whole group (candidates of a prompt are adjacent: index = prompt * group +
+g).
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Context:
         return replace(self, batch=len(chosen), pieces=tuple(pick(p) for p in self.pieces))
 
     def window(self, policy: CachePolicy) -> Context:
-        """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted frames
-        flow into the sink."""
+        """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
+        frames flow into the sink."""
         wanted = set(policy.kept_frames(self.frames))
         evicted = [f for f in self.kept if f not in wanted]
         if not evicted:
@@ -112,15 +113,26 @@ class Context:
         spans = [(max(start, p.start), min(stop, p.start + p.frames), p) for p in self.pieces]
         return [p.part(a, b) for a, b, p in spans if a < b]
 
-    def _decayed_sink(self, pieces: tuple[Piece, ...], evicted: list[int], policy: CachePolicy) -> tuple[Piece, ...]:
+    def _decayed_sink(
+        self, pieces: tuple[Piece, ...], evicted: list[int], policy: CachePolicy
+    ) -> tuple[Piece, ...]:
         assert len(evicted) == policy.sink, "an EMA sink takes up exactly as many frames as it holds"
         ((start, stop),) = runs(evicted)
         old, new = self._frames(0, policy.sink), self._frames(start, stop)
         assert len(old) == len(new) == 1, "sink and evicted frames must each be one chunk"
-        mix = lambda s, e: policy.sink_decay * s + (1 - policy.sink_decay) * e  # noqa: E731
+        batch = max(old[0].batch, new[0].batch)
+
+        def mix(sink: Tensor, evicted: Tensor) -> Tensor:
+            return policy.sink_decay * widen(sink, batch) + (1 - policy.sink_decay) * widen(evicted, batch)
+
         a, b = old[0], new[0]
         sink = replace(a, keys=tuple(map(mix, a.keys, b.keys)), values=tuple(map(mix, a.values, b.values)))
         return (sink, *(p for p in pieces if p.start >= policy.sink))
+
+
+def widen(x: Tensor, batch: int) -> Tensor:
+    """Rows repeated in place, `[b, ...] -> [batch, ...]`; the tensor itself when it has `batch` rows already."""
+    return x if x.shape[0] == batch else x.repeat_interleave(batch // x.shape[0], 0)
 
 
 def runs(indices: list[int]) -> list[tuple[int, int]]:

@@ -1,10 +1,11 @@
-"""Host-side attention plans: which tokens attend which, in Python ints, made once per forward and shared by all layers.
+"""Host-side attention plans: which tokens attend which, in Python ints, made once per forward and shared by
+all layers.
 
-A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A plan cuts
-the query frames into segments; each segment attends some context slots and some frames of the sequence, all of them
-fully. Block-causal patterns therefore need no mask: seven small unmasked attention calls for four chunks do a third
-of the work of one dense masked call, and keep the flash kernels usable. Layouts are pure functions of shapes and
-policy and are cached.
+A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A
+plan cuts the query frames into segments; each segment attends some context slots and some frames of the
+sequence, all of them fully. Block-causal patterns therefore need no mask: seven small unmasked attention
+calls for four chunks do a third of the work of one dense masked call, and keep the flash kernels usable.
+Layouts are pure functions of shapes and policy and are cached.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import cached_property, lru_cache
 from torch import Tensor
 
 from vidalign.students.video.context import Context, runs
+from vidalign.students.video.rope import RotaryTables
 from vidalign.students.video.spec import CachePolicy
 
 Span = tuple[int, int]
@@ -61,9 +63,9 @@ class AttentionPlan:
     tokens: int
     """Tokens per frame."""
     rotary: Tensor
-    """Rotary factors of the sequence `[frames * tokens, dim / 2, 2 or complex]`; see `rope.py`."""
-    tables: object
-    """`RotaryTables`, for positions decided at read."""
+    """Rotary factors of the sequence, complex `[frames * tokens, 1, dim / 2]`."""
+    tables: RotaryTables
+    """For positions decided at read."""
     grid: tuple[int, int]
     """Patches per frame, (rows, columns)."""
     context: Context | None = None
@@ -73,7 +75,9 @@ class AttentionPlan:
     """Context keys (roped) and values per layer as read, reused by the passes that share this plan."""
 
 
-def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int) -> Segment:
+def _segment(
+    query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int
+) -> Segment:
     """Past frames below `start` come from context slots, the others from the sequence at `clean_at`."""
     slot = {f: i for i, f in enumerate(kept)}
     missing = [f for f in past if f < start and f not in slot]

@@ -1,8 +1,9 @@
 """The public causal Wan families as numbers: stock Wan2.1 weights with other cache policies and samplers.
 
-Read off the released code and configs of each family. All feed velocity networks; the sampler's `timesteps` are the
-original ones, warped by `shift` here. Two families need more than numbers and are refused by name: rolling_forcing (a
-window of chunks at mixed noise levels, denoised jointly) and krea_14b (cache recomputed for every chunk).
+Read off the released code and configs of each family. All feed velocity networks; the sampler's `timesteps`
+are the original ones, warped by `shift` here. Two families need more than numbers and are refused by name:
+rolling_forcing (a window of chunks at mixed noise levels, denoised jointly) and krea_14b (cache recomputed
+for every chunk).
 """
 
 from __future__ import annotations
@@ -51,11 +52,22 @@ class Preset:
     def spec(self, transformer: dict[str, Any], numerics: str, height: int, width: int) -> VideoStudentSpec:
         """The spec of a student of this family."""
         cache = CachePolicy(self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay)
-        first = Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas if self.first_timesteps else []
+        first = (
+            Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas
+            if self.first_timesteps
+            else []
+        )
         sampler = Sampler(list(self.sigmas), list(self.timesteps), self.shift, first)
         return VideoStudentSpec(
-            transformer=transformer, cache=cache, sampler=sampler, prediction="velocity", numerics=numerics,
-            codec=dict(WAN_CODEC), text=dict(WAN_TEXT), height=height, width=width,
+            transformer=transformer,
+            cache=cache,
+            sampler=sampler,
+            prediction="velocity",
+            numerics=numerics,
+            codec=dict(WAN_CODEC),
+            text=dict(WAN_TEXT),
+            height=height,
+            width=width,
         )
 
 
@@ -67,8 +79,9 @@ PRESETS: dict[str, Preset] = {
     "causal_forcing_pp_2step": Preset(chunk_frames=1, timesteps=(1000.0, 500.0), first_timesteps=FOUR_STEPS),
     "causal_forcing_pp_1step": Preset(chunk_frames=1, timesteps=(1000.0,), first_timesteps=FOUR_STEPS),
     "longlive": LONGLIVE,
-    "longlive_infinity": Preset(window=12, sink=3, rope="relative", keys=LONGLIVE.keys, lora_alpha=256.0,
-                                lora_rank=256),
+    "longlive_infinity": Preset(
+        window=12, sink=3, rope="relative", keys=LONGLIVE.keys, lora_alpha=256.0, lora_rank=256
+    ),
     "reward_forcing": Preset(window=9, sink=3, rope="relative", sink_decay=0.999),
     "causvid": Preset(keys=("generator",), shift=8.0, sigmas=(1.0, 0.757, 0.522)),
 }
@@ -81,5 +94,8 @@ def preset(name: str) -> Preset:
     if name in UNSUPPORTED:
         raise UserError(f"the family {name!r} is not supported", why=UNSUPPORTED[name])
     near = nearest(name, PRESETS)
-    raise UserError(f"unknown preset {name!r}", why=f"valid: {', '.join(PRESETS)}",
-                    fix=f"did you mean {near!r}?" if near else "")
+    raise UserError(
+        f"unknown preset {name!r}",
+        why=f"valid: {', '.join(PRESETS)}",
+        fix=f"did you mean {near!r}?" if near else "",
+    )

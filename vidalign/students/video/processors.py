@@ -1,10 +1,10 @@
 """Attention processors that put causality into a stock diffusers `WanTransformer3DModel`.
 
-The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row: modulation and
-norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention unfolds to
-`[N, F * tokens]`, reads the `AttentionPlan` that arrives in the place of the rotary embedding (gradient checkpointing
-saves it with the other arguments) and prepends the frozen context. Cross-attention folds back to the text's batch, so
-one set of text keys serves a whole group.
+The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row:
+modulation and norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention
+unfolds to `[N, F * tokens]`, reads the `AttentionPlan` that arrives in the place of the rotary embedding
+(gradient checkpointing saves it with the other arguments) and prepends the frozen context. Cross-attention
+folds back to the text's batch, so one set of text keys serves a whole group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel
 from torch import Tensor, nn
 
-from vidalign.students.video.context import Context
+from vidalign.students.video.context import Context, widen
 from vidalign.students.video.plan import AttentionPlan
 from vidalign.students.video.rope import rotate
 
@@ -53,14 +53,20 @@ class SelfAttentionProcessor:
         self.layer = layer
 
     def __call__(
-        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: None,
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None,
+        attention_mask: None,
         rotary_emb: AttentionPlan,
     ) -> Tensor:
         plan = rotary_emb
         split = (attn.heads, -1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
-        query, key, value = (x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value))
+        query, key, value = (
+            x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value)
+        )
         if plan.collected is not None:
             plan.collected.append((key.type_as(value), value))
         attend = self._relative if plan.layout.relative else self._absolute
@@ -105,11 +111,12 @@ class SelfAttentionProcessor:
         return plan.read[self.layer]
 
     def _read(self, plan: AttentionPlan, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
-        def full(x: Tensor) -> Tensor:
-            return x.to(like).repeat_interleave(plan.batch // x.shape[0], 0) if x.shape[0] != plan.batch else x.to(like)
-
-        keys = torch.cat([full(p.keys[self.layer]) for p in context.pieces], 1).detach()
-        values = torch.cat([full(p.values[self.layer]) for p in context.pieces], 1).detach()
+        keys, values = (
+            torch.cat([widen(x.detach().to(like), plan.batch) for x in parts], 1)
+            for parts in zip(
+                *((p.keys[self.layer], p.values[self.layer]) for p in context.pieces), strict=True
+            )
+        )
         if not plan.layout.relative:
             keys = rotate(keys, plan.tables.factors(plan.layout.context_positions, plan.grid, keys.device))
         return keys, values
@@ -118,8 +125,8 @@ class SelfAttentionProcessor:
 class Frames:
     """A sequence `[N, frames * tokens, ...]` cut at the edges of the plan's spans.
 
-    Cut once and joined again, not sliced per segment: the backward pass of every slice of a tensor would fill and add
-    a full-size gradient (a quarter of a training step at the world's size).
+    Cut once and joined again, not sliced per segment: the backward pass of every slice of a tensor would fill
+    and add a full-size gradient (a quarter of a training step at the world's size).
     """
 
     def __init__(self, x: Tensor, plan: AttentionPlan) -> None:
@@ -129,7 +136,10 @@ class Frames:
         self.tokens = plan.tokens
 
     def gather(
-        self, spans: tuple[tuple[int, int], ...], past: Tensor | None = None, slots: tuple[tuple[int, int], ...] = ()
+        self,
+        spans: tuple[tuple[int, int], ...],
+        past: Tensor | None = None,
+        slots: tuple[tuple[int, int], ...] = (),
     ) -> Tensor:
         """The context slots `slots` of `past`, then the frames of `spans`, along the token dimension."""
         before = [past[:, a * self.tokens : b * self.tokens] for a, b in slots] if past is not None else []
@@ -144,14 +154,17 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tensor:
-    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU, whose bf16 flash backward is 4-10
-    times slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
+    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU, whose bf16 flash backward is
+    4-10 times slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
     dtype, on_cpu = value.dtype, value.device.type == "cpu"
     inner = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
     with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
         out = dispatch_attention_fn(
-            query.to(inner), key.to(inner), value.to(inner),
-            backend=processor._attention_backend, parallel_config=processor._parallel_config,
+            query.to(inner),
+            key.to(inner),
+            value.to(inner),
+            backend=processor._attention_backend,
+            parallel_config=processor._parallel_config,
         )
     return out.to(dtype)
 
@@ -174,14 +187,22 @@ class CrossAttentionProcessor:
         self.runtime = runtime
 
     def __call__(
-        self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor,
-        attention_mask: None = None, rotary_emb: None = None,
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        rotary_emb: None = None,
     ) -> Tensor:
         split = (attn.heads, -1)
         key, value = self._text(attn, encoder_hidden_states)
         query = normed(attn.norm_q, attn.to_q(hidden_states))
         query = query.reshape(encoder_hidden_states.shape[0], -1, query.shape[-1]).unflatten(2, split)
-        out = attention(query, key, value, self).flatten(2).reshape(hidden_states.shape[0], -1, query.shape[2] * query.shape[3])
+        out = (
+            attention(query, key, value, self)
+            .flatten(2)
+            .reshape(hidden_states.shape[0], -1, query.shape[2] * query.shape[3])
+        )
         return attn.to_out[1](attn.to_out[0](out))
 
     def _text(self, attn: WanAttention, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Import of public causal Wan checkpoints: one rename table, strict loading, LoRA files merged.
 
-The families hold stock Wan2.1 weights under the original names (825 tensors for 1.3B, 1095 for 14B); nothing causal is
-in the state dict. `weights_only=True` is enough for all of them.
+The families hold stock Wan2.1 weights under the original names (825 tensors for 1.3B, 1095 for 14B); nothing
+causal is in the state dict. `weights_only=True` is enough for all of them.
 """
 
 from __future__ import annotations
@@ -56,14 +56,21 @@ def rename(key: str) -> str:
 
 
 def import_student(
-    path: str | Path, preset_name: str, *, key: str = "", lora: str | Path | None = None,
-    transformer: dict[str, Any] | None = None, numerics: str = "diffusers", height: int = 480, width: int = 832,
+    path: str | Path,
+    preset_name: str,
+    *,
+    key: str = "",
+    lora: str | Path | None = None,
+    transformer: dict[str, Any] | None = None,
+    numerics: str = "diffusers",
+    height: int = 480,
+    width: int = 832,
 ) -> VideoStudent:
     """A student from a public checkpoint (`.pt` or `.safetensors`), in fp32 on the CPU.
 
-    preset_name: see `presets.PRESETS`. key: take the weights under this key of the file. lora: LoRA file merged into
-    the weights, with the preset's alpha. transformer: diffusers config; read off the shapes when None (head dim 128).
-    Raises CheckpointError naming keys and shapes that do not fit.
+    preset_name: see `presets.PRESETS`. key: take the weights under this key of the file. lora: LoRA file
+    merged into the weights, with the preset's alpha. transformer: diffusers config; read off the shapes when
+    None (head dim 128). Raises CheckpointError naming keys and shapes that do not fit.
     """
     family = preset(preset_name)
     weights = {rename(k): v for k, v in weights_of(path, family, key).items()}
@@ -87,16 +94,24 @@ def weights_of(path: str | Path, family: Preset, key: str) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError("unreadable checkpoint", where=str(file), why=str(error).splitlines()[0]) from error
+        raise CheckpointError(
+            "unreadable checkpoint", where=str(file), why=str(error).splitlines()[0]
+        ) from error
     if key and key not in content:
-        raise CheckpointError(f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}")
+        raise CheckpointError(
+            f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}"
+        )
     for name in (key,) if key else family.keys:
         if isinstance(content.get(name), dict):
             return content[name]
     flat = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if not flat:
-        raise CheckpointError("no weights in the checkpoint", where=str(file),
-                              why=f"expected one of {list(family.keys)}, found {sorted(content)[:8]}", fix="pass key=")
+        raise CheckpointError(
+            "no weights in the checkpoint",
+            where=str(file),
+            why=f"expected one of {list(family.keys)}, found {sorted(content)[:8]}",
+            fix="pass key=",
+        )
     return flat
 
 
@@ -111,8 +126,11 @@ def merge_lora(weights: dict[str, Tensor], lora: dict[str, Tensor], family: Pres
     for key, pair in pairs.items():
         rank = len(pair["A"]) if "A" in pair else 0
         if key not in weights or set(pair) != {"A", "B"} or not family.lora_alpha or rank != family.lora_rank:
-            raise CheckpointError(f"the LoRA of {key!r} does not fit", where=where,
-                                  why=f"rank {rank}, expected {family.lora_rank} on a weight of the network")
+            raise CheckpointError(
+                f"the LoRA of {key!r} does not fit",
+                where=where,
+                why=f"rank {rank}, expected {family.lora_rank} on a weight of the network",
+            )
         update = family.lora_alpha / rank * pair["B"] @ pair["A"]
         weights[key] = weights[key].float() + update
 
@@ -122,8 +140,11 @@ def infer_config(weights: dict[str, Tensor], where: str) -> dict[str, Any]:
     try:
         width, channels, *patch = weights["patch_embedding.weight"].shape
         return {
-            "patch_size": list(patch), "in_channels": channels, "attention_head_dim": 128,
-            "num_attention_heads": width // 128, "cross_attn_norm": "blocks.0.norm2.weight" in weights,
+            "patch_size": list(patch),
+            "in_channels": channels,
+            "attention_head_dim": 128,
+            "num_attention_heads": width // 128,
+            "cross_attn_norm": "blocks.0.norm2.weight" in weights,
             "out_channels": weights["proj_out.weight"].shape[0] // (patch[0] * patch[1] * patch[2]),
             "text_dim": weights["condition_embedder.text_embedder.linear_1.weight"].shape[1],
             "freq_dim": weights["condition_embedder.time_embedder.linear_1.weight"].shape[1],

@@ -1,8 +1,8 @@
 """Rotary position embedding over (frame, row, column), with positions given at read time.
 
-As in Wan2.1: the head dimension is split into time, height and width parts, pairs of neighbouring channels are rotated.
-Angles are always computed in float64. `diffusers` numerics rotate in fp32 (or the tensor's own float64), `wan` rotates
-in complex128 as the original does: 7e-5 apart in an fp32 network.
+As in Wan2.1: the head dimension is split into time, height and width parts, pairs of neighbouring channels
+are rotated. Angles are always computed in float64. `diffusers` numerics rotate in fp32 (or the tensor's own
+float64), `wan` rotates in complex128 as the original does: 7e-5 apart in an fp32 network.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class RotaryTables:
         if last >= MAX_POSITIONS:
             raise UserError(
                 f"position {last} is past the rotary table of {MAX_POSITIONS} entries",
-                where="student.cache.rope", why="absolute positions grow with the length of the video",
+                where="student.cache.rope",
+                why="absolute positions grow with the length of the video",
                 fix="generate fewer frames, or use a window with rope: relative",
             )
         frames, (rows, columns) = len(positions), grid

@@ -1,7 +1,7 @@
 """What defines a causal video student besides its weights: cache policy, sampler, codec, text encoder.
 
-The public few-step causal families (CausVid, Self-Forcing, LongLive, Reward-Forcing, ...) are stock Wan2.1 weights
-with other numbers in these dataclasses. A spec travels as JSON in the metadata of the weights file.
+The public few-step causal families (CausVid, Self-Forcing, LongLive, Reward-Forcing, ...) are stock Wan2.1
+weights with other numbers in these dataclasses. A spec travels as JSON in the metadata of the weights file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     for key in values:
         if key not in names:
             hint = nearest(key, names)
-            raise UserError(f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else "")
+            raise UserError(
+                f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else ""
+            )
     return cls(**values)
 
 
@@ -48,7 +50,8 @@ class CachePolicy:
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
                 f"window {self.window} cannot hold sink {self.sink} and a chunk of {self.chunk_frames} frames",
-                where=where, why="window counts sink, local past and current chunk",
+                where=where,
+                why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
             )
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
@@ -81,7 +84,9 @@ class Sampler:
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
             ordered = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
             if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
-                raise UserError(f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler")
+                raise UserError(
+                    f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler"
+                )
 
     def steps(self, first: bool = False) -> list[float]:
         """Noise levels of a chunk; `first` for the chunk that starts at frame 0."""
@@ -128,8 +133,11 @@ class VideoStudentSpec:
         if self.numerics not in ("diffusers", "wan"):
             raise UserError(f"unknown numerics {self.numerics!r}", where="student", fix="diffusers or wan")
         if tuple(self.transformer.get("patch_size", (1, 2, 2)))[0] != 1:
-            raise UserError("patch_size must be 1 in time", where="student.transformer.patch_size",
-                            why="a causal student handles latent frames one by one")
+            raise UserError(
+                "patch_size must be 1 in time",
+                where="student.transformer.patch_size",
+                why="a causal student handles latent frames one by one",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, ready for JSON."""

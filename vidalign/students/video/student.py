@@ -1,8 +1,8 @@
 """The causal video student: one stock network, every causal pattern through plans and a frozen context.
 
 Conventions: x_t = (1 - sigma) x0 + sigma noise, velocity = noise - x0, timestep = 1000 sigma (never rounded).
-The network predicts velocity or x0 (`spec.prediction`). Rows of one prompt are adjacent: n = prompt * group + g; texts
-and contexts may have one row per prompt and are broadcast.
+The network predicts velocity or x0 (`spec.prediction`). Rows of one prompt are adjacent: n = prompt * group +
+g; texts and contexts may have one row per prompt and are broadcast.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Reader:
 class VideoStudent(nn.Module):
     """A causal (or bidirectional) video denoiser.
 
-    `transformer` is the diffusers network, or a PEFT model around it. Everything goes through `forward`, so an engine
-    may wrap the whole module: `engine(x_t, sigma, text, context, clean=..., output="x0")`.
+    `transformer` is the diffusers network, or a PEFT model around it. Everything goes through `forward`, so
+    an engine may wrap the whole module: `engine(x_t, sigma, text, context, clean=..., output="x0")`.
     """
 
     def __init__(self, spec: VideoStudentSpec, transformer: nn.Module) -> None:
@@ -82,30 +82,47 @@ class VideoStudent(nn.Module):
     ) -> Tensor:
         """Denoise `x_t` `[N, F, C, H, W]` at `sigma` `[N]` or `[N, F]` in 0..1 -> velocity or x0, like `x_t`.
 
-        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
-        clean: the clean latents of the same frames, needed when F holds several chunks: each chunk then attends the
-        context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
-        all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
-        initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
+        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the
+        video. clean: the clean latents of the same frames, needed when F holds several chunks: each chunk
+        then attends the context, the clean chunks before it, and itself (teacher forcing). attention
+        "bidirectional": all frames attend all frames; "block_causal": chunks attend the earlier chunks of
+        `x_t` itself, at whatever noise they have (ODE initialisation of CausVid); both without context.
+        Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
         """
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":
             raw = self._causal(x_t, sigma, text, context, clean)
         else:
-            assert context is None and clean is None, f"{attention} attention takes neither context nor clean frames"
+            assert context is None and clean is None, (
+                f"{attention} attention takes neither context nor clean frames"
+            )
             layout = plans.bidirectional_layout(x_t.shape[1])
             if attention == "block_causal":
                 layout = plans.block_causal_layout(self.spec.cache, x_t.shape[1])
             raw = self._run(x_t, self._levels(sigma, x_t), text, layout)
         return self._convert(raw, x_t, sigma, output)
 
-    def velocity(self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | None = None,
-                 *, clean: Tensor | None = None) -> Tensor:
+    def velocity(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        context: Context | None = None,
+        *,
+        clean: Tensor | None = None,
+    ) -> Tensor:
         """Causal velocity, see `forward`."""
         return self(x_t, sigma, text, context, clean=clean)
 
-    def predict_x0(self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | Reader | None = None,
-                   *, clean: Tensor | None = None) -> Tensor:
+    def predict_x0(
+        self,
+        x_t: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        context: Context | Reader | None = None,
+        *,
+        clean: Tensor | None = None,
+    ) -> Tensor:
         """Causal prediction of x0, see `forward`."""
         return self(x_t, sigma, text, context, clean=clean, output="x0")
 
@@ -123,9 +140,11 @@ class VideoStudent(nn.Module):
 
     @torch.no_grad()
     def extend(self, context: Context, clean_chunk: Tensor, text: Tensor) -> Context:
-        """The clean pass: the context after `clean_chunk` `[N, F_chunk, C, H, W]`, N = context.batch, at t = 0.
+        """The clean pass: the context after `clean_chunk` `[N, F_chunk, C, H, W]`, N = context.batch, at t =
+        0.
 
-        F_chunk may be several chunks, taken one after the other. Frames that the policy never needs again are dropped.
+        F_chunk may be several chunks, taken one after the other. Frames that the policy never needs again are
+        dropped.
         """
         assert len(clean_chunk) == context.batch, "one clean chunk per row of the context"
         for chunk in clean_chunk.split(self.spec.cache.chunk_frames, 1):
@@ -134,9 +153,9 @@ class VideoStudent(nn.Module):
 
     @torch.no_grad()
     def recache(self, context: Context, latents: Tensor, text: Tensor, *, keep_sink: bool = False) -> Context:
-        """The context rebuilt under a new prompt (LongLive): the last frames that the next chunk attends go through one
-        bidirectional pass at t = 0. latents: all clean latents so far `[N, context.frames, C, H, W]`.
-        keep_sink: the sink keeps its old keys and values (`global_sink`).
+        """The context rebuilt under a new prompt (LongLive): the last frames that the next chunk attends go
+        through one bidirectional pass at t = 0. latents: all clean latents so far `[N, context.frames, C, H,
+        W]`. keep_sink: the sink keeps its old keys and values (`global_sink`).
         """
         assert latents.shape[1] == context.frames, "recache needs the latents of every frame so far"
         cache = self.spec.cache
@@ -144,19 +163,26 @@ class VideoStudent(nn.Module):
         start = context.frames - count
         fresh = self._clean_pass(Context(context.batch, start), latents[:, start:], text)
         sink = context if keep_sink else fresh
-        held = [p for a, b in plans.runs([f for f in sink.kept if f < cache.sink]) for p in sink._frames(a, b)]
+        held = [
+            p for a, b in plans.runs([f for f in sink.kept if f < cache.sink]) for p in sink._frames(a, b)
+        ]
         local = [p for p in fresh._frames(max(start, cache.sink if held else 0), context.frames)]
         return Context(context.batch, context.frames, (*held, *local)).window(cache)
 
     @torch.no_grad()
     def rollout(
-        self, text: Tensor, plan: RolloutPlan, noise: Noise, *, context: Context | None = None,
+        self,
+        text: Tensor,
+        plan: RolloutPlan,
+        noise: Noise,
+        *,
+        context: Context | None = None,
         on_chunk: Callable[[int, Tensor], None] | None = None,
     ) -> Rollout:
         """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
 
-        context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is called as
-        soon as a chunk is done, for streaming decode.
+        context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is
+        called as soon as a chunk is done, for streaming decode.
         """
         noise = noise.to(self.device)
         self.runtime.text = {}
@@ -210,9 +236,11 @@ class VideoStudent(nn.Module):
             layout = plans.denoise_layout(self.spec.cache, kept, past.frames, frames)
             return self._run(x_t, sigma, text, layout, reader)
         if clean is None or frames % size or self.spec.cache.sink_decay:
-            raise UserError(f"cannot denoise {frames} frames in one call with chunks of {size}",
-                            why="several whole chunks need `clean` latents and no EMA sink",
-                            fix="pass clean=, or one chunk at a time")
+            raise UserError(
+                f"cannot denoise {frames} frames in one call with chunks of {size}",
+                why="several whole chunks need `clean` latents and no EMA sink",
+                fix="pass clean=, or one chunk at a time",
+            )
         layout = plans.teacher_forcing_layout(self.spec.cache, kept, past.frames, frames)
         head = clean[:, : frames - size].to(x_t.dtype)
         levels = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
@@ -229,7 +257,12 @@ class VideoStudent(nn.Module):
         return context.append(Piece(context.frames, frames, tuple(keys), tuple(values)))
 
     def _run(
-        self, x: Tensor, sigma: Tensor, text: Tensor, layout: Layout, reader: Reader | None = None,
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        text: Tensor,
+        layout: Layout,
+        reader: Reader | None = None,
         collected: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """The network on a sequence of frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into the batch."""
@@ -240,8 +273,15 @@ class VideoStudent(nn.Module):
         _, ph, pw = base.config.patch_size
         grid = (x.shape[-2] // ph, x.shape[-1] // pw)
         self.runtime.plan = AttentionPlan(
-            layout, n, grid[0] * grid[1], self.tables.factors(layout.positions, grid, x.device), self.tables, grid,
-            reader.context if reader else None, collected, reader.read if reader else {},
+            layout,
+            n,
+            grid[0] * grid[1],
+            self.tables.factors(layout.positions, grid, x.device),
+            self.tables,
+            grid,
+            reader.context if reader else None,
+            collected,
+            reader.read if reader else {},
         )
         dtype = base.patch_embedding.weight.dtype
         out = self.transformer(
