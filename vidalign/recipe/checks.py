@@ -99,11 +99,24 @@ def _rewards(draft: Draft) -> None:
 
 def _teacher(draft: Draft) -> None:
     teacher, needs = draft.recipe.teacher, draft.needs
-    if teacher is not None and teacher.path:
+    if "teacher" in draft.broken:
+        return
+    if teacher is None:
+        if needs is not None and needs.teacher:
+            why = f"{draft.recipe.objective.name!r} needs one that offers {needs.teacher}"
+            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world} or {path: ...}")
+        return
+    try:
+        offers = registry.get("teachers", teacher.name).offers
+    except UserError as error:
+        where = draft.tree.locate("teacher.name")
+        draft.problems += [Problem(p.what, p.where or where, p.why, p.fix) for p in error.problems]
+        return
+    if needs is not None and needs.teacher and needs.teacher not in offers:
+        why = f"{draft.recipe.objective.name!r} needs {needs.teacher}, this one offers {', '.join(offers)}"
+        draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+    if teacher.name == "model":
         _weights_file(draft, teacher.path, "teacher.path")
-    elif needs is not None and needs.teacher and "teacher" not in draft.broken:
-        why = f"{draft.recipe.objective.name!r} needs one that offers {needs.teacher}"
-        draft.refuse("there is no teacher", "teacher", why, "add teacher: {path: ...}")
 
 
 def _student(draft: Draft) -> None:

@@ -46,10 +46,16 @@ class StudentConfig:
 
 @dataclass
 class TeacherConfig:
-    """A frozen model that the objective learns from."""
+    """What the objective learns from; never trained."""
 
+    name: str = "model"
+    """Kind of teacher in the registry: `model` (a bidirectional multi-step network) or `world` (its ground truth)."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/teacher`."""
+    """Weights of a `model`: a safetensors file or a shipped name such as `world/teacher`."""
+    steps: int = 24
+    """Denoising steps of a `model` when it makes clips."""
+    shift: float = 2.0
+    """Timestep shift of those steps."""
 
 
 @dataclass
