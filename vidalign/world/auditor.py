@@ -33,13 +33,15 @@ METRICS = ("colour", "count", "shape", "size", "motion", "physics", "appearance"
 LEAST = 0.02
 CROP = 16
 """Width of the square around an object in which it is judged."""
-SHIFTS = tuple(0.25 * k for k in range(-5, 6))
+SHIFTS = tuple(0.25 * k for k in range(-4, 5))
 """Offsets of a template's centre from the median pixel, pixels."""
+LEVELS = (0.25, 0.5, 0.75)
+"""Shares of full colour above which a pixel belongs to the hard mask of a level."""
 
 
 @dataclass
 class Bank:
-    """Binary templates: `masks` ``[T, CROP^2]``, `area` ``[T]``, T = shapes x sizes x shifts x shifts."""
+    """Binary templates: `masks` ``[T, levels * CROP^2]``, `area` ``[T]``, T = shapes x sizes x shifts x shifts."""
 
     masks: torch.Tensor
     area: torch.Tensor
@@ -56,7 +58,9 @@ def _bank() -> Bank:
                     x = (pixel - CROP / 2 - 0.5 - across).abs()[None]
                     y = (pixel - CROP / 2 - 0.5 - down).abs()[:, None]
                     norm = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}[shape]
-                    masks.append((norm < EXTENT[shape] * radius).flatten())
+                    slope = 2**0.5 if shape == "diamond" else 1.0
+                    edge = [EXTENT[shape] * radius + slope * (0.5 - level) for level in LEVELS]
+                    masks.append(torch.stack([norm < e for e in edge]).flatten())
     bank = torch.stack(masks).float()
     return Bank(bank, bank.sum(1))
 
@@ -145,8 +149,9 @@ def _look(clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour:
     between = ((grey > 0.12) & (grey < 0.88)).to(clips).sum((-2, -1))
     bank = _bank()
     masks, sizes = bank.masks.to(clips), bank.area.to(clips)
-    common = hard.flatten(-2) @ masks.T
-    overlap = (common / (area[..., None] + sizes - common)).unflatten(-1, (len(SHAPES), len(SIZES), -1)).amax(-1)
+    levels = torch.stack([grey > level for level in LEVELS], 2).to(clips).flatten(2)
+    common = levels @ masks.T
+    overlap = (common / (levels.sum(-1, keepdim=True) + sizes - common)).unflatten(-1, (len(SHAPES), len(SIZES), -1)).amax(-1)
     return Seen(
         centre=centre,
         area=area,
@@ -169,7 +174,7 @@ def _object_metrics(seen: Seen, shape: torch.Tensor, radius: torch.Tensor) -> di
     median = seen.area.median(1, keepdim=True).values.clamp(min=1)
     change = (seen.area / median - 1).abs()
     likeness = ramp(best.amax(-1), 0.5, 0.95)
-    sharp = 1 / (1 + ((seen.softness - 3.6).clamp(min=0) / 1.5) ** 2)
+    sharp = 1 / (1 + ((seen.softness - 4.4).clamp(min=0) / 1.5) ** 2)
     pure = torch.exp(-(seen.impurity - 0.02).clamp(min=0) / 0.15)
     return {
         "colour": present * ramp(seen.area / (seen.area + seen.foreign).clamp(min=1), 0.0, 0.92),
@@ -216,15 +221,15 @@ def _request(prompts: Sequence[str], like: torch.Tensor) -> Request:
 def _worst(values: torch.Tensor, clip: torch.Tensor, batch: int) -> torch.Tensor:
     """Lowest value over the objects of a clip: ``[R, F]`` -> ``[B, F]``."""
     start = values.new_full((batch, values.shape[1]), torch.inf)
-    return start.index_reduce(0, clip, values, "amin")
+    return start.scatter_reduce(0, clip[:, None].expand_as(values), values, "amin")
 
 
 def _tracks(request: Request, centre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions ``[B, F, 2, 2]`` and half widths ``[B, 2]``; a single object fills both places."""
     extent = centre.new_tensor([EXTENT[name] for name in SHAPES])[request.shape] * request.radius
-    first = torch.searchsorted(request.clip, torch.arange(len(request.specs), device=centre.device))
-    last = torch.searchsorted(request.clip, torch.arange(len(request.specs), device=centre.device), right=True) - 1
-    both = torch.stack((first, last), 1)
+    counts = torch.tensor([len(spec.objects) for spec in request.specs], device=centre.device)
+    last = counts.cumsum(0) - 1
+    both = torch.stack((last - counts + 1, last), 1)
     return centre[both].transpose(1, 2), extent[both]
 
 
@@ -238,6 +243,14 @@ def _motion(request: Request, centre: torch.Tensor, visible: torch.Tensor) -> tu
         motion[rows] = motion_score(law, tracks) * visible[rows].mean(1)
         physics[rows] = physics_score(law, tracks, visible[rows])
     return motion, physics
+
+
+@torch.no_grad()
+def tracks(clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+    """Centres of the captioned objects as the auditor sees them, ``[B, F, 2, 2]`` (object, then x and y), pixels."""
+    request = _request(prompts, clips)
+    seen = _look(clips, _labels(clips), request.clip, request.colour, request.other)
+    return _tracks(request, seen.centre)[0]
 
 
 @torch.no_grad()
@@ -255,9 +268,7 @@ def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
         for name, values in _object_metrics(seen, request.shape, request.radius).items()
     }
     near = torch.zeros_like(frames["colour"]).index_add(0, request.clip, seen.near)
-    area = torch.zeros(len(clips), device=clips.device).index_reduce(
-        0, request.clip, math.pi * request.radius**2, "amax"
-    )
+    area = clips.new_tensor([math.pi * SIZES[spec.size] ** 2 for spec in request.specs])
     stray = ((labels > 0).to(clips).sum((-2, -1)) - near).clamp(min=0) / area[:, None]
     frames["count"] = frames["colour"].clamp(0, 1).ceil() / (1 + ((stray - 0.08).clamp(min=0) / 0.35) ** 2)
     frames["appearance"] = frames["appearance"] * _background(clips, labels)
