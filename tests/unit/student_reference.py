@@ -59,7 +59,9 @@ class MaskedProcessor(WanAttnProcessor):
 
 
 def attended(policy: CachePolicy, query: int, key: int) -> bool:
-    """May frame `query` attend frame `key`? Window counts sink + local + current; eviction spares the sink."""
+    """May frame `query` attend frame `key`? Window counts sink + local + current; eviction spares the
+    sink.
+    """
     chunk = query // policy.chunk_frames
     last = (chunk + 1) * policy.chunk_frames
     if key >= last:

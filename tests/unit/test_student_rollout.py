@@ -79,7 +79,9 @@ def test_a_branching_rollout_equals_independent_ones(policy: CachePolicy) -> Non
 
 
 def test_chunk_forwards_match_the_published_counts() -> None:
-    """AR-CoPO at 7 chunks, 4 steps, 12 candidates: a fork at chunk 4 costs 255 forwards, independent rollouts 420."""
+    """AR-CoPO at 7 chunks, 4 steps, 12 candidates: a fork at chunk 4 costs 255 forwards, independent
+    rollouts 420.
+    """
     text, network = inputs(3)[2], student()
     for plan, count in (
         (RolloutPlan(3, 1, 3, 12, keep_final=True), 255),
@@ -162,7 +164,9 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
 
 
 def test_the_original_draw_order() -> None:
-    """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step, chunk-major."""
+    """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step,
+    chunk-major.
+    """
     noise = Noise.like_original(torch.Generator().manual_seed(5), 2, 2, SHAPE, 4)
     torch.manual_seed(5)
     assert torch.equal(noise.initial, torch.randn(2, 6, 16, 6, 8))

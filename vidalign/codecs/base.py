@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ CODECS = ("rgb", "frames", "wan")
 
 
 class Codec(nn.Module):
-    """Encodes clips `[B, F, 3, H, W]` in [0, 1] to latents `[B, f, channels, H / downscale, W / downscale]` and back."""
+    """Encodes clips `[B, F, 3, H, W]` in [0, 1] to latents `[B, f, channels, H / downscale, W /
+    downscale]` and back.
+    """
 
     channels: int
     """Channels of a latent frame."""
@@ -30,9 +33,15 @@ class Codec(nn.Module):
         """Latents to clips, clamped to [0, 1]."""
         raise NotImplementedError
 
+    def stream(self) -> Callable[[Tensor], Tensor]:
+        """A function that decodes one stream of latents chunk by chunk; for frame-wise codecs, `decode`."""
+        return self.decode
+
 
 def build_codec(config: dict[str, Any]) -> Codec:
-    """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the options of that class."""
+    """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the options of
+    that class.
+    """
     options = dict(config)
     name = options.pop("name", "rgb")
     if name == "rgb":

@@ -84,7 +84,9 @@ def _denoise(
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-    """`(1 - sigma) x0 + sigma noise`; a tensor sigma `[N]` or `[N, F]` is matched to the leading dimensions."""
+    """`(1 - sigma) x0 + sigma noise`; a tensor sigma `[N]` or `[N, F]` is matched to the leading
+    dimensions.
+    """
     if isinstance(sigma, Tensor):
         sigma = sigma.to(x0.dtype).reshape(*sigma.shape, *[1] * (x0.ndim - sigma.ndim))
     return (1 - sigma) * x0 + sigma * noise
@@ -97,6 +99,8 @@ class _Clock:
         self.timings, self.name, self.device = timings, name, device
 
     def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()
 
     def __enter__(self) -> None:

@@ -39,7 +39,9 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
-    """The encoder of a spec: `{"name": "world"}` or `{"name": "transformers", "path": ..., "length": 512}`."""
+    """The encoder of a spec: `{"name": "world"}` or `{"name": "transformers", "path": ..., "length":
+    512}`.
+    """
     options = dict(config)
     name = options.pop("name", "world")
     if name == "world":

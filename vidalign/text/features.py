@@ -1,4 +1,6 @@
-"""Features of prompts, computed once and kept in memory and optionally on disk; the encoder is released afterwards."""
+"""Features of prompts, computed once and kept in memory and optionally on disk; the encoder is released
+afterwards.
+"""
 
 from __future__ import annotations
 

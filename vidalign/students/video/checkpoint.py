@@ -42,7 +42,8 @@ def save(student: VideoStudent, path: Path, metadata: dict[str, str]) -> None:
 def merged(transformer: torch.nn.Module) -> dict[str, Tensor]:
     """State dict of the plain network, the active adapter merged into it."""
     if hasattr(transformer, "merge_and_unload"):
-        transformer = copy.deepcopy(transformer).merge_and_unload()
+        adapted: Any = copy.deepcopy(transformer)
+        transformer = adapted.merge_and_unload()
     return transformer.state_dict()
 
 
@@ -99,7 +100,9 @@ def load(path: str | Path) -> VideoStudent:
 
 
 def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy `tensors` into `module`; CheckpointError naming the first key that is missing, unknown or misshapen."""
+    """Copy `tensors` into `module`; CheckpointError naming the first key that is missing, unknown or
+    misshapen.
+    """
     wanted = module.state_dict()
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:

@@ -20,7 +20,9 @@ from vidalign.students.video.spec import CachePolicy
 
 @dataclass(frozen=True)
 class Piece:
-    """Keys and values of consecutive clean frames, one tensor `[b, frames * tokens, heads, dim]` per layer."""
+    """Keys and values of consecutive clean frames, one tensor `[b, frames * tokens, heads, dim]` per
+    layer.
+    """
 
     start: int
     frames: int
@@ -131,7 +133,9 @@ class Context:
 
 
 def widen(x: Tensor, batch: int) -> Tensor:
-    """Rows repeated in place, `[b, ...] -> [batch, ...]`; the tensor itself when it has `batch` rows already."""
+    """Rows repeated in place, `[b, ...] -> [batch, ...]`; the tensor itself when it has `batch` rows
+    already.
+    """
     return x if x.shape[0] == batch else x.repeat_interleave(batch // x.shape[0], 0)
 
 

@@ -130,7 +130,9 @@ def denoise_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frame
 
 
 def teacher_forcing_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frames: int) -> Layout:
-    """[clean without its last chunk, noisy]: clean -> clean block-causal; noisy chunk j -> clean chunks < j and itself."""
+    """[clean without its last chunk, noisy]: clean -> clean block-causal; noisy chunk j -> clean chunks <
+    j and itself.
+    """
     return _teacher_forcing(_key(policy), kept, start, frames)
 
 

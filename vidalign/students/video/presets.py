@@ -88,7 +88,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset `name`; UserError with the nearest name, or the reason why a known family is not supported."""
+    """The preset `name`; UserError with the nearest name, or the reason why a known family is not
+    supported.
+    """
     if name in PRESETS:
         return PRESETS[name]
     if name in UNSUPPORTED:

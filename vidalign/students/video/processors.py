@@ -103,7 +103,9 @@ class SelfAttentionProcessor:
         return _in_order(plan, outs)
 
     def _context(self, plan: AttentionPlan, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The context's keys and values for this layer at full batch; keys roped when positions are absolute."""
+        """The context's keys and values for this layer at full batch; keys roped when positions are
+        absolute.
+        """
         if plan.context is None or not plan.context.pieces:
             return None, None
         if self.layer not in plan.read:
@@ -150,7 +152,8 @@ class Frames:
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """RMS norm in the dtype of its weight: under autocast the fp32 weight keeps the fused kernel usable."""
-    return norm(x.to(norm.weight.dtype))
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    return norm(x.to(weight.dtype))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tensor:

@@ -116,7 +116,9 @@ def weights_of(path: str | Path, family: Preset, key: str) -> dict[str, Tensor]:
 
 
 def merge_lora(weights: dict[str, Tensor], lora: dict[str, Tensor], family: Preset, where: str) -> None:
-    """Add alpha / rank * B A to `weights` in place, for a LoRA file with PEFT names over original Wan names."""
+    """Add alpha / rank * B A to `weights` in place, for a LoRA file with PEFT names over original Wan
+    names.
+    """
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, value in lora.items():
         match = re.match(r"(.*)\.lora_([AB])(?:\.\w+)?\.weight$", key)
@@ -136,7 +138,9 @@ def merge_lora(weights: dict[str, Tensor], lora: dict[str, Tensor], family: Pres
 
 
 def infer_config(weights: dict[str, Tensor], where: str) -> dict[str, Any]:
-    """Config of the diffusers network from the shapes of its weights, heads of 128 channels as in all Wan2.1."""
+    """Config of the diffusers network from the shapes of its weights, heads of 128 channels as in all
+    Wan2.1.
+    """
     try:
         width, channels, *patch = weights["patch_embedding.weight"].shape
         return {

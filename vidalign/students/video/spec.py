@@ -39,7 +39,9 @@ class CachePolicy:
     rope: str = "absolute"
     """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read."""
     sink_decay: float = 0.0
-    """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 = off."""
+    """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 =
+    off.
+    """
 
     def __post_init__(self) -> None:
         where = "cache"
@@ -49,7 +51,7 @@ class CachePolicy:
             raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
-                f"window {self.window} cannot hold sink {self.sink} and a chunk of {self.chunk_frames} frames",
+                f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames of a chunk",
                 where=where,
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
@@ -120,7 +122,9 @@ class VideoStudentSpec:
     prediction: str = "velocity"
     """What the network puts out: velocity (noise - x0) or x0."""
     numerics: str = "diffusers"
-    """diffusers: fp32 sinusoid and rotary table; wan: float64 ones, bit-equal to the original network in fp32."""
+    """diffusers: fp32 sinusoid and rotary table; wan: float64 ones, bit-equal to the original network in
+    fp32.
+    """
     codec: dict[str, Any] = field(default_factory=lambda: {"name": "rgb"})
     text: dict[str, Any] = field(default_factory=lambda: {"name": "world"})
     height: int = 32

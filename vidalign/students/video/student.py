@@ -30,7 +30,9 @@ EPS = 1e-3  # floor of sigma where x0 is turned into velocity
 
 
 class Reader:
-    """A context together with its keys as read (roped, at full batch), shared by the passes over one chunk."""
+    """A context together with its keys as read (roped, at full batch), shared by the passes over one
+    chunk.
+    """
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -127,7 +129,9 @@ class VideoStudent(nn.Module):
         return self(x_t, sigma, text, context, clean=clean, output="x0")
 
     def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Tensor, *, output: str = "velocity") -> Tensor:
-        """Velocity or x0 with full attention over all frames and no cache: the teacher and fake-score role."""
+        """Velocity or x0 with full attention over all frames and no cache: the teacher and fake-score
+        role.
+        """
         return self(x_t, sigma, text, attention="bidirectional", output=output)
 
     def begin(self, text: Tensor) -> Context:
@@ -135,7 +139,9 @@ class VideoStudent(nn.Module):
         return Context(batch=len(text))
 
     def reader(self, context: Context) -> Reader:
-        """The context for several forwards in a row without gradient: it is read (roped, broadcast) only once."""
+        """The context for several forwards in a row without gradient: it is read (roped, broadcast) only
+        once.
+        """
         return Reader(context)
 
     @torch.no_grad()
@@ -214,17 +220,19 @@ class VideoStudent(nn.Module):
             self.base.disable_gradient_checkpointing()
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """One safetensors file: merged weights, the spec as JSON under "spec", and `metadata` (provenance)."""
+        """One safetensors file: merged weights, the spec as JSON under "spec", and `metadata`
+        (provenance).
+        """
         checkpoint.save(self, Path(path), metadata or {})
 
     @classmethod
     def load(
         cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> VideoStudent:
-        """A saved student, by path or shipped name ("world/student"); CheckpointError when it cannot be used."""
+        """A saved student, by path or shipped name ("world/student"); CheckpointError when it cannot be
+        used.
+        """
         return checkpoint.load(path).to(device=device, dtype=dtype)
-
-    # -- one call of the network -------------------------------------------------------------------------------------
 
     def _causal(
         self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | Reader | None, clean: Tensor | None
@@ -265,7 +273,9 @@ class VideoStudent(nn.Module):
         reader: Reader | None = None,
         collected: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """The network on a sequence of frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into the batch."""
+        """The network on a sequence of frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into
+        the batch.
+        """
         base = self.base
         n, frames = x.shape[:2]
         assert n % len(text) == 0, "the number of texts must divide the batch"

@@ -1,0 +1,158 @@
+"""Codecs over diffusers autoencoders.
+
+Frame by frame: AutoencoderTiny and AutoencoderKL. Causal video: AutoencoderKLWan, with a streaming decoder
+that equals the full decode exactly.
+
+A config names either `path` (folder or hub name, with `subfolder`) or `config` (random weights to be trained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidalign.codecs.base import Codec
+from vidalign.errors import UserError
+
+
+def _autoencoder(kind: str, path: str, subfolder: str, config: dict[str, Any] | None) -> Any:
+    """A diffusers autoencoder of class `kind` in fp32."""
+    import diffusers
+
+    cls = getattr(diffusers, kind)
+    if bool(path) == bool(config):
+        raise UserError("a codec needs either path or config", where="student.codec")
+    if config:
+        return cls(**config)
+    try:
+        return cls.from_pretrained(path, subfolder=subfolder or None, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError("the autoencoder cannot be loaded", where=path, why=why) from error
+
+
+class FrameCodec(Codec):
+    """A frame-wise autoencoder: one latent frame per pixel frame.
+
+    kind: tiny (`AutoencoderTiny`) or kl (`AutoencoderKL`, encoded to the mode). slice_frames: frames per
+    call of the network, 0 = all at once.
+    """
+
+    def __init__(
+        self,
+        kind: str = "tiny",
+        path: str = "",
+        subfolder: str = "",
+        config: dict[str, Any] | None = None,
+        downscale: int = 8,
+        slice_frames: int = 0,
+    ) -> None:
+        super().__init__()
+        classes = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
+        if kind not in classes:
+            raise UserError(f"unknown kind {kind!r}", where="student.codec.kind", fix="tiny or kl")
+        self.kind = kind
+        self.slice_frames = slice_frames
+        self.model = _autoencoder(classes[kind], path, subfolder, config)
+        settings = self.model.config
+        self.channels = settings.latent_channels
+        blocks = settings.encoder_block_out_channels if kind == "tiny" else settings.block_out_channels
+        self.downscale = 2 ** (len(blocks) - 1)
+        self.scale = float(settings.scaling_factor)
+        self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
+        check_downscale(downscale, self.downscale)
+
+    def encode(self, clips: Tensor) -> Tensor:
+        return self._sliced(self._encode_frames, clips)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._sliced(self._decode_frames, latents)
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        out = self.model.encode(frames * 2 - 1)
+        raw = out.latents if self.kind == "tiny" else out.latent_dist.mode()
+        return (raw - self.shift) * self.scale
+
+    def _decode_frames(self, latents: Tensor) -> Tensor:
+        return to_unit(self.model.decode(latents / self.scale + self.shift).sample)
+
+    def _sliced(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        frames = x.flatten(0, 1).to(self.model.dtype)
+        parts = frames.split(self.slice_frames or len(frames))
+        return torch.cat([fn(part) for part in parts]).unflatten(0, x.shape[:2]).to(x.dtype)
+
+
+class WanCodec(Codec):
+    """`AutoencoderKLWan`: the first latent frame is one pixel frame, every other one is four.
+
+    Latents are whitened with the model's own mean and std, as the Wan pipelines do.
+    """
+
+    def __init__(
+        self, path: str = "", subfolder: str = "", config: dict[str, Any] | None = None, downscale: int = 8
+    ) -> None:
+        super().__init__()
+        self.model = _autoencoder("AutoencoderKLWan", path, subfolder, config)
+        self.channels = self.model.config.z_dim
+        self.downscale = int(self.model.spatial_compression_ratio)
+        check_downscale(downscale, self.downscale)
+
+    def encode(self, clips: Tensor) -> Tensor:
+        video = (clips * 2 - 1).transpose(1, 2).to(self.model.dtype)
+        mode = self.model.encode(video).latent_dist.mode()
+        mean, std = self._statistics(mode)
+        return ((mode - mean) / std).transpose(1, 2).to(clips.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.stream()(latents)
+
+    def stream(self) -> Callable[[Tensor], Tensor]:
+        """A decoder with a feature cache of its own; chunk after chunk it returns what one call on all
+        latents would: 9, 12, 12, ... frames for chunks of 3 latents."""
+        cache: list[Tensor | str | None] = [None] * self.model._cached_conv_counts["decoder"]
+        started = False
+
+        def decode_chunk(latents: Tensor) -> Tensor:
+            nonlocal started
+            clips = []
+            for latent in self._raw(latents).split(1, 2):
+                options = {} if started else {"first_chunk": True}
+                clips.append(self.model.decoder(latent, feat_cache=cache, feat_idx=[0], **options))
+                started = True
+            return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2)).to(latents.dtype)
+
+        return decode_chunk
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        x = latents.transpose(1, 2).to(self.model.dtype)
+        mean, std = self._statistics(x)
+        return self.model.post_quant_conv(x * std + mean)
+
+    def _pixels(self, video: Tensor) -> Tensor:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        size = self.model.config.patch_size
+        return video if size is None else unpatchify(video, patch_size=size)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        mean, std = (
+            like.new_tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """[-1, 1] to [0, 1], clamped."""
+    return ((x + 1) / 2).clamp(0, 1)
+
+
+def check_downscale(stated: int, found: int) -> None:
+    """The spec states the factor so that shapes are known without building the codec; it must be right."""
+    if stated != found:
+        raise UserError(
+            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.codec.downscale"
+        )
