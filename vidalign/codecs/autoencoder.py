@@ -3,7 +3,7 @@
 Frame by frame: AutoencoderTiny and AutoencoderKL. Causal video: AutoencoderKLWan, with a streaming decoder
 that equals the full decode exactly.
 
-A config names either `path` (folder or hub name, with `subfolder`) or `config` (random weights to be trained).
+A config names either `path` (folder or hub name, with `subfolder`) or `config` (random weights, to train).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class CachePolicy:
             raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
-                f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames of a chunk",
+                f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames a chunk",
                 where=where,
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
