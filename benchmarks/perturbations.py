@@ -79,7 +79,14 @@ def measure(count: int, seed: int) -> dict[str, object]:
 
 def show(result: dict[str, object]) -> None:
     """Print the table."""
-    columns = ("text_alignment", "motion_quality", "visual_quality", "strict_pass", "audit/composite", "audit/pass")
+    columns = (
+        "text_alignment",
+        "motion_quality",
+        "visual_quality",
+        "strict_pass",
+        "audit/composite",
+        "audit/pass",
+    )
     print(" " * 20 + "".join(f"{name:>17}" for name in columns))
     rows = result["rows"]
     assert isinstance(rows, dict), "the table has named rows"
@@ -90,7 +97,9 @@ def show(result: dict[str, object]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=264, help="clips in each row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -8,11 +8,14 @@ each frame, then the mean of the mean and the worst quarter of frames:
 - ``count``: 1 without stray pixels, falling with their area against an object's;
 - ``shape``: overlap with the captioned template against that with the best other shape;
 - ``size``: area against the captioned one;
-- ``motion``: does the track do what the caption says; ``physics``: does each frame follow from the ones before;
+- ``motion``: does the track do what the caption says;
+- ``physics``: does each frame follow from the ones before (and 0 where the captioned motion does not happen at all,
+  since a frozen clip breaks no law);
 - ``appearance``: clean ground, pure colour, sharp edges, silhouette equal to a template;
 - ``permanence``: the object is there in every frame and keeps its area.
 
-``composite`` is the geometric mean of the eight, each at least .02; ``pass`` is 1 when all are at least .5.
+``composite`` is the geometric mean of motion, physics, appearance, permanence and content (itself the geometric
+mean of colour, count, shape and size), each at least .02; ``pass`` is 1 when all eight are at least .5.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ def _bank() -> Bank:
                 for across in SHIFTS:
                     x = (pixel - CROP / 2 - 0.5 - across).abs()[None]
                     y = (pixel - CROP / 2 - 0.5 - down).abs()[:, None]
-                    norm = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}[shape]
+                    norm = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}[
+                        shape
+                    ]
                     slope = 2**0.5 if shape == "diamond" else 1.0
                     edge = [EXTENT[shape] * radius + slope * (0.5 - level) for level in LEVELS]
                     masks.append(torch.stack([norm < e for e in edge]).flatten())
@@ -123,7 +128,9 @@ def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch
     return padded.flatten(-2).gather(-1, index).unflatten(-1, (CROP, CROP))
 
 
-def _look(clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour: torch.Tensor, other: torch.Tensor) -> Seen:
+def _look(
+    clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour: torch.Tensor, other: torch.Tensor
+) -> Seen:
     """Find the object of each row in every frame; clip, colour, other: ``[R]`` (other = -1 without a partner)."""
     ground = clips.new_tensor(BACKGROUND)[:, None, None]
     rays = clips.new_tensor([PALETTE[name] for name in COLOURS])[colour][:, None, :, None, None] - ground
@@ -151,7 +158,11 @@ def _look(clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour:
     masks, sizes = bank.masks.to(clips), bank.area.to(clips)
     levels = torch.stack([grey > level for level in LEVELS], 2).to(clips).flatten(2)
     common = levels @ masks.T
-    overlap = (common / (levels.sum(-1, keepdim=True) + sizes - common)).unflatten(-1, (len(SHAPES), len(SIZES), -1)).amax(-1)
+    overlap = (
+        (common / (levels.sum(-1, keepdim=True) + sizes - common))
+        .unflatten(-1, (len(SHAPES), len(SIZES), -1))
+        .amax(-1)
+    )
     return Seen(
         centre=centre,
         area=area,
@@ -213,9 +224,9 @@ def _request(prompts: Sequence[str], like: torch.Tensor) -> Request:
         indices = [(COLOURS.index(c), SHAPES.index(s)) for c, s in spec.objects]
         for k, (colour, shape) in enumerate(indices):
             rows.append((b, colour, indices[1 - k][0] if len(indices) > 1 else -2, shape))
-    columns = torch.tensor(rows, device=like.device).unbind(1)
+    clip, colour, other, shape = torch.tensor(rows, device=like.device).unbind(1)
     radius = like.new_tensor([SIZES[specs[row[0]].size] for row in rows])
-    return Request(specs, *columns, radius)
+    return Request(specs, clip, colour, other, shape, radius)
 
 
 def _worst(values: torch.Tensor, clip: torch.Tensor, batch: int) -> torch.Tensor:
@@ -233,15 +244,19 @@ def _tracks(request: Request, centre: torch.Tensor) -> tuple[torch.Tensor, torch
     return centre[both].transpose(1, 2), extent[both]
 
 
-def _motion(request: Request, centre: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _motion(
+    request: Request, centre: torch.Tensor, visible: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Motion and physics scores ``[B]``; captions of one motion are judged together. visible: ``[B, F]``."""
     xy, extents = _tracks(request, centre)
     motion, physics = xy.new_zeros(len(xy)), xy.new_zeros(len(xy))
     for law in dict.fromkeys(spec.motion for spec in request.specs):
-        rows = torch.tensor([b for b, spec in enumerate(request.specs) if spec.motion == law], device=xy.device)
+        rows = torch.tensor(
+            [b for b, spec in enumerate(request.specs) if spec.motion == law], device=xy.device
+        )
         tracks = Tracks(xy[rows], extents[rows])
         motion[rows] = motion_score(law, tracks) * visible[rows].mean(1)
-        physics[rows] = physics_score(law, tracks, visible[rows])
+        physics[rows] = physics_score(law, tracks, visible[rows]) * ramp(motion[rows], 0.0, 0.25)
     return motion, physics
 
 
@@ -275,8 +290,10 @@ def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
     out = {name: pool(frames[name]) for name in METRICS if name in frames}
     out["motion"], out["physics"] = _motion(request, seen.centre, frames["visible"])
     stacked = torch.stack([out[name] for name in METRICS])
+    logs = stacked.clamp(min=LEAST).log()
+    composite = torch.cat((logs[:4].mean(0, keepdim=True), logs[4:])).mean(0).exp()
     broken = ~clips.flatten(1).isfinite().all(1)
     result = {name: torch.where(broken, torch.nan, out[name]) for name in METRICS}
-    result["composite"] = torch.where(broken, torch.nan, stacked.clamp(min=LEAST).log().mean(0).exp())
+    result["composite"] = torch.where(broken, torch.nan, composite)
     result["pass"] = torch.where(broken, torch.nan, (stacked >= 0.5).all(0).to(clips))
     return result

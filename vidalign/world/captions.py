@@ -23,7 +23,9 @@ from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
 
 SPLITS = ("train", "held_out", "held_out_combinations", "held_out_speeds")
 VOCABULARY: tuple[str, ...] = tuple(
-    dict.fromkeys(["a", *SIZES, *COLOURS, *SHAPES, *(w for phrase in MOTIONS.values() for w in phrase.split())])
+    dict.fromkeys(
+        ["a", *SIZES, *COLOURS, *SHAPES, *(w for phrase in MOTIONS.values() for w in phrase.split())]
+    )
 )
 
 
@@ -138,7 +140,9 @@ def balanced(split: str, count: int, generator: torch.Generator) -> list[str]:
     for caption in prompts(split):
         groups.setdefault(parse(caption).motion, []).append(caption)
     motions = list(groups)
-    order = torch.cat([torch.randperm(len(motions), generator=generator) for _ in range(-(-count // len(motions)))])
+    order = torch.cat(
+        [torch.randperm(len(motions), generator=generator) for _ in range(-(-count // len(motions)))]
+    )
     picks = torch.rand(count, generator=generator, dtype=torch.float64)
     return [
         groups[motions[m]][int(u * len(groups[motions[m]]))]

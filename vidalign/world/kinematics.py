@@ -69,7 +69,11 @@ def _glides(tracks: Tracks, sign: float, axis: int) -> torch.Tensor:
     required = min(7.4, 0.67 * (tracks.frames - 1))
     steps = along[:, 1:] - along[:, :-1]
     steady = ramp(steps * (tracks.frames - 1) / required, 0.0, 0.8).mean(1)
-    return ramp(along[:, -1] - along[:, 0], 0.25 * required, required) * (1 - ramp(spread(across), 0.5, 3.0)) * steady
+    return (
+        ramp(along[:, -1] - along[:, 0], 0.25 * required, required)
+        * (1 - ramp(spread(across), 0.5, 3.0))
+        * steady
+    )
 
 
 def _falls(tracks: Tracks) -> torch.Tensor:
@@ -94,7 +98,8 @@ def _bounces(tracks: Tracks) -> torch.Tensor:
     rebound = (speed * left - 0.5 * GRAVITY * left**2).clamp(min=0.0)
     rises = torch.where(rebound < 1, 1.0, ramp(after / rebound.clamp(min=1), 0.25, 0.85))
     fallen = torch.where(left > 0, ramp((start - lowest) / start, 0.2, 0.6), 1.0)
-    high = ramp(height[:, 0], 2.0, 4.3)
+    early = (height[:, 1:] - height[:, :-1]) * (times[1:] < impact[:, None])
+    high = ramp(height[:, 0], 2.0, 4.3) * (1 - ramp(early.amax(1), 0.3, 2.0))
     return high * fallen * rises * (1 - ramp(spread(tracks.xy[:, :, 0, 0]), 0.5, 3.0))
 
 
@@ -123,7 +128,14 @@ def _hits(tracks: Tracks, sign: float) -> torch.Tensor:
     early = ((second - second[:, :1]).abs() * (times < contact)).amax(1)
     late = ((first - first[:, -1:]).abs() * (times > contact)).amax(1)
     level = (tracks.xy[..., 1] - tracks.xy[..., 1].mean((1, 2), keepdim=True)).abs().amax((1, 2))
-    return approach * pushed * touch * (1 - ramp(early, 0.7, 3.0)) * (1 - ramp(late, 0.7, 3.0)) * (1 - ramp(level, 0.5, 3))
+    return (
+        approach
+        * pushed
+        * touch
+        * (1 - ramp(early, 0.7, 3.0))
+        * (1 - ramp(late, 0.7, 3.0))
+        * (1 - ramp(level, 0.5, 3))
+    )
 
 
 def _forward(
@@ -158,7 +170,9 @@ def _forward(
             hit = (overlap > 0) & (closing > 0.05)
             touched |= hit
             swapped = v.flip(-2)
-            x[..., 0] = torch.where(hit[..., None], x[..., 0] + sign * overlap[..., None] * _SHARES.to(x), x[..., 0])
+            x[..., 0] = torch.where(
+                hit[..., None], x[..., 0] + sign * overlap[..., None] * _SHARES.to(x), x[..., 0]
+            )
             v[..., 0] = torch.where(hit[..., None], swapped[..., 0], v[..., 0])
     return x, v, touched
 

@@ -48,7 +48,9 @@ def _bounces(heights: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     return above.clamp(min=0.0)
 
 
-def thrown(height: torch.Tensor, lift: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def thrown(
+    height: torch.Tensor, lift: torch.Tensor, times: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Height above the floor of a throw and the time of its flight: ``[..., 1]`` each -> two ``[..., F]``."""
     landing = (lift + (lift**2 + 2 * GRAVITY * height).sqrt()) / GRAVITY
     above = (height + lift * times - 0.5 * GRAVITY * times**2) * (times < landing)
@@ -97,7 +99,9 @@ def _line(values: torch.Tensor, basis: torch.Tensor, low: float, high: float, si
     return values.mean(-1, keepdim=True) + slope * centred
 
 
-def _fit_throw(x: torch.Tensor, above: torch.Tensor, table: Tables, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_throw(
+    x: torch.Tensor, above: torch.Tensor, table: Tables, sign: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x ``[B, F]`` and height above the floor of the best throw in direction `sign`."""
     height, lift = table.throws[_nearest(above, table.throw)].unbind(-1)
     for _ in range(2):

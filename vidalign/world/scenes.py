@@ -140,7 +140,9 @@ class _Integrator:
             height = _between(u[:, 1], 10.0, bottom - top)
             above = (height[:, None] - 0.5 * GRAVITY * self.times**2).clamp(min=0.0)
         else:
-            height = _between(u[:, 1], 5.0, 14.0)  # first impact after 4.5 to 7.5 frames: every clip shows a rebound
+            height = _between(
+                u[:, 1], 5.0, 14.0
+            )  # first impact after 4.5 to 7.5 frames: every clip shows a rebound
             above = bounce_height(height, self.times)
         y = bottom[:, None] - above
         return torch.stack((x[:, None].expand_as(y), y), -1)

@@ -1,0 +1,1 @@
+"""Rewards: what scores a clip for a prompt, and their weighted combination."""
