@@ -127,6 +127,10 @@ def test_unequal_rows_keep_their_own_past() -> None:
     all_rows = network.velocity(noisy[:, 3:], torch.full((3,), 0.8), text, context)
     picked = network.velocity(noisy[[2, 0], 3:], torch.full((2,), 0.8), text[[2, 0]], context.rows([2, 0]))
     assert worst(picked, all_rows[[2, 0]]) < 1e-5
+    grouped = network.velocity(
+        noisy[[0, 2, 2], 3:], torch.full((3,), 0.8), text[[0, 2, 2]], context.expand(2).rows([1, 4, 5])
+    )
+    assert worst(grouped, all_rows[[0, 2, 2]]) < 1e-5
     alone = network.extend(network.begin(text[1:2]), clean[1:2, :3], text[1:2])
     one = network.velocity(noisy[1:2, 3:], torch.full((1,), 0.8), text[1:2], alone)
     assert worst(one, all_rows[1:2]) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,54 @@ def test_x0_and_velocity_are_two_views_of_one_network() -> None:
         student(POLICY, prediction="x0").predict_x0(noise, sigma, text),
         student(POLICY).velocity(noise, sigma, text),
     )
+
+
+class Engine(torch.nn.Module):
+    """Wraps a module under the name that DDP and DeepSpeed use."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        self.calls += 1
+        return self.module(*args, **kwargs)
+
+
+def test_engines_may_wrap_the_student_or_its_network() -> None:
+    noise, clean, text = inputs(6)
+    network, sigma = student(POLICY), torch.full((1,), 0.7)
+    expected = network.predict_x0(noise, sigma, text, clean=clean)
+    outer = Engine(network)
+    assert torch.equal(outer(noise, sigma, text, clean=clean, output="x0"), expected)
+    inner = Engine(network.transformer)
+    network.transformer = inner
+    assert torch.equal(network.predict_x0(noise, sigma, text, clean=clean), expected) and inner.calls == 1
+
+
+def test_copies_are_independent_networks() -> None:
+    """Roles and snapshots are deep copies of the student or of its network alone."""
+    noise, clean, text = inputs(6)
+    network, sigma = student(POLICY), torch.full((1,), 0.7)
+    expected = network.velocity(noise, sigma, text, clean=clean)
+    whole, part = copy.deepcopy(network), student(POLICY)
+    part.transformer = copy.deepcopy(network.transformer)
+    with torch.no_grad():
+        network.base.proj_out.weight.zero_()
+    assert torch.equal(whole.velocity(noise, sigma, text, clean=clean), expected)
+    assert torch.equal(part.velocity(noise, sigma, text, clean=clean), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_whole_networks_in_other_precisions(dtype: torch.dtype) -> None:
+    noise, clean, text = inputs(6)
+    exact = student(POLICY).velocity(noise, torch.full((1,), 0.7), text, clean=clean)
+    network = student(POLICY).to(dtype)
+    found = network.velocity(noise, torch.full((1,), 0.7), text, clean=clean)
+    assert found.dtype == torch.float32
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
+    assert (found - exact).abs().mean() < tolerance
 
 
 def test_the_seed_alone_decides_the_random_weights() -> None:

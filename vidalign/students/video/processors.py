@@ -234,7 +234,7 @@ class Sinusoid64(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-def install(transformer: WanTransformer3DModel, numerics: str) -> Runtime:
+def install(transformer: WanTransformer3DModel, numerics: str) -> None:
     """Put the processors and the plan carrier into a stock network; its parameters stay as they are."""
     if transformer.config.added_kv_proj_dim is not None:
         raise NotImplementedError("image-conditioned Wan networks (added_kv_proj_dim) are not supported")
@@ -245,4 +245,3 @@ def install(transformer: WanTransformer3DModel, numerics: str) -> Runtime:
     transformer.rope = PlanCarrier(runtime)
     if numerics == "wan":
         transformer.condition_embedder.timesteps_proj = Sinusoid64(transformer.config.freq_dim)
-    return runtime

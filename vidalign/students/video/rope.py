@@ -42,7 +42,8 @@ class RotaryTables:
         if key not in self._made:
             if len(self._made) >= 128:
                 self._made.clear()
-            self._made[key] = self._make(positions, grid).to(device)
+            with torch.inference_mode(False):  # kept for later forwards, which may need gradients
+                self._made[key] = self._make(positions, grid).to(device)
         return self._made[key]
 
     def _make(self, positions: tuple[int, ...], grid: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
 from vidalign.students.video.plan import AttentionPlan, Layout
-from vidalign.students.video.processors import install
+from vidalign.students.video.processors import Runtime, install
 from vidalign.students.video.rope import RotaryTables
 from vidalign.students.video.spec import VideoStudentSpec
 
@@ -51,7 +51,7 @@ class VideoStudent(nn.Module):
         self.spec = spec
         self.transformer = transformer
         base = self.base
-        self.runtime = install(base, spec.numerics)
+        install(base, spec.numerics)
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
     @classmethod
@@ -70,6 +70,12 @@ class VideoStudent(nn.Module):
         while not hasattr(module, "patch_embedding") or hasattr(module, "get_base_model"):
             module = module.get_base_model() if hasattr(module, "get_base_model") else module.module
         return module
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the patched parts of the network share; found through the network, so that it may be swapped
+        for a copy of itself."""
+        return self.base.rope.runtime
 
     def forward(
         self,
