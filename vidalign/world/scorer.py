@@ -151,7 +151,7 @@ def _measure(masks: torch.Tensor) -> Objects:
     radius = torch.full_like(centre[..., 0], 5.5)
     for _ in range(2):
         dx, dy = x - centre[..., :1], y - centre[..., 1:]
-        dist = (dx.square()[..., None, :] + dy.square()[..., None]).sqrt()
+        dist = (dx.square()[..., None, :] + dy.square()[..., None] + 1e-9).sqrt()
         inside = masks * (radius[..., None, None] + 1 - dist).clamp(0, 1)
         mass = inside.sum((-2, -1))
         total = mass + 1e-4
@@ -160,7 +160,7 @@ def _measure(masks: torch.Tensor) -> Objects:
         )
         radius = (1.28 * (mass.detach() / math.pi).sqrt() + 1.0).clamp(3.5, 7.5)
     dx2, dy2 = (x - centre[..., :1]).square(), (y - centre[..., 1:]).square()
-    dist = (dx2[..., None, :] + dy2[..., None]).sqrt()
+    dist = (dx2[..., None, :] + dy2[..., None] + 1e-9).sqrt()
     inside = masks * (radius[..., None, None] + 1 - dist).clamp(0, 1)
     mass = inside.sum((-2, -1))
     columns, rows = inside.sum(-2), inside.sum(-1)
