@@ -36,6 +36,19 @@ KL = {
     },
 }
 WAN = {"name": "wan", "config": {"base_dim": 8, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}}
+WAN22 = {
+    "name": "wan",
+    "downscale": 16,
+    "config": {
+        "base_dim": 8,
+        "num_res_blocks": 1,
+        "is_residual": True,
+        "patch_size": 2,
+        "in_channels": 12,
+        "out_channels": 12,
+        "scale_factor_spatial": 16,
+    },
+}
 
 
 def build(config: dict) -> Codec:
@@ -75,8 +88,9 @@ def test_kl_latents_are_shifted_and_scaled_as_published() -> None:
 
 
 @torch.no_grad()
-def test_streamed_decode_equals_full_decode_exactly() -> None:
-    codec = build(WAN)
+@pytest.mark.parametrize("config", [WAN, WAN22], ids=["wan 2.1", "wan 2.2"])
+def test_streamed_decode_equals_full_decode_exactly(config: dict) -> None:
+    codec = build(config)
     latents = torch.randn(2, 9, 16, 2, 2)
     config = codec.model.config  # type: ignore[union-attr]
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))

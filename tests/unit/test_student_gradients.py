@@ -28,6 +28,14 @@ def test_no_gradient_reaches_earlier_chunks() -> None:
     assert all(not k.requires_grad for piece in context.pieces for k in (*piece.keys, *piece.values))
 
 
+def test_a_context_is_frozen_whatever_made_it() -> None:
+    noise, clean, text = inputs(6)
+    network = student()
+    made = network.extend(network.begin(text), clean[:, :3], text).map(lambda x: x.clone().requires_grad_())
+    network.velocity(noise[:, 3:], torch.ones(1), text, made).square().sum().backward()
+    assert all(x.grad is None for x in (*made.pieces[0].keys, *made.pieces[0].values))
+
+
 def test_teacher_forcing_keeps_noisy_chunks_apart() -> None:
     noise, clean, text = inputs(9)
     noise.requires_grad_()

@@ -81,9 +81,11 @@ def test_features_are_computed_once_and_the_encoder_released(encoder: TextEncode
     assert torch.equal(features(["a blue square"])[0], first[1]) and len(built) == 1
     later = PromptFeatures(build, key="world", folder=tmp_path)
     assert torch.equal(later(["a red circle"])[0], first[0]) and len(built) == 1
+    counting.count, in_memory = 0, PromptFeatures(build)
+    assert torch.equal(in_memory(["a red circle"]), in_memory(["a red circle"])) and counting.count == 1
     other = PromptFeatures(build, key="another encoder", folder=tmp_path)
     other(["a red circle"])
-    assert len(built) == 2
+    assert len(built) == 3
 
 
 @pytest.mark.parametrize("kind", ["UMT5", "T5", "CLIPText", "Bert"])
