@@ -2,7 +2,8 @@
 
     python benchmarks/perturbations.py --count 264 --seed 0
 
-prints the table and writes it with the command, seed and machine to ``benchmarks/results/perturbations.json``.
+prints the table and writes it with the command, seed and machine to
+``benchmarks/results/perturbations.json``.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def main() -> None:
     header = {
         "command": f"python benchmarks/perturbations.py --count {arguments.count} --seed {arguments.seed}",
         "seed": arguments.seed,
-        "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(header | result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Gradient ascent on pixels from frozen clips: what it reaches must be the captioned motion, not a loophole."""
+"""Gradient ascent on pixels from frozen clips: it must reach the captioned motion, not a loophole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vidalign.world.renderer import clips
 
 
 def attacked(captions: list[str], seed: int, steps: int) -> torch.Tensor:
-    """Adam on the logarithm of the three training rewards, from the first frame repeated and a little noise."""
+    """Adam on the logarithm of the three training rewards, from a frozen clip with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     start = clips(captions, generator=generator)[:, :1].expand(-1, 12, -1, -1, -1)
     pixels = (start + 0.05 * torch.randn(start.shape, generator=generator)).clamp(0.02, 0.98).requires_grad_()

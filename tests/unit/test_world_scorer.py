@@ -1,4 +1,4 @@
-"""The scorer and the auditor against spoiled clips: what each perturbation must lower, and known loopholes."""
+"""The scorer and the auditor against spoiled clips: what each must lower, and known loopholes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def moving() -> list[str]:
 
 @pytest.fixture(scope="module")
 def rows(moving: list[str]) -> dict[str, Row]:
-    return {name: judged(videos, prompts) for name, videos, prompts in perturbations.table(moving, 12, seeded(2))}
+    return {
+        name: judged(videos, prompts) for name, videos, prompts in perturbations.table(moving, 12, seeded(2))
+    }
 
 
 def test_ground_truth_scores_high_even_at_its_worst() -> None:
@@ -71,19 +73,34 @@ def test_short_clips_are_scored(frames: int) -> None:
 
 
 CEILINGS = {  # row -> score -> the most that its mean may be
-    "uniform noise": {"text_alignment": 0.1, "motion_quality": 0.05, "visual_quality": 0.05, "audit/composite": 0.15},
+    "uniform noise": {
+        "text_alignment": 0.1,
+        "motion_quality": 0.05,
+        "visual_quality": 0.05,
+        "audit/composite": 0.15,
+    },
     "frozen first frame": {"text_alignment": 0.6, "motion_quality": 0.15, "audit/composite": 0.35},
     "wrong caption": {"text_alignment": 0.15, "motion_quality": 0.1, "audit/composite": 0.2},
     "wrong motion only": {"text_alignment": 0.6, "motion_quality": 0.15, "audit/composite": 0.45},
     "shuffled frames": {"text_alignment": 0.65, "motion_quality": 0.1, "audit/composite": 0.45},
     "blur 1 px": {"visual_quality": 0.6, "audit/appearance": 0.7},
-    "blur 2 px": {"text_alignment": 0.75, "visual_quality": 0.3, "audit/appearance": 0.4, "audit/composite": 0.7},
+    "blur 2 px": {
+        "text_alignment": 0.75,
+        "visual_quality": 0.3,
+        "audit/appearance": 0.4,
+        "audit/composite": 0.7,
+    },
     "time reversed": {"text_alignment": 0.6, "motion_quality": 0.1, "audit/composite": 0.4},
     "half speed": {"text_alignment": 0.85, "motion_quality": 0.5, "audit/composite": 0.8},
     "jitter 2 px": {"motion_quality": 0.15, "audit/physics": 0.15, "audit/composite": 0.5},
     "noise sd .05": {"visual_quality": 0.45},
     "extra object": {"text_alignment": 0.75, "audit/count": 0.5},
-    "empty scene": {"text_alignment": 0.1, "motion_quality": 0.02, "visual_quality": 0.02, "audit/composite": 0.05},
+    "empty scene": {
+        "text_alignment": 0.1,
+        "motion_quality": 0.02,
+        "visual_quality": 0.02,
+        "audit/composite": 0.05,
+    },
 }
 
 
@@ -107,13 +124,17 @@ def test_scores_fall_steadily_with_the_noise_of_the_track(moving: list[str]) -> 
     means = []
     for sd in (0.0, 0.25, 0.5, 1.0, 2.0):
         row = judged(render(perturbations.noisy_track(scenes, sd, seeded(9))), moving)
-        means.append([float(row[name].mean()) for name in ("motion_quality", "audit/physics", "audit/composite")])
+        means.append(
+            [float(row[name].mean()) for name in ("motion_quality", "audit/physics", "audit/composite")]
+        )
     steps = torch.tensor(means).diff(dim=0)
     assert (steps < 0).all(), "every step of noise costs motion quality, physics and the composite"
     assert 0.65 < means[1][0] < 0.9, "a quarter of a pixel is a small mistake"
 
 
-def repainted(caption: str, frames: slice, *, colour: int | None = None, shape: int | None = None, which: int = 0):
+def repainted(
+    caption: str, frames: slice, *, colour: int | None = None, shape: int | None = None, which: int = 0
+):
     """A true clip of the caption whose object `which` has another colour or shape in some frames."""
     scenes = sample([caption], FRAMES, generator=seeded(10))
     video = render(scenes)
@@ -145,14 +166,18 @@ def test_loophole_attributes_averaged_over_objects() -> None:
 
 def test_loophole_pass_with_wrong_frames() -> None:
     caption = "a small cyan square glides up"
-    videos = torch.cat([repainted(caption, slice(n, n + 1), shape=SHAPES.index("circle")) for n in range(FRAMES)])
+    videos = torch.cat(
+        [repainted(caption, slice(n, n + 1), shape=SHAPES.index("circle")) for n in range(FRAMES)]
+    )
     row = judged(videos, [caption] * FRAMES)
     assert row["strict_pass"].max() == 0, "one wrong shape in any frame is no pass"
     gone = repainted(caption, slice(0, 0)).repeat(FRAMES, 1, 1, 1, 1)
     for n in range(FRAMES):
         gone[n, n] = 0.1
     row = judged(gone, [caption] * FRAMES)
-    assert row["strict_pass"].max() == 0 and row["motion_quality"].max() < 0.2, "an object that blinks is no pass"
+    assert row["strict_pass"].max() == 0 and row["motion_quality"].max() < 0.2, (
+        "an object that blinks is no pass"
+    )
 
 
 def test_loophole_collision_without_approach() -> None:
@@ -201,7 +226,10 @@ def test_scores_are_deterministic_and_independent_of_the_batch(moving: list[str]
 
 
 def test_scores_are_differentiable_everywhere(moving: list[str]) -> None:
-    for videos in (torch.rand(4, FRAMES, 3, 32, 32, generator=seeded(17)), torch.full((4, FRAMES, 3, 32, 32), 0.1)):
+    for videos in (
+        torch.rand(4, FRAMES, 3, 32, 32, generator=seeded(17)),
+        torch.full((4, FRAMES, 3, 32, 32), 0.1),
+    ):
         videos.requires_grad_()
         scores = scorer.score(videos, moving[:4])
         sum(scores[name].sum() for name in scorer.SCORES[:3]).backward()

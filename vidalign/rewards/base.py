@@ -1,7 +1,8 @@
 """The contract of a reward, and the weighted set of rewards that a recipe names.
 
 A reward scores finished clips for their prompts; higher is better. An item that it cannot score is NaN, which
-objectives leave out; it is never 0. Weights are applied by the objective, which may whiten each component first.
+objectives leave out; it is never 0. Weights are applied by the objective, which may whiten each component
+first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from vidalign.errors import PluginError
 
 @runtime_checkable
 class Reward(Protocol):
-    """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``."""
+    """What a recipe may name under ``rewards``; a class made without arguments or with its nested
+    ``Config``."""
 
     name: str
 
@@ -50,7 +52,7 @@ class CompositeReward:
                 raise PluginError(
                     f"the reward {name!r} returned {found} under its name",
                     where=type(reward).__qualname__,
-                    why=f"a reward returns one number for each of the {len(prompts)} clips, NaN for a failed one",
+                    why=f"a reward returns a number for each of {len(prompts)} clips, NaN for a failed one",
                 )
             out[name] = values
         return out

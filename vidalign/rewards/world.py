@@ -1,7 +1,7 @@
 """Rewards of the embedded world: three views of one pass of its scorer (`vidalign.world.scorer`).
 
-The scorer runs once for a batch, whichever of the three is asked first. A prompt that is no caption of the world
-has no known answer: its clip is a failed item (NaN), and the first such prompt is warned about.
+The scorer runs once for a batch, whichever of the three is asked first. A prompt that is no caption of the
+world has no known answer: its clip is a failed item (NaN), and the first such prompt is warned about.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class _WorldReward:
 
     @torch.no_grad()
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Scores ``[B]`` in [0, 1] of clips ``[B, F, 3, H, W]`` in [0, 1] under `name`; NaN for a failed item."""
+        """Scores ``[B]`` in [0, 1] of clips ``[B, F, 3, H, W]`` in [0, 1] under `name`; NaN for a failed
+        item."""
         return {self.name: _last_batch(clips, prompts)[self.name].clone()}
 
 

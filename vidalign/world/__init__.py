@@ -1,1 +1,1 @@
-"""The embedded video world: coloured shapes under known physics, with captions, a scorer and a held-out auditor."""
+"""The embedded video world: coloured shapes under known physics, captions, a scorer and an auditor."""

@@ -1,21 +1,22 @@
 """Auditor of the video world: the held-out judge, never a training signal.
 
-It looks by other means than the scorer: nearest colour in a small codebook, hard masks, medians, binary templates,
-finite differences (`kinematics.py`). Every metric is graded in [0, 1]; metrics of objects take the worse object in
-each frame, then the mean of the mean and the worst quarter of frames:
+It looks by other means than the scorer: nearest colour in a small codebook, hard masks, medians, binary
+templates, finite differences (`kinematics.py`). Every metric is graded in [0, 1]; metrics of objects take the
+worse object in each frame, then the mean of the mean and the worst quarter of frames:
 
 - ``colour``: share of the object's pixels that carry the captioned colour;
 - ``count``: 1 without stray pixels, falling with their area against an object's;
 - ``shape``: overlap with the captioned template against that with the best other shape;
 - ``size``: area against the captioned one;
 - ``motion``: does the track do what the caption says;
-- ``physics``: does each frame follow from the ones before (and 0 where the captioned motion does not happen at all,
-  since a frozen clip breaks no law);
+- ``physics``: does each frame follow from the ones before (and 0 where the captioned motion does not happen
+  at all, since a frozen clip breaks no law);
 - ``appearance``: clean ground, pure colour, sharp edges, silhouette equal to a template;
 - ``permanence``: the object is there in every frame and keeps its area.
 
-``composite`` is the geometric mean of motion, physics, appearance, permanence and content (itself the geometric
-mean of colour, count, shape and size), each at least .02; ``pass`` is 1 when all eight are at least .5.
+``composite`` is the geometric mean of motion, physics, appearance, permanence and content (itself the
+geometric mean of colour, count, shape and size), each at least .02; ``pass`` is 1 when all eight are at least
+.5.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ LEVELS = (0.25, 0.5, 0.75)
 
 @dataclass
 class Bank:
-    """Binary templates: `masks` ``[T, levels * CROP^2]``, `area` ``[T]``, T = shapes x sizes x shifts x shifts."""
+    """Binary templates, `masks` ``[T, levels * CROP^2]`` and `area` ``[T]``; T: shapes, sizes, shifts."""
 
     masks: torch.Tensor
     area: torch.Tensor
@@ -72,7 +73,7 @@ def _bank() -> Bank:
 
 @lru_cache(maxsize=1)
 def _codebook() -> tuple[torch.Tensor, torch.Tensor]:
-    """Colours ``[K, 3]`` and the label of each: 0 ground, k + 1 palette colour k; half-tones at 1/4 and 3/4."""
+    """Colours ``[K, 3]`` with tones at 1/4 and 3/4, and their labels: 0 ground, k + 1 palette colour k."""
     ground = torch.tensor(BACKGROUND)
     colours, labels = [ground], [0]
     for k, name in enumerate(COLOURS):
@@ -92,7 +93,7 @@ def _labels(clips: torch.Tensor) -> torch.Tensor:
 
 
 def _median(weights: torch.Tensor) -> torch.Tensor:
-    """Interpolated median position of profiles ``[..., N]`` whose bins have width 1; their middle when empty."""
+    """Interpolated median of profiles ``[..., N]`` with bins of width 1; their middle when empty."""
     total = weights.cumsum(-1)
     half = total[..., -1:] / 2
     index = (total < half).sum(-1, keepdim=True).clamp(max=weights.shape[-1] - 1)
@@ -119,7 +120,7 @@ class Seen:
 
 
 def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-    """Squares ``[R, F, C, CROP, CROP]`` of maps ``[R, F, C, H, W]`` around pixels; outside the picture is 0."""
+    """Squares ``[R, F, C, CROP, CROP]`` of maps ``[R, F, C, H, W]`` around pixels; 0 outside."""
     half = CROP // 2
     padded = pad(maps, (half, half, half, half))
     step = torch.arange(CROP, device=maps.device)
@@ -131,7 +132,7 @@ def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch
 def _look(
     clips: torch.Tensor, labels: torch.Tensor, clip: torch.Tensor, colour: torch.Tensor, other: torch.Tensor
 ) -> Seen:
-    """Find the object of each row in every frame; clip, colour, other: ``[R]`` (other = -1 without a partner)."""
+    """Find the object of each row in every frame; clip, colour, other: ``[R]`` (-2: no partner)."""
     ground = clips.new_tensor(BACKGROUND)[:, None, None]
     rays = clips.new_tensor([PALETTE[name] for name in COLOURS])[colour][:, None, :, None, None] - ground
     label = labels[clip]
@@ -222,8 +223,8 @@ def _request(prompts: Sequence[str], like: torch.Tensor) -> Request:
     rows = []
     for b, spec in enumerate(specs):
         indices = [(COLOURS.index(c), SHAPES.index(s)) for c, s in spec.objects]
-        for k, (colour, shape) in enumerate(indices):
-            rows.append((b, colour, indices[1 - k][0] if len(indices) > 1 else -2, shape))
+        for k, (own, kind) in enumerate(indices):
+            rows.append((b, own, indices[1 - k][0] if len(indices) > 1 else -2, kind))
     clip, colour, other, shape = torch.tensor(rows, device=like.device).unbind(1)
     radius = like.new_tensor([SIZES[specs[row[0]].size] for row in rows])
     return Request(specs, clip, colour, other, shape, radius)
@@ -262,7 +263,7 @@ def _motion(
 
 @torch.no_grad()
 def tracks(clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """Centres of the captioned objects as the auditor sees them, ``[B, F, 2, 2]`` (object, then x and y), pixels."""
+    """Centres of the captioned objects as the auditor sees them, ``[B, F, 2, 2]`` (object, x and y)."""
     request = _request(prompts, clips)
     seen = _look(clips, _labels(clips), request.clip, request.colour, request.other)
     return _tracks(request, seen.centre)[0]
@@ -270,9 +271,10 @@ def tracks(clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Judge clips ``[B, F, 3, H, W]`` in [0, 1] against their captions: `METRICS`, composite and pass, ``[B]`` each.
+    """Judge clips ``[B, F, 3, H, W]`` in [0, 1]: `METRICS`, composite and pass, ``[B]`` each.
 
-    A clip with pixels that are not finite is NaN throughout. Raises `DataError` for a prompt that is no caption.
+    A clip with pixels that are not finite is NaN throughout. Raises `DataError` for a prompt that is no
+    caption.
     """
     assert clips.ndim == 5 and len(clips) == len(prompts), "one caption for each clip"
     request = _request(prompts, clips)

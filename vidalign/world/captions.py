@@ -1,8 +1,8 @@
 """Captions of the video world: what can be said, how it is read, and which captions a split holds.
 
-A caption names one object (size, colour, shape, motion) or two (the second is hit by the first and has the same
-size). 324 single captions and 1,080 collisions of differently coloured objects make 1,404 captions over a
-vocabulary of 25 words. Splits of prompts:
+A caption names one object (size, colour, shape, motion) or two (the second is hit by the first and has the
+same size). 324 single captions and 1,080 collisions of differently coloured objects make 1,404 captions over
+a vocabulary of 25 words. Splits of prompts:
 
 - ``held_out_combinations``: (colour, shape, motion) triples of the moving object that training never shows,
 - ``held_out``: one caption in ten of the rest, by a hash of its text,
@@ -135,7 +135,7 @@ def prompts(split: str) -> tuple[str, ...]:
 
 
 def balanced(split: str, count: int, generator: torch.Generator) -> list[str]:
-    """Draw `count` captions of a split, motions equally often (collisions would otherwise be 77 % of them)."""
+    """Draw `count` captions of a split, motions equally often (77 % of all captions are collisions)."""
     groups: dict[str, list[str]] = {}
     for caption in prompts(split):
         groups.setdefault(parse(caption).motion, []).append(caption)

@@ -1,7 +1,7 @@
 """Diversity of clips: the spread of their initial states within a caption against the world's own spread.
 
-A student that draws one clip per caption can satisfy every judge of single clips; its diversity is 0. The state of
-a clip is where its objects start and how far they get, as the auditor tracks them.
+A student that draws one clip per caption can satisfy every judge of single clips; its diversity is 0. The
+state of a clip is where its objects start and how far they get, as the auditor tracks them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vidalign.world.scenes import sample
 REFERENCE = 128
 """Scenes drawn to estimate the world's own spread of a group."""
 SMALLEST = 0.3
-"""Spread of the world, pixels, below which a coordinate of the state says nothing (the x travelled by a fall)."""
+"""Spread of the world, pixels, below which a coordinate says nothing (the x travelled by a fall)."""
 
 
 def _states(track: torch.Tensor, objects: int) -> torch.Tensor:
-    """Start and displacement of the objects of clips of one motion, ``[n, F, 2, 2]`` -> ``[n, 4 * objects]``."""
+    """Start and displacement of the objects of clips of one motion, ``[n, F, 2, 2]`` -> ``[n, 4 or 8]``."""
     start, end = track[:, 0, :objects], track[:, -1, :objects]
     return torch.cat((start, end - start), -1).flatten(1).double()
 
@@ -38,8 +38,9 @@ def diversity(
 ) -> dict[str, float]:
     """Spread of clips ``[B, F, 3, H, W]`` in [0, 1], 1 = as diverse as the world, per motion and overall.
 
-    Clips are grouped by caption (or by motion and size); groups of one clip are left out. The value of a group is
-    the mean over state coordinates of ``min(1, std / world std)``. Raises `DataError` when no group has two clips.
+    Clips are grouped by caption (or by motion and size); groups of one clip are left out. The value of a
+    group is the mean over state coordinates of ``min(1, std / world std)``. Raises `DataError` when no group
+    has two clips.
     """
     specs = [parse(prompt) for prompt in prompts]
     groups: dict[str, list[int]] = {}

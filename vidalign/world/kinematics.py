@@ -1,8 +1,8 @@
 """Finite-difference judgement of motion and physics, for the auditor alone.
 
-`motion_score` asks whether a track does what the caption says (how far, which way, does it stop, does it rebound);
-`physics_score` takes positions and finite-difference velocities at one time, steps the law forward by brute force
-and compares with what the clip shows two frames later. Nothing is fitted.
+`motion_score` asks whether a track does what the caption says (how far, which way, does it stop, does it
+rebound); `physics_score` takes positions and finite-difference velocities at one time, steps the law forward
+by brute force and compares with what the clip shows two frames later. Nothing is fitted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTACT_PASSES = 3
 
 @dataclass
 class Tracks:
-    """Tracks of n clips of one motion: `xy` ``[n, F, 2, 2]`` pixels, `extents` ``[n, 2]`` half widths, pixels."""
+    """Tracks of n clips of one motion: `xy` ``[n, F, 2, 2]`` pixels, `extents` ``[n, 2]`` half widths."""
 
     xy: torch.Tensor
     extents: torch.Tensor
@@ -141,7 +141,7 @@ def _hits(tracks: Tracks, sign: float) -> torch.Tensor:
 def _forward(
     motion: str, position: torch.Tensor, velocity: torch.Tensor, extents: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Step `LAG` frames: position, velocity ``[n, T, 2, 2]`` -> both afterwards and whether something touched."""
+    """Step `LAG` frames: position, velocity ``[n, T, 2, 2]`` -> both afterwards and the contacts."""
     family = motion.partition(" ")[0]
     gravity = GRAVITY if family in ("fall", "bounce", "throw") else 0.0
     floor = (FLOOR - extents[:, 0])[:, None]
@@ -181,7 +181,7 @@ _SHARES = torch.tensor([-1.0, 1.0]) * 0.5
 
 
 def _velocities(family: str, tracks: Tracks) -> torch.Tensor:
-    """Velocity at every frame from the frames before it, ``[n, F, 2, 2]``; falls and bounces begin at rest."""
+    """Velocity at every frame from the frames before it, ``[n, F, 2, 2]``; drops begin at rest."""
     xy = tracks.xy
     gravity = GRAVITY if family in ("fall", "bounce", "throw") else 0.0
     if family == "still":
@@ -197,8 +197,8 @@ def _velocities(family: str, tracks: Tracks) -> torch.Tensor:
 def physics_score(motion: str, tracks: Tracks, visible: torch.Tensor) -> torch.Tensor:
     """How well each later frame follows from the earlier ones, ``[n]`` in [0, 1].
 
-    A state that follows a contact takes the stepped velocity, since a finite difference across a contact means
-    nothing. Frames are pooled as the mean of their mean and their worst quarter. visible: ``[n, F]``.
+    A state that follows a contact takes the stepped velocity, since a finite difference across a contact
+    means nothing. Frames are pooled as the mean of their mean and their worst quarter. visible: ``[n, F]``.
     """
     family = motion.partition(" ")[0]
     xy, extents = tracks.xy, tracks.extents

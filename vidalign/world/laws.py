@@ -1,8 +1,9 @@
 """Least-squares fits of the world's laws of motion to measured tracks, for the scorer alone.
 
-Every law is fitted within the initial states that the world knows (a glide that does not glide, or a hit without
-an approach, is no fit). Laws linear in their unknowns are solved in closed form; the others by a table of their
-one or two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times are frames.
+Every law is fitted within the initial states that the world knows (a glide that does not glide, or a hit
+without an approach, is no fit). Laws linear in their unknowns are solved in closed form; the others by a
+table of their one or two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times
+are frames.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CONTACT = (0.23, 0.57)
 
 @dataclass
 class Tables:
-    """Heights above the floor ``[G, F]`` of candidate flights, throw parameters ``[G, 2]``, contact times ``[T]``."""
+    """Candidate flights ``[G, F]`` (heights), parameters of throws ``[G, 2]``, contact times ``[T]``."""
 
     times: torch.Tensor
     fall: torch.Tensor
@@ -92,7 +93,7 @@ def _refined(observed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def _line(values: torch.Tensor, basis: torch.Tensor, low: float, high: float, sign: int) -> torch.Tensor:
-    """Least-squares ``offset + sign * speed * basis`` with the speed held in [low, high]; last dimension fitted."""
+    """Least-squares ``offset + sign * speed * basis`` over the last dimension, speed in [low, high]."""
     centred = basis - basis.mean(-1, keepdim=True)
     slope = (values * centred).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True).clamp(min=1e-9)
     slope = sign * (sign * slope).clamp(low, high)

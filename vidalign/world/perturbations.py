@@ -101,7 +101,7 @@ def _possible(spec: CaptionSpec) -> bool:
 def table(
     captions: Sequence[str], frames: int, generator: torch.Generator
 ) -> Iterator[tuple[str, torch.Tensor, list[str]]]:
-    """Every row of `ROWS`: its name, clips ``[B, F, 3, H, W]`` in [0, 1], and the captions to judge them by."""
+    """Every row of `ROWS`: its name, clips ``[B, F, 3, H, W]`` in [0, 1], and their captions."""
     scenes = sample(captions, frames, generator=generator)
     clips, same = render(scenes), list(captions)
     empty = dataclasses.replace(scenes, present=torch.zeros_like(scenes.present))

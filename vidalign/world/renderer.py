@@ -1,7 +1,7 @@
-"""Anti-aliased renderer of the video world: signed distances turned into pixel coverage, painted over the ground.
+"""Anti-aliased renderer of the video world: signed distances become coverage, painted over the ground.
 
-Coverage of a pixel is ``clamp(1/2 - distance, 0, 1)`` with the distance from its centre to the outline, the exact
-area for a straight axis-parallel edge.
+Coverage of a pixel is ``clamp(1/2 - distance, 0, 1)`` with the distance from its centre to the outline, the
+exact area for a straight axis-parallel edge.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def coverage(
 
 
 def render(scenes: Scenes) -> torch.Tensor:
-    """Paint the scenes: float32 clips ``[B, F, 3, H, W]`` in [0, 1]; the second object lies under the first."""
+    """Paint the scenes: float32 clips ``[B, F, 3, H, W]`` in [0, 1]; the second object is painted first."""
     palette = torch.tensor([PALETTE[name] for name in COLOURS])
     ground = torch.tensor(BACKGROUND)[:, None, None]
     clips = ground.expand(*scenes.position.shape[:2], 3, SIZE, SIZE).contiguous()

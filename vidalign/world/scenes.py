@@ -1,8 +1,8 @@
-"""Scenes of the video world: initial states drawn from a caption, trajectories in closed form with exact events.
+"""Scenes of the video world: initial states drawn from a caption, closed-form trajectories.
 
 Laws (constants in `constants.py`): still; glide at constant velocity; fall from rest, inelastic; bounce with
-restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses, in which the
-first object stops and the second goes on with its velocity.
+restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses, in which
+the first object stops and the second goes on with its velocity.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ DRAWS = {"still": 2, "glide": 3, "fall": 2, "bounce": 2, "throw": 4, "hit": 4}
 class Scenes:
     """A batch of B scenes of F frames with up to two objects each.
 
-    position: ``[B, F, 2, 2]`` centre (x, y) of each object, pixels; radius: ``[B, 2]``; colour, shape: ``[B, 2]``
-    indices into the constants; present: ``[B, 2]``, false where a scene has no second object.
+    position: ``[B, F, 2, 2]`` centre (x, y) of each object, pixels; radius: ``[B, 2]``; colour, shape: ``[B,
+    2]`` indices into the constants; present: ``[B, 2]``, false where a scene has no second object.
     """
 
     position: torch.Tensor

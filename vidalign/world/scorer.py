@@ -1,15 +1,15 @@
 """Scorer of the video world: the training rewards, from pixels and the caption alone.
 
 Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`laws.py`) -> super-sampled
-re-render. Everything is judged per frame and per object, then pooled with a power mean of order -4, so that the
-worst frame of the worst object decides and the score stays climbable (and differentiable in the pixels):
+re-render. Everything is judged per frame and per object, then pooled with a power mean of order -4, so that
+the worst frame of the worst object decides and the score stays climbable (and differentiable in the pixels):
 
 - ``text_alignment``: geometric mean of colour, count, shape, size and motion; motion is the posterior of the
   captioned law among all laws and "none of them".
-- ``motion_quality``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law (rms in picture widths, of
-  the worse object), times permanence and presence.
-- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of the
-  objects; it does not look at the caption.
+- ``motion_quality``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law (rms in picture widths,
+  of the worse object), times permanence and presence.
+- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of
+  the objects; it does not look at the caption.
 - ``strict_pass``: 1 when all attributes are right in every frame and for every object, no frame leaves the
   trajectory, and motion and visual quality exceed .5. Select on this, train on the soft ones.
 
@@ -35,7 +35,7 @@ FLOOR_SCORE = 0.02
 GATE = (0.08, 0.15)
 """Coverage below which a pixel is ground, and the width of the soft step."""
 HARMONIC = {"circle": 0.0, "square": -4 * math.pi**2 / 240, "diamond": 4 * math.pi**2 / 240}
-"""``E[x^4 + y^4 - 6 x^2 y^2] / r^4`` over a shape; it is harmonic, so an isotropic blur does not change it."""
+"""``E[x^4 + y^4 - 6 x^2 y^2] / r^4`` over a shape; harmonic: an isotropic blur leaves it."""
 SMALL_AREA = math.pi * SIZES["small"] ** 2
 SLICE = 16
 """Clips judged at a time: larger intermediate tensors leave the caches and cost half the speed."""
@@ -69,7 +69,7 @@ class Objects:
 
 @dataclass
 class Attributes:
-    """Soft judgements of every frame, ``[B, F]``, the worse object counting; `right` is their hard version."""
+    """Soft judgements of every frame ``[B, F]``, of the worse object; `right` is their hard version."""
 
     colour: torch.Tensor
     count: torch.Tensor
@@ -175,7 +175,7 @@ def _measure(masks: torch.Tensor) -> Objects:
 def _rerender(
     shape: torch.Tensor, radius: torch.Tensor, centre: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Coverage of N objects, ``[N, H, W]``, each pixel the mean of 2 x 2 samples (squares: the exact area)."""
+    """Coverage of N objects, ``[N, H, W]``, from 2 x 2 samples a pixel (squares: the exact area)."""
     height, width = size
     x = torch.arange(width, device=centre.device, dtype=centre.dtype) + 0.5 - centre[:, :1]
     y = torch.arange(height, device=centre.device, dtype=centre.dtype) + 0.5 - centre[:, 1:]
@@ -207,7 +207,7 @@ def _sample(name: str, x: torch.Tensor, y: torch.Tensor, reach: torch.Tensor) ->
 
 
 def _visual(clips: torch.Tensor, objects: Objects, rows: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Visual quality of every frame, ``[B, F]``: how near it is to the frame that its objects would render to.
+    """Visual quality of every frame, ``[B, F]``: its nearness to the frame that its objects would give.
 
     rows: clip and colour of each row of `objects` that is to be rendered.
     """
@@ -237,7 +237,7 @@ def _worse(values: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
 
 
 def _attributes(mine: Objects, total: torch.Tensor, wanted: Wanted) -> Attributes:
-    """Judge the captioned objects; mine: ``[B, F, 2]`` each, total: area of every colour ``[B, F, colours]``."""
+    """Judge the captioned objects; mine: ``[B, F, 2]`` each, total: all colours ``[B, F, colours]``."""
     pair = wanted.pair
     area = (math.pi * wanted.radius**2)[:, None, None]
     presence = (mine.mass / (0.6 * area)).clamp(0, 1)
@@ -270,7 +270,7 @@ def _attributes(mine: Objects, total: torch.Tensor, wanted: Wanted) -> Attribute
 
 
 def _posterior(track: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Posterior ``[B]`` of the captioned law, whether it is the likeliest, squared deviations from it ``[B, F, 2]``.
+    """Posterior ``[B]`` of the captioned law, is it the likeliest, squared deviations ``[B, F, 2]``.
 
     A law's weight is ``(1 + mse / .4^2)^-3`` with the mse of its worse object; "no law" has an mse of 3.
     """
@@ -366,7 +366,7 @@ def score(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
 
 
 def quarter_scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The three soft scores of every quarter of long clips, ``[B, 4]`` each; the law is fitted to the whole clip.
+    """The three soft scores of every quarter of long clips, ``[B, 4]``; the law is fitted to all.
 
     Log the minimum and the last quarter: a clip that starts well and drifts shows there first.
     """
