@@ -209,7 +209,7 @@ def test_laws_find_their_own_initial_states() -> None:
 def test_auditor_tracks_to_a_tenth_of_a_pixel() -> None:
     captions = balanced("train", 66, seeded(14))
     scenes = sample(captions, FRAMES, generator=seeded(15))
-    found = auditor.tracks(render(scenes), captions)
+    found = auditor.look(render(scenes), captions).xy
     error = (found - scenes.position)[scenes.present[:, None].expand(-1, FRAMES, -1)].abs()
     assert error.mean() < 0.03 and error.max() < 0.6, "touching objects may blur a rim for a frame"
 
@@ -254,6 +254,9 @@ def test_quarters_show_where_a_long_clip_breaks() -> None:
     videos[:, 36:] = perturbations.blur(videos[:, 36:], 2.0)
     bad = scorer.quarter_scores(videos, captions)
     assert bad["visual_quality"][:, 3].max() < 0.5 < bad["visual_quality"][:, :3].min()
+    audited = auditor.quarter_audit(videos, captions)
+    assert audited["appearance"].shape == (11, 4)
+    assert audited["appearance"][:, 3].max() < 0.6 < 0.8 < audited["appearance"][:, :3].min()
 
 
 def test_diversity_tells_one_clip_from_many() -> None:

@@ -34,7 +34,10 @@ from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPE
 from vidalign.world.kinematics import Tracks, motion_score, physics_score, pool, ramp
 
 METRICS = ("colour", "count", "shape", "size", "motion", "physics", "appearance", "permanence")
+FRAME_METRICS = tuple(name for name in METRICS if name not in ("motion", "physics"))
 LEAST = 0.02
+SLICE = 16
+"""Clips looked at together: larger intermediate tensors leave the caches and cost half the speed."""
 CROP = 16
 """Width of the square around an object in which it is judged."""
 SHIFTS = tuple(0.25 * k for k in range(-4, 5))
@@ -53,6 +56,7 @@ class Bank:
 
 @lru_cache(maxsize=1)
 def _bank() -> Bank:
+    """The templates, drawn by their outlines; a level moves the outline by what it cuts off an edge."""
     pixel = torch.arange(CROP, dtype=torch.float64) + 0.5
     masks = []
     for shape in SHAPES:
@@ -61,35 +65,30 @@ def _bank() -> Bank:
                 for across in SHIFTS:
                     x = (pixel - CROP / 2 - 0.5 - across).abs()[None]
                     y = (pixel - CROP / 2 - 0.5 - down).abs()[:, None]
-                    norm = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}[
-                        shape
-                    ]
+                    norms = {"circle": torch.hypot(x, y), "square": torch.maximum(x, y), "diamond": x + y}
                     slope = 2**0.5 if shape == "diamond" else 1.0
                     edge = [EXTENT[shape] * radius + slope * (0.5 - level) for level in LEVELS]
-                    masks.append(torch.stack([norm < e for e in edge]).flatten())
+                    masks.append(torch.stack([norms[shape] < e for e in edge]).flatten())
     bank = torch.stack(masks).float()
     return Bank(bank, bank.sum(1))
 
 
-@lru_cache(maxsize=1)
-def _codebook() -> tuple[torch.Tensor, torch.Tensor]:
-    """Colours ``[K, 3]`` with tones at 1/4 and 3/4, and their labels: 0 ground, k + 1 palette colour k."""
-    ground = torch.tensor(BACKGROUND)
-    colours, labels = [ground], [0]
-    for k, name in enumerate(COLOURS):
-        full = torch.tensor(PALETTE[name])
-        for share in (0.25, 0.75, 1.0):
-            colours.append(ground + share * (full - ground))
-            labels.append(k + 1 if share > 0.5 else 0)
-    return torch.stack(colours), torch.tensor(labels)
-
-
 def _labels(clips: torch.Tensor) -> torch.Tensor:
-    """Label of the nearest colour of every pixel, ``[B, F, H, W]``."""
-    colours, labels = (part.to(clips.device) for part in _codebook())
-    colours = colours.to(clips)
-    likeness = colours @ clips.flatten(-2) - 0.5 * colours.square().sum(1, keepdim=True)
-    return labels[likeness.argmax(-2)].view(clips.shape[0], clips.shape[1], *clips.shape[-2:])
+    """Label of the nearest colour of every pixel, ``[B, F, H, W]``: 0 ground, k + 1 palette colour k.
+
+    The codebook holds the ground and three tones of each colour: all of it, 3/4, and 1/4, which is ground.
+    """
+    ground = clips.new_tensor(BACKGROUND)
+    full = clips.new_tensor([PALETTE[name] for name in COLOURS])
+    tones = [ground + share * (full - ground) for share in (0.25, 0.75, 1.0)]
+    book = torch.cat((ground[None], *tones))
+    likeness = book @ clips.flatten(-2) - 0.5 * book.square().sum(1, keepdim=True)
+    nothing, partly, wholly = likeness.split([1 + len(COLOURS), len(COLOURS), len(COLOURS)], -2)
+    best = torch.maximum(partly, wholly)
+    top = best.amax(-2, keepdim=True)
+    number = torch.arange(1.0, len(COLOURS) + 1, device=clips.device)[:, None]
+    label = ((best >= top) * number).amax(-2) * (top[..., 0, :] > nothing.amax(-2))
+    return label.unflatten(-1, clips.shape[-2:])
 
 
 def _median(weights: torch.Tensor) -> torch.Tensor:
@@ -116,7 +115,6 @@ class Seen:
     overlap: torch.Tensor
     impurity: torch.Tensor
     softness: torch.Tensor
-    near: torch.Tensor
 
 
 def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
@@ -171,7 +169,6 @@ def _look(
         overlap=overlap,
         impurity=(wrong * core).sum((-2, -1)) / core.sum((-2, -1)).clamp(min=1),
         softness=between / area.clamp(min=1).sqrt(),
-        near=hard.sum((-2, -1)),
     )
 
 
@@ -245,28 +242,52 @@ def _tracks(request: Request, centre: torch.Tensor) -> tuple[torch.Tensor, torch
     return centre[both].transpose(1, 2), extent[both]
 
 
-def _motion(
-    request: Request, centre: torch.Tensor, visible: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Motion and physics scores ``[B]``; captions of one motion are judged together. visible: ``[B, F]``."""
-    xy, extents = _tracks(request, centre)
-    motion, physics = xy.new_zeros(len(xy)), xy.new_zeros(len(xy))
-    for law in dict.fromkeys(spec.motion for spec in request.specs):
-        rows = torch.tensor(
-            [b for b, spec in enumerate(request.specs) if spec.motion == law], device=xy.device
-        )
-        tracks = Tracks(xy[rows], extents[rows])
-        motion[rows] = motion_score(law, tracks) * visible[rows].mean(1)
-        physics[rows] = physics_score(law, tracks, visible[rows]) * ramp(motion[rows], 0.0, 0.25)
-    return motion, physics
+@dataclass
+class Glance:
+    """What is judged: frame metrics ``[B, F]`` by name, tracks ``[B, F, 2, 2]``, half widths ``[B, 2]``."""
+
+    frames: dict[str, torch.Tensor]
+    xy: torch.Tensor
+    extents: torch.Tensor
+
+
+def _glance(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
+    request = _request(prompts, clips)
+    labels = _labels(clips)
+    seen = _look(clips, labels, request.clip, request.colour, request.other)
+    metrics = _object_metrics(seen, request.shape, request.radius)
+    frames = {name: _worst(values, request.clip, len(clips)) for name, values in metrics.items()}
+    own = torch.zeros_like(frames["colour"]).index_add(0, request.clip, seen.area)
+    area = clips.new_tensor([math.pi * SIZES[spec.size] ** 2 for spec in request.specs])
+    stray = ((labels > 0).to(clips).sum((-2, -1)) - own).clamp(min=0) / area[:, None]
+    frames["count"] = frames["visible"] / (1 + ((stray - 0.08).clamp(min=0) / 0.35) ** 2)
+    frames["appearance"] = frames["appearance"] * _background(clips, labels)
+    return Glance(frames, *_tracks(request, seen.centre))
 
 
 @torch.no_grad()
-def tracks(clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-    """Centres of the captioned objects as the auditor sees them, ``[B, F, 2, 2]`` (object, x and y)."""
-    request = _request(prompts, clips)
-    seen = _look(clips, _labels(clips), request.clip, request.colour, request.other)
-    return _tracks(request, seen.centre)[0]
+def look(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
+    """What the auditor sees in clips ``[B, F, 3, H, W]`` in [0, 1], `SLICE` clips at a time."""
+    assert clips.ndim == 5 and len(clips) == len(prompts) > 0, "one caption for each clip"
+    starts = range(0, len(clips), SLICE)
+    parts = [_glance(clips[k : k + SLICE], prompts[k : k + SLICE]) for k in starts]
+    return Glance(
+        {name: torch.cat([part.frames[name] for part in parts]) for name in parts[0].frames},
+        torch.cat([part.xy for part in parts]),
+        torch.cat([part.extents for part in parts]),
+    )
+
+
+def _motion(glance: Glance, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Motion and physics scores ``[B]``; captions of one motion are judged together."""
+    motion, physics = glance.xy.new_zeros(len(prompts)), glance.xy.new_zeros(len(prompts))
+    laws = [parse(prompt).motion for prompt in prompts]
+    for law in dict.fromkeys(laws):
+        rows = torch.tensor([b for b, own in enumerate(laws) if own == law], device=motion.device)
+        tracks, visible = Tracks(glance.xy[rows], glance.extents[rows]), glance.frames["visible"][rows]
+        motion[rows] = motion_score(law, tracks) * visible.mean(1)
+        physics[rows] = physics_score(law, tracks, visible) * ramp(motion[rows], 0.0, 0.25)
+    return motion, physics
 
 
 @torch.no_grad()
@@ -276,26 +297,20 @@ def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
     A clip with pixels that are not finite is NaN throughout. Raises `DataError` for a prompt that is no
     caption.
     """
-    assert clips.ndim == 5 and len(clips) == len(prompts), "one caption for each clip"
-    request = _request(prompts, clips)
-    labels = _labels(clips)
-    seen = _look(clips, labels, request.clip, request.colour, request.other)
-    frames = {
-        name: _worst(values, request.clip, len(clips))
-        for name, values in _object_metrics(seen, request.shape, request.radius).items()
-    }
-    near = torch.zeros_like(frames["colour"]).index_add(0, request.clip, seen.near)
-    area = clips.new_tensor([math.pi * SIZES[spec.size] ** 2 for spec in request.specs])
-    stray = ((labels > 0).to(clips).sum((-2, -1)) - near).clamp(min=0) / area[:, None]
-    frames["count"] = frames["colour"].clamp(0, 1).ceil() / (1 + ((stray - 0.08).clamp(min=0) / 0.35) ** 2)
-    frames["appearance"] = frames["appearance"] * _background(clips, labels)
-    out = {name: pool(frames[name]) for name in METRICS if name in frames}
-    out["motion"], out["physics"] = _motion(request, seen.centre, frames["visible"])
+    glance = look(clips, prompts)
+    out = {name: pool(glance.frames[name]) for name in FRAME_METRICS}
+    out["motion"], out["physics"] = _motion(glance, prompts)
     stacked = torch.stack([out[name] for name in METRICS])
     logs = stacked.clamp(min=LEAST).log()
-    composite = torch.cat((logs[:4].mean(0, keepdim=True), logs[4:])).mean(0).exp()
+    out["composite"] = torch.cat((logs[:4].mean(0, keepdim=True), logs[4:])).mean(0).exp()
+    out["pass"] = (stacked >= 0.5).all(0).to(clips)
     broken = ~clips.flatten(1).isfinite().all(1)
-    result = {name: torch.where(broken, torch.nan, out[name]) for name in METRICS}
-    result["composite"] = torch.where(broken, torch.nan, composite)
-    result["pass"] = torch.where(broken, torch.nan, (stacked >= 0.5).all(0).to(clips))
-    return result
+    return {name: torch.where(broken, torch.nan, out[name]) for name in (*METRICS, "composite", "pass")}
+
+
+def quarter_audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`FRAME_METRICS` of every quarter of long clips, ``[B, 4]``: how they fare as the clip goes on."""
+    frames, length = look(clips, prompts).frames, clips.shape[1] // 4
+    assert length > 0, "quarters need at least four frames"
+    spans = [slice(n * length, (n + 1) * length) for n in range(4)]
+    return {name: torch.stack([pool(frames[name][:, span]) for span in spans], 1) for name in FRAME_METRICS}

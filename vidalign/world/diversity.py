@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from vidalign.errors import DataError
-from vidalign.world.auditor import tracks
+from vidalign.world.auditor import look
 from vidalign.world.captions import parse
 from vidalign.world.scenes import sample
 
@@ -53,7 +53,7 @@ def diversity(
             why=f"it is a spread within a {by}, and no {by} has two clips",
             fix="sample several clips for each prompt, or use by='motion'",
         )
-    track = tracks(clips, prompts)
+    track = look(clips, prompts).xy
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, list[float]] = {}
     for rows in groups.values():
