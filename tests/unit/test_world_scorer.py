@@ -93,7 +93,7 @@ CEILINGS = {  # row -> score -> the most that its mean may be
     "time reversed": {"text_alignment": 0.6, "motion_quality": 0.1, "audit/composite": 0.4},
     "half speed": {"text_alignment": 0.85, "motion_quality": 0.5, "audit/composite": 0.8},
     "jitter 2 px": {"motion_quality": 0.15, "audit/physics": 0.15, "audit/composite": 0.5},
-    "noise sd .05": {"visual_quality": 0.45},
+    "noise sd .05": {"visual_quality": 0.45, "audit/appearance": 0.85},
     "extra object": {"text_alignment": 0.75, "audit/count": 0.5},
     "empty scene": {
         "text_alignment": 0.1,

@@ -128,14 +128,14 @@ def _unmix(clips: torch.Tensor) -> torch.Tensor:
     """
     ground = clips.new_tensor(BACKGROUND)[:, None]
     rays = clips.new_tensor([PALETTE[name] for name in COLOURS]) - ground[:, 0]
+    squares = rays.square().sum(1, keepdim=True)
     lit = clips.flatten(-2) - ground
-    energy = lit.square().sum(-2, keepdim=True) + 1e-6
-    along = (rays / rays.norm(dim=1, keepdim=True)) @ lit
-    share = (along * along.abs() / (energy * 0.04)).exp()
-    share = share / share.sum(-2, keepdim=True)
-    covered = (along / rays.norm(dim=1)[:, None]).clamp(0, 1)
-    step = ((covered - GATE[0]) / GATE[1]).clamp(0, 1)
-    return share * covered * (step * step * (3 - 2 * step))
+    sharpness = 25 / (lit.square().sum(-2, keepdim=True) + 1e-6)
+    along = (rays / squares) @ lit
+    share = (along * along.abs() * (sharpness * squares)).exp()
+    covered = along.clamp(0, 1)
+    step = ((covered - GATE[0]) * (1 / GATE[1])).clamp(0, 1)
+    return share * covered * (step * step * (3 - 2 * step)) * (1 / share.sum(-2, keepdim=True))
 
 
 def _measure(masks: torch.Tensor) -> Objects:
