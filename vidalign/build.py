@@ -65,7 +65,7 @@ def optimizer_of(recipe: Recipe) -> OptimizerConfig:
     """The optimiser settings of the ``trainer`` section."""
     t = recipe.trainer
     return OptimizerConfig(
-        learning_rate=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, clip=t.clip,
+        name=t.optimizer, learning_rate=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, clip=t.clip,
         warmup_steps=t.warmup_steps, schedule=t.schedule,
     )  # fmt: skip
 

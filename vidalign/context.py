@@ -61,7 +61,7 @@ class TrainContext:
     @property
     def student(self) -> Any:
         """The student; runs through its engine in its own phase only."""
-        return self.roles.view("student")
+        return self.roles.module("student")
 
     def policy(self, name: str) -> AbstractContextManager[Any]:
         """Use the ``current``, ``old`` or ``reference`` weights of the student meanwhile."""
@@ -69,7 +69,7 @@ class TrainContext:
 
     def gathered(self) -> AbstractContextManager[None]:
         """Keep the student whole on this process meanwhile (ZeRO-3); around rollouts."""
-        return self.roles.engine("student").gathered()
+        return self.roles.engines["student"].gathered()
 
     @property
     def chunks(self) -> int:

@@ -28,7 +28,10 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {"video": "vidalign.students.video:VideoStudent"},
-    "teachers": {},
+    "teachers": {
+        "model": "vidalign.teachers.model:ModelTeacher",
+        "world": "vidalign.teachers.world:WorldTeacher",
+    },
     "rewards": {
         "motion_quality": "vidalign.rewards.world:MotionQuality",
         "text_alignment": "vidalign.rewards.world:TextAlignment",

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.bench.evaluate import Evaluation, evaluate
+from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student, student_generator
 from vidalign.build import build_context, build_objective, save_student
 from vidalign.context import Batch
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.engine.base import evaluating
+from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
 from vidalign.tracking.tracker import Tracker
@@ -32,46 +32,55 @@ if TYPE_CHECKING:
 class Trainer:
     """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one."""
 
-    def __init__(self, recipe: Recipe, run_dir: str | Path, *, panel: str | None = None) -> None:
-        self.recipe, self.run_dir = recipe, Path(run_dir)
+    def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False) -> None:
+        self.recipe = recipe
+        self.run_dir = Path(run_dir) if run_dir else new_run_dir(recipe)
         self.objective = build_objective(recipe)
         distributed.setup(single=recipe.engine.name == "deepspeed")
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.steps()
-        self.tracker = self._tracker(panel or recipe.tracking.panel, saved[-1] if saved else 0)
+        if saved and not resume:
+            raise UserError(
+                f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
+                where="--run", fix="add --resume to go on with it, or name another folder",
+            )  # fmt: skip
+        self.tracker = self._tracker(saved[-1] if saved else 0)
         self.ctx = build_context(recipe, self.objective, self.tracker)
         self.prompts = open_prompts(recipe.data.prompts, recipe.seed)
         self.step = 0
         if saved:
             self._resume()
 
-    def fit(self) -> None:
-        """Run all steps that are left; saves on the way, at the end and when interrupted."""
+    def fit(self) -> Path:
+        """Run all steps that are left, saving on the way and at the end; returns the run folder."""
         every = self.recipe.trainer.save_every
         try:
             while self.step < self.recipe.trainer.steps:
                 self.train_step()
                 if self.step % every == 0 or self.step == self.recipe.trainer.steps:
                     self.save()
-            self._export()
+            save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         finally:
             self.tracker.close()
+        return self.run_dir
 
     def train_step(self) -> dict[str, float]:
         """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
         started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
         ctx.step, ctx.update = self.step, 0
-        with self.tracker.phase("collect"), torch.no_grad(), evaluating(ctx.roles.engines["student"].network):
+        with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, self._batch())
         metrics = dict(experience.metrics)
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
         objective.after_step(ctx)
-        if self.recipe.trainer.ema_decay:
+        if self.recipe.trainer.ema_decay > 0:
             ctx.policies.lerp("ema", "current", self._ema_decay())
         self.step += 1
+        if self.step == 1 and ctx.policies.adapter is not None:
+            metrics["health/adapter_layers"] = float(ctx.policies.adapted_layers)
         metrics |= self._held_out()
         metrics["perf/step/seconds"] = time.perf_counter() - started
         self.tracker.log(self.step, metrics)
@@ -81,9 +90,12 @@ class Trainer:
         """Write a checkpoint of the current step; all ranks call it."""
         return self.checkpoints.save(self.step, {"objective": self.objective.state_dict()}, self._parts())
 
-    def evaluate(self) -> Evaluation:
-        """Judge the student as it is on the recipe's evaluation prompts."""
-        return evaluate(self.ctx, self.recipe.evaluation, self.recipe.data.eval_prompts, self.recipe.seed)
+    def evaluate(self, prompts: int = 32) -> Evaluation:
+        """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
+        ctx = self.ctx
+        with torch.no_grad(), ctx.gathered():
+            generate = student_generator(ctx.student, ctx.features, ctx.codec, ctx.frames)
+            return judge_student(generate, held_out_prompts(self.recipe)[:prompts], 1)
 
     # --- parts of a step ---------------------------------------------------------------------------------------
 
@@ -130,7 +142,7 @@ class Trainer:
         self.step, state = self.checkpoints.load(self._parts())
         self.objective.load_state_dict(state["objective"])
 
-    def _tracker(self, panel: str, start_step: int) -> Tracker:
+    def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:
             return Tracker.silent()
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -138,11 +150,13 @@ class Trainer:
         tracking = self.recipe.tracking
         return Tracker(
             self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
-            tensorboard=tracking.tensorboard, panel=panel, start_step=start_step,
+            tensorboard=tracking.tensorboard, panel=tracking.panel, start_step=start_step,
         )  # fmt: skip
 
-    def _export(self) -> None:
-        save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
+
+def new_run_dir(recipe: Recipe) -> Path:
+    """runs/NAME-TIME below the working folder."""
+    return Path("runs") / f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _role_name(metric: str, role: str) -> str:

@@ -7,6 +7,6 @@ from vidalign.cli.options import Overrides, Plugins, RunFolder
 
 def evaluate(run: RunFolder, overrides: Overrides = None, plugin: Plugins = None) -> None:
     """Judge the student of a run on held-out prompts."""
-    from vidalign.bench.evaluation import evaluate_run
+    from vidalign.runs import evaluate_run
 
     evaluate_run(run, overrides or [])

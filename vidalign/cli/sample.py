@@ -21,7 +21,7 @@ def sample(
     plugin: Plugins = None,
 ) -> None:
     """Generate clips with the student of a run."""
-    from vidalign.sampling import sample_run
+    from vidalign.runs import sample_run
 
     for path in sample_run(run, prompt, out, frames=frames, seed=seed):
         typer.echo(str(path))

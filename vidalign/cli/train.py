@@ -26,6 +26,10 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     tell_warnings(loaded.warnings)
-    from vidalign.trainer import Trainer  # heavy, and not needed to refuse a recipe
+    from vidalign.engine import distributed  # heavy, and not needed to refuse a recipe
+    from vidalign.runs import evaluate_run
+    from vidalign.trainer import Trainer
 
-    Trainer(loaded, run_dir=run, resume=resume).fit()
+    folder = Trainer(loaded, run_dir=run, resume=resume).fit()
+    if distributed.rank() == 0:
+        evaluate_run(folder)

@@ -134,21 +134,6 @@ def set_precision(network: nn.Module, precision: str) -> None:
             parameter.data = parameter.data.float()
 
 
-def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's AdamW or SGD; a fixed implementation, because the fused ones round differently."""
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(
-        parameters, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
-    )
-
-
-def make_schedule(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, total_steps))
-
-
 def build_engine(
     config: EngineConfig,
     optimizer: OptimizerConfig,

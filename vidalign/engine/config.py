@@ -42,12 +42,14 @@ class EngineConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: Literal["adamw", "sgd"] = "adamw"
-    """torch's optimiser of that name."""
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """torch's optimiser of that name; `muon` takes the matrices inside blocks and leaves the rest to AdamW."""
     learning_rate: float = 1e-4
     """Peak learning rate, after warm-up."""
+    muon_scale: float = 10.0
+    """Learning rate of Muon's matrices as a multiple of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's averages of the gradient and of its square."""
+    """Adam's averages of the gradient and of its square; the first is Muon's momentum too."""
     weight_decay: float = 0.0
     """Decoupled weight decay for adamw, L2 for sgd."""
     clip: float = 1.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.engine import distributed, zero3
-from vidalign.engine.base import Engine, make_optimizer, make_schedule
+from vidalign.engine.base import Engine
 from vidalign.engine.config import EngineConfig, OptimizerConfig
+from vidalign.engine.optimizers import make_optimizer, make_schedule
 from vidalign.errors import CheckpointError
 
 FOLDER = "deepspeed"
@@ -45,7 +47,7 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         super().__init__(network, config)
         deepspeed = _prepare()
-        basic = make_optimizer(optimizer, self.trainable)
+        basic = make_optimizer(optimizer, self.named_trainable())
         if config.zero_stage == 0:
             basic.register_step_pre_hook(lambda *_: self._clip(optimizer.clip))
         self.norm = math.nan
@@ -159,7 +161,8 @@ def _prepare() -> Any:
     os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)  # DeepSpeed's calls
     distributed.setup(single=True)
     if distributed.device().type == "cpu":
         vars(deepspeed.ops)["__compatible_ops__"] = {}  # neither probe compilers nor compile

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.engine import distributed
-from vidalign.engine.base import Engine, make_optimizer, make_schedule
+from vidalign.engine.base import Engine
 from vidalign.engine.checkpoint import check_shapes, read_tensors, write_tensors
 from vidalign.engine.config import EngineConfig, OptimizerConfig
+from vidalign.engine.optimizers import make_optimizer, make_schedule
 
 
 class PlainEngine(Engine):
@@ -25,7 +26,7 @@ class PlainEngine(Engine):
     ) -> None:
         super().__init__(network, config)
         self.clip = optimizer.clip
-        self.optimizer = make_optimizer(optimizer, self.trainable)
+        self.optimizer = make_optimizer(optimizer, self.named_trainable())
         self.schedule = make_schedule(optimizer, self.optimizer, total_steps)
         _broadcast(network)
 

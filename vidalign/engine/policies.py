@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,11 @@ class Policies:
             else:
                 ours.mul_(decay).add_(theirs, alpha=1.0 - decay)
         zero3.invalidate(self._parameters(target))
+
+    @property
+    def adapted_layers(self) -> int:
+        """Number of layers that carry an adapter; 0 in full fine-tuning."""
+        return len(self._layers) if self.adapter else 0
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """State dict of the plain network with the weights of `name`, adapters merged in fp32, on the CPU.
@@ -222,7 +228,8 @@ def inject_adapters(
     pattern = "|".join(re.escape(name) for name in targets)
     for name in names:
         lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
             peft.inject_adapter_in_model(lora, network, adapter_name=name)
     layers = {key: module for key, module in network.named_modules() if isinstance(module, LoraLayer)}
     for key, layer in layers.items():

@@ -18,7 +18,7 @@ from vidalign import registry
 from vidalign.errors import Problem, UserError
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Sections, StudentConfig
-from vidalign.recipe.typed import build
+from vidalign.recipe.typed import build, placed
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Needs
@@ -44,6 +44,10 @@ class Draft:
 
     def refuse(self, what: str, path: str, why: str = "", fix: str = "") -> None:
         self.problems.append(Problem(what, self.tree.locate(path), why, fix))
+
+    def pass_on(self, error: UserError, path: str) -> None:
+        """An error met while looking at the value at `path`, told with its place in the recipe."""
+        self.problems += placed(error, self.tree.locate(path))
 
 
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
@@ -85,8 +89,7 @@ def _rewards(draft: Draft) -> None:
         try:
             registry.get("rewards", name)
         except UserError as error:
-            where = draft.tree.locate(f"rewards.{name}")
-            draft.problems += [Problem(p.what, p.where or where, p.why, p.fix) for p in error.problems]
+            draft.pass_on(error, f"rewards.{name}")
     if needs is not None and needs.rewards and not rewards and "rewards" not in draft.broken:
         known = ", ".join(registry.names("rewards"))
         draft.refuse(
@@ -98,25 +101,24 @@ def _rewards(draft: Draft) -> None:
 
 
 def _teacher(draft: Draft) -> None:
-    teacher, needs = draft.recipe.teacher, draft.needs
-    if "teacher" in draft.broken:
-        return
+    teacher, needs, objective = draft.recipe.teacher, draft.needs, draft.recipe.objective.name
     if teacher is None:
-        if needs is not None and needs.teacher:
-            why = f"{draft.recipe.objective.name!r} needs one that offers {needs.teacher}"
-            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world} or {path: ...}")
+        if needs is not None and needs.teacher and "teacher" not in draft.broken:
+            why = f"{objective!r} needs one that offers {needs.teacher}"
+            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
+    if teacher.path:
+        _weights_file(draft, teacher.path, "teacher.path")
+    elif teacher.name == "model" and "teacher" not in draft.broken:
+        draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
     try:
         offers = registry.get("teachers", teacher.name).offers
     except UserError as error:
-        where = draft.tree.locate("teacher.name")
-        draft.problems += [Problem(p.what, p.where or where, p.why, p.fix) for p in error.problems]
+        draft.pass_on(error, "teacher.name")
         return
     if needs is not None and needs.teacher and needs.teacher not in offers:
-        why = f"{draft.recipe.objective.name!r} needs {needs.teacher}, this one offers {', '.join(offers)}"
+        why = f"{objective!r} needs {needs.teacher}, this one offers {', '.join(offers)}"
         draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
-    if teacher.name == "model":
-        _weights_file(draft, teacher.path, "teacher.path")
 
 
 def _student(draft: Draft) -> None:
@@ -152,8 +154,7 @@ def _adapter(draft: Draft) -> None:
         try:
             match_targets(layers or [pattern], [pattern])
         except UserError as error:
-            where = draft.tree.locate("student.adapter.targets")
-            draft.problems += [Problem(p.what, where, p.why, p.fix) for p in error.problems]
+            draft.pass_on(error, "student.adapter.targets")
 
 
 def _linear_layers(draft: Draft) -> list[str]:
@@ -198,8 +199,7 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
         with safe_open(resolve(path), "pt") as file:
             metadata = file.metadata() or {}
     except UserError as error:
-        where = draft.tree.locate(key)
-        draft.problems += [Problem(f"{p.what}: {path!r}", where, p.why, p.fix) for p in error.problems]
+        draft.pass_on(error, key)
     except (SafetensorError, OSError) as error:
         draft.refuse(f"cannot read the weights {path!r}", key, f"{error}: half-written or not safetensors")
     else:
@@ -218,8 +218,7 @@ def _prompts(draft: Draft) -> None:
         try:
             prompts = _read_prompts(source)
         except UserError as error:
-            where = draft.tree.locate(path)
-            draft.problems += [Problem(f"{path}: {p.what}", where, p.why, p.fix) for p in error.problems]
+            draft.pass_on(error, path)
         else:
             _unknown_words(draft, source, prompts)
 

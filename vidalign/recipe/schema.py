@@ -84,8 +84,11 @@ class TrainerConfig:
     """Distinct prompts in every step, over all processes."""
     micro_batch: int = 16
     """Samples in one forward and backward pass; results do not depend on it."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """torch's optimiser of that name; `muon` takes the matrices inside blocks (ten times the learning rate) and
+    leaves the rest to AdamW. Plain engine only."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = 1e-4
@@ -135,6 +138,8 @@ class EvaluationConfig:
     """Clips generated for each prompt."""
     frames: int = 12
     """Length of the judged clips in frames."""
+    sampler: Literal["causal", "teacher"] = "causal"
+    """How clips are made: the causal few-step sampler, or a bidirectional teacher's Euler steps."""
 
 
 @dataclass

@@ -6,17 +6,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.students.video import VideoStudent
+
 if TYPE_CHECKING:
-    from vidalign.students.video import VideoStudent
+    from vidalign.recipe.schema import TeacherConfig
 
 
 class ModelTeacher:
-    """A frozen bidirectional network with a sampler of its own. Offers ``velocity`` and ``clips``."""
+    """A frozen bidirectional network with a sampler of its own. Offers ``velocity``."""
 
-    offers = ("velocity", "clips")
+    offers = ("velocity",)
 
     def __init__(self, model: VideoStudent, frames: int, *, steps: int = 24, shift: float = 2.0) -> None:
         self.model, self.frames, self.steps, self.shift = model.eval().requires_grad_(False), frames, steps, shift
+
+    @classmethod
+    def from_recipe(cls, config: TeacherConfig, frames: int) -> ModelTeacher:
+        return cls(VideoStudent.load(config.path), frames, steps=config.steps, shift=config.shift)
 
     @torch.no_grad()
     def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.world.renderer import clips
+
+if TYPE_CHECKING:
+    from vidalign.recipe.schema import TeacherConfig
 
 
 class WorldTeacher:
@@ -16,6 +20,10 @@ class WorldTeacher:
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
+
+    @classmethod
+    def from_recipe(cls, config: TeacherConfig, frames: int) -> WorldTeacher:
+        return cls(frames)
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """One clip per prompt, ``[B, F, 3, H, W]`` in [0, 1]; raises `DataError` for a prompt that is no caption."""

@@ -1,0 +1,1 @@
+"""Judging students: held-out evaluation with intervals."""

@@ -1,0 +1,148 @@
+"""Evaluation of a student on held-out prompts: the same prompts and noise before and after, paired differences.
+
+`judge_student` generates and judges; `compare` turns two evaluations into rows with 95 % bootstrap intervals over
+prompts; `evaluate_run` is what ``vidalign evaluate`` calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.bench.bootstrap import interval
+from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
+from vidalign.data.prompts import open_prompts
+from vidalign.engine.rng import generator
+from vidalign.errors import DataError
+from vidalign.rollout import RolloutPlan
+from vidalign.tracking.report import EvaluationRow
+from vidalign.world.captions import is_caption
+from vidalign.world.renderer import clips as ground_truth_clips
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+BATCH = 64
+"""Clips generated at once."""
+SHOWN = 6
+"""Clips kept for the report."""
+Metric = tuple[str, str]
+"""(judge, name)"""
+
+
+@dataclass
+class Evaluation:
+    """Judgement of P prompts; every metric ``[P]`` is the mean over the seeds of a prompt."""
+
+    prompts: list[str]
+    metrics: dict[Metric, torch.Tensor]
+    clips: torch.Tensor
+    """The first clips, ``[SHOWN, F, 3, H, W]`` in [0, 1]."""
+    clip_metrics: list[dict[str, float]] = field(default_factory=list)
+
+    def health(self) -> dict[str, float]:
+        """What the monitors and the report's curves read."""
+        return {
+            "health/held_out/mean": float(self.metrics[AUDITOR, "composite"].mean()),
+            "health/held_out_trained/mean": float(self.metrics[TRAINED, "composite"].mean()),
+        }
+
+
+def held_out_prompts(recipe: Recipe) -> list[str]:
+    """The evaluation prompts that the world can judge; raises `DataError` when there is none."""
+    settings = recipe.evaluation
+    source = open_prompts(settings.prompts or recipe.data.eval_prompts, recipe.seed)
+    prompts = [p for p in dict.fromkeys(source.first(min(4 * settings.count, 4 * len(source)))) if is_caption(p)]
+    if not prompts:
+        raise DataError(
+            "no evaluation prompt is a caption of the embedded world",
+            where="data.eval_prompts",
+            why="its judges know the answer for captions only",
+            fix="use world:held_out",
+        )
+    return prompts[: settings.count]
+
+
+@torch.no_grad()
+def judge_student(
+    generate: Callable[[list[str], list[torch.Generator]], torch.Tensor], prompts: Sequence[str], seeds: int
+) -> Evaluation:
+    """Generate `seeds` clips for every prompt and judge them.
+
+    generate: prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1]; the generators depend on
+    prompt and seed only, so two students see the same noise.
+    """
+    shown: list[torch.Tensor] = []
+    metrics: dict[Metric, list[torch.Tensor]] = {}
+    for seed in range(seeds):
+        for start in range(0, len(prompts), BATCH):
+            part = list(prompts[start : start + BATCH])
+            clips = generate(part, [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]).float().cpu()
+            for name, values in judge_world(clips, part).items():
+                metrics.setdefault(name, []).append(values)
+            if len(shown) == 0:
+                shown.append(clips[:SHOWN])
+    means = {name: torch.cat(values).view(seeds, -1).nanmean(0) for name, values in metrics.items()}
+    first = {name: torch.cat(values)[:SHOWN].tolist() for name, values in metrics.items()}
+    labels = {"trained": (TRAINED, "composite"), "auditor": (AUDITOR, "composite")}
+    kept = [{label: first[name][i] for label, name in labels.items()} for i in range(len(shown[0]))]
+    return Evaluation(list(prompts), means, shown[0], kept)
+
+
+def student_generator(student: Any, features: Any, codec: Any, frames: int) -> Callable[..., torch.Tensor]:
+    """A `generate` function of a causal student for `judge_student`."""
+    plan = RolloutPlan(prefix=0, branch=frames // student.spec.cache.chunk_frames)
+
+    def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
+        text = features(prompts).to(student.device)
+        return codec.decode(student.rollout(text, plan, student.draw_noise(plan, generators)).latents)
+
+    return generate
+
+
+def ground_truth(prompts: Sequence[str], seeds: int, frames: int) -> Evaluation:
+    """The world's own clips of the prompts, judged like a student's."""
+    return judge_student(
+        lambda part, generators: torch.cat(
+            [ground_truth_clips([p], frames, generator=g) for p, g in zip(part, generators, strict=True)]
+        ),
+        prompts,
+        seeds,
+    )
+
+
+def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = None) -> list[EvaluationRow]:
+    """One row a metric: means, mean paired difference and its 95 % bootstrap interval over prompts."""
+    assert before.prompts == after.prompts, "a paired difference needs the same prompts"
+    rows = []
+    for judge, name in after.metrics:
+        first, second = before.metrics[judge, name], after.metrics[judge, name]
+        rows.append(
+            EvaluationRow(
+                metric=name,
+                before=float(first.nanmean()),
+                after=float(second.nanmean()),
+                difference=float((second - first).nanmean()),
+                interval=interval(second - first),
+                group=judge,
+                ground_truth=float(truth.metrics[judge, name].nanmean()) if truth else None,
+            )
+        )
+    return rows
+
+
+def save_evaluation(
+    path: Path, before: Evaluation, after: Evaluation, truth: Evaluation, header: dict[str, str]
+) -> None:
+    """Per-prompt values of all three, with what made them, as JSON."""
+    table = {
+        role: {f"{judge}/{name}": [round(v, 5) for v in values.tolist()] for (judge, name), values in e.metrics.items()}
+        for role, e in (("before", before), ("after", after), ("ground_truth", truth))
+    }
+    document = {"header": header, "prompts": after.prompts, "values": table}
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -1,0 +1,75 @@
+"""Optimisers by name: torch's AdamW and SGD, and Muon for hidden matrices with AdamW for everything else.
+
+Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalises the momentum of a weight matrix. It is meant for the
+matrices inside the blocks; embeddings, heads, biases and modulation tables stay with AdamW, as its authors advise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidalign.engine.config import OptimizerConfig
+from vidalign.errors import UserError
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """One optimiser over two: Muon on `matrices`, AdamW on `others`; a schedule scales both learning rates."""
+
+    def __init__(
+        self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig
+    ) -> None:
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                matrices, config.learning_rate * config.muon_scale, weight_decay=config.weight_decay,
+                momentum=config.betas[0], adjust_lr_fn="original",
+            ),
+            torch.optim.AdamW(
+                others, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+            ),
+        ]  # fmt: skip
+        super().__init__([{"params": [*matrices, *others]}], {"lr": config.learning_rate})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "engines step without a closure"
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def make_optimizer(config: OptimizerConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of named `parameters`; torch's plain implementations, because the fused ones round differently.
+
+    Raises `UserError` when `muon` finds no matrix inside blocks.
+    """
+    every = list(parameters.values())
+    if config.name == "sgd":
+        return torch.optim.SGD(every, config.learning_rate, weight_decay=config.weight_decay)
+    if config.name == "muon":
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and ".blocks." in f".{name}"]
+        chosen = {id(p) for p in matrices}
+        if not matrices:
+            raise UserError("muon found no weight matrix inside blocks", where="trainer.optimizer", fix="use adamw")
+        return MuonWithAdamW(matrices, [p for p in every if id(p) not in chosen], config)
+    return torch.optim.AdamW(
+        every, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+    )
+
+
+def make_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up, then constant or cosine, as a factor of every group's peak learning rate."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, total_steps))

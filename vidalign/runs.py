@@ -1,0 +1,152 @@
+"""Run folders: opening them again, judging their student, writing their report, sampling from them.
+
+RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from vidalign.bench.evaluation import (
+    Evaluation,
+    compare,
+    ground_truth,
+    held_out_prompts,
+    judge_student,
+    save_evaluation,
+    student_generator,
+)
+from vidalign.build import build_features, build_student
+from vidalign.codecs import build_codec
+from vidalign.data.prompts import warn_unknown_words
+from vidalign.engine import distributed
+from vidalign.engine.rng import generator
+from vidalign.errors import CheckpointError, UserError
+from vidalign.provenance import describe_run, machine
+from vidalign.recipe import load_recipe
+from vidalign.rollout import RolloutPlan
+from vidalign.students.video import VideoStudent
+from vidalign.teachers.model import ModelTeacher
+from vidalign.tracking.clips import write_clip
+from vidalign.tracking.jsonl import read_history
+from vidalign.tracking.report import EvaluationRow, ReportClip, ReportData, write_report
+from vidalign.tracking.table import evaluation_table
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+STUDENT = "student.safetensors"
+
+
+@dataclass
+class FinishedRun:
+    """A run folder opened for reading."""
+
+    folder: Path
+    recipe: Recipe
+    student: VideoStudent
+
+
+def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
+    """Open a finished run; raises `CheckpointError` naming what is missing."""
+    folder = Path(folder)
+    for name in ("recipe.yaml", STUDENT):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
+                fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
+            )  # fmt: skip
+    recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+    return FinishedRun(folder, recipe, VideoStudent.load(folder / STUDENT, device=distributed.device()))
+
+
+def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
+    """How the recipe's evaluation samples a network: the causal few-step sampler, or a teacher's Euler steps."""
+    student = student.eval().to(distributed.device())
+    codec = build_codec(student.spec.codec).to(student.device)
+    features, frames = build_features(student.spec), recipe.evaluation.frames
+    if recipe.evaluation.sampler == "causal":
+        return student_generator(student, features, codec, frames)
+    teacher = ModelTeacher(student, frames)
+
+    def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
+        shape = (frames, *student.chunk_shape[1:])
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(student.device)
+        return codec.decode(teacher.sample(noise, features(prompts).to(student.device)))
+
+    return generate
+
+
+def evaluate_run(
+    folder: str | Path, overrides: Sequence[str] = (), *, console: Console | None = None
+) -> list[EvaluationRow]:
+    """Judge a run's student against the one it started from; prints the table, writes evaluation.json and the report."""
+    run = open_run(folder, overrides)
+    recipe, settings = run.recipe, run.recipe.evaluation
+    prompts = held_out_prompts(recipe)
+    truth = ground_truth(prompts, settings.seeds, settings.frames)
+    before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
+    after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
+    rows = compare(before, after, truth)
+    header = describe_run(recipe)
+    save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
+    path = write_report(run.folder / "report.html", _report(run, rows, before, after, header))
+    console = console or Console()
+    title = f"{len(prompts)} held-out prompts x {settings.seeds} seeds, 95 % bootstrap intervals over prompts"
+    for judge in dict.fromkeys(row.group for row in rows):
+        console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
+    console.print(f"report: {path}")
+    return rows
+
+
+def _report(
+    run: FinishedRun, rows: list[EvaluationRow], before: Evaluation, after: Evaluation, header: dict[str, str]
+) -> ReportData:
+    recipe = run.recipe
+    clips = [
+        ReportClip(prompt, first, second, was, now)
+        for prompt, first, second, was, now in zip(
+            before.prompts, before.clips, after.clips, before.clip_metrics, after.clip_metrics, strict=False
+        )
+    ]
+    return ReportData(
+        title=f"{recipe.objective.name} | {recipe.name}",
+        summary=recipe.header.split("\n", 1)[0],
+        facts={**header, "steps": str(recipe.trainer.steps)},
+        evaluation=rows,
+        evaluation_note=f"{len(before.prompts)} held-out prompts, {recipe.evaluation.seeds} clips each, same noise "
+        "before and after; 95 % bootstrap intervals of the paired difference over prompts.",
+        history=read_history(run.folder / "metrics.jsonl"),
+        clips=clips,
+        recipe=(run.folder / "recipe.yaml").read_text(encoding="utf-8"),
+        environment={"machine": machine(), "python": sys.version.split()[0]},
+        commands=[f"vidalign train {recipe.name} --run {run.folder.name}", f"vidalign evaluate --run {run.folder.name}"],
+    )
+
+
+def sample_run(
+    folder: str | Path, prompts: Sequence[str], out: Path, *, frames: int | None = None, seed: int = 0
+) -> list[Path]:
+    """Write a clip of every prompt with a run's student; several prompts get numbered files.
+
+    Words outside the world's vocabulary are warned about. Raises `UserError` for an impossible length.
+    """
+    run = open_run(folder)
+    student = run.student.eval()
+    size = student.spec.cache.chunk_frames
+    frames = frames or run.recipe.data.frames
+    if frames < 1 or frames % size:
+        raise UserError(f"cannot make {frames} frames", why=f"the student makes chunks of {size}",
+                        fix=f"use a multiple of {size}")  # fmt: skip
+    warn_unknown_words(prompts)
+    generate: Any = student_generator(student, build_features(student.spec), build_codec(student.spec.codec), frames)
+    clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
+    targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
