@@ -37,7 +37,9 @@ types: $(INSTALLED)  ## mypy
 
 assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 cores); resumes where it stopped
 	$(BIN)/vidalign train world/teacher --run runs/assets/teacher --resume
+	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
 	$(BIN)/vidalign train world/student --run runs/assets/student --resume
+	$(BIN)/vidalign export --run runs/assets/student --out vidalign/weights/world/student.safetensors
 
 bench: $(INSTALLED)  ## the measured tables in benchmarks/
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

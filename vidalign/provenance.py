@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,13 @@ def machine() -> str:
 
 
 def command() -> str:
-    """The command line of this process, without the folder of the program."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process without the folders of the program and of the run."""
+    return without_run_folder(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def without_run_folder(line: str) -> str:
+    """A command line without ``--run FOLDER``: where a run lies on somebody's disk is nobody else's matter."""
+    return re.sub(r"\s--run[ =]\S+", "", line)
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

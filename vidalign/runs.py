@@ -5,6 +5,7 @@ RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ from vidalign.data.prompts import warn_unknown_words
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
-from vidalign.provenance import describe_run, machine
+from vidalign.provenance import describe_run, machine, without_run_folder
 from vidalign.recipe import load_recipe
 from vidalign.rollout import RolloutPlan
-from vidalign.students.video import VideoStudent
+from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
 from vidalign.tracking.jsonl import read_history
@@ -104,6 +105,20 @@ def evaluate_run(
         console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
     console.print(f"report: {path}")
     return rows
+
+
+def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
+    """Write a run's student to one file, with what made it and the means of its evaluation in the metadata."""
+    run = open_run(folder)
+    _, metadata = checkpoint.read(run.folder / STUDENT)
+    metadata = {k: without_run_folder(v) for k, v in metadata.items() if k not in ("spec", "format")}
+    judged = run.folder / "evaluation.json"
+    if judged.is_file():
+        values = json.loads(judged.read_text(encoding="utf-8"))["values"]["after"]
+        scores = {name: round(sum(v) / len(v), 4) for name, v in values.items()}
+        metadata["scores"] = json.dumps(scores)
+    run.student.to(getattr(torch, dtype)).save(out, metadata)
+    return out
 
 
 def _report(

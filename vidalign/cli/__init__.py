@@ -11,7 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
-from vidalign.cli import evaluate, list_, sample, show, train, validate
+from vidalign.cli import evaluate, export, list_, sample, show, train, validate
 from vidalign.errors import UserError
 
 INTERRUPTED = 130
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

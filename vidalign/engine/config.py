@@ -49,7 +49,7 @@ class OptimizerConfig:
     muon_scale: float = 10.0
     """Learning rate of Muon's matrices as a multiple of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's averages of the gradient and of its square; the first is Muon's momentum too."""
+    """Adam's averages of the gradient and of its square."""
     weight_decay: float = 0.0
     """Decoupled weight decay for adamw, L2 for sgd."""
     clip: float = 1.0

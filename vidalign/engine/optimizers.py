@@ -25,7 +25,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
                 matrices, config.learning_rate * config.muon_scale, weight_decay=config.weight_decay,
-                momentum=config.betas[0], adjust_lr_fn="original",
+                momentum=0.95, adjust_lr_fn="original",
             ),
             torch.optim.AdamW(
                 others, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay

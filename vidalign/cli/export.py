@@ -1,0 +1,23 @@
+"""`vidalign export`: the student of a run as one file with provenance and scores, ready to be shipped or loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vidalign.cli.options import RunFolder
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option(help="float16 halves the file; computing stays in float32.")
+    ] = "float32",
+) -> None:
+    """Write the student of a run to one file."""
+    from vidalign.runs import export_run
+
+    typer.echo(str(export_run(run, out, dtype)))
