@@ -32,7 +32,6 @@ from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
 from vidalign.provenance import describe_run, machine, without_run_folder
 from vidalign.recipe import load_recipe
-from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
@@ -88,7 +87,7 @@ def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.T
 def evaluate_run(
     folder: str | Path, overrides: Sequence[str] = (), *, console: Console | None = None
 ) -> list[EvaluationRow]:
-    """Judge a run's student against the one it started from; prints the table, writes evaluation.json and the report."""
+    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html."""
     run = open_run(folder, overrides)
     recipe, settings = run.recipe, run.recipe.evaluation
     prompts = held_out_prompts(recipe)
@@ -142,7 +141,7 @@ def _report(
         clips=clips,
         recipe=(run.folder / "recipe.yaml").read_text(encoding="utf-8"),
         environment={"machine": machine(), "python": sys.version.split()[0]},
-        commands=[f"vidalign train {recipe.name} --run {run.folder.name}", f"vidalign evaluate --run {run.folder.name}"],
+        commands=[header["command"], f"vidalign evaluate --run {run.folder.name}"],
     )
 
 

@@ -97,7 +97,7 @@ class Trainer:
             generate = student_generator(ctx.student, ctx.features, ctx.codec, ctx.frames)
             return judge_student(generate, held_out_prompts(self.recipe)[:prompts], 1)
 
-    # --- parts of a step ---------------------------------------------------------------------------------------
+    # --- parts of a step ---
 
     def _batch(self) -> Batch:
         """This rank's prompts: the samples of a step are dealt out in turn, groups never split."""
@@ -133,7 +133,7 @@ class Trainer:
         with self.tracker.phase("held_out"):
             return self.evaluate().health()
 
-    # --- run folder --------------------------------------------------------------------------------------------
+    # --- run folder ---
 
     def _parts(self) -> dict[str, Any]:
         return {**self.ctx.roles.engines, "policies": self.ctx.policies}

@@ -3,6 +3,7 @@ sets, checkpointing, several micro-batches a step, parameters outside layers, gr
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vidalign.engine.checkpoint import Checkpoints
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
+from vidalign.errors import CheckpointError
 
 SAMPLES, MICRO_BATCH, DIM, WIDTH = 8, 2, 6, 16
 
@@ -197,3 +199,57 @@ def resumed(folder: Path) -> dict[str, Any]:
         first = toy.load(folder / name)
         result[name] = {"first": first, "steps": toy.train(first, 6), "weights": toy.digest()}
     return result
+
+
+def behaviour(folder: Path) -> dict[str, Any]:
+    """What engines must do beside training, on each of them."""
+    result: dict[str, Any] = {}
+    for name, run in runs(ADAMW, 6).items():
+        toy = Toy(run)
+        toy.train(0, 1)
+        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": full_disk(toy, folder / name)}
+    return result
+
+
+def gathered(toy: Toy) -> list[bool]:
+    """Whether a rollout with gathered weights is the rollout without, before, inside and after a switch."""
+    x = torch.ones(3, DIM)
+
+    def rollout(name: str) -> Tensor:
+        with torch.no_grad(), toy.policies.use(name):
+            return toy.roles.module("student").velocity(x, 0.5)
+
+    apart = {name: rollout(name) for name in ("current", "old")}
+    assert not torch.equal(apart["current"], apart["old"])
+    with toy.roles.engines["student"].gathered():
+        inside = [torch.equal(rollout(name), apart[name]) for name in ("current", "old", "current")]
+    return [*inside, torch.equal(rollout("current"), apart["current"])]
+
+
+def nonfinite(toy: Toy) -> bool:
+    """Whether a gradient that is not a number leaves the weights alone, and the next step works."""
+    before = toy.policies.weights("current")
+    with toy.roles.phase("student") as engine:
+        factor = float("nan") if distributed.rank() == 0 else 1.0
+        engine.backward(toy.student_loss(toy.micro_batches(1)[0]) * factor)
+        engine.step()
+    after = toy.policies.weights("current")
+    same = all(torch.equal(before[key], after[key]) for key in before)
+    return same and all(value == value for value in toy.step(2).values())
+
+
+def full_disk(toy: Toy, folder: Path) -> list[Any]:
+    """The error of a save on a disk that fills up on one rank, and what can be loaded afterwards."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, {"step": 1}, toy.parts)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if distributed.rank() == distributed.world_size() - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        checkpoints.save(2, {"step": 2}, toy.parts)
+        error = "none"
+    except CheckpointError as caught:
+        error = str(caught)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return [error, checkpoints.steps(), sorted(p.name for p in folder.iterdir())]

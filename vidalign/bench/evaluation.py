@@ -82,7 +82,8 @@ def judge_student(
     for seed in range(seeds):
         for start in range(0, len(prompts), BATCH):
             part = list(prompts[start : start + BATCH])
-            clips = generate(part, [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]).float().cpu()
+            generators = [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]
+            clips = generate(part, generators).float().cpu()
             for name, values in judge_world(clips, part).items():
                 metrics.setdefault(name, []).append(values)
             if len(shown) == 0:

@@ -91,7 +91,7 @@ class Astrolabe(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
-    # --- collect -----------------------------------------------------------------------------------------------
+    # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         text = ctx.text(batch.prompts)
@@ -159,7 +159,7 @@ class Astrolabe(Objective):
             replay = ctx.student.predict_x0(x_t, sigma, text[:1], rollout.context.rows(slice(0, 1)), clean=clean)
         return float((replay - recorded).abs().max() / recorded.std().clamp(min=1e-6))
 
-    # --- loss --------------------------------------------------------------------------------------------------
+    # --- loss ---
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config

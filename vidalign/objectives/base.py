@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 if TYPE_CHECKING:
-    from vidalign.students.video import Context
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import Context
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Experience:
         """Entries start .. stop-1: whole groups, or a part of one group (the context is then broadcast over it)."""
         size = self.group_size
         first, last = start // size, -(-stop // size)
-        assert last - first == 1 or (start % size == 0 and stop % size == 0), "a slice holds whole groups or part of one"
+        whole = start % size == 0 and stop % size == 0
+        assert whole or last - first == 1, "a slice holds whole groups or a part of one"
         return replace(
             self,
             tensors={name: t[start:stop] for name, t in self.tensors.items()},

@@ -85,9 +85,16 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
     try:
         plugin = registry.get(kind, str(chosen.value))
     except UserError as error:
-        problems += [Problem(p.what, p.where or chosen.where, p.why, p.fix) for p in error.problems]
+        problems += placed(error, chosen.where)
         return Choice("")
     return Choice(str(chosen.value), build(plugin.Config, settings, path, problems))
+
+
+def placed(error: UserError, where: str) -> list[Problem]:
+    """The problems of an error, blamed on the place `where` in a recipe."""
+    return [
+        Problem(p.what, f"{where} ({p.where})" if p.where else where, p.why, p.fix) for p in error.problems
+    ]
 
 
 def unknown_key(path: str, where: str, known: Any) -> Problem:
