@@ -95,6 +95,11 @@ class TrainContext:
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
         return self.rewards.weights
 
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Every reward ``[N]`` of clips ``[N, F, 3, H, W]`` in [0, 1], by name; NaN where an item failed."""
+        assert self.rewards is not None, "an objective that scores declares needs.rewards"
+        return self.rewards.score(clips, prompts)
+
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[N, ...]`` of every process, concatenated in rank order."""
         return distributed.all_gather(tensor)

@@ -74,7 +74,7 @@ class Checkpoints:
         """
         draft = self._hidden("draft", step)
         self._together(step, lambda: self._sweep(draft))
-        self._together(step, lambda: [part.save(_folder(draft / name)) for name, part in parts.items()])
+        self._together(step, lambda: _save_parts(draft, parts))
         self._together(step, lambda: self._publish(step, draft, dict(state), score))
         return self.path(step)
 
@@ -261,6 +261,11 @@ def _flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _save_parts(draft: Path, parts: Mapping[str, Part]) -> None:
+    for name, part in parts.items():
+        part.save(_folder(draft / name))
 
 
 def _folder(path: Path) -> Path:

@@ -28,7 +28,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 momentum=0.95, adjust_lr_fn="original",
             ),
             torch.optim.AdamW(
-                others, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+                others, config.learning_rate, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
             ),
         ]  # fmt: skip
         super().__init__([{"params": [*matrices, *others]}], {"lr": config.learning_rate})
@@ -64,7 +64,7 @@ def make_optimizer(config: OptimizerConfig, parameters: dict[str, nn.Parameter])
             raise UserError("muon found no weight matrix inside blocks", where="trainer.optimizer", fix="use adamw")
         return MuonWithAdamW(matrices, [p for p in every if id(p) not in chosen], config)
     return torch.optim.AdamW(
-        every, config.learning_rate, betas=tuple(config.betas), weight_decay=config.weight_decay
+        every, config.learning_rate, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
     )
 
 

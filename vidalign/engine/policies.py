@@ -227,7 +227,7 @@ def inject_adapters(
     targets = match_targets(linear_layers(network), config.targets)
     pattern = "|".join(re.escape(name) for name in targets)
     for name in names:
-        lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)  # type: ignore[arg-type]
+        lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
             peft.inject_adapter_in_model(lora, network, adapter_name=name)

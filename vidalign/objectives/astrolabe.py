@@ -102,7 +102,7 @@ class Astrolabe(Objective):
         x0 = rollout.latents[:, rollout.branch]
         prompts = [p for p in batch.prompts for _ in range(plan.group_size)]
         clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
-        components = ctx.rewards.score(clips, prompts)
+        components = ctx.score(clips, prompts)
         group = torch.arange(len(batch.prompts)).repeat_interleave(plan.group_size)
         weight, metrics = self._judge(ctx, components, group)
         ids = torch.tensor(batch.ids).repeat_interleave(plan.group_size) * plan.group_size
@@ -134,13 +134,11 @@ class Astrolabe(Objective):
         reward = combine(everyone, ctx.reward_weights, whitened=config.combine == "whitened")
         advantage = group_advantage(reward, group, normalise=config.advantage_std)
         weight = reward_weight(advantage, config.advantage_clip)
-        raw = sum(ctx.reward_weights[name] * value for name, value in everyone.items()) / sum(
-            ctx.reward_weights.values()
-        )
-        metrics = {"reward/mean": float(raw.nanmean())}
+        total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
+        metrics = {"reward/mean": float(total.nanmean()), "reward/group_std": _group_std(total, group)}
         for name, value in everyone.items():
             metrics[f"reward/{name}/mean"] = float(value.nanmean())
-            metrics[f"reward/{name}/group_std"] = float(group_statistics(value, group)[1].mean())
+            metrics[f"reward/{name}/group_std"] = _group_std(value, group)
         spread = group_statistics(reward, group)[1]
         metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
         metrics["health/zero_std_groups/mean"] = float((spread < 1e-6).float().mean())
@@ -198,3 +196,8 @@ class Astrolabe(Objective):
     def after_step(self, ctx: TrainContext) -> None:
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
         ctx.policies.lerp("old", "current", decay)
+
+
+def _group_std(reward: torch.Tensor, group: torch.Tensor) -> float:
+    """Mean over groups of the standard deviation inside them."""
+    return float(group_statistics(reward, group)[1].mean())
