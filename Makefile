@@ -36,9 +36,9 @@ types: $(INSTALLED)  ## mypy
 	$(BIN)/mypy
 
 assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 cores); resumes where it stopped
-	$(BIN)/vidalign train world/teacher --run runs/assets/teacher --resume
+	$(BIN)/vidalign train world/pretrain/teacher --run runs/assets/teacher --resume
 	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
-	$(BIN)/vidalign train world/student --run runs/assets/student --resume
+	$(BIN)/vidalign train world/pretrain/student --run runs/assets/student --resume
 	$(BIN)/vidalign export --run runs/assets/student --out vidalign/weights/world/student.safetensors
 
 bench: $(INSTALLED)  ## the measured tables in benchmarks/

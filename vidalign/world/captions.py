@@ -6,8 +6,12 @@ a vocabulary of 25 words. Splits of prompts:
 
 - ``held_out_combinations``: (colour, shape, motion) triples of the moving object that training never shows,
 - ``held_out``: one caption in ten of the rest, by a hash of its text,
+- ``unseen``: both of them, every caption that training never shows,
 - ``train``: everything else,
 - ``held_out_speeds``: the training captions; their scenes move faster (see ``scenes.sample``).
+
+``basic/SPLIT`` keeps the captions of one large object that stays, glides or falls: the part of the world that small
+networks learn in minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import torch
 from vidalign.errors import DataError, nearest
 from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
 
-SPLITS = ("train", "held_out", "held_out_combinations", "held_out_speeds")
+SPLITS = ("train", "held_out", "held_out_combinations", "unseen", "held_out_speeds")
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys(
         ["a", *SIZES, *COLOURS, *SHAPES, *(w for phrase in MOTIONS.values() for w in phrase.split())]
@@ -120,18 +124,23 @@ def _split(spec: CaptionSpec) -> str:
     return "held_out" if hashlib.sha256(str(spec).encode()).digest()[0] % 10 == 0 else "train"
 
 
+def _is_basic(spec: CaptionSpec) -> bool:
+    return spec.size == "large" and spec.motion.split(" ")[0] in ("still", "glide", "fall")
+
+
 @cache
 def prompts(split: str) -> tuple[str, ...]:
-    """Captions of a split, in the order of `all_specs`; raises `DataError` for an unknown split."""
-    if split not in SPLITS:
-        close = nearest(split, SPLITS)
+    """Captions of a split or of its ``basic/`` part, in the order of `all_specs`; `DataError` for an unknown split."""
+    basic, name = split.startswith("basic/"), split.removeprefix("basic/")
+    if name not in SPLITS:
+        close = nearest(name, SPLITS)
         raise DataError(
             f"the embedded world has no split {split!r}",
             why=f"splits: {', '.join(SPLITS)}",
             fix=f"did you mean {close!r}?" if close else "",
         )
-    wanted = "train" if split == "held_out_speeds" else split
-    return tuple(str(spec) for spec in all_specs() if _split(spec) == wanted)
+    members = {"held_out_speeds": ("train",), "unseen": ("held_out", "held_out_combinations")}.get(name, (name,))
+    return tuple(str(s) for s in all_specs() if _split(s) in members and (_is_basic(s) or not basic))
 
 
 def balanced(split: str, count: int, generator: torch.Generator) -> list[str]:
