@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
-RUN ?= runs/quickstart
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help venv quickstart test lint types assets slow bench clean
 
@@ -21,13 +19,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write the report
-	$(BIN)/vidalign train recipes/world/astrolabe.yaml --run $(RUN)
+	$(BIN)/vidalign train recipes/world/astrolabe.yaml
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
 
 slow: $(INSTALLED)  ## the slow tests
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(INSTALLED)  ## ruff
 	$(BIN)/ruff check .

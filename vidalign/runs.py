@@ -26,7 +26,6 @@ from vidalign.bench.evaluation import (
 )
 from vidalign.build import build_features, build_student
 from vidalign.codecs import build_codec
-from vidalign.data.prompts import warn_unknown_words
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
@@ -150,7 +149,7 @@ def sample_run(
 ) -> list[Path]:
     """Write a clip of every prompt with a run's student; several prompts get numbered files.
 
-    Words outside the world's vocabulary are warned about. Raises `UserError` for an impossible length.
+    The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
     run = open_run(folder)
     student = run.student.eval()
@@ -159,7 +158,6 @@ def sample_run(
     if frames < 1 or frames % size:
         raise UserError(f"cannot make {frames} frames", why=f"the student makes chunks of {size}",
                         fix=f"use a multiple of {size}")  # fmt: skip
-    warn_unknown_words(prompts)
     generate: Any = student_generator(student, build_features(student.spec), build_codec(student.spec.codec), frames)
     clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]

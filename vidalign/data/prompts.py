@@ -7,7 +7,6 @@ neighbouring samples never repeats a prompt before its motion's captions are use
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -66,14 +65,3 @@ def open_prompts(source: str, seed: int) -> PromptSource:
     for caption in prompts(source.removeprefix("world:")):
         groups.setdefault(parse(caption).motion, []).append(caption)
     return PromptSource(list(groups.values()), seed)
-
-
-def warn_unknown_words(prompts: Sequence[str]) -> None:
-    """Warn once about words that the embedded world's text encoder does not know."""
-    from vidalign.world.captions import unknown_words
-
-    words = sorted({word for prompt in prompts for word in unknown_words(prompt)})
-    if words:
-        warnings.warn(
-            f"words outside the world's vocabulary are read as unknown: {', '.join(words)}", stacklevel=2
-        )
