@@ -11,7 +11,7 @@ from vidalign import registry
 from vidalign.codecs import build_codec
 from vidalign.context import TrainContext
 from vidalign.engine import distributed
-from vidalign.engine.base import Engine, build_engine
+from vidalign.engine.base import Engine, build_engine, set_precision
 from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
@@ -88,13 +88,15 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         engines[role] = build_engine(
             recipe.engine, settings, network.to(device), steps, policies if role == "student" else None
         )
-    frozen = {"teacher": teacher.model.to(device)} if hasattr(teacher, "model") else {}
+    roles = Roles(engines, _frozen_networks(teacher, recipe, device), precision=recipe.engine.precision)
+    if hasattr(teacher, "model"):
+        teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     return TrainContext(
         seed=recipe.seed,
         frames=frames,
         micro_batch=recipe.trainer.micro_batch,
         device=device,
-        roles=Roles(engines, frozen, precision=recipe.engine.precision),
+        roles=roles,
         policies=policies,
         rewards=build_rewards(recipe.rewards),
         teacher=teacher,
@@ -103,6 +105,14 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         tracker=tracker,
         clips_every=recipe.tracking.clips_every,
     )
+
+
+def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict[str, torch.nn.Module]:
+    """The teacher's network, if it is one, with weights as the engine's precision wants them."""
+    if not hasattr(teacher, "model"):
+        return {}
+    set_precision(teacher.model, recipe.engine.precision)
+    return {"teacher": teacher.model.to(device)}
 
 
 def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:

@@ -1,0 +1,179 @@
+"""Distribution matching distillation of a causal few-step student by self-rollout (Self-Forcing, arXiv 2506.08009;
+DMD2, arXiv 2405.14867).
+
+One step:
+1. the student rolls out whole videos with its own cached chunks; every sampler state is kept;
+2. each video draws one exit step k; its generated video x0 is what the sampler predicted at step k of every chunk;
+3. phase `fake_score`: a copy of the teacher learns those videos by flow matching, `fake_score.updates` times with
+   fresh noise: ``|v(x_t, sigma) - (noise - x0)|^2``                           (`losses/flow_matching.py`);
+4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the
+   rollout's clean chunks; x0 is noised to a random level and denoised by the teacher and the fake score;
+   ``dL/dx0 = (x0_fake - x0_real) / mean|x0 - x0_real|``                       (`losses/distribution_matching.py`).
+
+What we changed: the rollout runs to its last step and its clean chunks are the history of every exit step (the
+released code stops the rollout at the exit step, which makes half-denoised chunks the history); the weights that
+turn clean chunks into keys and values are trained too, as in teacher forcing (the released cache is detached); the
+exit step is drawn per video, not per batch; the fake score's updates share one rollout with the student's; no
+classifier-free guidance (a teacher trained without dropped captions has none to give).
+Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.errors import UserError
+from vidalign.losses.distribution_matching import distribution_matching_loss
+from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.rollout import Rollout, RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+@dataclass
+class FakeScoreConfig:
+    """How the network that knows the student's own distribution is trained."""
+
+    updates: int = 5
+    """Optimiser steps before each step of the student, on the same videos with fresh noise."""
+    learning_rate: float = 1e-4
+    """Peak learning rate; all other optimiser settings are those of the trainer section."""
+    sigma_floor: float = 0.2
+    """Levels below it count less, as (sigma / floor)^2; 0 is the plain loss."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError("updates must be at least 1")
+        if self.learning_rate <= 0:
+            raise ValueError("learning_rate must be positive")
+
+
+class DMD(Objective):
+    name = "dmd"
+    needs = Needs(teacher="velocity", roles=("fake_score",))
+
+    @dataclass
+    class Config:
+        fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
+        """Training of the fake score."""
+        shift: float = 2.0
+        """Timestep shift of the levels at which the scores are compared and the fake score learns; above 1 it
+        favours high noise, where layout and motion are decided."""
+        sigma_min: float = 0.02
+        """Least of those levels: below it the scores differ by noise only."""
+        sigma_max: float = 0.98
+        """Greatest of those levels: above it the teacher only knows the caption."""
+
+        def __post_init__(self) -> None:
+            if self.shift <= 0:
+                raise ValueError("shift must be positive")
+            if not 0 < self.sigma_min < self.sigma_max <= 1:
+                raise ValueError("sigma_min must lie above 0 and below sigma_max, which is at most 1")
+
+    config: Config
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("fake_score", self.config.fake_score.updates), Phase("student"))
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        """The fake score begins as the teacher: the student's samples are not far from the teacher's."""
+        _check_same_latents(student.spec, teacher.model.spec)
+        fake_score = copy.deepcopy(teacher.model).requires_grad_(True)
+        fake_score.gradient_checkpointing(student.base.is_gradient_checkpointing)
+        return {"fake_score": fake_score}
+
+    def optimizer_changes(self, role: str) -> dict[str, Any]:
+        return {"learning_rate": self.config.fake_score.learning_rate} if role == "fake_score" else {}
+
+    # --- collect ---
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        text = ctx.text(batch.prompts)
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        with ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        draws = [torch.rand((), generator=g) for g in ctx.generators("exit", batch.ids)]
+        tensors = exit_states(rollout, torch.stack(draws).to(rollout.latents.device))
+        tensors["sample"] = torch.tensor(batch.ids)
+        clips = ctx.decode(rollout.latents)
+        ctx.show(clips, batch.prompts, {})
+        metrics = {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
+
+    # --- loss ---
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data = micro_batch.data
+        return self._fake_score_loss(ctx, data) if phase.role == "fake_score" else self._student_loss(ctx, data)
+
+    def _fake_score_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+        """Flow matching on the student's videos, every frame at one level."""
+        noise, sigma = self._draw(ctx, data, "fake_score")
+        x_t = add_noise(data["x0"], noise, sigma)
+        velocity = ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+        floor = self.config.fake_score.sigma_floor
+        return LossOut(flow_matching_loss(velocity, data["x0"], noise, sigma, sigma_floor=floor).mean())
+
+    def _student_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+        """One forward of the student, all chunks at their exit step; the two scores give the gradient at its end."""
+        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        noise, sigma = self._draw(ctx, data, "scores")
+        with torch.no_grad():
+            x_t = add_noise(x0, noise, sigma)
+            level = expand_sigma(sigma, x_t)
+            real = x_t - level * ctx.teacher.velocity(x_t, sigma, data.text)
+            fake = x_t - level * ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+        replayed, recorded = x0.detach(), data["x0"]
+        metrics = {
+            "objective/teacher_gap/mean": (replayed - real).abs().mean(),
+            "objective/score_gap/mean": (fake - real).abs().mean(),
+            "health/on_policy_gap/max": (replayed - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+        }
+        return LossOut(distribution_matching_loss(x0, fake, real).mean(), metrics)
+
+    def _draw(self, ctx: TrainContext, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise like x0 and one level ``[N]`` a video."""
+        generators = ctx.generators(purpose, data["sample"].tolist())
+        noise = ctx.normal(data["x0"].shape[1:], generators)
+        uniform = torch.stack([torch.rand((), generator=g) for g in generators]).to(noise.device)
+        return noise, warp_sigma(uniform, self.config.shift).clamp(self.config.sigma_min, self.config.sigma_max)
+
+
+def exit_states(rollout: Rollout, uniform: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
+
+    x_t, x0: ``[N, F, C, H, W]``; sigma: ``[N, F]``; latents: the finished chunks. A chunk with its own list of
+    levels exits at the same fraction of it.
+    """
+    rows = torch.arange(len(uniform), device=uniform.device)
+    seen, predicted, levels = [], [], []
+    for chunk in sorted(rollout.states):
+        state = rollout.states[chunk]
+        step = (uniform * len(state.sigmas)).long()
+        seen.append(state.x_t[rows, step])
+        predicted.append(state.x0[rows, step])
+        sigma = torch.tensor(state.sigmas, dtype=torch.float64, device=uniform.device)[step]
+        levels.append(sigma.unsqueeze(1).expand(-1, state.x_t.shape[2]))
+    return {
+        "x_t": torch.cat(seen, 1), "x0": torch.cat(predicted, 1), "sigma": torch.cat(levels, 1),
+        "latents": rollout.latents,
+    }  # fmt: skip
+
+
+def _check_same_latents(student: Any, teacher: Any) -> None:
+    """Scores of the student's videos mean nothing to a teacher of other latents or other text features."""
+    for name in ("codec", "text", "height", "width"):
+        ours, theirs = getattr(student, name), getattr(teacher, name)
+        if ours != theirs:
+            raise UserError(
+                f"student and teacher differ in their {name}", where="teacher.path",
+                why=f"the student has {ours}, the teacher {theirs}",
+                fix="distil from a teacher of the same latents and text features",
+            )  # fmt: skip
