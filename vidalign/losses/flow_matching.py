@@ -24,12 +24,13 @@ def warp_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
 def flow_matching_loss(
     velocity: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor, *, sigma_floor: float
 ) -> torch.Tensor:
-    """``|velocity - (noise - x0)|^2`` of each sample, ``[N]``, in fp32.
+    """``|velocity - (noise - x0)|^2`` of each sample, ``[N]``, in fp32 or wider.
 
     Below `sigma_floor` a clip's weight falls as ``(sigma / sigma_floor)^2``: a network that predicts x0 divides its
     error by sigma, which would let the last few noise levels dominate. 0 is the plain loss.
     """
-    error = (velocity - (noise - x0)).float() ** 2
+    difference = velocity - (noise - x0)
+    error = difference.to(torch.promote_types(difference.dtype, torch.float32)) ** 2
     if sigma_floor > 0:
-        error = error * (expand_sigma(sigma, x0) / sigma_floor).clamp(max=1).float() ** 2
+        error = error * (expand_sigma(sigma, error) / sigma_floor).clamp(max=1) ** 2
     return error.flatten(1).mean(1)
