@@ -46,7 +46,7 @@ class Trainer:
             )  # fmt: skip
         self.tracker = self._tracker(saved[-1] if saved else 0)
         self.ctx = build_context(recipe, self.objective, self.tracker)
-        self.prompts = open_prompts(recipe.data.prompts, recipe.seed)
+        self.prompts = open_prompts(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.step = 0
         if saved:
             self._resume()

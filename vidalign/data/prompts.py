@@ -2,7 +2,7 @@
 
 Sample n of a training run is a pure function of (seed, n): the same on any number of processes and after a resume,
 without a cursor. Motions of the world take turns, each with its own shuffled captions, so that a batch of
-neighbouring samples never repeats a prompt before its motion's captions are used up.
+neighbouring samples never repeats a prompt unless it needs more captions of a motion than there are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from vidalign.errors import DataError
 
 
 class PromptSource:
-    """Groups of prompts from which samples are drawn in turn."""
+    """Groups of prompts from which samples are drawn in turn; `batch` neighbouring samples are distinct."""
 
-    def __init__(self, groups: Sequence[Sequence[str]], seed: int) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]], seed: int, batch: int = 1) -> None:
         assert groups and all(groups), "a prompt source holds at least one prompt"
         self.groups, self.seed = groups, seed
+        self.turns = (batch - 2) // len(groups) + 2  # the most turns that a batch touches
         self._order = lru_cache(maxsize=64)(self._permutation)
 
     def __len__(self) -> int:
@@ -36,7 +37,14 @@ class PromptSource:
         index = self._order("prompt groups", turn, 0, len(self.groups))[place]
         group = self.groups[index]
         epoch, position = divmod(turn, len(group))
-        return group[self._order("prompts", epoch, index, len(group))[position]]
+        return group[self._epoch(epoch, index, len(group))[position]]
+
+    def _epoch(self, epoch: int, index: int, length: int) -> list[int]:
+        """Order of a group's captions. Blocks of captions keep their places and are shuffled anew inside, so that
+        from one epoch to the next a caption comes back after at least ``length - block + 1`` turns."""
+        block = max(1, length - self.turns + 1)
+        fixed, shuffled = self._order("prompt blocks", 0, index, length), self._order("prompts", epoch, index, length)
+        return sorted(range(length), key=lambda i: (fixed[i] // block, shuffled[i]))
 
     def first(self, count: int) -> list[str]:
         """The first `count` samples, for evaluation."""
@@ -44,24 +52,24 @@ class PromptSource:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
+    """Distinct non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check data.prompts") from error
-    prompts = [line for line in lines if line]
+    prompts = [line for line in dict.fromkeys(lines) if line]
     if not prompts:
         raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")
     return prompts
 
 
-def open_prompts(source: str, seed: int) -> PromptSource:
+def open_prompts(source: str, seed: int, batch: int = 1) -> PromptSource:
     """``world:SPLIT`` or the path of a text file; raises `DataError` for an unknown split or an unusable file."""
     if not source.startswith("world:"):
-        return PromptSource([read_prompts(Path(source))], seed)
+        return PromptSource([read_prompts(Path(source))], seed, batch)
     from vidalign.world.captions import parse, prompts
 
     groups: dict[str, list[str]] = {}
     for caption in prompts(source.removeprefix("world:")):
         groups.setdefault(parse(caption).motion, []).append(caption)
-    return PromptSource(list(groups.values()), seed)
+    return PromptSource(list(groups.values()), seed, batch)
