@@ -22,15 +22,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig
     ) -> None:
+        rate, decay = config.learning_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
-                matrices, config.learning_rate * config.muon_scale, weight_decay=config.weight_decay,
-                momentum=0.95, adjust_lr_fn="original",
-            ),
-            torch.optim.AdamW(
-                others, config.learning_rate, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
-            ),
-        ]  # fmt: skip
+                matrices, rate * config.muon_scale, weight_decay=decay, momentum=0.95, adjust_lr_fn="original"
+            )
+        ]
+        if others:  # adapters are matrices all
+            betas = (config.betas[0], config.betas[1])
+            self.parts.append(torch.optim.AdamW(others, rate, betas=betas, weight_decay=decay))
         super().__init__([{"params": [*matrices, *others]}], {"lr": config.learning_rate})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

@@ -53,7 +53,7 @@ class Draft:
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
-    checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _prompts]
+    checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _optimizer, _prompts]
     for one in checks:
         one(draft)
     return draft.warnings
@@ -155,6 +155,12 @@ def _adapter(draft: Draft) -> None:
             match_targets(layers or [pattern], [pattern])
         except UserError as error:
             draft.pass_on(error, "student.adapter.targets")
+
+
+def _optimizer(draft: Draft) -> None:
+    if draft.recipe.trainer.optimizer == "muon" and draft.recipe.engine.name == "deepspeed":
+        why = "it needs whole matrices, and ZeRO divides the weights into flat pieces"
+        draft.refuse("muon does not run on DeepSpeed", "trainer.optimizer", why, "use adamw, or engine.name: plain")
 
 
 def _linear_layers(draft: Draft) -> list[str]:
