@@ -144,10 +144,11 @@ def test_reference_penalty() -> None:
 
 
 def test_half_precision_is_averaged_in_fp32() -> None:
-    """In bf16 a mean over 4,096 equal small numbers would lose its third digit."""
-    ones = torch.ones(1, 4096, dtype=torch.bfloat16)
-    loss = forward_process_loss(ones, ones, 0 * ones, torch.tensor([0.5]), beta=0.5)
-    assert loss.dtype == torch.float32 and loss.item() == 1.0
+    """bf16 has no number between 1 and 1.0078: the mean of 511 ones and one 2.25 would be 1."""
+    current = torch.ones(1, 512, dtype=torch.bfloat16)
+    current[0, 0] = 1.5
+    loss = forward_process_loss(current, 0 * current, 0 * current, torch.tensor([0.5]), beta=1.0)
+    assert loss.dtype == torch.float32 and loss.item() == (511 + 2.25) / 512
 
 
 # --- advantages ---
