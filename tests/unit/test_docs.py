@@ -1,0 +1,129 @@
+"""README, docs/ and recipe headers: what they point to exists, and the example in them trains."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vidalign import registry
+from vidalign.recipe import load_recipe
+from vidalign.tracking import health
+from vidalign.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+EXAMPLE = ROOT / "docs" / "adding_an_objective.md"
+STUDENT = {
+    "init": {
+        "transformer": {
+            "patch_size": [1, 8, 8], "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3,
+            "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 48, "num_layers": 1,
+            "cross_attn_norm": True, "rope_max_seq_len": 64,
+        },
+        "prediction": "x0",
+    }
+}  # fmt: skip
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{name(page)} links to {link}, which is not there"
+        assert not anchor or anchor in headings(target), f"{name(page)} links to {link}, which has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_source_files_exist(page: Path) -> None:
+    for path in re.findall(r"`(vidalign/[\w/]+\.py)`", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).is_file(), f"{name(page)} names {path}, which is not there"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert len(PAGES) > 5 and [page for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+def test_every_health_warning_has_its_section() -> None:
+    source = Path(health.__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r'\bHealth\(\s*"(\w+)"', source))
+    assert len(names) == len(health.default_monitors()), "one name a monitor"
+    assert {n for n in names if n not in headings(ROOT / "docs" / "troubleshooting.md")} == set()
+
+
+@pytest.mark.parametrize("kind", ["objectives", "rewards"])
+def test_every_built_in_is_in_the_docs(kind: str) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    missing = [n for n, source in registry.names(kind).items() if source == "vidalign" and n not in text]
+    assert missing == []
+
+
+def test_there_are_recipes() -> None:
+    assert ROOT / "recipes" / "world" / "astrolabe.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_headers_say_how_to_run(path: Path) -> None:
+    header = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    assert path.read_text(encoding="utf-8").startswith("#"), f"{name(path)} begins with a comment"
+    if path.name == "base.yaml":
+        assert "A parent only" in header
+        return
+    shipped = str(path.relative_to(ROOT / "recipes").with_suffix(""))
+    assert re.search(rf"Run: vidalign train {re.escape(shipped)}(\s|$)", header), f"{name(path)} needs a Run: line"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_imports_in_python_blocks_work(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                missing = [a.name for a in node.names if node.module != "__future__" and not hasattr(module, a.name)]
+                assert missing == [], f"{name(page)}: {node.module} has no {missing}"
+
+
+def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code block as a plugin file and the recipe beside it, with a network of one block and two steps."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    (tmp_path / "reward_weighted.py").write_text(blocks(EXAMPLE, "python")[0])
+    registry.load_plugin_file(tmp_path / "reward_weighted.py")
+    recipe = yaml.safe_load(blocks(EXAMPLE, "yaml")[0]) | {"student": STUDENT}
+    recipe |= {"rewards": {"text_alignment": 1.0}, "tracking": {"panel": "none", "tensorboard": False}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    norms = []
+    for micro_batch in (2, 8):
+        small = ["trainer.steps=1", "trainer.prompts_per_step=2", f"trainer.micro_batch={micro_batch}"]
+        trainer = Trainer(load_recipe(tmp_path / "recipe.yaml", small), tmp_path / f"run-{micro_batch}")
+        before = {key: value.clone() for key, value in trainer.ctx.student.state_dict().items()}
+        norms.append(trainer.train_step()["health/grad_norm/mean"])
+        after = trainer.ctx.student.state_dict()
+        assert any(not before[key].equal(value) for key, value in after.items()), "a step changes the weights"
+        trainer.tracker.close()
+    assert norms[0] > 0 and norms[0] == pytest.approx(norms[1], rel=1e-5), "micro-batches do not change the gradient"
