@@ -76,7 +76,10 @@ def test_comparison_is_paired() -> None:
     gain = 0.2 + 0.01 * numbers(50, seed=1)
     (row,) = compare(judged(before), judged(before + gain), judged(before + 1))
     assert (row.group, row.metric, row.verdict) == (AUDITOR, "composite", "better")
-    assert (row.before, row.after) == (pytest.approx(before.mean().item()), pytest.approx((before + gain).mean().item()))
+    assert (row.before, row.after) == (
+        pytest.approx(before.mean().item()),
+        pytest.approx((before + gain).mean().item()),
+    )
     assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(interval(gain))
     assert row.ground_truth == pytest.approx(float(before.mean()) + 1)
     (row,) = compare(judged(before + gain), judged(before))
