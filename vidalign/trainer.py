@@ -34,9 +34,15 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False) -> None:
         self.recipe = recipe
-        self.run_dir = Path(run_dir) if run_dir else new_run_dir(recipe)
         self.objective = build_objective(recipe)
         distributed.setup(single=recipe.engine.name == "deepspeed")
+        self.run_dir = Path(run_dir) if run_dir else new_run_dir(recipe)
+        if recipe.trainer.prompts_per_step % distributed.world_size():
+            raise UserError(
+                f"{recipe.trainer.prompts_per_step} prompts a step cannot be shared out to "
+                f"{distributed.world_size()} processes",
+                where="trainer.prompts_per_step", fix=f"use a multiple of {distributed.world_size()}",
+            )  # fmt: skip
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.steps()
         if saved and not resume:
@@ -48,6 +54,8 @@ class Trainer:
         self.ctx = build_context(recipe, self.objective, self.tracker)
         self.prompts = open_prompts(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.step = 0
+        self.score: float | None = None
+        """Newest held-out score: the best checkpoint is kept beside the newest ones."""
         if saved:
             self._resume()
 
@@ -88,7 +96,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the current step; all ranks call it."""
-        return self.checkpoints.save(self.step, {"objective": self.objective.state_dict()}, self._parts())
+        state = {"objective": self.objective.state_dict()}
+        return self.checkpoints.save(self.step, state, self._parts(), score=self.score)
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
@@ -120,7 +129,7 @@ class Trainer:
                         gathered[_role_name(name, phase.role)].append((piece.weight, float(value)))
                 gathered[_role_name("health/grad_norm/mean", phase.role)].append((1.0, engine.step()))
             gathered[_role_name("perf/learning_rate", phase.role)].append((1.0, engine.learning_rate))
-        return {name: _weighted_mean(values) for name, values in gathered.items()}
+        return _reduce(gathered)
 
     def _ema_decay(self) -> float:
         """The recipe's decay, smaller in the first steps so that the average forgets the initial weights."""
@@ -131,7 +140,9 @@ class Trainer:
         if not every or self.step % every:
             return {}
         with self.tracker.phase("held_out"):
-            return self.evaluate().health()
+            metrics = self.evaluate().health()
+        self.score = metrics["health/held_out/mean"]
+        return metrics
 
     # --- run folder ---
 
@@ -155,8 +166,9 @@ class Trainer:
 
 
 def new_run_dir(recipe: Recipe) -> Path:
-    """runs/NAME-TIME below the working folder."""
-    return Path("runs") / f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """runs/NAME-TIME below the working folder, the same on every rank."""
+    name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / distributed.broadcast_object(name)
 
 
 def _role_name(metric: str, role: str) -> str:
@@ -167,6 +179,16 @@ def _role_name(metric: str, role: str) -> str:
     return f"{group}/{role}_{rest}"
 
 
-def _weighted_mean(values: list[tuple[float, float]]) -> float:
-    finite = [(w, v) for w, v in values if math.isfinite(v)]
-    return sum(w * v for w, v in finite) / sum(w for w, _ in finite) if finite else math.nan
+def _reduce(gathered: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """(weight, value) pairs of all micro-batches and ranks to one number: the largest of ``.../max``, else the mean."""
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for part in distributed.all_gather_object(dict(gathered)):
+        for name, values in part.items():
+            pairs[name] += [(w, v) for w, v in values if math.isfinite(v)]
+    result = {}
+    for name, values in pairs.items():
+        if name.endswith("/max"):
+            result[name] = max((v for _, v in values), default=math.nan)
+        else:
+            result[name] = sum(w * v for w, v in values) / sum(w for w, _ in values) if values else math.nan
+    return result
