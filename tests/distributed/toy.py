@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vidalign.engine import distributed, rng
 from vidalign.engine.base import build_engine
-from vidalign.engine.checkpoint import Checkpoints
+from vidalign.engine.checkpoint import Checkpoints, verify
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, UserError
 
 SAMPLES, MICRO_BATCH, DIM, WIDTH = 8, 2, 6, 16
 
@@ -208,7 +208,16 @@ def behaviour(folder: Path) -> dict[str, Any]:
         toy = Toy(run)
         toy.train(0, 1)
         result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": full_disk(toy, folder / name)}
+    result["unequal"] = unequal()
     return result
+
+
+def unequal() -> str:
+    try:
+        distributed.check_equal(distributed.rank(), "number of micro-batches")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def gathered(toy: Toy) -> list[bool]:
@@ -243,7 +252,8 @@ def full_disk(toy: Toy, folder: Path) -> list[Any]:
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, {"step": 1}, toy.parts)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if distributed.rank() == distributed.world_size() - 1:
+    writes_itself = toy.run.engine.name == "deepspeed" and toy.run.engine.zero_stage > 0
+    if distributed.rank() == (distributed.world_size() - 1 if writes_itself else 0):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         checkpoints.save(2, {"step": 2}, toy.parts)
@@ -252,4 +262,5 @@ def full_disk(toy: Toy, folder: Path) -> list[Any]:
         error = str(caught)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    return [error, checkpoints.steps(), sorted(p.name for p in folder.iterdir())]
+    distributed.barrier()
+    return [error, checkpoints.steps(), verify(checkpoints.path(1)), sorted(p.name for p in folder.iterdir())]

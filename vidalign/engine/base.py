@@ -3,7 +3,8 @@
 One optimiser step is k times (forward, backward), then `step()`; k may differ from step to step but not
 between ranks. `backward` adds the gradient of exactly the loss it is given (divide by k yourself);
 gradients are averaged over ranks inside `step()`. A parameter without a gradient counts as gradient zero.
-A step whose gradient norm is not finite leaves weights and optimiser state alone on every backend.
+A step whose gradient norm is not finite leaves weights and optimiser state alone on every backend; the
+schedule goes on.
 """
 
 from __future__ import annotations

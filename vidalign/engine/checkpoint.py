@@ -12,6 +12,7 @@ are read with torch's safe loader, except the ones that DeepSpeed writes itself.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -74,7 +75,8 @@ class Checkpoints:
         """
         draft = self._hidden("draft", step)
         self._together(step, lambda: self._sweep(draft))
-        self._together(step, lambda: _save_parts(draft, parts))
+        for name, part in parts.items():  # one by one: a rank that failed must not miss the next part's collectives
+            self._together(step, functools.partial(_save_part, part, draft / name))
         self._together(step, lambda: self._publish(step, draft, dict(state), score))
         return self.path(step)
 
@@ -263,14 +265,9 @@ def _flush_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _save_parts(draft: Path, parts: Mapping[str, Part]) -> None:
-    for name, part in parts.items():
-        part.save(_folder(draft / name))
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def _save_part(part: Part, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    part.save(directory)
 
 
 def _is_visible(path: Path) -> bool:

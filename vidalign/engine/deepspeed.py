@@ -72,7 +72,12 @@ class DeepSpeedEngine(Engine):
     def step(self) -> float:
         self.deepspeed.step()
         self.steps += 1
-        return self.norm if self.config.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm())
+        if self.config.zero_stage == 0:
+            return self.norm
+        if not self.deepspeed.was_step_applied():  # not finite; the schedule follows the steps all the same
+            self.deepspeed.lr_scheduler.step()
+            return math.nan
+        return float(self.deepspeed.get_global_grad_norm())
 
     def zero_grad(self) -> None:
         if self.config.zero_stage:
@@ -133,10 +138,13 @@ class DeepSpeedEngine(Engine):
                 parameter.requires_grad_(flag)
 
     def _clip(self, limit: float) -> None:
+        """What ZeRO does in its own step: missing gradients are zero, clip, and drop what is not finite."""
         for parameter in self.trainable:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.norm = float(nn.utils.clip_grad_norm_(self.trainable, limit or math.inf))
+        if not math.isfinite(self.norm):
+            self.deepspeed.zero_grad()
 
 
 class _Recorder:
