@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from vidalign.engine import distributed
+from vidalign.errors import UserError
 from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
@@ -116,6 +117,11 @@ class Astrolabe(Objective):
     def _plan(self, ctx: TrainContext) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
+        if chunks > ctx.chunks:
+            raise UserError(
+                f"a clip of {chunks} chunks does not fit into a video of {ctx.chunks}",
+                where="objective.clip.chunks", fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
+            )  # fmt: skip
         forks = ctx.chunks - max(chunks, 1) + 1
         prefix = int(torch.randint(forks, (), generator=ctx.shared_generator("fork")))
         branch = chunks or ctx.chunks - prefix
