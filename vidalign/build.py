@@ -15,6 +15,7 @@ from vidalign.engine.base import Engine, build_engine, set_precision
 from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
+from vidalign.errors import UserError
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
@@ -76,7 +77,10 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     device = distributed.device()
     student = build_student(recipe).to(device)
     policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
-    frames = recipe.data.frames
+    frames, chunk = recipe.data.frames, student.spec.cache.chunk_frames
+    if frames % chunk:
+        raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
+                        why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
     teacher = build_teacher(recipe, frames)
     networks = objective.networks(student, teacher)  # before adapters change the student
     policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
