@@ -15,7 +15,7 @@ Knobs that matter: ``levels``, ``shift``, ``sigma_floor``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -32,10 +32,10 @@ class SFT(Objective):
 
     @dataclass
     class Config:
-        attention: str = "causal"
-        """causal (teacher forcing over chunks) or bidirectional."""
-        levels: str = "continuous"
-        """Where sigma comes from: continuous (uniform, then shifted) or sampler (the student's own list)."""
+        attention: Literal["causal", "bidirectional"] = "causal"
+        """causal: teacher forcing over chunks; bidirectional: every frame sees every frame."""
+        levels: Literal["continuous", "sampler"] = "continuous"
+        """Where sigma comes from: uniform numbers, then shifted, or the list of the student's own sampler."""
         shift: float = 2.0
         """Timestep shift of continuous levels; above 1 it favours high noise."""
         sigma_floor: float = 0.1
