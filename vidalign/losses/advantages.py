@@ -18,13 +18,13 @@ def whiten(reward: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
 
 def group_statistics(reward: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and population std of each group over its finite entries: ``[N], [N] -> [P], [P]``."""
-    groups = int(group.max()) + 1
+    group, zeros = group.to(reward.device), reward.new_zeros(int(group.max()) + 1)
     finite = reward.isfinite()
     value = torch.where(finite, reward, torch.zeros_like(reward))
-    count = torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, finite.to(reward.dtype)).clamp(min=1)
-    mean = torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, value) / count
+    count = zeros.index_add(0, group, finite.to(reward.dtype)).clamp(min=1)
+    mean = zeros.index_add(0, group, value) / count
     spread = torch.where(finite, (reward - mean[group]) ** 2, torch.zeros_like(reward))
-    std = (torch.zeros(groups, dtype=reward.dtype).index_add_(0, group, spread) / count).sqrt()
+    std = (zeros.index_add(0, group, spread) / count).sqrt()
     return mean, std
 
 
