@@ -59,6 +59,8 @@ def test_motions_take_turns() -> None:
     source = open_prompts("world:train", 0, 8)
     motions = Counter(parse(source[n]).motion for n in range(5 * len(source.groups)))
     assert len(motions) == len(source.groups) and set(motions.values()) == {5}
+    turns = [[parse(source[11 * turn + n]).motion for n in range(11)] for turn in range(4)]
+    assert len({tuple(turn) for turn in turns}) == 4, "in an order of its own each time"
 
 
 def test_the_order_changes_from_epoch_to_epoch_and_with_the_seed() -> None:
