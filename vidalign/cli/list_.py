@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from vidalign import registry
 from vidalign.cli.options import Plugins
@@ -28,16 +26,14 @@ def list_(
     if not rows:
         typer.echo(f"no {kind}")
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    width = max(map(len, rows))
     for name, about in rows.items():
-        table.add_row(name, about)
-    Console(highlight=False, markup=False).print(table)
+        typer.echo(f"{name:<{width}}  {about}".rstrip())
 
 
 def _recipes() -> dict[str, str]:
-    """Every shipped recipe with the first line of its header."""
+    """Every shipped recipe with the first sentence of its header."""
     from vidalign.recipe import read_header, shipped_recipes
 
-    return {name: read_header(path).partition("\n")[0] for name, path in shipped_recipes().items()}
+    headers = {name: read_header(path).partition("Run:")[0] for name, path in shipped_recipes().items()}
+    return {name: " ".join(header.split()).partition(". ")[0] for name, header in headers.items()}
