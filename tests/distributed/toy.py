@@ -3,7 +3,9 @@ sets, checkpointing, several micro-batches a step, parameters outside layers, gr
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,8 @@ def behaviour(folder: Path) -> dict[str, Any]:
     for name, run in runs(ADAMW, 6).items():
         toy = Toy(run)
         toy.train(0, 1)
-        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": full_disk(toy, folder / name)}
+        disk = full_disk(toy, folder / f"full-{name}")
+        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": disk}
     result["unequal"] = unequal()
     return result
 
@@ -264,3 +267,25 @@ def full_disk(toy: Toy, folder: Path) -> list[Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     distributed.barrier()
     return [error, checkpoints.steps(), verify(checkpoints.path(1)), sorted(p.name for p in folder.iterdir())]
+
+
+def doomed(folder: Path) -> None:
+    """Save again, and die on one rank after its first file: DeepSpeed's state is half-written."""
+    toy = Toy(runs(ADAMW, 6)["zero2-lora"])
+    step = toy.load(folder / "zero2-lora")
+    if distributed.rank() == 1:
+        writer = toy.roles.engines["judge"].deepspeed.checkpoint_engine
+        writer.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    toy.save(folder / "zero2-lora", step + 1)
+
+
+def alone(folder: Path) -> list[str]:
+    """The errors of one process that resumes checkpoints of two."""
+    errors = []
+    for name, run in runs(ADAMW, 6).items():
+        if name.startswith("zero"):
+            try:
+                Toy(run).load(folder / name)
+            except CheckpointError as error:
+                errors.append(str(error))
+    return errors

@@ -61,8 +61,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step with the highest score; the later one among equals; None without any score."""
-        scores = {step: read_manifest(self.path(step)).get("score") for step in self.steps()}
-        scored = [(score, step) for step, score in scores.items() if score is not None]
+        scored = [(score, step) for step in self.steps() if (score := _score(self.path(step))) is not None]
         return max(scored)[1] if scored else None
 
     def save(
@@ -152,10 +151,10 @@ class Checkpoints:
         _flush_folder(self.root)
         if aside.exists():
             shutil.rmtree(aside)
-        self._prune()
+        self._prune(step)
 
-    def _prune(self) -> None:
-        keep = set(self.steps()[-self.keep_last :])
+    def _prune(self, saved: int) -> None:
+        keep = {saved, *self.steps()[-self.keep_last :]}
         if self.keep_best and (best := self.best()) is not None:
             keep.add(best)
         for step in set(self.steps()) - keep:
@@ -169,7 +168,7 @@ class Checkpoints:
         try:
             work()
         except (OSError, RuntimeError, CheckpointError) as error:
-            failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            failure = _reason(error)
         failures = [text for text in distributed.all_gather_object(failure) if text]
         if failures:
             if distributed.rank() == 0:
@@ -255,6 +254,24 @@ def _seal(path: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return read_manifest(path).get("score")
+    except CheckpointError:  # a damaged checkpoint is never the best one
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's error under a failed write; torch's own writer says no more than that it stopped early."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return str(cause)
+        cause = cause.__context__
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return "a write stopped early, as on a full disk" if "inline_container" in text else text
 
 
 def _flush_folder(path: Path) -> None:
