@@ -28,6 +28,8 @@ class UserError(Exception):
     """A mistake that the user can repair; the command ends with `exit_code`."""
 
     exit_code = 3
+    label = "error"
+    """How the command line begins the message."""
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         self.problems = [Problem(what, where, why, fix)]
@@ -62,6 +64,13 @@ class DataError(UserError):
 
 class PluginError(UserError):
     """A plugin that cannot be imported or does not keep its contract."""
+
+
+class Interrupted(UserError):
+    """Ctrl-C while training: no mistake, but the user needs to know what is saved and how to go on."""
+
+    exit_code = 130
+    label = "interrupted"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def _tell(error: UserError) -> None:
     if count > 1:
         console.print(f"[red]{count} problems:[/red]")
     for problem in error.problems:
-        console.print("[red]error:[/red] ", end="")
+        console.print(f"[red]{error.label}:[/red] ", end="")
         console.print(str(problem), markup=False)
 
 

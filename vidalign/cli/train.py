@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.errors import Interrupted
+
+if TYPE_CHECKING:
+    from vidalign.trainer import Trainer
 
 
 def train(
@@ -30,6 +35,24 @@ def train(
     from vidalign.runs import evaluate_run
     from vidalign.trainer import Trainer
 
-    folder = Trainer(loaded, run_dir=run, resume=resume).fit()
-    if distributed.rank() == 0:
-        evaluate_run(folder)
+    trainer, folder = Trainer(loaded, run_dir=run, resume=resume), None
+    try:
+        folder = trainer.fit()
+        if distributed.rank() == 0:
+            evaluate_run(folder)
+    except KeyboardInterrupt:
+        plugins = [word for file in plugin or [] for word in ("--plugin", str(file))]
+        raise _interrupted(trainer, [recipe, *(overrides or []), *plugins], folder is not None) from None
+
+
+def _interrupted(trainer: Trainer, arguments: list[str], trained: bool) -> Interrupted:
+    """Which step is saved, and the command that goes on from it."""
+    saved, folder = trainer.checkpoints.steps(), str(trainer.run_dir)
+    again = shlex.join(["vidalign", "train", *arguments, "--run", folder])
+    if trained:
+        judge = shlex.join(["vidalign", "evaluate", "--run", folder])
+        return Interrupted("training is done and the student is saved", where=folder, fix=f"judge it with `{judge}`")
+    now = f"stopped after step {trainer.step} of {trainer.recipe.trainer.steps}"
+    if not saved:
+        return Interrupted(f"{now}, nothing is saved yet", where=folder, fix=f"start again with `{again}`")
+    return Interrupted(f"{now}, step {saved[-1]} is saved", where=folder, fix=f"go on with `{again} --resume`")
