@@ -16,7 +16,7 @@ rewards (the released code repeats prompts, trains under a frame-causal mask on 
 and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
 judges history and clip together, for rewards that cannot read a law of motion from the clip alone.
 Not here yet: selective KL, dynamic reference, streaming long tuning.
-Knobs that matter: beta, learning rate, group_size, kl.weight, clip.chunks.
+Knobs that matter: learning rate, group_size, space, sigma_max, clip, beta, kl.weight.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ class Astrolabe(Objective):
         """How rewards are added up; raw_sum is the released code."""
         space: Literal["x0", "velocity"] = "x0"
         """Space of the loss; x0-space is sigma^2 times velocity-space."""
+        sigma_max: float = 1.0
+        """Highest of the sampler's noise levels to train on. At high levels a noised clip says little about which
+        candidate it came from, so the gradient is mostly noise when batches are small."""
         weighting: Literal["none", "adaptive"] = "none"
         """adaptive: DiffusionNFT's division by the branch error; collapses distilled students."""
         kl: KLConfig = field(default_factory=KLConfig)
@@ -170,7 +173,7 @@ class Astrolabe(Objective):
         x0, weight = data["x0"], data["reward_weight"]
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(x0.shape[1:], generators)
-        levels = torch.tensor(ctx.sigmas, device=x0.device)
+        levels = torch.tensor(self._levels(ctx), device=x0.device)
         choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
         sigma = levels[choice]
         x_t = add_noise(x0, noise, sigma)
@@ -198,6 +201,17 @@ class Astrolabe(Objective):
             if (choice == k).any():
                 metrics[f"objective/alpha_{level:.2f}/mean"] = weight[choice == k].mean()
         return LossOut(loss, metrics)
+
+    def _levels(self, ctx: TrainContext) -> list[float]:
+        """The sampler's own noise levels up to `sigma_max`."""
+        levels = [sigma for sigma in ctx.sigmas if sigma <= self.config.sigma_max]
+        if not levels:
+            raise UserError(
+                f"sigma_max {self.config.sigma_max} leaves no noise level to train on",
+                where="objective.sigma_max", why=f"the student's sampler visits {ctx.sigmas}",
+                fix=f"use at least {ctx.sigmas[-1]}",
+            )  # fmt: skip
+        return levels
 
     def after_step(self, ctx: TrainContext) -> None:
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
