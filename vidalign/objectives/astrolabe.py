@@ -47,6 +47,10 @@ class ClipConfig:
     score: Literal["clip", "video"] = "clip"
     """What the rewards see: the clip alone, or history and clip together."""
 
+    def __post_init__(self) -> None:
+        if self.chunks < 0:
+            raise ValueError("chunks must be at least 0")
+
 
 @dataclass
 class KLConfig:
@@ -89,6 +93,15 @@ class Astrolabe(Objective):
         """Optimiser steps on one collected batch."""
         old_decay: float | None = None
         """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
+
+        def __post_init__(self) -> None:
+            for name in ("beta", "advantage_clip"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"{name} must be positive")
+            if self.inner_updates < 1:
+                raise ValueError("inner_updates must be at least 1")
+            if self.old_decay is not None and not 0 <= self.old_decay <= 1:
+                raise ValueError("old_decay must lie in 0..1")
 
     config: Config
 

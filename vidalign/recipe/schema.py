@@ -109,7 +109,7 @@ class TrainerConfig:
     """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "micro_batch", "keep"):
+        for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
 
@@ -140,6 +140,11 @@ class EvaluationConfig:
     """Length of the judged clips in frames."""
     sampler: Literal["causal", "teacher"] = "causal"
     """How clips are made: the causal few-step sampler, or a bidirectional teacher's Euler steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "seeds", "frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
 
 
 @dataclass
