@@ -430,6 +430,12 @@ def test_unknown_words_are_warned_about_when_training(
     assert history["health/reward_nan/mean"] == [(1, 0.5)] and history["health/grad_norm/mean"][0][1] > 0
 
 
+@pytest.mark.parametrize("name", ["trainer.save_every", "evaluation.count", "evaluation.seeds", "evaluation.frames"])
+def test_counts_of_nothing_are_refused(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(f"{name}=0") == 2
+    assert f"{name.split('.')[1]} must be at least 1" in capsys.readouterr().err and not Path("run").exists()
+
+
 def test_prompts_are_shared_out_evenly(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -505,6 +505,14 @@ def test_adapters_alone_are_trained(folder: Path) -> None:
     assert gradient and all(".lora_" in key and ".current." in key for key in gradient)
 
 
+@pytest.mark.parametrize(
+    "wrong", ["beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom"]
+)
+def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
+    with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
+        astrolabe(folder, wrong)
+
+
 def test_inner_updates_are_optimiser_steps(folder: Path) -> None:
     objective, _ = astrolabe(folder, "inner_updates=3")
     assert objective.phases() == (Phase("student", 3),)
