@@ -1,0 +1,175 @@
+"""The plain engine against torch by hand, its numerics, and what it must not import."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine_helpers import Net, net, numbers, setup, train
+
+from vidalign.engine.base import Dispatch, View
+from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.errors import CheckpointError, UserError
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def test_a_step_is_what_torch_does_by_hand() -> None:
+    network, _, engine = setup(name="adamw", learning_rate=0.01, weight_decay=0.1, clip=0.05)
+    by_hand = net()
+    optimizer = torch.optim.AdamW(by_hand.parameters(), 0.01, weight_decay=0.1)
+    for step in range(3):
+        norm = train(engine, numbers(step, 5, 3))
+        by_hand.velocity(numbers(step, 5, 3)).square().mean().backward()
+        expected = torch.stack([p.grad.square().sum() for p in by_hand.parameters()]).sum().sqrt()
+        for p in by_hand.parameters():
+            p.grad *= min(1.0, 0.05 / float(expected))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+    for name, weight in weights(by_hand).items():
+        assert torch.allclose(weights(network)[name], weight, atol=1e-5), name
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_micro_batches_do_not_matter(pieces: int) -> None:
+    whole, parts = setup(precision="fp64"), setup(precision="fp64")
+    for step in range(2):
+        batch = numbers(step, 6, 3).double()
+        norms = train(whole[2], batch), train(parts[2], *batch.chunk(pieces))
+        assert norms[0] == pytest.approx(norms[1], rel=1e-12)
+    for name, weight in weights(whole[0]).items():
+        assert torch.allclose(weights(parts[0])[name], weight, atol=1e-14), name
+
+
+def test_no_clipping_unless_asked() -> None:
+    network, _, engine = setup(learning_rate=1.0)
+    before = weights(network)
+    norm = train(engine, 100 * numbers(0, 4, 3))
+    moved = math.sqrt(sum(float((before[n] - w).square().sum()) for n, w in weights(network).items()))
+    assert norm > 10.0
+    assert moved == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> None:
+    network, _, engine = setup(name="adamw", warmup_steps=4)
+    train(engine, numbers(0, 4, 3))
+    before = weights(network)
+    assert not math.isfinite(train(engine, torch.full((4, 3), bad)))
+    assert all(torch.equal(before[name], w) for name, w in weights(network).items())
+    assert engine.steps == 2
+    assert math.isfinite(train(engine, numbers(1, 4, 3)))
+
+
+def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
+    network, _, engine = setup(AdapterConfig(rank=2), "bf16", name="adamw", learning_rate=1e-5)
+    out = engine.view(own_phase=True).velocity(numbers(0, 4, 3))
+    frozen = engine.view(own_phase=False).velocity(numbers(0, 4, 3))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, frozen)
+    before = weights(network)
+    train(engine, numbers(0, 4, 3))
+    states = [v for s in engine.optimizer.state.values() for v in s.values() if v.ndim]
+    assert states and {p.dtype for p in engine.trainable} == {s.dtype for s in states} == {torch.float32}
+    up = [name for name in before if "lora_B.current" in name]
+    assert all((weights(network)[n] != before[n]).all() for n in up), "a step below bf16's resolution is kept"
+
+
+def test_fp64_is_fp64_throughout() -> None:
+    network, _, engine = setup(AdapterConfig(rank=2), "fp64")
+    assert {p.dtype for p in network.parameters()} == {torch.float64}
+
+
+def test_schedule_closed_form() -> None:
+    config = OptimizerConfig(warmup_steps=2, schedule="cosine")
+    found = [config.factor(step, 6) for step in range(8)]
+    half = 0.5 + 0.5 * math.sqrt(0.5)
+    assert found == pytest.approx([0.5, 1.0, 1.0, half, 0.5, 1 - half, 0.0, 0.0])
+    assert [OptimizerConfig(warmup_steps=0).factor(step, 6) for step in (0, 9)] == [1.0, 1.0]
+    _, _, engine = setup(learning_rate=0.4, warmup_steps=2, schedule="cosine")
+    rates = []
+    for step in range(3):
+        rates.append(engine.learning_rate)
+        train(engine, numbers(step, 2, 3))
+    assert rates == pytest.approx([0.2, 0.4, 0.4])
+
+
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)])
+def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
+    first = setup(adapter, name="adamw", warmup_steps=3)
+    train(first[2], numbers(0, 4, 3))
+    first[2].save(tmp_path)
+    second = setup(adapter, name="adamw", warmup_steps=3)
+    second[2].load(tmp_path)
+    for network, _, engine in (first, second):
+        train(engine, numbers(1, 4, 3))
+        assert not any(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(weights(second[0])[name], w) for name, w in weights(first[0]).items())
+    assert second[2].steps == 2
+
+
+def test_load_into_another_network_names_the_weight(tmp_path: Path) -> None:
+    setup(AdapterConfig(rank=2))[2].save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lora_A.*found \(2, 12\), expected \(4, 12\)"):
+        setup(AdapterConfig(rank=4))[2].load(tmp_path)
+
+
+def test_views_call_through_the_engine() -> None:
+    calls: list[str] = []
+
+    class Recording(Dispatch):
+        def forward(self, name: str, *args: object, **kwargs: object) -> object:
+            calls.append(name)
+            return super().forward(name, *args, **kwargs)
+
+    network = Net()
+    view = View(network, Recording(network, "fp32"))
+    view.velocity(numbers(0, 2, 3))
+    assert view.head is network.head and list(view.parameters()) == list(network.parameters())
+    assert calls == ["velocity"]
+
+
+@pytest.mark.parametrize(
+    "make, where",
+    [
+        (lambda: EngineConfig(zero_stage=4), "engine.zero_stage"),
+        (lambda: EngineConfig(name="deepspeed", precision="fp64"), "engine.precision"),
+        (lambda: EngineConfig(name="deepspeed", zero_stage=2, offload="parameters"), "engine.offload"),
+        (lambda: EngineConfig(offload="optimizer"), "engine.offload"),
+        (lambda: OptimizerConfig(learning_rate=-1.0), "optimizer.learning_rate"),
+        (lambda: OptimizerConfig(clip=float("nan")), "optimizer.clip"),
+        (lambda: AdapterConfig(rank=0), "adapter.rank"),
+    ],
+)
+def test_bad_settings_are_refused(make: object, where: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()  # type: ignore[operator]
+    assert error.value.problems[0].where == where
+
+
+def test_one_plain_process_imports_no_deepspeed_and_opens_no_group() -> None:
+    script = (
+        "import sys, torch; from engine_helpers import *; from vidalign.engine import roles, distributed\n"
+        "n, p, e = setup(AdapterConfig(rank=2)); train(e, numbers(0, 2, 3)); p.copy('current', 'old')\n"
+        "distributed.setup(); distributed.barrier()\n"
+        "assert distributed.all_gather(torch.ones(2)).shape == (2,)\n"
+        "assert not torch.distributed.is_initialized()\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] == 'deepspeed'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_importing_vidalign_is_light() -> None:
+    script = "import sys, vidalign; print([m for m in ('deepspeed', 'torch.distributed') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,0 +1,208 @@
+"""Weight sets: adapters and snapshots against plain networks and closed forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine_helpers import Net, net, numbers, setup, train
+
+from vidalign.engine.base import build_engine
+from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.policies import Policies, linear_layers, match_targets
+from vidalign.errors import CheckpointError, UserError
+
+LORA, FULL = AdapterConfig(rank=2, alpha=6.0), None
+BOTH = pytest.mark.parametrize("adapter", [LORA, FULL], ids=["lora", "full"])
+X = numbers(5, 4, 3)
+
+
+def outputs(network: Net, policies: Policies, *names: str) -> dict[str, torch.Tensor]:
+    result = {}
+    for name in names:
+        with torch.no_grad(), policies.use(name):
+            result[name] = network.velocity(X)
+    return result
+
+
+@BOTH
+def test_all_weight_sets_start_as_the_network(adapter: AdapterConfig | None) -> None:
+    network, policies, _ = setup(adapter)
+    with torch.no_grad():
+        expected = net().velocity(X)
+    names = ["current", "old", "reference", *(["base"] if adapter else [])]
+    assert all(torch.equal(out, expected) for out in outputs(network, policies, *names).values())
+
+
+@BOTH
+def test_training_moves_current_alone_and_use_restores_it(adapter: AdapterConfig | None) -> None:
+    network, policies, engine = setup(adapter)
+    before = outputs(network, policies, "current")["current"]
+    for step in range(2):
+        train(engine, numbers(step, 4, 3))
+    moved = network.velocity(X)
+    assert not torch.allclose(moved, before, atol=1e-3)
+    assert all(torch.equal(o, before) for o in outputs(network, policies, "old", "reference").values())
+    with policies.use("old"), policies.use("current"), policies.use("reference"):
+        assert torch.equal(network.velocity(X), before)
+    assert torch.equal(network.velocity(X), moved)
+    with pytest.raises(ZeroDivisionError), policies.use("old"):
+        raise ZeroDivisionError
+    assert torch.equal(network.velocity(X), moved)
+
+
+@BOTH
+def test_copy_and_lerp(adapter: AdapterConfig | None) -> None:
+    network, policies, engine = setup(adapter)
+    policies.copy("current", "reference")
+    train(engine, X)
+    train(engine, X)
+    expected = {}
+    for key in policies._named("current"):
+        new, old = policies._named("current")[key], policies._named("old")[key.replace(".current.", ".old.")]
+        expected[key] = 0.75 * old.clone() + 0.25 * new
+    policies.lerp("old", "current", 0.75)
+    for key, value in expected.items():
+        assert torch.allclose(policies._named("old")[key.replace(".current.", ".old.")], value, atol=1e-7)
+    policies.copy("current", "reference")
+    out = outputs(network, policies, "current", "reference", "old")
+    assert torch.equal(out["current"], out["reference"])
+    assert not torch.equal(out["current"], out["old"])
+    train(engine, X)
+    again = outputs(network, policies, "reference")["reference"]
+    assert torch.equal(again, out["reference"]), "a copy shares nothing with what it was copied from"
+
+
+@BOTH
+def test_weights_are_those_of_a_plain_network(adapter: AdapterConfig | None) -> None:
+    network, policies, engine = setup(adapter)
+    for step in range(3):
+        train(engine, numbers(step, 4, 3))
+    policies.lerp("old", "current", 0.5)
+    names = ["current", "old", *(["base"] if adapter else [])]
+    for name, out in outputs(network, policies, *names).items():
+        plain = Net()
+        plain.load_state_dict(policies.weights(name), strict=True)
+        with torch.no_grad():
+            assert torch.allclose(plain.velocity(X), out, atol=1e-6), name
+    if adapter:
+        assert all(torch.equal(w, net().state_dict()[key]) for key, w in policies.weights("base").items())
+
+
+@BOTH
+def test_switching_between_forward_and_backward_does_not_matter(adapter: AdapterConfig | None) -> None:
+    def gradients(switch: bool) -> list[torch.Tensor]:
+        network, policies, engine = setup(adapter)
+        train(engine, numbers(0, 4, 3))
+        engine.unfreeze()
+        loss = network.velocity(X).square().mean()
+        flags = [p.requires_grad for p in network.parameters()]
+        if switch:
+            outputs(network, policies, "old", "reference", *(["base"] if adapter else []))
+        assert flags == [p.requires_grad for p in network.parameters()]
+        loss.backward()
+        return [p.grad for p in engine.trainable if p.grad is not None]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
+
+
+def test_only_the_current_adapter_is_trained() -> None:
+    network, _, engine = setup(LORA)
+    assert all(".lora_" in name and ".current." in name for name in engine.named_trainable())
+    assert len(engine.trainable) == 2 * 4
+    engine.unfreeze()
+    network.velocity(X).sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in network.parameters())
+
+
+def test_the_scale_of_an_adapter_is_alpha_over_rank() -> None:
+    network, policies, _ = setup(LORA)
+    layer = network.blocks[0].up
+    with torch.no_grad():
+        layer.lora_B["current"].weight.copy_(numbers(1, 12, 2))
+    update = policies.weights("current")["blocks.0.up.weight"] - net().state_dict()["blocks.0.up.weight"]
+    expected = 3.0 * layer.lora_B["current"].weight @ layer.lora_A["current"].weight
+    assert torch.allclose(update, expected, atol=1e-6)
+
+
+def test_fresh_adapters_depend_on_the_seed_alone() -> None:
+    def first(seed: int, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        network = net()
+        policies = Policies(network, names, LORA, seed=seed)
+        return {key: t.clone() for key, t in policies._named("current").items()}
+
+    state = torch.get_rng_state()
+    one, same, other = first(1, ("old",)), first(1, ("old", "reference", "ema")), first(2, ("old",))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    downs = [key for key in one if "lora_A" in key]
+    assert not any(torch.equal(one[key], other[key]) for key in downs)
+    assert not torch.equal(one["blocks.0.up.lora_A.current.weight"], one["blocks.1.up.lora_A.current.weight"])
+    bound = 1.0 / 6**0.5
+    assert all(0.5 * bound < one[key].abs().max() <= bound for key in downs if ".up." in key)
+
+
+def test_adapters_are_fp32_on_a_bf16_base() -> None:
+    network = net().to(torch.bfloat16)
+    policies = Policies(network, ("old",), LORA)
+    engine = build_engine(EngineConfig(precision="bf16"), OptimizerConfig(), network, 5, policies)
+    assert {p.dtype for n, p in network.named_parameters() if ".lora_" in n} == {torch.float32}
+    assert {p.dtype for n, p in network.named_parameters() if ".lora_" not in n} == {torch.bfloat16}
+    train(engine, X)  # type: ignore[arg-type]
+    assert {w.dtype for w in policies.weights("current").values()} == {torch.bfloat16}
+
+
+@BOTH
+def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
+    network, policies, engine = setup(adapter)
+    train(engine, X)
+    train(engine, X)
+    policies.lerp("old", "current", 0.5)
+    policies.save(tmp_path)
+    other, others, _ = setup(adapter)
+    others.load(tmp_path)
+    expected = outputs(network, policies, "old", "reference")
+    assert all(torch.equal(o, expected[name]) for name, o in outputs(other, others, "old", "reference").items())
+
+
+def test_load_of_another_rank_names_the_weight(tmp_path: Path) -> None:
+    setup(LORA)[1].save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.down\.lora_A\.old\.weight: found \(2, 12\), expected \(3, 12\)"):
+        setup(AdapterConfig(rank=3))[1].load(tmp_path)
+
+
+def test_unknown_names_and_swapped_writes_are_refused() -> None:
+    _, policies, _ = setup(FULL)
+    with pytest.raises(AssertionError, match="no weight set base"), policies.use("base"):
+        pass
+    with policies.use("old"), pytest.raises(AssertionError, match="swapped in"):
+        policies.copy("current", "old")
+
+
+LAYERS = ["embed", "head", *(f"blocks.{i}.{n}" for i in range(2) for n in ("down", "up"))]
+
+
+@pytest.mark.parametrize(
+    "targets, expected",
+    [
+        ("blocks", [n for n in LAYERS if n.startswith("blocks")]),
+        (["up"], ["blocks.0.up", "blocks.1.up"]),
+        (["blocks.1.*", "head"], ["head", "blocks.1.down", "blocks.1.up"]),
+        ("0.up", ["blocks.0.up"]),
+    ],
+)
+def test_targets(targets: str | list[str], expected: list[str]) -> None:
+    assert sorted(linear_layers(net())) == sorted(LAYERS)
+    assert match_targets(LAYERS, targets) == expected
+    policies = Policies(net(), (), AdapterConfig(rank=1, targets=targets))
+    assert policies.adapted_layers == len(expected)
+
+
+def test_a_pattern_that_matches_no_layer_lists_those_that_exist() -> None:
+    with pytest.raises(UserError) as error:
+        match_targets(LAYERS, ["up", "blocks.*.upp", "p"])
+    text = str(error.value)
+    assert "'blocks.*.upp' matches no layer" in text
+    assert "blocks.*.down, blocks.*.up, embed, head" in text
+    assert "did you mean 'blocks.*.up'?" in text
