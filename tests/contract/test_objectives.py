@@ -440,6 +440,17 @@ def test_penalty_is_towards_the_reference_not_the_old_policy(folder: Path) -> No
     assert float(whole(objective, ctx, data).metrics["objective/kl/mean"]) == 0
 
 
+def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
+    def levels(sigma_max: float) -> set[str]:
+        objective, ctx = astrolabe(folder, f"sigma_max={sigma_max}", "group_size=16")
+        return {key for key in whole(objective, ctx, collect(objective, ctx)).metrics if "alpha" in key}
+
+    assert levels(1.0) == {f"objective/alpha_{level:.2f}/mean" for level in (1.0, 0.8, 0.6, 0.4)}
+    assert levels(0.6) == {f"objective/alpha_{level:.2f}/mean" for level in (0.6, 0.4)}
+    with pytest.raises(UserError, match=r"sigma_max 0\.3 leaves no noise level"):
+        levels(0.3)
+
+
 def test_velocity_space_differs_by_sigma_squared(folder: Path) -> None:
     losses: dict[str, list[tuple[float, float]]] = {}
     for space in ("x0", "velocity"):
