@@ -196,13 +196,16 @@ class Astrolabe(Objective):
             return velocity if config.space == "velocity" else x_t - expand_sigma(sigma, x_t) * velocity
 
         target = x0 if config.space == "x0" else noise - x0
-        with torch.no_grad(), ctx.policy("old"):
-            old = predict()
+        current = predict()
+        if config.old_decay == 0 and ctx.update == 0:
+            old = current.detach()  # `after_step` has just set old to current: the same numbers, one forward less
+        else:
+            with torch.no_grad(), ctx.policy("old"):
+                old = predict()
         clip = config.advantage_clip if config.weighting == "adaptive" else None
         if config.kl.mode == "uniform":
             with torch.no_grad(), ctx.policy("reference"):
                 reference = predict()
-        current = predict()
         policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
         loss = policy.mean()
         metrics = {"objective/policy/mean": policy.mean().detach()}
