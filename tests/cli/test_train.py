@@ -1,4 +1,4 @@
-"""`vidalign train` and what reads its run folder, on a tiny network: contents, resume, interruptions, mistakes."""
+"""`vidalign train`: what it leaves, going on bit by bit, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,90 +14,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from run_helpers import FINISHED, SFT, assert_same_student, damage, stop_after, student, train, vidalign
 
-from vidalign import cli, runs
-from vidalign.engine import distributed, plain
+from vidalign import runs
 from vidalign.recipe import load_recipe
 from vidalign.students.video import checkpoint
 from vidalign.tracking.jsonl import read_history, read_records
-from vidalign.trainer import Trainer
-
-RECIPE = """\
-# A recipe for a test.
-student:
-  init:
-    transformer: {patch_size: [1, 8, 8], num_attention_heads: 2, attention_head_dim: 16, in_channels: 3,
-      out_channels: 3, text_dim: 64, freq_dim: 16, ffn_dim: 32, num_layers: 1, rope_max_seq_len: 64}
-    prediction: x0
-objective: {name: astrolabe, group_size: 2}
-rewards: {text_alignment: 1.0, visual_quality: 1.0}
-data: {prompts: world:basic/train, eval_prompts: world:basic/unseen, frames: 9}
-trainer: {steps: 4, prompts_per_step: 2, micro_batch: 2, learning_rate: 1.0e-2, save_every: 1, schedule: cosine}
-tracking: {panel: none, clips_every: 0, tensorboard: false}
-evaluation: {count: 2, frames: 9}
-"""
-FINISHED = ("trainer.steps=2", "tracking.tensorboard=true", "tracking.clips_every=1", "trainer.eval_every=2")
-SFT = ("objective={name: sft}", "rewards={}", "teacher.name=world")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return tmp_path
-
-
-@pytest.fixture
-def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the evaluation after training."""
-    monkeypatch.setattr(runs, "evaluate_run", lambda folder: [])
-
-
-def vidalign(*arguments: str) -> int:
-    try:
-        cli.main(list(arguments))
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
-
-
-def train(*arguments: str, run: str = "run") -> int:
-    return vidalign("train", "recipe.yaml", "--run", run, *arguments)
-
-
-def student(run: str) -> dict[str, torch.Tensor]:
-    return load_file(f"{run}/student.safetensors")
-
-
-def assert_same_student(run: str, other: str) -> None:
-    found, expected = student(run), student(other)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the step after `step`."""
-    plain_step = Trainer.train_step
-
-    def interrupted(self: Trainer) -> dict[str, float]:
-        if self.step == step:
-            raise KeyboardInterrupt
-        return plain_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-
 
 # --- a whole run ---
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe and a finished run of two steps."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    assert vidalign("train", str(folder / "recipe.yaml"), *FINISHED, "--run", str(folder / "run")) == 0
-    return folder
 
 
 def test_the_run_folder(finished: Path) -> None:
@@ -208,7 +132,7 @@ def test_unknown_words_are_warned_about_when_sampling(finished: Path) -> None:
     ids=["full with average", "adapter", "sft with muon"],
 )
 def test_resume_is_bit_exact(
-    overrides: tuple[str, ...], folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch
+    overrides: tuple[str, ...], recipe_folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(*overrides, run="straight") == 0
     with monkeypatch.context() as patch:
@@ -224,13 +148,13 @@ def test_resume_is_bit_exact(
     assert [r["step"] for r in read_records("run/metrics.jsonl") if r["kind"] == "header"] == [0, 2]
 
 
-def test_training_moves_the_student(folder: Path, unjudged: None) -> None:
+def test_training_moves_the_student(recipe_folder: Path, unjudged: None) -> None:
     assert train("trainer.steps=1", run="short") == 0 and train(run="long") == 0
     short, long = student("short"), student("long")
     assert any(not torch.equal(short[name], long[name]) for name in short)
 
 
-def test_a_finished_run_can_be_lengthened(folder: Path, unjudged: None) -> None:
+def test_a_finished_run_can_be_lengthened(recipe_folder: Path, unjudged: None) -> None:
     constant = "trainer.schedule=constant"
     assert train(constant, run="straight") == 0
     assert train(constant, "trainer.steps=2") == 0
@@ -238,14 +162,8 @@ def test_a_finished_run_can_be_lengthened(folder: Path, unjudged: None) -> None:
     assert_same_student("run", "straight")
 
 
-def damage(file: Path) -> None:
-    """Cut a file in half, as a killed copy would."""
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
 def test_a_half_written_checkpoint_is_passed_over(
-    folder: Path, unjudged: None, caplog: pytest.LogCaptureFixture
+    recipe_folder: Path, unjudged: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert train(run="straight") == 0
     assert train() == 0
@@ -257,7 +175,7 @@ def test_a_half_written_checkpoint_is_passed_over(
 
 
 def test_without_any_whole_checkpoint_resume_is_refused(
-    folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("trainer.steps=1") == 0
     damage(Path("run/checkpoints/step-00000001/student/engine.pt"))
@@ -266,7 +184,9 @@ def test_without_any_whole_checkpoint_resume_is_refused(
     assert "no checkpoint can be loaded" in told and "engine.pt" in told and "Traceback" not in told
 
 
-def test_a_folder_that_holds_a_run_is_refused(folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_a_run_is_refused(
+    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("trainer.steps=1") == 0
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
     assert train("seed=5") == 3
@@ -275,7 +195,7 @@ def test_a_folder_that_holds_a_run_is_refused(folder: Path, unjudged: None, caps
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
 
 
-def test_another_network_cannot_go_on(folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_network_cannot_go_on(recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("trainer.steps=1", "student.adapter.rank=2") == 0
     assert train("student.adapter.rank=3", "--resume") == 3
     told = capsys.readouterr().err
@@ -286,7 +206,7 @@ def test_another_network_cannot_go_on(folder: Path, unjudged: None, capsys: pyte
 
 
 def test_interrupt_tells_what_is_saved_and_how_to_go_on(
-    folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(3, patch)
@@ -298,7 +218,7 @@ def test_interrupt_tells_what_is_saved_and_how_to_go_on(
 
 
 def test_interrupt_before_the_first_save(
-    folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(1, patch)
@@ -310,7 +230,7 @@ def test_interrupt_before_the_first_save(
 
 
 def test_interrupt_of_the_evaluation(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
@@ -328,7 +248,9 @@ def wait_for(condition: Any, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_in_a_process_of_its_own(folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_in_a_process_of_its_own(
+    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-m", "vidalign.cli", "train", "recipe.yaml", "trainer.steps=100000", "--run", "run"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -342,103 +264,3 @@ def test_ctrl_c_in_a_process_of_its_own(folder: Path, unjudged: None, capsys: py
     assert re.match(rf"interrupted: stopped after step \d+ of 100000, step {saved} is saved - run - go on with ", told)
     assert train(f"trainer.steps={saved + 1}", "--resume") == 0
     assert read_records("run/metrics.jsonl")[-1]["step"] == saved + 1
-
-
-# --- mistakes ---
-
-
-def test_a_full_disk_keeps_the_older_checkpoint(
-    folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train(run="straight") == 0
-    write = plain.write_tensors
-
-    def full(path: Path, state: Any) -> None:
-        if "step-00000002" in str(path):
-            raise OSError(28, "No space left on device")
-        write(path, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plain, "write_tensors", full)
-        assert train() == 3
-    told = capsys.readouterr().err
-    assert "checkpoint of step 2 was not saved; the older ones are intact" in told and "No space left" in told
-    assert told.count("error:") == 1 and "Traceback" not in told
-    assert train("--resume") == 0
-    assert_same_student("run", "straight")
-
-
-def test_a_run_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in (["evaluate"], ["sample", "--prompt", "a", "--out", "x.gif"], ["export", "--out", "x.safetensors"]):
-        assert vidalign(*verb, "--run", "nowhere") == 3
-        assert "nowhere is not a finished run" in capsys.readouterr().err
-
-
-def copy_of(finished: Path, folder: Path) -> Path:
-    """A run folder with recipe and student alone."""
-    run = folder / "copy"
-    run.mkdir()
-    for name in ("recipe.yaml", "student.safetensors"):
-        (run / name).write_bytes((finished / "run" / name).read_bytes())
-    return run / "student.safetensors"
-
-
-def test_a_half_written_student(finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = copy_of(finished, folder)
-    damage(file)
-    assert vidalign("sample", "--run", "copy", "--prompt", "a", "--out", "x.gif") == 3
-    assert "half-written" in capsys.readouterr().err
-    assert train(f"student.path={file}", "~student.init") == 2
-    assert "half-written" in capsys.readouterr().err and not Path("run").exists()
-
-
-def test_a_student_of_wrong_shapes(finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = copy_of(finished, folder)
-    tensors, metadata = checkpoint.read(file)
-    tensors["proj_out.weight"] = torch.zeros(5, 32)
-    save_file(tensors, file, metadata)
-    message = r"wrong shape of 'proj_out.weight' - .*copy/student.safetensors - found \[5, 32\], expected \[192, 32\]"
-    assert vidalign("sample", "--run", "copy", "--prompt", "a", "--out", "x.gif") == 3
-    assert re.search(message, capsys.readouterr().err)
-    assert train(f"student.path={file}", "~student.init") == 3
-    told = capsys.readouterr().err
-    assert re.search(message, told) and told.count("\n") == 1
-
-
-def test_weights_that_are_missing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("student.path=gone.safetensors", "~student.init") == 2
-    assert "gone.safetensors" in capsys.readouterr().err and not Path("run").exists()
-
-
-def test_an_empty_prompt_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("prompts.txt").write_text("\n\n", encoding="utf-8")
-    assert train("data.prompts=prompts.txt") == 2
-    told = capsys.readouterr().err
-    assert "prompts.txt holds no prompt" in told and not Path("run").exists()
-
-
-def test_unknown_words_are_warned_about_when_training(
-    folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two warnings from Python too: the encoder's and the rewards', whose clips are left out."""
-    Path("prompts.txt").write_text("a large blue whale sings\na large red circle stays still\n", encoding="utf-8")
-    with pytest.warns(UserWarning):
-        assert train("data.prompts=prompts.txt", "trainer.steps=1") == 0
-    told = capsys.readouterr().err
-    assert "warning: words outside the world's vocabulary: whale, sings" in told
-    history = read_history("run/metrics.jsonl")
-    assert history["health/reward_nan/mean"] == [(1, 0.5)] and history["health/grad_norm/mean"][0][1] > 0
-
-
-@pytest.mark.parametrize("name", ["trainer.save_every", "evaluation.count", "evaluation.seeds", "evaluation.frames"])
-def test_counts_of_nothing_are_refused(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(f"{name}=0") == 2
-    assert f"{name.split('.')[1]} must be at least 1" in capsys.readouterr().err and not Path("run").exists()
-
-
-def test_prompts_are_shared_out_evenly(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    assert train() == 3
-    assert "2 prompts a step cannot be shared out to 3 processes" in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""Working folders with a recipe, and a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from run_helpers import FINISHED, RECIPE, vidalign
+
+from vidalign import runs
+
+
+@pytest.fixture
+def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the evaluation after training."""
+    monkeypatch.setattr(runs, "evaluate_run", lambda folder: [])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe and a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert vidalign("train", str(folder / "recipe.yaml"), *FINISHED, "--run", str(folder / "run")) == 0
+    return folder

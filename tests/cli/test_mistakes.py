@@ -1,0 +1,113 @@
+"""Bad input on the command line ends in one clear message and loses nothing that is saved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_helpers import assert_same_student, damage, train, vidalign
+from safetensors.torch import save_file
+
+from vidalign.engine import distributed, plain
+from vidalign.students.video import checkpoint
+from vidalign.tracking.jsonl import read_history
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(
+    recipe_folder: Path, unjudged: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(run="straight") == 0
+    write = plain.write_tensors
+
+    def full(path: Path, state: Any) -> None:
+        if "step-00000002" in str(path):
+            raise OSError(28, "No space left on device")
+        write(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "write_tensors", full)
+        assert train() == 3
+    told = capsys.readouterr().err
+    assert "checkpoint of step 2 was not saved; the older ones are intact" in told and "No space left" in told
+    assert told.count("error:") == 1 and "Traceback" not in told
+    assert train("--resume") == 0
+    assert_same_student("run", "straight")
+
+
+def test_a_run_that_is_not_there(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["evaluate"], ["sample", "--prompt", "a", "--out", "x.gif"], ["export", "--out", "x.safetensors"]):
+        assert vidalign(*verb, "--run", "nowhere") == 3
+        assert "nowhere is not a finished run" in capsys.readouterr().err
+
+
+def copy_of(finished: Path, folder: Path) -> Path:
+    """A run folder with recipe and student alone."""
+    run = folder / "copy"
+    run.mkdir()
+    for name in ("recipe.yaml", "student.safetensors"):
+        (run / name).write_bytes((finished / "run" / name).read_bytes())
+    return run / "student.safetensors"
+
+
+def test_a_half_written_student(finished: Path, recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy_of(finished, recipe_folder)
+    damage(file)
+    assert vidalign("sample", "--run", "copy", "--prompt", "a", "--out", "x.gif") == 3
+    assert "half-written" in capsys.readouterr().err
+    assert train(f"student.path={file}", "~student.init") == 2
+    assert "half-written" in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_a_student_of_wrong_shapes(finished: Path, recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = copy_of(finished, recipe_folder)
+    tensors, metadata = checkpoint.read(file)
+    tensors["proj_out.weight"] = torch.zeros(5, 32)
+    save_file(tensors, file, metadata)
+    message = r"wrong shape of 'proj_out.weight' - .*copy/student.safetensors - found \[5, 32\], expected \[192, 32\]"
+    assert vidalign("sample", "--run", "copy", "--prompt", "a", "--out", "x.gif") == 3
+    assert re.search(message, capsys.readouterr().err)
+    assert train(f"student.path={file}", "~student.init") == 3
+    told = capsys.readouterr().err
+    assert re.search(message, told) and told.count("\n") == 1
+
+
+def test_weights_that_are_missing(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("student.path=gone.safetensors", "~student.init") == 2
+    assert "gone.safetensors" in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_an_empty_prompt_file(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("\n\n", encoding="utf-8")
+    assert train("data.prompts=prompts.txt") == 2
+    told = capsys.readouterr().err
+    assert "prompts.txt holds no prompt" in told and not Path("run").exists()
+
+
+def test_unknown_words_are_warned_about_when_training(
+    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two warnings from Python too: the encoder's and the rewards', whose clips are left out."""
+    Path("prompts.txt").write_text("a large blue whale sings\na large red circle stays still\n", encoding="utf-8")
+    with pytest.warns(UserWarning):
+        assert train("data.prompts=prompts.txt", "trainer.steps=1") == 0
+    told = capsys.readouterr().err
+    assert "warning: words outside the world's vocabulary: whale, sings" in told
+    history = read_history("run/metrics.jsonl")
+    assert history["health/reward_nan/mean"] == [(1, 0.5)] and history["health/grad_norm/mean"][0][1] > 0
+
+
+@pytest.mark.parametrize("name", ["trainer.save_every", "evaluation.count", "evaluation.seeds", "evaluation.frames"])
+def test_counts_of_nothing_are_refused(name: str, recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(f"{name}=0") == 2
+    assert f"{name.split('.')[1]} must be at least 1" in capsys.readouterr().err and not Path("run").exists()
+
+
+def test_prompts_are_shared_out_evenly(
+    recipe_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    assert train() == 3
+    assert "2 prompts a step cannot be shared out to 3 processes" in capsys.readouterr().err
