@@ -14,7 +14,7 @@ from typing import Any
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def launch(world_size: int, folder: Path, *jobs: str, timeout: float = 500.0) -> list[int]:
+def launch(world_size: int, folder: Path, *jobs: str, timeout: float = 900.0) -> list[int]:
     """Run the jobs on `world_size` ranks; the exit codes. When one rank fails, the others are killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

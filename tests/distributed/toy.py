@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,14 @@ ADAMW = OptimizerConfig(learning_rate=0.01, weight_decay=0.01, clip=0.5, warmup_
 
 
 def losses(_: Path) -> dict[str, Any]:
-    """Five steps on every engine, and in float64 on the plain one."""
+    """Five steps on every engine: fp32 SGD, bf16 with adapters, offloaded; float64 AdamW on the plain one."""
     chosen = runs(SGD, 5)
+    for name in ("plain", "zero0", "zero2", "zero3"):
+        bf16 = replace(chosen[f"{name}-lora"].engine, precision="bf16")
+        chosen[f"{name}-bf16"] = Run(bf16, SGD, True, 5)
+    for name, offload in (("zero2-lora", "optimizer"), ("zero3-full", "parameters")):
+        engine = replace(chosen[name].engine, offload=offload)
+        chosen[f"{name}-offload"] = Run(engine, SGD, "lora" in name, 5)
     for kind in ("lora", "full"):
         chosen[f"fp64-{kind}"] = Run(EngineConfig(precision="fp64"), ADAMW, kind == "lora", 5)
     if distributed.world_size() == 1:

@@ -168,7 +168,8 @@ def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
 
 def test_load_of_another_rank_names_the_weight(tmp_path: Path) -> None:
     setup(LORA)[1].save(tmp_path)
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.down\.lora_A\.old\.weight: found \(2, 12\), expected \(3, 12\)"):
+    message = r"blocks\.0\.down\.lora_A\.old\.weight: found \(2, 12\), expected \(3, 12\)"
+    with pytest.raises(CheckpointError, match=message):
         setup(AdapterConfig(rank=3))[1].load(tmp_path)
 
 
