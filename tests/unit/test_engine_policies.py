@@ -107,6 +107,16 @@ def test_switching_between_forward_and_backward_does_not_matter(adapter: Adapter
     assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
+@BOTH
+def test_switching_thaws_nothing(adapter: AdapterConfig | None) -> None:
+    """Frozen outside its phase, a network stays frozen whatever weight set it computes with."""
+    network, policies, _ = setup(adapter)
+    for name in ("old", "reference", *(["base"] if adapter else [])):
+        with policies.use(name):
+            assert not any(p.requires_grad for p in network.parameters())
+    assert not any(p.requires_grad for p in network.parameters())
+
+
 def test_only_the_current_adapter_is_trained() -> None:
     network, _, engine = setup(LORA)
     assert all(".lora_" in name and ".current." in name for name in engine.named_trainable())
