@@ -22,7 +22,7 @@ quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write th
 	$(BIN)/vidalign train recipes/world/astrolabe.yaml
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 slow: $(INSTALLED)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"

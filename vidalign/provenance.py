@@ -56,7 +56,7 @@ def without_run_folder(line: str) -> str:
 def describe_run(recipe: Recipe) -> dict[str, str]:
     """What the first line of a run and the metadata of its weights say."""
     return {
-        "recipe": recipe.name,
+        "recipe": Path(recipe.name).name if Path(recipe.name).is_absolute() else recipe.name,
         "recipe_hash": recipe.hash,
         "seed": str(recipe.seed),
         "commit": commit(),

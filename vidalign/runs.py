@@ -28,7 +28,7 @@ from vidalign.build import build_features, build_student
 from vidalign.codecs import build_codec
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
-from vidalign.errors import CheckpointError, UserError
+from vidalign.errors import CheckpointError
 from vidalign.provenance import describe_run, machine, without_run_folder
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, checkpoint
@@ -153,11 +153,7 @@ def sample_run(
     """
     run = open_run(folder)
     student = run.student.eval()
-    size = student.spec.cache.chunk_frames
     frames = frames or run.recipe.data.frames
-    if frames < 1 or frames % size:
-        raise UserError(f"cannot make {frames} frames", why=f"the student makes chunks of {size}",
-                        fix=f"use a multiple of {size}")  # fmt: skip
     generate: Any = student_generator(student, build_features(student.spec), build_codec(student.spec.codec), frames)
     clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]

@@ -50,14 +50,14 @@ class Trainer:
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
                 where="--run", fix="add --resume to go on with it, or name another folder",
             )  # fmt: skip
-        self.tracker = self._tracker(saved[-1] if saved else 0)
-        self.ctx = build_context(recipe, self.objective, self.tracker)
+        self.ctx = build_context(recipe, self.objective, Tracker.silent())
         self.prompts = open_prompts(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.step = 0
         self.score: float | None = None
-        """Newest held-out score: the best checkpoint is kept beside the newest ones."""
+        """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
         if saved:
             self._resume()
+        self.tracker = self.ctx.tracker = self._tracker(self.step)
 
     def fit(self) -> Path:
         """Run all steps that are left, saving on the way and at the end; returns the run folder."""
@@ -96,8 +96,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the current step; all ranks call it."""
-        state = {"objective": self.objective.state_dict()}
-        return self.checkpoints.save(self.step, state, self._parts(), score=self.score)
+        state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
+        return self.checkpoints.save(self.step, state, self._parts(), score=score)
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""

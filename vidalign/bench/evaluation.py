@@ -18,7 +18,7 @@ from vidalign.bench.bootstrap import interval
 from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
 from vidalign.data.prompts import open_prompts
 from vidalign.engine.rng import generator
-from vidalign.errors import DataError
+from vidalign.errors import DataError, UserError
 from vidalign.rollout import RolloutPlan
 from vidalign.tracking.report import EvaluationRow
 from vidalign.world.captions import is_caption
@@ -96,8 +96,13 @@ def judge_student(
 
 
 def student_generator(student: Any, features: Any, codec: Any, frames: int) -> Callable[..., torch.Tensor]:
-    """A `generate` function of a causal student for `judge_student`."""
-    plan = RolloutPlan(prefix=0, branch=frames // student.spec.cache.chunk_frames)
+    """A `generate` function of a causal student for `judge_student`; `UserError` unless frames are whole chunks."""
+    size = student.spec.cache.chunk_frames
+    if frames < 1 or frames % size:
+        raise UserError(
+            f"cannot make {frames} frames", why=f"the student makes chunks of {size}", fix=f"use a multiple of {size}"
+        )
+    plan = RolloutPlan(prefix=0, branch=frames // size)
 
     def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
         text = features(prompts).to(student.device)

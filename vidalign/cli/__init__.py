@@ -7,6 +7,8 @@ Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistak
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import TextIO
 
 import typer
 from rich.console import Console
@@ -34,6 +36,7 @@ app.command("validate")(validate.validate)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
+    warnings.showwarning = _warn
     try:
         app(arguments)
     except UserError as error:
@@ -55,6 +58,16 @@ def _tell(error: UserError) -> None:
     for problem in error.problems:
         console.print(f"[red]{error.label}:[/red] ", end="")
         console.print(str(problem), markup=False)
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    """A warning meant for users in one line; those of libraries are for developers and stay silent."""
+    if category is UserWarning:
+        typer.secho("warning: ", fg="yellow", err=True, nl=False)
+        typer.echo(str(message), err=True)
 
 
 def _interrupted() -> None:
