@@ -89,12 +89,12 @@ def test_an_empty_prompt_file(recipe_folder: Path, capsys: pytest.CaptureFixture
 def test_unknown_words_are_warned_about_when_training(
     recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two warnings from Python too: the encoder's and the rewards', whose clips are left out."""
+    """Told by the recipe, by the encoder and by the rewards, whose clips are left out; one line each."""
     Path("prompts.txt").write_text("a large blue whale sings\na large red circle stays still\n", encoding="utf-8")
-    with pytest.warns(UserWarning):
-        assert train("data.prompts=prompts.txt", "trainer.steps=1") == 0
+    assert train("data.prompts=prompts.txt", "trainer.steps=1") == 0
     told = capsys.readouterr().err
     assert "warning: words outside the world's vocabulary: whale, sings" in told
+    assert "read as [UNK]: sings, whale" in told and "its clips are not scored" in told and ".py:" not in told
     history = read_history("run/metrics.jsonl")
     assert history["health/reward_nan/mean"] == [(1, 0.5)] and history["health/grad_norm/mean"][0][1] > 0
 
