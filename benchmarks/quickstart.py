@@ -2,9 +2,10 @@
 
     python benchmarks/quickstart.py --seeds 0 1 2
 
-trains ``world/astrolabe`` once per seed (finished runs below ``runs/benchmark`` are kept), then prints the table and
-writes it with per-prompt values, commit and machine to ``benchmarks/results/quickstart.json``. Each seed trains and is
-judged with its own noise; the interval of a difference is a 95 % bootstrap over prompts of the mean over seeds.
+trains ``world/astrolabe`` once per seed (finished runs below ``runs/benchmark`` are kept), then prints the rows and
+writes them with per-prompt values, commit and machine to ``benchmarks/results/quickstart.json``. Seeds differ in
+training noise and are judged on the same noise; the interval of a difference is a 95 % bootstrap over prompts of the
+mean over seeds.
 """
 
 from __future__ import annotations
@@ -57,19 +58,6 @@ def summarise(runs: dict[int, dict]) -> list[dict[str, object]]:
     return rows
 
 
-def markdown(rows: list[dict]) -> str:
-    """The rows as a table."""
-    lines = ["| metric | before | after | ground truth | difference | 95 % interval | gap closed |", "|---" * 7 + "|"]
-    for row in rows:
-        low, high = row["interval"]
-        closed = "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"
-        lines.append(
-            f"| {row['metric']} | {row['before']:.3f} | {row['after']:.3f} | {row['ground_truth']:.3f} "
-            f"| {row['difference']:+.3f} | {low:+.3f} .. {high:+.3f} | {closed} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -88,7 +76,8 @@ def main() -> None:
         "runs": {str(seed): {"prompts": run["prompts"], "values": run["values"]} for seed, run in runs.items()},
     }
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(markdown(rows))
+    for row in rows:
+        print(row)
 
 
 if __name__ == "__main__":
