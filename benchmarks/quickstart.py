@@ -4,8 +4,8 @@
 
 trains ``world/astrolabe`` once per seed (finished runs below ``runs/benchmark`` are kept), then prints the rows and
 writes them with per-prompt values, commit and machine to ``benchmarks/results/quickstart.json``. Seeds differ in
-training noise and are judged on the same noise; the interval of a difference is a 95 % bootstrap over prompts of the
-mean over seeds.
+the noise of training and of judging; the interval of a difference is a 95 % bootstrap over prompts of the mean over
+seeds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def summarise(runs: dict[int, dict]) -> list[dict[str, object]]:
     rows = []
     for name in next(iter(runs.values()))["values"]["after"]:
         mean = {
-            role: torch.tensor([run["values"][role][name] for run in runs.values()]).mean(0)
+            role: torch.stack([by_prompt(run, role, name) for run in runs.values()]).mean(0)
             for role in ("before", "after", "ground_truth")
         }
         gap = float((mean["ground_truth"] - mean["before"]).mean())
@@ -56,6 +56,11 @@ def summarise(runs: dict[int, dict]) -> list[dict[str, object]]:
         row |= {"difference": round(difference, 4), "interval": [round(low, 4), round(high, 4)]}
         rows.append(row | {"gap_closed": round(difference / gap, 3) if gap > 0.01 else None})
     return rows
+
+
+def by_prompt(run: dict, role: str, name: str) -> torch.Tensor:
+    """The per-prompt values of a metric in the alphabetical order of prompts: every seed shuffles them its own way."""
+    return torch.tensor([value for _, value in sorted(zip(run["prompts"], run["values"][role][name], strict=True))])
 
 
 def main() -> None:
