@@ -45,7 +45,8 @@ def machine() -> str:
 
 def command() -> str:
     """The command line of this process without the folders of the program and of the run."""
-    return without_run_folder(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    program = Path(sys.argv[0]).name
+    return without_run_folder(" ".join(["vidalign" if program == "__main__.py" else program, *sys.argv[1:]]))
 
 
 def without_run_folder(line: str) -> str:

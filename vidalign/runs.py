@@ -34,7 +34,7 @@ from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
-from vidalign.tracking.jsonl import read_history
+from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.tracking.report import EvaluationRow, ReportClip, ReportData, write_report
 from vidalign.tracking.table import evaluation_table
 
@@ -63,6 +63,9 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
                 fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
             )  # fmt: skip
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+    log = folder / "metrics.jsonl"
+    if log.is_file():
+        recipe.name = next(iter(read_records(log)), {}).get("recipe", recipe.name)  # what it was called when it was trained
     return FinishedRun(folder, recipe, VideoStudent.load(folder / STUDENT, device=distributed.device()))
 
 
