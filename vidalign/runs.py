@@ -65,7 +65,8 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
-        recipe.name = next(iter(read_records(log)), {}).get("recipe", recipe.name)  # what it was called when it was trained
+        header = next(iter(read_records(log)), {})
+        recipe.name = header.get("recipe", recipe.name)  # what it was called when it was trained
     return FinishedRun(folder, recipe, VideoStudent.load(folder / STUDENT, device=distributed.device()))
 
 
