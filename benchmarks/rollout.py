@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 
 from vidalign.codecs import build_codec
+from vidalign.losses.flow_matching import add_noise
 from vidalign.rollout import RolloutPlan
-from vidalign.rollout.branching import add_noise
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 WORLD = {

@@ -20,9 +20,9 @@ from vidalign.data.prompts import open_prompts
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, UserError
 from vidalign.rollout import RolloutPlan
+from vidalign.teachers.world import WorldTeacher
 from vidalign.tracking.report import EvaluationRow
 from vidalign.world.captions import is_caption
-from vidalign.world.renderer import clips as ground_truth_clips
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -113,13 +113,7 @@ def student_generator(student: Any, features: Any, codec: Any, frames: int) -> C
 
 def ground_truth(prompts: Sequence[str], seeds: int, frames: int) -> Evaluation:
     """The world's own clips of the prompts, judged like a student's."""
-    return judge_student(
-        lambda part, generators: torch.cat(
-            [ground_truth_clips([p], frames, generator=g) for p, g in zip(part, generators, strict=True)]
-        ),
-        prompts,
-        seeds,
-    )
+    return judge_student(WorldTeacher(frames).clips, prompts, seeds)
 
 
 def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = None) -> list[EvaluationRow]:

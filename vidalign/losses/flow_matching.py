@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+
+Level = TypeVar("Level", float, torch.Tensor)
 
 
 def expand_sigma(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -10,14 +14,14 @@ def expand_sigma(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return sigma.reshape(*sigma.shape, *[1] * (like.ndim - sigma.ndim)).to(like.dtype)
 
 
-def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Noise clean latents ``[N, F, C, H, W]`` to level sigma ``[N]`` or ``[N, F]`` in [0, 1]."""
-    level = expand_sigma(sigma, x0)
+def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+    """Noise clean latents ``[N, F, C, H, W]`` to level sigma in [0, 1]: ``[N]``, ``[N, F]`` or one number for all."""
+    level = expand_sigma(sigma, x0) if isinstance(sigma, torch.Tensor) else sigma
     return (1 - level) * x0 + level * noise
 
 
-def warp_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Timestep shift ``s sigma / (1 + (s - 1) sigma)``: s > 1 moves mass to high noise."""
+def warp_sigma(sigma: Level, shift: float) -> Level:
+    """Timestep shift ``s sigma / (1 + (s - 1) sigma)``: s > 1 moves mass to high noise, 0 and 1 stay."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vidalign.losses.flow_matching import add_noise
 from vidalign.rollout.noise import Noise
 from vidalign.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
@@ -81,15 +82,6 @@ def _denoise(
         if step + 1 < len(sigmas):
             x_t = add_noise(x0, renoise[:, step], sigmas[step + 1])
     return x0, ChunkStates(sigmas, torch.stack(seen, 1), torch.stack(predicted, 1))
-
-
-def add_noise(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
-    """`(1 - sigma) x0 + sigma noise`; a tensor sigma `[N]` or `[N, F]` is matched to the leading
-    dimensions.
-    """
-    if isinstance(sigma, Tensor):
-        sigma = sigma.to(x0.dtype).reshape(*sigma.shape, *[1] * (x0.ndim - sigma.ndim))
-    return (1 - sigma) * x0 + sigma * noise
 
 
 class _Clock:

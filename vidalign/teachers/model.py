@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.video import VideoStudent
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ModelTeacher:
     def sample(self, noise: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Euler integration from noise ``[N, F, C, H, W]`` to clean latents in ``steps`` steps."""
         grid = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
-        sigmas = (self.shift * grid / (1 + (self.shift - 1) * grid)).tolist()
+        sigmas = warp_sigma(grid, self.shift).tolist()
         x = noise
         for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = torch.full((len(x),), now, device=x.device)

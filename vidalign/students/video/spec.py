@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vidalign.errors import UserError, nearest
+from vidalign.losses.flow_matching import warp_sigma
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
@@ -82,7 +83,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not self.sigmas:
-            self.sigmas = [warp(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
+            self.sigmas = [warp_sigma(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
             ordered = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
             if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
@@ -100,15 +101,9 @@ class Sampler:
         return max(len(self.sigmas), len(self.first_sigmas))
 
 
-def warp(sigma: float, shift: float) -> float:
-    """Timestep shift of the flow-matching schedulers; fixes 0 and 1."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def scheduler_sigmas(shift: float, steps: int = 1000) -> torch.Tensor:
     """The scheduler's whole table, `[steps]`: s_i = 1 - i / steps, warped."""
-    s = torch.linspace(1, 0, steps + 1)[:-1]
-    return shift * s / (1 + (shift - 1) * s)
+    return warp_sigma(torch.linspace(1, 0, steps + 1)[:-1], shift)
 
 
 @dataclass
