@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student, student_generator
 from vidalign.build import build_context, build_objective, save_student
@@ -27,6 +28,11 @@ from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
+
+
+FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
+                  "tracking", "evaluation")  # fmt: skip
+"""Keys that may change when a run goes on: none of them changes a step's update."""
 
 
 class Trainer:
@@ -50,6 +56,8 @@ class Trainer:
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
                 where="--run", fix="add --resume to go on with it, or name another folder",
             )  # fmt: skip
+        if saved:
+            _check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
         self.prompts = open_prompts(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.step = 0
@@ -169,6 +177,30 @@ def new_run_dir(recipe: Recipe) -> Path:
     """runs/NAME-TIME below the working folder, the same on every rank."""
     name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs") / distributed.broadcast_object(name)
+
+
+def _check_same_recipe(file: Path, recipe: Recipe) -> None:
+    """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
+    if not file.is_file():
+        return
+    began, now = (_flat(yaml.safe_load(text)) for text in (file.read_text(encoding="utf-8"), recipe.to_yaml()))
+    changed = [
+        f"{key}: {began.get(key)} -> {now.get(key)}"
+        for key in sorted(began.keys() | now.keys())
+        if began.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise UserError(
+            "the run in this folder began with another recipe",
+            where=str(file), why="; ".join(changed), fix="resume with that recipe, or start anew in another --run",
+        )  # fmt: skip
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted key."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
 
 
 def _role_name(metric: str, role: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vidalign.cli.launch import Gpus, Nodes, Rendezvous, relaunch
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
 from vidalign.errors import Interrupted
 
@@ -24,12 +25,16 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in RUN.")
     ] = False,
+    gpus: Gpus = 1,
+    nodes: Nodes = 1,
+    rendezvous: Rendezvous = None,
     plugin: Plugins = None,
 ) -> None:
     """Train by a recipe."""
     from vidalign.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    relaunch(gpus, nodes, rendezvous, run)
     tell_warnings(loaded.warnings)
     from vidalign.engine import distributed  # heavy, and not needed to refuse a recipe
     from vidalign.runs import evaluate_run
