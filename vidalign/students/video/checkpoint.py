@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def save(student: VideoStudent, path: Path, metadata: dict[str, str]) -> None:
+    """All weights, adapters merged, with the spec."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in merged(student.transformer).items()}
+    write(tensors, student.spec.to_dict(), path, metadata)
+
+
+def write(tensors: dict[str, Tensor], spec: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
     """Write beside and rename, so that a half-written file never has the final name."""
     from safetensors.torch import save_file
 
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in merged(student.transformer).items()}
-    header = {
-        **{k: str(v) for k, v in metadata.items()},
-        "format": "pt",
-        "spec": json.dumps(student.spec.to_dict()),
-    }
+    header = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(spec)}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
     try:

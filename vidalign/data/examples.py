@@ -1,0 +1,25 @@
+"""One question to a language student, with everything that is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with its privileged text; both are plain text without chat markers."""
+
+    prompt: str
+    privileged: str = ""
+    """What only a privileged policy sees, in its user turn; empty: nothing."""
+    images: tuple[Any, ...] = ()
+    """PIL pictures, shown before the prompt."""
+    answer: str = ""
+    """Exact answer, for the grader; empty when it is not known."""
+    response: str = ""
+    """A full worked response, for supervised training; empty when there is none."""
+    family: str = ""
+    """Kind of problem, for tables."""
+    steps: int = 0
+    """Number of reasoning steps; 0 when it is not known."""

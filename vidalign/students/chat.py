@@ -1,0 +1,166 @@
+"""From an `Example` to token ids: chat template, privileged user turn, left padding.
+
+The prompt ends with the assistant marker. A privileged text stands in the user turn, hence before that marker, and
+never touches the ids of the response: `compose` puts the very ids that were sampled behind any other prompt, in the
+last columns of the batch, so that column j of the response is the same token under every prompt.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidalign.data.examples import Example
+from vidalign.errors import DataError, UserError
+
+
+@dataclass
+class ChatConfig:
+    """How a question becomes a conversation."""
+
+    system: str = ""
+    """System turn; empty: none."""
+    privileged: str = "{prompt}\n\n{privileged}"
+    """User turn of a privileged policy."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the model's chat template, such as `enable_thinking: false`."""
+
+    def __post_init__(self) -> None:
+        names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
+        if names != ["privileged", "prompt"]:
+            raise UserError(
+                f"the privileged turn {self.privileged!r} cannot be filled in", where="chat.privileged",
+                why=f"it names {', '.join(names) or 'nothing'}", fix="use {prompt} and {privileged}, once each",
+            )  # fmt: skip
+
+
+@dataclass
+class TokenBatch:
+    """N conversations: prompts padded on the left, responses in the last R columns, padded on the right.
+
+    ids: ``[N, P + R]`` int64. mask: ``[N, P + R]`` bool, false on padding. response: ``[N, R]`` bool, true on sampled
+    tokens, the stop token included. inputs: the processor's picture tensors, for all N together. logprobs: ``[N, R]``
+    of the sampled tokens when they were sampled, 0 on padding; None for a batch that was only composed.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    response: Tensor
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    logprobs: Tensor | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """P, the columns before the response."""
+        return self.ids.shape[1] - self.response.shape[1]
+
+    @property
+    def response_ids(self) -> Tensor:
+        """``[N, R]``; the padding token where `response` is false."""
+        return self.ids[:, self.prompt_length :]
+
+    def predicting(self, per_token: Tensor) -> Tensor:
+        """Of ``[N, P + R, ...]`` the R entries that predict the response: those one column before it."""
+        return per_token[:, self.prompt_length - 1 : self.ids.shape[1] - 1]
+
+
+class ChatEncoder:
+    """Chat template and tokenizer of one model; `processor` is the multimodal one of a vision-language model."""
+
+    def __init__(self, tokenizer: Any, config: ChatConfig, processor: Any = None) -> None:
+        self.tokenizer, self.config, self.processor = tokenizer, config, processor
+        if not (processor or tokenizer).chat_template:
+            raise UserError("the tokenizer has no chat template", where="student", fix="use an instruction-tuned model")
+        pad = tokenizer.pad_token_id
+        self.pad = int(tokenizer.eos_token_id if pad is None else pad)
+
+    def messages(self, example: Example, privileged: str = "") -> list[dict[str, Any]]:
+        """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt."""
+        text = self.config.privileged.format(prompt=example.prompt, privileged=privileged) if privileged else None
+        content: Any = example.prompt if text is None else text
+        if self.processor is not None:
+            content = [*({"type": "image"} for _ in example.images), {"type": "text", "text": content}]
+        turns = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        return [*turns, {"role": "user", "content": content}]
+
+    def text(self, example: Example, privileged: str = "") -> str:
+        """The conversation as the model's template writes it, up to and with the assistant marker."""
+        turns = self.messages(example, privileged)
+        source = self.processor or self.tokenizer
+        return source.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self.config.options)
+
+    def prompts(self, examples: Sequence[Example], privileged: Sequence[str] | None = None) -> TokenBatch:
+        """Prompts alone (R = 0), left padded to the longest.
+
+        privileged: one text an example, or None for bare prompts. Raises `DataError` for pictures that the model
+        cannot see.
+        """
+        hints = privileged if privileged is not None else [""] * len(examples)
+        rows = [self._encode(example, hint) for example, hint in zip(examples, hints, strict=True)]
+        length = max(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), length), self.pad)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for n, (row, _) in enumerate(rows):
+            ids[n, length - len(row) :] = row
+            mask[n, length - len(row) :] = True
+        inputs = self._stack([extra for _, extra in rows], length)
+        return TokenBatch(ids, mask, torch.zeros(len(rows), 0, dtype=torch.bool), inputs)
+
+    def compose(
+        self, examples: Sequence[Example], response_ids: Tensor, response: Tensor,
+        privileged: Sequence[str] | None = None,
+    ) -> TokenBatch:  # fmt: skip
+        """The same response tokens ``[N, R]`` (with their mask) behind other prompts; arguments as for `prompts`."""
+        before = self.prompts(examples, privileged)
+        device = response_ids.device
+        ids = torch.cat([before.ids.to(device), response_ids.masked_fill(~response, self.pad)], 1)
+        mask = torch.cat([before.mask.to(device), response], 1)
+        return TokenBatch(ids, mask, response, lengthen(before.inputs, ids.shape))
+
+    def responses(self, texts: Sequence[str], stop: int) -> tuple[Tensor, Tensor]:
+        """Ids ``[N, R]`` and mask of written responses, each closed by the token `stop`, right padded."""
+        rows = [[*self.tokenizer(text, add_special_tokens=False).input_ids, stop] for text in texts]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
+        return ids, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+
+    def decode(self, response_ids: Tensor, response: Tensor) -> list[str]:
+        """Text of every response, without special tokens."""
+        rows = [ids[keep].tolist() for ids, keep in zip(response_ids.cpu(), response.cpu(), strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def _encode(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
+        text = self.text(example, privileged)
+        if self.processor is None:
+            if example.images:
+                raise DataError("the student cannot see pictures", why="it is a causal language model",
+                                fix="use a vision-language model")  # fmt: skip
+            return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
+        pictures = {"images": list(example.images)} if example.images else {}
+        found = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        found.pop("attention_mask", None)
+        return found.pop("input_ids")[0], found
+
+    @staticmethod
+    def _stack(extras: Sequence[dict[str, Tensor]], length: int) -> dict[str, Tensor]:
+        """Picture tensors of all rows one after the other; those with an entry a token are padded like the ids."""
+        out: dict[str, list[Tensor]] = {}
+        for extra in extras:
+            for name, value in extra.items():
+                if name.endswith("token_type_ids"):
+                    value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
+                out.setdefault(name, []).append(value)
+        return {name: torch.cat(values) for name, values in out.items()}
+
+
+def lengthen(inputs: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
+    """Inputs with an entry a token, continued to the length of `shape` as text (type 0)."""
+    return {
+        name: torch.nn.functional.pad(value, (0, shape[1] - value.shape[1])) if name.endswith("token_type_ids") else value
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,255 @@
+"""LanguageStudent: any causal language model or image-text-to-text model of transformers, as an on-policy student.
+
+- `prompts` writes examples with the model's chat template, left padded; `generate` samples responses with the model's
+  own cache; `compose` puts sampled responses behind other prompts (with or without privileged text), token for token.
+- `hidden` gives the last hidden states, `lm_head` / `head_weight` / `project` the way from there to logits, so that a
+  loss can select rows before it touches the vocabulary; `logprobs` scores responses the simple way.
+- A response is a pure function of weights, prompt and the sample's generator.
+
+What differs from `model.generate(do_sample=True)`: every sample has a generator of its own (see `sampling`), and
+defaults of the model's generation config other than its stop tokens do not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidalign.data.examples import Example
+from vidalign.errors import UserError
+from vidalign.students.chat import ChatConfig, ChatEncoder, TokenBatch, lengthen
+from vidalign.students.sampling import CounterSampler, Sampling, log_probabilities
+
+SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Config entries of models whose logits are more than a projection of the last hidden state."""
+
+
+@dataclass
+class LanguageSpec:
+    """All of a student but its weights."""
+
+    config: dict[str, Any]
+    """The model's transformers configuration, with its `model_type`."""
+    tokenizer: str = "tasks"
+    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """How a question becomes a conversation."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How responses are drawn, unless a call says otherwise."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LanguageSpec:
+        """The spec of a recipe's `student.init` or of a file; `UserError` for a wrong key."""
+        try:
+            parts = dict(values)
+            for name, kind in (("chat", ChatConfig), ("sampling", Sampling)):
+                if name in parts:
+                    parts[name] = kind(**parts[name])
+            return cls(**parts)
+        except TypeError as error:
+            raise UserError("the language student's specification cannot be read", where="student.init",
+                            why=str(error), fix="see LanguageSpec") from error  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class LanguageStudent(nn.Module):
+    """A language model with its chat encoder. N conversations, P prompt columns, R response columns, D, V."""
+
+    kind = "language"
+    spec_type = LanguageSpec
+
+    def __init__(self, spec: LanguageSpec, model: Any, tokenizer: Any, processor: Any = None) -> None:
+        super().__init__()
+        from transformers import GenerationConfig
+
+        self.spec = spec
+        self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
+        self.chat = ChatEncoder(tokenizer, spec.chat, processor)
+        self.stop_ids = _stop_ids(model, tokenizer, spec.sampling.stop)
+        model.generation_config = GenerationConfig()
+        text = model.config.get_text_config()
+        scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
+        if scaled:
+            raise UserError(
+                f"models of type {model.config.model_type!r} are not supported", where="student",
+                why=f"{scaled[0]} changes the logits after the projection, which the losses do themselves",
+                fix="use a model with a plain lm_head, such as Qwen3 or Llama",
+            )  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
+        """A model with random weights that depend on `seed` only."""
+        from vidalign.students.language_checkpoint import new_model, tokenizer_and_processor
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = new_model(spec.config)
+        return cls(spec, model, *tokenizer_and_processor(spec.tokenizer, model.config))
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> LanguageStudent:
+        """A saved student, a shipped one (`tokens/student`), or a transformers model by folder or hub name."""
+        from vidalign.students import language_checkpoint
+
+        return language_checkpoint.load(str(path)).to(device)
+
+    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        """One safetensors file: the weights, the spec as JSON under "spec", and `metadata`."""
+        from vidalign.students import language_checkpoint
+
+        language_checkpoint.save(self, Path(path), metadata or {})
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def lm_head(self) -> Any:
+        """The linear layer from hidden states ``[..., D]`` to logits ``[..., V]``."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """``[V, D]``; may be the embedding itself. Logits are ``hidden @ head_weight.T`` (+ `lm_head.bias`)."""
+        return self.lm_head.weight
+
+    def gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute layers in the backward pass (non-reentrant); dropout stays off."""
+        if not enabled:
+            self.model.gradient_checkpointing_disable()
+            return
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    # --- conversations ---
+
+    def prompts(self, examples: Sequence[Example], privileged: Sequence[str] | None = None) -> TokenBatch:
+        """Prompts alone, see `ChatEncoder.prompts`; on the student's device."""
+        return self._here(self.chat.prompts(examples, privileged))
+
+    def compose(
+        self, examples: Sequence[Example], response_ids: Tensor, response: Tensor,
+        privileged: Sequence[str] | None = None,
+    ) -> TokenBatch:  # fmt: skip
+        """Given responses ``[N, R]`` behind the examples' prompts, bare or privileged; see `ChatEncoder.compose`."""
+        return self._here(self.chat.compose(examples, response_ids.cpu(), response.cpu(), privileged))
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: TokenBatch, generators: Sequence[torch.Generator] | None, sampling: Sampling | None = None
+    ) -> TokenBatch:
+        """Responses to prompts (R = 0) with one CPU generator each: a batch with ids, masks and log-probabilities.
+
+        logprobs are those of the policy at the sampling temperature (1 when greedy), before top-p and top-k.
+        `generators` may be None when the temperature is 0.
+        """
+        assert prompts.response.shape[1] == 0, "generation begins where the prompt ends"
+        sampling = sampling or self.spec.sampling
+        sampler = CounterSampler(sampling, generators)
+        self.model.eval()  # whatever a wrapper has set: the cache needs it
+        ids = self.model.generate(
+            input_ids=prompts.ids, attention_mask=prompts.mask.long(), **prompts.inputs,
+            logits_processor=[sampler], do_sample=False, max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=self._stops(sampling), pad_token_id=self.chat.pad,
+        )  # fmt: skip
+        sampled = ids[:, prompts.ids.shape[1] :]
+        stopped = torch.isin(sampled, torch.tensor(self._stops(sampling), device=sampled.device))
+        response = stopped.cumsum(1) - stopped.long() == 0  # up to and with the first stop token
+        sampled = sampled.masked_fill(~response, self.chat.pad)
+        ids = torch.cat([prompts.ids, sampled], 1)
+        logprobs = torch.stack(sampler.logprobs, 1) * response
+        mask = torch.cat([prompts.mask, response], 1)
+        return TokenBatch(ids, mask, response, lengthen(prompts.inputs, ids.shape), logprobs)
+
+    def decode(self, batch: TokenBatch) -> list[str]:
+        """Text of every response, without special tokens."""
+        return self.chat.decode(batch.response_ids, batch.response)
+
+    # --- scoring ---
+
+    def hidden(self, ids: Tensor, mask: Tensor, inputs: dict[str, Tensor] | None = None) -> Tensor:
+        """Last hidden states ``[N, L, D]``, after the final norm; differentiable; padding may be anywhere.
+
+        `TokenBatch.predicting` selects those that predict the response.
+        """
+        positions = {}
+        if not hasattr(self.model.base_model, "get_rope_index"):  # models with one compute them from the mask
+            positions["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        with self._training_layers():
+            out = self.model.base_model(
+                input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions, **(inputs or {})
+            )
+        return out.last_hidden_state
+
+    def response_hidden(self, batch: TokenBatch) -> Tensor:
+        """``[N, R, D]``: the hidden states that predict the response tokens."""
+        return batch.predicting(self.hidden(batch.ids, batch.mask, batch.inputs))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
+        return self.lm_head(hidden)
+
+    def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
+        logp = log_probabilities(self.project(self.response_hidden(batch)), temperature)
+        return logp.gather(-1, batch.response_ids[..., None])[..., 0] * batch.response
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        return self.logprobs(batch)
+
+    # --- parts ---
+
+    def _stops(self, sampling: Sampling) -> list[int]:
+        own = _token_ids(self.chat.tokenizer, sampling.stop)
+        return sorted({*self.stop_ids, *own})
+
+    def _here(self, batch: TokenBatch) -> TokenBatch:
+        device, dtype = self.device, self.head_weight.dtype
+        inputs = {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in batch.inputs.items()
+        }
+        return TokenBatch(batch.ids.to(device), batch.mask.to(device), batch.response.to(device), inputs)
+
+    def _layers(self) -> list[Any]:
+        return [module for module in self.model.modules() if getattr(module, "gradient_checkpointing", False)]
+
+    @contextmanager
+    def _training_layers(self) -> Iterator[None]:
+        """transformers recomputes layers only in training mode: set it on them alone, without their dropout."""
+        layers = self._layers() if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
+
+
+def _stop_ids(model: Any, tokenizer: Any, names: Sequence[str]) -> list[int]:
+    """End-of-text ids of tokenizer and generation config, and the named tokens."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = {*([own] if isinstance(own, int) else own or []), *_token_ids(tokenizer, names)}
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    if not ids:
+        raise UserError("nothing ends a response", where="student.sampling.stop",
+                        why="the tokenizer has no end-of-text token", fix="name the tokens that do")  # fmt: skip
+    return sorted(ids)
+
+
+def _token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
+    known = tokenizer.get_vocab()
+    for name in names:
+        if name not in known:
+            raise UserError(f"the stop token {name!r} is not in the vocabulary", where="sampling.stop",
+                            fix="give one whole token of the tokenizer")  # fmt: skip
+    return [known[name] for name in names]

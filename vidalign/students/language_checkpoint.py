@@ -1,0 +1,108 @@
+"""Language students on disk: one safetensors file with the spec in its metadata, or a transformers model by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vidalign.errors import CheckpointError, UserError
+from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.video.checkpoint import load_strict, read, resolve, write
+
+SHIPPED_TOKENIZER = "tasks"
+
+
+def new_model(config: dict[str, Any]) -> Any:
+    """A randomly initialised model of a configuration with `model_type`; `UserError` when it is not one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    try:
+        values = dict(config)
+        built = AutoConfig.for_model(values.pop("model_type"), **values)
+        kind = AutoModelForImageTextToText if sees_pictures(built) else AutoModelForCausalLM
+        return kind.from_config(built)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError("the student's model cannot be built", where="student.init.config", why=str(error),
+                        fix="give a transformers configuration with its model_type") from error  # fmt: skip
+
+
+def sees_pictures(config: Any) -> bool:
+    """Whether a configuration is that of a vision-language model."""
+    return getattr(config, "vision_config", None) is not None
+
+
+def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
+    """The tokenizer of that folder or hub name, and the processor of a vision-language model (else None)."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    source = str(resources.files("vidalign") / "tasks" / "tokenizer") if name == SHIPPED_TOKENIZER else name
+    try:
+        if sees_pictures(config):
+            processor = AutoProcessor.from_pretrained(source)
+            return processor.tokenizer, processor
+        return AutoTokenizer.from_pretrained(source), None
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the tokenizer cannot be read", where=name, why=str(error).split("\n", 1)[0],
+                              fix="give a folder or a hub name that has one") from error  # fmt: skip
+
+
+def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None:
+    """Write all weights once: a tied head is the embedding."""
+    state = student.model.state_dict()
+    tensors = {keys[0]: state[keys[0]].detach().cpu().contiguous().clone() for keys in aliases(student.model)}
+    write(tensors, student.spec.to_dict(), path, metadata)
+
+
+def load(path: str) -> LanguageStudent:
+    """A file or shipped name in fp32; otherwise a transformers folder or hub name in the dtype it is stored in."""
+    if not (Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))):
+        file = resolve(path)
+        tensors, metadata = read(file)
+        if "spec" not in metadata:
+            raise CheckpointError("no student spec in the file", where=str(file), fix="save it with LanguageStudent.save")
+        student = LanguageStudent.from_spec(LanguageSpec.from_dict(json.loads(metadata["spec"])))
+        whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
+        load_strict(student.model, {**tensors, **whole}, str(file))
+        return student
+    return load_transformers(path)
+
+
+def is_hub_name(path: str) -> bool:
+    """``owner/name`` that is no shipped name: shipped folders are in lower case and have weights beside them."""
+    try:
+        resolve(path)
+    except CheckpointError:
+        return path.count("/") == 1 and not path.endswith(".safetensors") and not path.startswith((".", "/"))
+    return False
+
+
+def load_transformers(name: str) -> LanguageStudent:
+    """A pretrained causal language model or vision-language model with its own tokenizer and chat template."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+        kind = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
+        model = kind.from_pretrained(name, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
+                              fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip
+    values = {"model_type": config.model_type, **config.to_diff_dict()}
+    return LanguageStudent(LanguageSpec(values, name), model, *tokenizer_and_processor(name, config))
+
+
+def aliases(model: nn.Module) -> Iterable[list[str]]:
+    """State-dict keys that share one tensor, in order; most stand alone."""
+    groups: dict[int, list[str]] = {}
+    for key, value in model.state_dict().items():
+        groups.setdefault(_storage(value), []).append(key)
+    return groups.values()
+
+
+def _storage(value: Tensor) -> int:
+    return value.data_ptr() if value.numel() else id(value)

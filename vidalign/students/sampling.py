@@ -1,0 +1,82 @@
+"""Drawing tokens from counter-based generators, inside transformers' own `generate` loop.
+
+`CounterSampler` is a logits processor that draws the token itself (inverse of the cumulative distribution, one
+uniform number a sample and position) and leaves nothing else possible, so that greedy decoding picks it. What a
+sample draws does not depend on the others in its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidalign.errors import UserError
+
+
+@dataclass
+class Sampling:
+    """How responses are drawn."""
+
+    max_new_tokens: int = 256
+    """Longest response in tokens, the stop token included."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that hold this much probability (nucleus sampling)."""
+    top_k: int = 0
+    """Draw among this many likeliest tokens; 0: among all."""
+    stop: list[str] = field(default_factory=list)
+    """Tokens that end a response, besides the model's own end-of-text tokens."""
+
+    def __post_init__(self) -> None:
+        checks = {"max_new_tokens": self.max_new_tokens >= 1, "temperature": self.temperature >= 0,
+                  "top_p": 0 < self.top_p <= 1, "top_k": self.top_k >= 0}  # fmt: skip
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name)}", where=f"sampling.{name}",
+                                fix="see the ranges in `Sampling`")  # fmt: skip
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of logits ``[..., V]`` in at least fp32; temperature 0 counts as 1."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits / (temperature or 1.0)).log_softmax(-1)
+
+
+def draw(logp: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """Tokens ``[N]`` from log-probabilities ``[N, V]`` and uniform numbers ``[N]`` in [0, 1)."""
+    if sampling.temperature == 0:
+        return logp.argmax(-1)
+    p, order = logp.double().exp().sort(-1, descending=True, stable=True)
+    total = p.cumsum(-1)
+    limit = torch.searchsorted(total, torch.full_like(total[:, :1], sampling.top_p)).clamp(max=p.shape[1] - 1)
+    if sampling.top_k:
+        limit = limit.clamp(max=sampling.top_k - 1)
+    mass = total.gather(1, limit)
+    place = torch.searchsorted(total, uniform[:, None].to(total) * mass, right=True).minimum(limit)
+    return order.gather(1, place)[:, 0]
+
+
+class CounterSampler:
+    """A logits processor for `generate`: draws with one generator a sample and remembers the log-probabilities."""
+
+    def __init__(self, sampling: Sampling, generators: Sequence[torch.Generator] | None) -> None:
+        self.sampling = sampling
+        self.uniform: Tensor | None = None
+        if sampling.temperature > 0:
+            assert generators is not None, "drawing needs a generator for every sample"
+            count = sampling.max_new_tokens
+            self.uniform = torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in generators])
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
+        logp = log_probabilities(scores, self.sampling.temperature)
+        step = len(self.logprobs)
+        uniform = logp.new_zeros(len(logp)) if self.uniform is None else self.uniform[:, step].to(logp.device)
+        token = draw(logp, uniform, self.sampling)[:, None]
+        self.logprobs.append(logp.gather(1, token)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
