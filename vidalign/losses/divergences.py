@@ -102,8 +102,8 @@ def jensen_shannon(student: Tensor, target: Tensor, beta: float = 0.5) -> Tensor
     with torch.no_grad():
         d = target - student
         inner = torch.where(d > 0, (1 - beta) * torch.expm1(-d.abs()), beta * torch.expm1(-d.abs())).log1p_()
-        student_to_mixture = -inner - d.clamp(min=0)  # log(S / M)
-        teacher_part = (target.exp() * (student_to_mixture + d)).sum(-1)
+        student_to_mixture, target_to_mixture = -inner - d.clamp(min=0), -inner + d.clamp(max=0)
+        teacher_part = (target.exp() * target_to_mixture).sum(-1)
     return beta * teacher_part + (1 - beta) * (student.exp() * student_to_mixture).sum(-1)
 
 
