@@ -81,10 +81,9 @@ def route_tokens(teacher: Tensor, student: Tensor, found: Thresholds) -> Tensor:
     return route(a.double(), c.double(), teacher >= student, *means)
 
 
-def fractions(regimes: Tensor, valid: Tensor) -> Tensor:
-    """Share ``[4]`` of the valid units in every regime."""
-    counts = torch.bincount(regimes[valid], minlength=len(Regime)).double()
-    return counts / counts.sum().clamp(min=1)
+def fractions(regimes: Tensor) -> Tensor:
+    """Share ``[4]`` of the units, any shape, in every regime; zeros for no units at all."""
+    return torch.bincount(regimes.flatten(), minlength=len(Regime)).double() / max(1, regimes.numel())
 
 
 GAP_EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

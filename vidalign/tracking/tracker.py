@@ -7,7 +7,7 @@ lie beside them. Make a tracker on rank 0; other ranks use `Tracker.silent()`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vidalign.tracking.health import Health, HealthMonitors
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.panel import Mode, Panel, make_panel
 from vidalign.tracking.tensorboard import TensorBoardLog
+from vidalign.tracking.tokens import ColouredResponse, write_token_page
 
 GROUPS = ("objective", "reward", "health", "perf")
 
@@ -46,6 +47,7 @@ class Tracker:
         folder = Path(run_dir)
         self.warnings: list[Health] = []
         self._step = start_step
+        self._folder: Path | None = folder
         self._monitors = HealthMonitors()
         self._phases: dict[str, float] = {}
         self._jsonl: JsonlLog | None = JsonlLog(folder / FILE_NAME, header, start_step)
@@ -57,7 +59,7 @@ class Tracker:
         """A tracker that accepts everything and writes nothing: for ranks other than 0."""
         tracker = cls.__new__(cls)
         tracker.warnings, tracker._step = [], 0
-        tracker._monitors, tracker._phases = HealthMonitors([]), {}
+        tracker._folder, tracker._monitors, tracker._phases = None, HealthMonitors([]), {}
         tracker._jsonl = tracker._events = tracker._panel = None
         return tracker
 
@@ -91,6 +93,11 @@ class Tracker:
         for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
             frames = clip_files.burn_text(clip_files.upscale(clip_files.to_frames(clip)), caption)
             self._events.animation(step, f"{tag}/{index}", frames, fps)
+
+    def tokens(self, step: int, responses: Sequence[ColouredResponse]) -> None:
+        """Write sampled responses as a page of tokens in the colours of their regimes, below `tokens/`."""
+        if self._folder is not None:
+            write_token_page(self._folder, step, responses)
 
     def warn(self, health: Health) -> None:
         """Show and record a warning; a second one of the same name is dropped."""

@@ -1,0 +1,212 @@
+"""DOPD: dual on-policy distillation of language and vision-language students (arXiv 2606.30626).
+
+One step:
+1. the student S answers bare prompts, `group_size` times each;
+2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt;
+   with l_T, l_S the log-probabilities of a sampled token and q = exp(l): gap ``A = |l_T - l_S|``;
+3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %; they divide the tokens
+   into four regimes (`losses/routing.py`), each with its target, divergence, support and weight:
+   LH  low gap, sure       T^p       reverse KL, top-K + tail   0.6
+   LL  low gap, unsure     sg[S^p]   reverse KL, top-K + tail   0.3
+   HT  high gap, q_T >= q_S  T^p     Jensen-Shannon, full       1
+   HS  high gap, q_T < q_S   sg[S^p] reverse KL, top-K + tail   0.6
+4. the loss is the mean over the tokens of a response, then over responses, differentiated directly.
+
+What we changed: a tail bucket beside the top K tokens, without which the divergence can be negative. S^p is computed at
+the update itself, after the rollout: there is one update a step.
+Exact: where p is empty, S^p is S, and LL and HS have no value and no gradient.
+Ablations: HT only ``lh.weight=0 ll.weight=0 hs.weight=0``; equal weights: all 1; no privilege ``privilege=none``; no
+student source ``ll.source=teacher hs.source=teacher``; no teacher source ``lh.source=student ht.source=student``; not
+aware of the advantage ``routing=uniform``; form of p ``data.privilege=executed`` and so on.
+Knobs that matter: learning rate, data.privilege, the weights, top_k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from vidalign.losses import routing
+from vidalign.losses.projected import projected_divergence
+from vidalign.losses.routing import Regime
+from vidalign.objectives import tokens
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.tracking.tokens import ColouredResponse
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+NAMES = tuple(regime.name.lower() for regime in Regime)
+SHOWN = 8
+"""Responses on a page of coloured tokens."""
+
+
+@dataclass
+class RegimeConfig:
+    """How the tokens of one regime are trained."""
+
+    source: Literal["teacher", "student"] = "teacher"
+    """Target: the privileged teacher, or the privileged student."""
+    divergence: Literal["reverse_kl", "forward_kl", "js", "jsd"] = "reverse_kl"
+    """Of student and target, see `losses/divergences.py`."""
+    support: Literal["top_k", "full"] = "top_k"
+    """top_k: the student's likeliest tokens and a tail; full: the whole vocabulary."""
+    weight: float = 1.0
+    """Factor of the loss; 0 leaves these tokens out."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError("weight must be at least 0")
+
+
+class DOPD(Objective):
+    name = "dopd"
+    needs = Needs(students=("language",), teacher="logits")
+
+    @dataclass
+    class Config:
+        group_size: int = 4
+        """Responses per prompt."""
+        privilege: Literal["own", "shuffled", "none"] = "own"
+        """Whose privileged text the privileged policies see; shuffled: that of another prompt, a control."""
+        routing: Literal["advantage", "uniform"] = "advantage"
+        """uniform: no routing, every token is trained as `ht` says."""
+        trim: float = 0.05
+        """Share of the largest values that the thresholds leave out."""
+        top_k: int = 128
+        """Tokens of a top_k support."""
+        beta: float = 0.5
+        """Weight of the target in the mixture of jsd, in 0..1."""
+        lh: RegimeConfig = field(default_factory=lambda: RegimeConfig("teacher", weight=0.6))
+        """Low gap, sure."""
+        ll: RegimeConfig = field(default_factory=lambda: RegimeConfig("student", weight=0.3))
+        """Low gap, unsure."""
+        ht: RegimeConfig = field(default_factory=lambda: RegimeConfig("teacher", "js", "full", 1.0))
+        """High gap, the teacher is surer of the sampled token."""
+        hs: RegimeConfig = field(default_factory=lambda: RegimeConfig("student", weight=0.6))
+        """High gap, the student is surer."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.trim < 1:
+                raise ValueError("trim must lie in 0..1, 1 excluded")
+            if self.top_k < 1:
+                raise ValueError("top_k must be at least 1")
+            if not 0 <= self.beta <= 1:
+                raise ValueError("beta must lie in 0..1")
+
+    config: Config
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        tokens.check_vocabulary(student, teacher)
+        return {}
+
+    # --- collect ---
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        data = tokens.sample(ctx, batch, self.config.group_size)
+        texts = tokens.privileged_texts(data.prompts, self.config.privilege)
+        data.prompts = [replace(example, privileged=text) for example, text in zip(data.prompts, texts, strict=True)]
+        mask = data["response"]
+        teacher, teacher_entropy = tokens.statistics(ctx, ctx.teacher.model, data, texts)
+        student, student_entropy = tokens.statistics(ctx, ctx.student, data, texts)
+        regime, metrics = self._route(ctx, teacher[mask], student[mask])
+        data.tensors["regime"] = torch.zeros_like(data["response_ids"]).masked_scatter(mask, regime)
+        weights = tokens.token_weights(mask).to(teacher.dtype)
+        for name, values in (("teacher", teacher_entropy), ("privileged_student", student_entropy)):
+            mean = ctx.gather((values[mask] * weights).sum()[None]).mean()
+            metrics[f"objective/entropy_{name}/mean"] = float(mean)
+        data.metrics |= metrics
+        self._show(ctx, data, teacher - student)
+        return data
+
+    def _route(self, ctx: TrainContext, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
+        everyone = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
+        found = routing.thresholds(*everyone, self.config.trim)
+        uniform = self.config.routing == "uniform"
+
+        def regimes(teacher: Tensor, student: Tensor) -> Tensor:
+            chosen = routing.route_tokens(teacher, student, found)
+            return torch.full_like(chosen, int(Regime.HT)) if uniform else chosen
+
+        shares = routing.fractions(regimes(*everyone)).tolist()
+        gaps = routing.gap(*everyone)
+        metrics = {
+            "objective/gap/mean": float(gaps.double().mean()), "objective/gap/max": float(gaps.max()),
+            "objective/gap_threshold/mean": found.gap, "objective/confidence_threshold/mean": found.confidence,
+        }  # fmt: skip
+        metrics |= {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
+        for edge, share in routing.gap_histogram(gaps).items():
+            metrics[f"objective/gap_from_{edge}/mean"] = share
+        return regimes(teacher, student), metrics
+
+    def _show(self, ctx: TrainContext, data: Experience, gap: Tensor) -> None:
+        """A page of sampled responses, every token in the colour of its regime."""
+        if not ctx.clips_every or ctx.step % ctx.clips_every:
+            return
+        tokenizer, shown = ctx.student.chat.tokenizer, []
+        for n in list(range(0, len(data), max(1, len(data) // SHOWN)))[:SHOWN]:
+            keep = data["response"][n]
+            example = data.prompts[int(data.group[n])]
+            words = [tokenizer.decode([token]) for token in data["response_ids"][n][keep].tolist()]
+            regimes = [NAMES[r] for r in data["regime"][n][keep].tolist()]
+            shown.append(ColouredResponse(example.prompt, example.privileged, words, regimes, gap[n][keep].tolist()))
+        ctx.tracker.tokens(ctx.step, shown)
+
+    # --- loss ---
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, student = micro_batch.data, ctx.student
+        mask = tokens.mask_of(data)
+        regime = data["regime"][:, : mask.shape[1]][mask]
+        ours = tokens.states(student, data)
+        targets = self._targets(ctx, data, mask, regime, ours)
+        weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
+        loss = 0.0 * student.project(ours[:1]).sum()  # every weight gets a gradient, whatever the regimes
+        metrics = tokens.watch(ctx, data, ours)
+        for name, rows, losses in targets:
+            assert weights is not None, "there are weights where there are targets"
+            loss = loss + self._of(name).weight * (losses * weights[rows]).sum()
+            metrics[f"objective/loss_{name}/mean"] = losses.detach().mean()
+        return LossOut(loss, metrics)
+
+    def _targets(
+        self, ctx: TrainContext, data: Experience, mask: Tensor, regime: Tensor, ours: Tensor
+    ) -> list[tuple[str, Tensor, Tensor]]:
+        """Name, rows and losses of every regime that occurs and counts; rows are selected before the projection."""
+        rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
+        rows = {name: index for name, index in rows.items() if len(index)}
+        hidden = {
+            source: self._privileged(ctx, source, data, mask, ours)
+            for source in dict.fromkeys(self._of(name).source for name in rows)
+        }
+        found = []
+        for name, index in rows.items():
+            one = self._of(name)
+            target = ctx.teacher.model if one.source == "teacher" else ctx.student
+            losses = projected_divergence(
+                ours[index], ctx.student.project, hidden[one.source][index], target.project, one.divergence,
+                beta=self.config.beta, top_k=self.config.top_k if one.support == "top_k" else None,
+                temperature=tokens.temperature_of(ctx),
+            )  # fmt: skip
+            found.append((name, index, losses))
+        return found
+
+    @torch.no_grad()
+    def _privileged(self, ctx: TrainContext, source: str, data: Experience, mask: Tensor, ours: Tensor) -> Tensor:
+        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
+        texts = [data.prompts[group].privileged for group in data.group.tolist()]
+        if source == "teacher":
+            return tokens.states(ctx.teacher.model, data, texts)
+        if not any(texts):
+            return ours.detach()
+        theirs = tokens.states(ctx.student, data, texts)
+        bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
+        return torch.where(bare[:, None], ours.detach(), theirs)
+
+    def _of(self, name: str) -> RegimeConfig:
+        settings: RegimeConfig = getattr(self.config, name)
+        return settings

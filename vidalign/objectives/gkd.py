@@ -1,0 +1,80 @@
+"""GKD: generalised knowledge distillation of a language student (arXiv 2306.13649, algorithm 1).
+
+One step: a share `on_policy` of the samples are answered by the student, the others take the written response of the
+data; every response token costs ``JSD(beta)`` of student and bare teacher (equation 1), full vocabulary; mean over the
+tokens of a response, then over responses.
+
+What we changed: the coin is thrown per sample, not per batch.
+Knobs that matter: learning rate, beta, on_policy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from vidalign.errors import DataError
+from vidalign.objectives import tokens
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class GKD(Objective):
+    name = "gkd"
+    needs = Needs(students=("language",), teacher="logits")
+
+    @dataclass
+    class Config(tokens.DistillConfig):
+        divergence: Literal["reverse_kl", "forward_kl", "js", "jsd"] = "jsd"
+        """Of student and target, see `losses/divergences.py`."""
+        on_policy: float = 0.5
+        """Share of samples answered by the student, in 0..1; the others need a written response in the data."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.on_policy <= 1:
+                raise ValueError("on_policy must lie in 0..1")
+
+    config: Config
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        tokens.check_vocabulary(student, teacher)
+        return {}
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        data = tokens.sample(ctx, batch, self.config.group_size)
+        draws = [torch.rand((), generator=g) for g in ctx.generators("on_policy", data["sample"].tolist())]
+        written = torch.stack(draws) >= self.config.on_policy
+        if written.any():
+            data.tensors |= self._written(ctx, data, written)
+        data.metrics["objective/on_policy/mean"] = float(1 - ctx.gather(written.double()).mean())
+        return data
+
+    def _written(self, ctx: TrainContext, data: Experience, written: Tensor) -> dict[str, Tensor]:
+        """The tensors of the rollout with the responses of the data in the rows `written`."""
+        chat = ctx.student.chat
+        examples = [data.prompts[group] for group in data.group[written].tolist()]
+        silent = next((example.prompt for example in examples if not example.response), None)
+        if silent is not None:
+            raise DataError(
+                "an example has no response for off-policy distillation", where=silent[:60],
+                fix="give the data a column 'response', or set objective.on_policy=1",
+            )  # fmt: skip
+        ids, mask = chat.responses([e.response for e in examples], chat.tokenizer.eos_token_id)
+        width = max(ids.shape[1], data["response"].shape[1])
+        new = {"response_ids": ids, "response": mask, "logp": torch.full(ids.shape, math.nan)}
+        out = {}
+        for name, values in new.items():
+            out[name] = torch.nn.functional.pad(data[name], (0, width - data[name].shape[1]))
+            row = torch.nn.functional.pad(values, (0, width - values.shape[1]))
+            out[name][written.to(out[name].device)] = row.to(out[name])
+        return out
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)

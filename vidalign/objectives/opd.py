@@ -1,0 +1,41 @@
+"""OPD: on-policy distillation of a language student from a bare teacher (GKD, arXiv 2306.13649, with purely on-policy
+data; the vanilla baseline of DOPD, arXiv 2606.30626).
+
+One step: the student answers every prompt `group_size` times; every response token costs ``KL(S || T)`` of the two
+next-token distributions, full vocabulary; mean over the tokens of a response, then over responses. The teacher sees
+what the student sees. Back-propagated directly: no policy gradient, no clipping.
+
+Knobs that matter: learning rate, group_size, divergence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vidalign.objectives import tokens
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class OPD(Objective):
+    name = "opd"
+    needs = Needs(students=("language",), teacher="logits")
+
+    @dataclass
+    class Config(tokens.DistillConfig):
+        pass
+
+    config: Config
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        tokens.check_vocabulary(student, teacher)
+        return {}
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        return tokens.sample(ctx, batch, self.config.group_size)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)

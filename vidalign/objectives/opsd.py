@@ -1,0 +1,40 @@
+"""OPSD: on-policy self-distillation; the student's own weights with privileged text in the prompt are its teacher (the
+baseline of that name in DOPD, arXiv 2606.30626).
+
+One step: the student answers bare prompts; every response token is scored twice by the same weights, without and with
+the privileged text; the loss is their divergence, the gradient flows through the bare side only. The target moves with
+the student: it is recomputed at every update.
+
+What we changed: reverse KL by default, as for `opd`, so that recipes differ in the target alone.
+Knobs that matter: learning rate, data.privilege (what the target sees), divergence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vidalign.objectives import tokens
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class OPSD(Objective):
+    name = "opsd"
+    needs = Needs(students=("language",))
+
+    @dataclass
+    class Config(tokens.DistillConfig):
+        pass
+
+    config: Config
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        return tokens.sample(ctx, batch, self.config.group_size)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data = micro_batch.data
+        texts = [data.prompts[group].privileged for group in data.group.tolist()]
+        return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)
