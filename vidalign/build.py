@@ -17,7 +17,7 @@ from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
 from vidalign.rewards.base import CompositeReward
-from vidalign.students.video import VideoStudent, VideoStudentSpec
+from vidalign.students.video import VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
 
 if TYPE_CHECKING:
@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
-def build_student(recipe: Recipe) -> VideoStudent:
+LANGUAGE = "language"
+"""Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
+
+
+def build_student(recipe: Recipe) -> Any:
     """The student of a recipe: shipped or saved weights, or random ones from ``student.init``."""
     config = recipe.student
     kind = registry.get("students", config.name)
     if config.init is not None:
-        student = kind.from_spec(VideoStudentSpec.from_dict(dict(config.init)), recipe.seed)
+        student = kind.from_spec(kind.spec_type.from_dict(dict(config.init)), recipe.seed)
     else:
         student = kind.load(config.path)
+    if config.name == LANGUAGE:
+        student.configure(config.chat, config.sampling)
     student.gradient_checkpointing(config.checkpointing)
     return student
 
@@ -77,11 +83,12 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     device = distributed.device()
     student = build_student(recipe).to(device)
     policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
-    frames, chunk = recipe.data.frames, student.spec.cache.chunk_frames
-    if frames % chunk:
-        raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
-                        why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
+    frames = recipe.data.frames
+    if recipe.student.name != LANGUAGE:
+        _check_chunks(frames, student.spec.cache.chunk_frames)
     teacher = build_teacher(recipe, frames)
+    if recipe.student.name == LANGUAGE and teacher is not None:
+        _check_vocabulary(student, teacher)
     networks = objective.networks(student, teacher)  # before adapters change the student
     policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
     updates = {phase.role: phase.updates for phase in objective.phases()}
@@ -104,11 +111,26 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         policies=policies,
         rewards=build_rewards(recipe.rewards),
         teacher=teacher,
-        features=build_features(student.spec),
-        codec=build_codec(student.spec.codec).to(device),
+        features=None if recipe.student.name == LANGUAGE else build_features(student.spec),
+        codec=None if recipe.student.name == LANGUAGE else build_codec(student.spec.codec).to(device),
         tracker=tracker,
         clips_every=recipe.tracking.clips_every,
     )
+
+
+def _check_chunks(frames: int, chunk: int) -> None:
+    if frames % chunk:
+        raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
+                        why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
+
+
+def _check_vocabulary(student: Any, teacher: Any) -> None:
+    """The teacher scores the student's own token ids, so both must have the same tokens."""
+    ours, theirs = (model.chat.tokenizer.get_vocab() for model in (student, teacher.model))
+    if ours != theirs:
+        why = f"{len(ours.items() ^ theirs.items())} tokens differ"
+        raise UserError("student and teacher have other vocabularies", where="teacher.path", why=why,
+                        fix="use a teacher of the same model family")  # fmt: skip
 
 
 def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict[str, torch.nn.Module]:
@@ -125,6 +147,7 @@ def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return
-    student = VideoStudent.from_spec(ctx.student.spec)
+    network: Any = ctx.roles.engines["student"].network
+    student = type(network).from_spec(network.spec)
     student.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
     student.save(path, metadata)

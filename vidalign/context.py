@@ -28,10 +28,11 @@ DECODE_SLICE = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """This process' share of the prompts of a step; ids number all samples of the run."""
+    """This process' share of the prompts of a step (captions, or `Example`s of a language task); ids number all samples
+    of the run."""
 
     step: int
-    prompts: list[str]
+    prompts: list[Any]
     ids: list[int]
 
 

@@ -25,14 +25,20 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
         "dmd": "vidalign.objectives.dmd:DMD",
+        "lm_sft": "vidalign.objectives.lm_sft:LanguageSFT",
         "sft": "vidalign.objectives.sft:SFT",
     },
-    "students": {"video": "vidalign.students.video:VideoStudent"},
+    "students": {
+        "language": "vidalign.students.language:LanguageStudent",
+        "video": "vidalign.students.video:VideoStudent",
+    },
     "teachers": {
+        "language": "vidalign.teachers.language:LanguageTeacher",
         "model": "vidalign.teachers.model:ModelTeacher",
         "world": "vidalign.teachers.world:WorldTeacher",
     },
     "rewards": {
+        "exact_match": "vidalign.tasks.grader:ExactMatch",
         "motion_quality": "vidalign.rewards.world:MotionQuality",
         "text_alignment": "vidalign.rewards.world:TextAlignment",
         "visual_quality": "vidalign.rewards.world:VisualQuality",

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
+from vidalign import registry
 from vidalign.bench.evaluation import (
     Evaluation,
     compare,
@@ -24,11 +26,13 @@ from vidalign.bench.evaluation import (
     save_evaluation,
     student_generator,
 )
-from vidalign.build import build_features, build_student
+from vidalign.bench.language import EXACT, held_out_examples, judge_language
+from vidalign.build import LANGUAGE, build_features, build_student
 from vidalign.codecs import build_codec
+from vidalign.data.examples import Example
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, DataError
 from vidalign.provenance import describe_run, machine, without_run_folder
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, checkpoint
@@ -50,7 +54,8 @@ class FinishedRun:
 
     folder: Path
     recipe: Recipe
-    student: VideoStudent
+    student: Any
+    """A `VideoStudent` or a `LanguageStudent`."""
 
 
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
@@ -67,7 +72,8 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = header.get("recipe", recipe.name)  # what it was called when it was trained
-    return FinishedRun(folder, recipe, VideoStudent.load(folder / STUDENT, device=distributed.device()))
+    kind = registry.get("students", recipe.student.name)
+    return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
 
 
 def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
@@ -93,6 +99,8 @@ def evaluate_run(
     """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html."""
     run = open_run(folder, overrides)
     recipe, settings = run.recipe, run.recipe.evaluation
+    if recipe.student.name == LANGUAGE:
+        return _evaluate_language(run, console or Console())
     prompts = held_out_prompts(recipe)
     truth = ground_truth(prompts, settings.seeds, settings.frames)
     before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
@@ -109,6 +117,22 @@ def evaluate_run(
     return rows
 
 
+def _evaluate_language(run: FinishedRun, console: Console) -> list[EvaluationRow]:
+    """The exact-match table of a language student, RUN/evaluation.json and RUN/report.html."""
+    recipe, settings = run.recipe, run.recipe.evaluation
+    examples = held_out_examples(recipe)
+    first = build_student(recipe).to(distributed.device())
+    before = judge_language(first, examples, settings.seeds, settings.temperature)
+    after = judge_language(run.student, examples, settings.seeds, settings.temperature)
+    rows, header = compare(before, after), describe_run(recipe)
+    save_evaluation(run.folder / "evaluation.json", before, after, None, header)
+    path = write_report(run.folder / "report.html", _report(run, rows, before, after, header))
+    title = f"{len(examples)} held-out examples x {settings.seeds} seeds, 95 % bootstrap intervals over examples"
+    console.print(evaluation_table(rows, f"{EXACT} | {title}"))
+    console.print(f"report: {path}")
+    return rows
+
+
 def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
     """Write a run's student to one file, with what made it and the means of its evaluation in the metadata."""
     run = open_run(folder)
@@ -117,7 +141,7 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
     judged = run.folder / "evaluation.json"
     if judged.is_file():
         values = json.loads(judged.read_text(encoding="utf-8"))["values"]["after"]
-        scores = {name: round(sum(v) / len(v), 4) for name, v in values.items()}
+        scores = {name: round(fmean(x for x in v if x is not None), 4) for name, v in values.items()}
         metadata["scores"] = json.dumps(scores)
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
@@ -133,13 +157,14 @@ def _report(
             before.prompts, before.clips, after.clips, before.clip_metrics, after.clip_metrics, strict=False
         )
     ]
+    unit = "examples, {} responses each" if recipe.student.name == LANGUAGE else "prompts, {} clips each, same noise"
     return ReportData(
         title=f"{recipe.objective.name} | {recipe.name}",
         summary=recipe.header.split("\n", 1)[0],
         facts={**header, "steps": str(recipe.trainer.steps)},
         evaluation=rows,
-        evaluation_note=f"{len(before.prompts)} held-out prompts, {recipe.evaluation.seeds} clips each, same noise "
-        "before and after; 95 % bootstrap intervals of the paired difference over prompts.",
+        evaluation_note=f"{len(before.prompts)} held-out {unit.format(recipe.evaluation.seeds)} before and after; "
+        "95 % bootstrap intervals of the paired difference over prompts.",
         history=read_history(run.folder / "metrics.jsonl"),
         clips=clips,
         recipe=(run.folder / "recipe.yaml").read_text(encoding="utf-8"),
@@ -149,16 +174,42 @@ def _report(
 
 
 def sample_run(
-    folder: str | Path, prompts: Sequence[str], out: Path, *, frames: int | None = None, seed: int = 0
+    folder: str | Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    frames: int | None = None,
+    seed: int = 0,
+    images: Sequence[Path] = (),
 ) -> list[Path]:
     """Write a clip of every prompt with a run's student; several prompts get numbered files.
+
+    A language student answers every prompt, shown all `images`, into one text file.
 
     The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
     run = open_run(folder)
     student = run.student.eval()
+    if run.recipe.student.name == LANGUAGE:
+        return [_write_answers(student, prompts, out, seed, images)]
     frames = frames or run.recipe.data.frames
     generate: Any = student_generator(student, build_features(student.spec), build_codec(student.spec.codec), frames)
     clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
+
+
+def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, images: Sequence[Path]) -> Path:
+    """Prompt and response of every prompt in one text file."""
+    from PIL import Image
+
+    try:
+        pictures = tuple(Image.open(path).convert("RGB") for path in images)
+    except OSError as error:
+        raise DataError("a picture cannot be read", where="--image", why=str(error), fix="give picture files") from error
+    examples = [Example(prompt, images=pictures) for prompt in prompts]
+    generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
+    texts = student.decode(student.generate(student.prompts(examples), generators))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
+    return out

@@ -16,8 +16,10 @@ import torch
 import yaml
 
 from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student, student_generator
-from vidalign.build import build_context, build_objective, save_student
+from vidalign.bench.language import held_out_examples, judge_language
+from vidalign.build import LANGUAGE, build_context, build_objective, save_student
 from vidalign.context import Batch
+from vidalign.data.language import open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
@@ -59,7 +61,7 @@ class Trainer:
         if saved:
             _check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
-        self.prompts = open_prompts(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
+        self.prompts = open_data(recipe)
         self.step = 0
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
@@ -109,8 +111,10 @@ class Trainer:
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
-        ctx = self.ctx
+        ctx, settings = self.ctx, self.recipe.evaluation
         with torch.no_grad(), ctx.gathered():
+            if self.recipe.student.name == LANGUAGE:
+                return judge_language(ctx.student, held_out_examples(self.recipe)[:prompts], 1, settings.temperature)
             generate = student_generator(ctx.student, ctx.features, ctx.codec, ctx.frames)
             return judge_student(generate, held_out_prompts(self.recipe)[:prompts], 1)
 
@@ -171,6 +175,14 @@ class Trainer:
             self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
             tensorboard=tracking.tensorboard, panel=tracking.panel, start_step=start_step,
         )  # fmt: skip
+
+
+def open_data(recipe: Recipe) -> Any:
+    """What sample n of a run is asked: captions for a video student, examples for a language student."""
+    data, batch = recipe.data, recipe.trainer.prompts_per_step
+    if recipe.student.name == LANGUAGE:
+        return open_examples(data.prompts, recipe.seed, data.privilege, batch)
+    return open_prompts(data.prompts, recipe.seed, batch)
 
 
 def new_run_dir(recipe: Recipe) -> Path:

@@ -7,6 +7,7 @@ prompts; `evaluate_run` is what ``vidalign evaluate`` calls.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,12 +138,17 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
 
 
 def save_evaluation(
-    path: Path, before: Evaluation, after: Evaluation, truth: Evaluation, header: dict[str, str]
+    path: Path, before: Evaluation, after: Evaluation, truth: Evaluation | None, header: dict[str, str]
 ) -> None:
-    """Per-prompt values of all three, with what made them, as JSON."""
+    """Per-prompt values of all of them, with what made them, as JSON; NaN becomes null."""
     table = {
-        role: {f"{judge}/{name}": [round(v, 5) for v in values.tolist()] for (judge, name), values in e.metrics.items()}
+        role: {f"{judge}/{name}": [_number(v) for v in values.tolist()] for (judge, name), values in e.metrics.items()}
         for role, e in (("before", before), ("after", after), ("ground_truth", truth))
+        if e is not None
     }
     document = {"header": header, "prompts": after.prompts, "values": table}
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _number(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""`vidalign sample`: clips of a trained (or shipped) student as GIF or MP4."""
+"""`vidalign sample`: clips of a trained student as GIF or MP4, answers of a language student as text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ def sample(
     run: RunFolder,
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to show; may be given several times.")],
     out: Annotated[
-        Path, typer.Option("--out", help="File to write; .gif, or .mp4 where an encoder is there.")
+        Path, typer.Option("--out", help="File to write: .gif, .mp4 where an encoder is there, .txt for answers.")
     ],
     frames: Annotated[int | None, typer.Option(help="Length in frames; default as in training.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another clip.")] = 0,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="Picture that a vision-language student is asked about.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Generate clips with the student of a run."""
+    """Generate clips, or answers of a language student, with the student of a run."""
     from vidalign.runs import sample_run
 
-    for path in sample_run(run, prompt, out, frames=frames, seed=seed):
+    for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or []):
         typer.echo(str(path))

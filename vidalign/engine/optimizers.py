@@ -6,6 +6,7 @@ matrices inside the blocks; embeddings, heads, biases and modulation tables stay
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import nn
 
 from vidalign.engine.config import OptimizerConfig
 from vidalign.errors import UserError
+
+
+BLOCKS = re.compile(r"(^|\.)(blocks|layers)\.\d")
+"""Where the names of diffusers and transformers hold the blocks of a network."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -58,7 +63,7 @@ def make_optimizer(config: OptimizerConfig, parameters: dict[str, nn.Parameter])
     if config.name == "sgd":
         return torch.optim.SGD(every, config.learning_rate, weight_decay=config.weight_decay)
     if config.name == "muon":
-        matrices = [p for name, p in parameters.items() if p.ndim == 2 and ".blocks." in f".{name}"]
+        matrices = [p for name, p in parameters.items() if p.ndim == 2 and BLOCKS.search(name)]
         chosen = {id(p) for p in matrices}
         if not matrices:
             raise UserError("muon found no weight matrix inside blocks", where="trainer.optimizer", fix="use adamw")

@@ -59,14 +59,15 @@ class Experience:
     group: ``[N]`` index of the prompt of each candidate, 0 .. P-1 in ascending order.
     context: KV cache of the clean past, one entry per prompt (batch P), or None; it is held once per prompt and
     broadcast over the candidates.
-    text: ``[P, L, D]`` features, one entry per prompt.
+    text: ``[P, L, D]`` features, one entry per prompt, or None where prompts are `Example`s of a language task.
+    prompts: a caption, or an `Example`, per prompt.
     metrics: what to log of the collection, by name with reduction.
     """
 
     tensors: dict[str, torch.Tensor]
     group: torch.Tensor
-    text: torch.Tensor
-    prompts: list[str]
+    text: torch.Tensor | None
+    prompts: list[Any]
     context: Context | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ class Experience:
             self,
             tensors={name: t[start:stop] for name, t in self.tensors.items()},
             group=self.group[start:stop] - first,
-            text=self.text[first:last],
+            text=None if self.text is None else self.text[first:last],
             prompts=self.prompts[first:last],
             context=None if self.context is None else self.context.rows(slice(first, last)),
         )

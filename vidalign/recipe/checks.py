@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vidalign.objectives.base import Needs
 
 WORLD = "world:"
+LANGUAGE = "language"
 
 
 @dataclass
@@ -109,7 +110,7 @@ def _teacher(draft: Draft) -> None:
         return
     if teacher.path:
         _weights_file(draft, teacher.path, "teacher.path")
-    elif teacher.name == "model" and "teacher" not in draft.broken:
+    elif teacher.name in ("model", LANGUAGE) and "teacher" not in draft.broken:
         draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
     try:
         offers = registry.get("teachers", teacher.name).offers
@@ -140,6 +141,10 @@ def _student(draft: Draft) -> None:
         from vidalign.students.video import VideoStudentSpec
 
         build(VideoStudentSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+    if student.init and student.name == LANGUAGE:
+        from vidalign.students.language import LanguageSpec
+
+        build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
 
 
 def _adapter(draft: Draft) -> None:
@@ -201,6 +206,11 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
     """The file exists and its header can be read; tensors are not touched."""
     from vidalign.students.video.checkpoint import resolve
 
+    if draft.recipe.student.name == LANGUAGE:
+        from vidalign.students.language_checkpoint import is_transformers
+
+        if is_transformers(path):
+            return
     try:
         with safe_open(resolve(path), "pt") as file:
             metadata = file.metadata() or {}
@@ -220,6 +230,9 @@ def _prompts(draft: Draft) -> None:
     sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
     if recipe.evaluation.prompts:
         sources["evaluation.prompts"] = recipe.evaluation.prompts
+    if recipe.student.name == LANGUAGE:
+        _examples(draft, sources)
+        return
     for path, source in sources.items():
         try:
             prompts = _read_prompts(source)
@@ -227,6 +240,20 @@ def _prompts(draft: Draft) -> None:
             draft.pass_on(error, path)
         else:
             _unknown_words(draft, source, prompts)
+
+
+def _examples(draft: Draft, sources: dict[str, str]) -> None:
+    """Splits of the embedded worlds exist and a table is not a split of the video world; tables are not read."""
+    from vidalign.data.language import check_world
+
+    for path, source in sources.items():
+        try:
+            check_world(source)
+        except UserError as error:
+            draft.pass_on(error, path)
+        if source.startswith(WORLD):
+            draft.refuse(f"a language student cannot answer {source!r}", path, "its captions are for video students",
+                         "use tokens:train, pictures:train or a table")  # fmt: skip
 
 
 def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidalign.engine.config import AdapterConfig, EngineConfig
+from vidalign.students.language_config import ChatConfig, Sampling
 
 
 @dataclass
@@ -35,9 +36,14 @@ class StudentConfig:
     name: str = "video"
     """Kind of student in the registry."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/student`."""
+    """A safetensors file or a shipped name such as `world/student`; for language students also the folder or hub name
+    of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
+    chat: ChatConfig | None = None
+    """Chat template of a language student, instead of the settings in its weights."""
+    sampling: Sampling | None = None
+    """Sampling of a language student, instead of the settings in its weights."""
     adapter: AdapterConfig | None = None
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
@@ -49,7 +55,8 @@ class TeacherConfig:
     """What the objective learns from; never trained."""
 
     name: str = "model"
-    """Kind of teacher in the registry: `model` (a bidirectional multi-step network) or `world` (its ground truth)."""
+    """Kind of teacher in the registry: `model` (a bidirectional multi-step network), `world` (its ground truth) or
+    `language` (a language model)."""
     path: str = ""
     """Weights of a `model`: a safetensors file or a shipped name such as `world/teacher`."""
     steps: int = 24
@@ -63,11 +70,15 @@ class DataConfig:
     """Prompts, and the clips of objectives that learn from clips."""
 
     prompts: str = "world:train"
-    """Training prompts: `world:SPLIT` or a text file with one prompt a line."""
+    """Training prompts: `world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`,
+    `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`."""
     eval_prompts: str = "world:held_out"
     """Prompts that are never trained on, in the same form."""
     frames: int = 12
     """Length of a clip in frames."""
+    privilege: Literal["hints", "executed", "summary", "answer", "none", "mixed"] = "hints"
+    """Privileged text of the embedded language worlds: steps in order without or with their results, a summary, the
+    answer, nothing, or these in turn. Tables bring their own in the column `privileged`."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -140,6 +151,8 @@ class EvaluationConfig:
     """Length of the judged clips in frames."""
     sampler: Literal["causal", "teacher"] = "causal"
     """How clips are made: the causal few-step sampler, or a bidirectional teacher's Euler steps."""
+    temperature: float = 0.0
+    """Temperature of a language student's answers; 0 takes the likeliest tokens."""
 
     def __post_init__(self) -> None:
         for name in ("count", "seeds", "frames"):

@@ -7,7 +7,6 @@ last columns of the batch, so that column j of the response is the same token un
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,26 +16,7 @@ from torch import Tensor
 
 from vidalign.data.examples import Example
 from vidalign.errors import DataError, UserError
-
-
-@dataclass
-class ChatConfig:
-    """How a question becomes a conversation."""
-
-    system: str = ""
-    """System turn; empty: none."""
-    privileged: str = "{prompt}\n\n{privileged}"
-    """User turn of a privileged policy."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further variables of the model's chat template, such as `enable_thinking: false`."""
-
-    def __post_init__(self) -> None:
-        names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
-        if names != ["privileged", "prompt"]:
-            raise UserError(
-                f"the privileged turn {self.privileged!r} cannot be filled in", where="chat.privileged",
-                why=f"it names {', '.join(names) or 'nothing'}", fix="use {prompt} and {privileged}, once each",
-            )  # fmt: skip
+from vidalign.students.language_config import ChatConfig
 
 
 @dataclass

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from vidalign.data.examples import Example
 from vidalign.errors import UserError
-from vidalign.students.chat import ChatConfig, ChatEncoder, TokenBatch, lengthen
-from vidalign.students.sampling import CounterSampler, Sampling, log_probabilities
+from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
+from vidalign.students.language_config import ChatConfig, Sampling
+from vidalign.students.sampling import CounterSampler, log_probabilities
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config entries of models whose logits are more than a projection of the last hidden state."""
@@ -73,7 +74,7 @@ class LanguageStudent(nn.Module):
         self.spec = spec
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
         self.chat = ChatEncoder(tokenizer, spec.chat, processor)
-        self.stop_ids = _stop_ids(model, tokenizer, spec.sampling.stop)
+        self.stop_ids = _stop_ids(model, tokenizer, spec.sampling)
         model.generation_config = GenerationConfig()
         text = model.config.get_text_config()
         scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
@@ -100,6 +101,13 @@ class LanguageStudent(nn.Module):
         from vidalign.students import language_checkpoint
 
         return language_checkpoint.load(str(path)).to(device)
+
+    def configure(self, chat: ChatConfig | None = None, sampling: Sampling | None = None) -> LanguageStudent:
+        """Other chat or sampling settings than those that came with the weights; they are saved with the student."""
+        self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
+        self.chat = ChatEncoder(self.chat.tokenizer, self.spec.chat, self.chat.processor)
+        self.stop_ids = sorted({*self.stop_ids, *_token_ids(self.chat.tokenizer, self.spec.sampling.stop)})
+        return self
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """One safetensors file: the weights, the spec as JSON under "spec", and `metadata`."""
@@ -234,10 +242,10 @@ class LanguageStudent(nn.Module):
                 layer.training = False
 
 
-def _stop_ids(model: Any, tokenizer: Any, names: Sequence[str]) -> list[int]:
+def _stop_ids(model: Any, tokenizer: Any, sampling: Sampling) -> list[int]:
     """End-of-text ids of tokenizer and generation config, and the named tokens."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = {*([own] if isinstance(own, int) else own or []), *_token_ids(tokenizer, names)}
+    ids = {*([own] if isinstance(own, int) else own or []), *_token_ids(tokenizer, sampling.stop)}
     if tokenizer.eos_token_id is not None:
         ids.add(int(tokenizer.eos_token_id))
     if not ids:

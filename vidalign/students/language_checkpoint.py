@@ -15,6 +15,8 @@ from vidalign.students.language import LanguageSpec, LanguageStudent
 from vidalign.students.video.checkpoint import load_strict, read, resolve, write
 
 SHIPPED_TOKENIZER = "tasks"
+SHIPPED = ("world", "tokens", "pictures")
+"""First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 
 def new_model(config: dict[str, Any]) -> Any:
@@ -60,25 +62,27 @@ def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None
 
 def load(path: str) -> LanguageStudent:
     """A file or shipped name in fp32; otherwise a transformers folder or hub name in the dtype it is stored in."""
-    if not (Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))):
-        file = resolve(path)
-        tensors, metadata = read(file)
-        if "spec" not in metadata:
-            raise CheckpointError("no student spec in the file", where=str(file), fix="save it with LanguageStudent.save")
-        student = LanguageStudent.from_spec(LanguageSpec.from_dict(json.loads(metadata["spec"])))
-        whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
-        load_strict(student.model, {**tensors, **whole}, str(file))
-        return student
-    return load_transformers(path)
+    if is_transformers(path):
+        return load_transformers(path)
+    file = resolve(path)
+    tensors, metadata = read(file)
+    if "spec" not in metadata:
+        raise CheckpointError("no student spec in the file", where=str(file), fix="save it with LanguageStudent.save")
+    student = LanguageStudent.from_spec(LanguageSpec.from_dict(json.loads(metadata["spec"])))
+    whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
+    load_strict(student.model, {**tensors, **whole}, str(file))
+    return student
+
+
+def is_transformers(path: str) -> bool:
+    """Whether a path names a transformers model (a folder or a hub name) rather than weights saved by vidalign."""
+    return Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))
 
 
 def is_hub_name(path: str) -> bool:
-    """``owner/name`` that is no shipped name: shipped folders are in lower case and have weights beside them."""
-    try:
-        resolve(path)
-    except CheckpointError:
-        return path.count("/") == 1 and not path.endswith(".safetensors") and not path.startswith((".", "/"))
-    return False
+    """``owner/name`` as on the hub, and not the name of shipped weights."""
+    owner, slash, name = path.partition("/")
+    return bool(slash and name) and "/" not in name and not name.endswith(".safetensors") and owner not in ("", ".", "..", *SHIPPED)
 
 
 def load_transformers(name: str) -> LanguageStudent:

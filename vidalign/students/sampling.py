@@ -8,37 +8,12 @@ sample draws does not depend on the others in its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidalign.errors import UserError
-
-
-@dataclass
-class Sampling:
-    """How responses are drawn."""
-
-    max_new_tokens: int = 256
-    """Longest response in tokens, the stop token included."""
-    temperature: float = 1.0
-    """Logits are divided by it; 0 takes the likeliest token."""
-    top_p: float = 1.0
-    """Draw among the likeliest tokens that hold this much probability (nucleus sampling)."""
-    top_k: int = 0
-    """Draw among this many likeliest tokens; 0: among all."""
-    stop: list[str] = field(default_factory=list)
-    """Tokens that end a response, besides the model's own end-of-text tokens."""
-
-    def __post_init__(self) -> None:
-        checks = {"max_new_tokens": self.max_new_tokens >= 1, "temperature": self.temperature >= 0,
-                  "top_p": 0 < self.top_p <= 1, "top_k": self.top_k >= 0}  # fmt: skip
-        for name, good in checks.items():
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name)}", where=f"sampling.{name}",
-                                fix="see the ranges in `Sampling`")  # fmt: skip
+from vidalign.students.language_config import Sampling
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:

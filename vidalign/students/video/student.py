@@ -54,6 +54,8 @@ class VideoStudent(nn.Module):
         install(base, spec.numerics)
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
+    spec_type = VideoStudentSpec
+
     @classmethod
     def from_spec(cls, spec: VideoStudentSpec, seed: int = 0) -> VideoStudent:
         """A network with random weights that depend on `seed` only."""

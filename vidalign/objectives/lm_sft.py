@@ -1,0 +1,71 @@
+"""Supervised training of a language student on written responses: pre-training and the supervised baseline.
+
+Loss: cross-entropy of the response tokens, mean over the tokens of a response, then over responses.
+``privileged_share`` of the samples have their privileged text in the user turn, so that the privileged policies of
+on-policy distillation (arXiv 2606.30626) are in distribution; everything else about them is the same.
+Knob that matters: ``privileged_share``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign.errors import DataError
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class LanguageSFT(Objective):
+    name = "lm_sft"
+    needs = Needs(students=("language",))
+
+    @dataclass
+    class Config:
+        privileged_share: float = 0.0
+        """Share of the samples whose privileged text the student sees, in [0, 1]."""
+
+        def __post_init__(self) -> None:
+            if not 0 <= self.privileged_share <= 1:
+                raise ValueError("privileged_share must be between 0 and 1")
+
+    config: Config
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        chat = ctx.student.chat
+        silent = next((example.prompt for example in batch.prompts if not example.response), None)
+        if silent is not None:
+            raise DataError("an example has no response to learn from", where=silent[:60],
+                            fix="give the data a column 'response'")  # fmt: skip
+        ids, response = chat.responses([example.response for example in batch.prompts], chat.tokenizer.eos_token_id)
+        draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("privileged", batch.ids)])
+        return Experience(
+            tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},
+            group=torch.arange(len(batch.prompts)),
+            text=None,
+            prompts=batch.prompts,
+        )
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, student = micro_batch.data, ctx.student
+        hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, data["privileged"].tolist(), strict=True)]
+        batch = student.compose(data.prompts, data["ids"], data["response"], hints)
+        rows = batch.response
+        logits = student.project(student.response_hidden(batch)[rows])  # [tokens, V]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        targets = batch.response_ids[rows]
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        weights = (rows / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
+        right = (logits.argmax(-1) == targets).to(losses.dtype)
+        loss = (losses * weights).sum()
+        return LossOut(
+            loss,
+            {
+                "objective/cross_entropy/mean": loss.detach(),
+                "objective/token_accuracy/mean": (right * weights).sum().detach(),
+            },
+        )

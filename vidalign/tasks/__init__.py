@@ -1,0 +1,1 @@
+"""The embedded worlds of language students: reasoning problems and picture questions with exact answers."""

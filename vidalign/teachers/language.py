@@ -1,0 +1,23 @@
+"""A frozen language model as teacher: hidden states and logits over the student's own vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidalign.students.language import LanguageStudent
+
+if TYPE_CHECKING:
+    from vidalign.recipe.schema import TeacherConfig
+
+
+class LanguageTeacher:
+    """A frozen `LanguageStudent` under ``model``. Offers ``logits``: `compose`, `response_hidden`, `project`."""
+
+    offers = ("logits",)
+
+    def __init__(self, model: LanguageStudent) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_recipe(cls, config: TeacherConfig, frames: int) -> LanguageTeacher:
+        return cls(LanguageStudent.load(config.path))
