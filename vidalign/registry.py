@@ -25,7 +25,11 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
         "dmd": "vidalign.objectives.dmd:DMD",
+        "dopd": "vidalign.objectives.dopd:DOPD",
+        "gkd": "vidalign.objectives.gkd:GKD",
         "lm_sft": "vidalign.objectives.lm_sft:LanguageSFT",
+        "opd": "vidalign.objectives.opd:OPD",
+        "opsd": "vidalign.objectives.opsd:OPSD",
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {

@@ -100,7 +100,7 @@ class DOPD(Objective):
     config: Config
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        tokens.check_vocabulary(student, teacher)
+        tokens.check_heads(student, teacher)
         return {}
 
     # --- collect ---

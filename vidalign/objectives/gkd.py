@@ -44,7 +44,7 @@ class GKD(Objective):
     config: Config
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        tokens.check_vocabulary(student, teacher)
+        tokens.check_heads(student, teacher)
         return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:

@@ -31,7 +31,7 @@ class OPD(Objective):
     config: Config
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        tokens.check_vocabulary(student, teacher)
+        tokens.check_heads(student, teacher)
         return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:

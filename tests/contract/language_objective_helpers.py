@@ -1,0 +1,63 @@
+"""Token objectives on language students of two layers in fp64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidalign.build import build_context, build_objective
+from vidalign.context import Batch, TrainContext
+from vidalign.data.examples import Example
+from vidalign.data.language import open_examples
+from vidalign.objectives.base import Experience, Objective
+from vidalign.recipe import load_recipe
+from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.tracking.tracker import Tracker
+
+CONFIG: dict[str, Any] = dict(
+    model_type="qwen3", vocab_size=102, hidden_size=16, head_dim=8, intermediate_size=24, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=2,
+    bos_token_id=None,
+)  # fmt: skip
+NAMES = ("opd", "gkd", "opsd", "dopd")
+
+
+def make_student(path: Path, seed: int, tied: bool) -> None:
+    spec = LanguageSpec.from_dict({"config": {**CONFIG, "tie_word_embeddings": tied}})
+    student = LanguageStudent.from_spec(spec, seed)
+    with torch.no_grad():  # stock weights are so small that every token is as likely as every other
+        for parameter in student.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)
+    student.save(path)
+
+
+def make(folder: Path, name: str, *overrides: str) -> tuple[Objective, TrainContext]:
+    lines = [
+        f"student: {{name: language, path: {folder}/student.safetensors, sampling: {{max_new_tokens: 10}}}}",
+        f"objective: {{name: {name}}}",
+        "data: {prompts: 'tokens:train', eval_prompts: 'tokens:held_out'}",
+        "trainer: {micro_batch: 64}",
+        "tracking: {tensorboard: false, panel: none, clips_every: 0}",
+        "engine: {precision: fp64}",
+    ]
+    if name != "opsd":
+        lines.append(f"teacher: {{name: language, path: {folder}/teacher.safetensors}}")
+    file = folder / f"{name}.yaml"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    recipe = load_recipe(file, list(overrides))
+    objective = build_objective(recipe)
+    return objective, build_context(recipe, objective, Tracker.silent())
+
+
+def examples(count: int = 3, form: str = "hints") -> list[Example]:
+    source = open_examples("tokens:train", 0, form)
+    return [source[n] for n in range(count)]
+
+
+def collect(objective: Objective, ctx: TrainContext, given: list[Example] | None = None) -> Experience:
+    given = given if given is not None else examples()
+    with torch.no_grad():
+        return objective.collect(ctx, Batch(ctx.step, given, list(range(len(given)))))
