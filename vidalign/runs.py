@@ -206,7 +206,7 @@ def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, i
     try:
         pictures = tuple(Image.open(path).convert("RGB") for path in images)
     except OSError as error:
-        raise DataError("a picture cannot be read", where="--image", why=str(error), fix="give picture files") from error
+        raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
     examples = [Example(prompt, images=pictures) for prompt in prompts]
     generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
     texts = student.decode(student.generate(student.prompts(examples), generators))

@@ -42,7 +42,7 @@ class TableExamples:
     def __init__(self, rows: Any, seed: int, where: str, batch: int = 1) -> None:
         if "prompt" not in rows.column_names:
             raise DataError("the data have no column 'prompt'", where=where,
-                            why=f"columns: {', '.join(rows.column_names)}", fix="rename the column of the questions")  # fmt: skip
+                            why=f"columns: {', '.join(rows.column_names)}", fix="rename that of the questions")  # fmt: skip
         if not len(rows):
             raise DataError("the data hold no row", where=where, fix="write one question a row")
         self.rows, self.where = rows, where
@@ -113,7 +113,7 @@ def _read_table(source: str) -> Any:
         kind = FILES.get(Path(source).suffix)
         if kind is None or not Path(source).is_file():
             raise DataError(f"there are no examples {source!r}", where="data.prompts",
-                            fix="use tokens:train, pictures:train, datasets:NAME or a json, csv or parquet file")  # fmt: skip
+                            fix="use tokens:train, pictures:train, datasets:NAME or a table file")  # fmt: skip
         return datasets.load_dataset(kind, data_files=source, split="train")
     except (OSError, ValueError) as error:
         raise DataError("the table cannot be read", where=source, why=str(error).split("\n", 1)[0],

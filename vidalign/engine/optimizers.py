@@ -16,7 +16,6 @@ from torch import nn
 from vidalign.engine.config import OptimizerConfig
 from vidalign.errors import UserError
 
-
 BLOCKS = re.compile(r"(^|\.)(blocks|layers)\.\d")
 """Where the names of diffusers and transformers hold the blocks of a network."""
 

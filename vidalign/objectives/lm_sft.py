@@ -52,7 +52,8 @@ class LanguageSFT(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student
-        hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, data["privileged"].tolist(), strict=True)]
+        told = data["privileged"].tolist()
+        hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]
         batch = student.compose(data.prompts, data["ids"], data["response"], hints)
         rows = batch.response
         logits = student.project(student.response_hidden(batch)[rows])  # [tokens, V]

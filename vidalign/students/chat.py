@@ -13,10 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vidalign.data.examples import Example
 from vidalign.errors import DataError, UserError
 from vidalign.students.language_config import ChatConfig
+
+PER_TOKEN = "token_type_ids"
+"""How the names of processor outputs with an entry a token end."""
 
 
 @dataclass
@@ -56,8 +60,8 @@ class ChatEncoder:
         self.tokenizer, self.config, self.processor = tokenizer, config, processor
         if not (processor or tokenizer).chat_template:
             raise UserError("the tokenizer has no chat template", where="student", fix="use an instruction-tuned model")
-        pad = tokenizer.pad_token_id
-        self.pad = int(tokenizer.eos_token_id if pad is None else pad)
+        own = tokenizer.pad_token_id
+        self.pad = int(tokenizer.eos_token_id if own is None else own)
 
     def messages(self, example: Example, privileged: str = "") -> list[dict[str, Any]]:
         """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt."""
@@ -132,15 +136,13 @@ class ChatEncoder:
         out: dict[str, list[Tensor]] = {}
         for extra in extras:
             for name, value in extra.items():
-                if name.endswith("token_type_ids"):
-                    value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
+                if name.endswith(PER_TOKEN):
+                    value = pad(value, (length - value.shape[1], 0))
                 out.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in out.items()}
 
 
 def lengthen(inputs: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
     """Inputs with an entry a token, continued to the length of `shape` as text (type 0)."""
-    return {
-        name: torch.nn.functional.pad(value, (0, shape[1] - value.shape[1])) if name.endswith("token_type_ids") else value
-        for name, value in inputs.items()
-    }
+    per_token = [name for name in inputs if name.endswith(PER_TOKEN)]
+    return inputs | {name: pad(inputs[name], (0, shape[1] - inputs[name].shape[1])) for name in per_token}

@@ -30,6 +30,9 @@ from vidalign.students.sampling import CounterSampler, log_probabilities
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config entries of models whose logits are more than a projection of the last hidden state."""
 
+PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
+"""Config entries of tokens that stand for pictures."""
+
 
 @dataclass
 class LanguageSpec:
@@ -75,6 +78,8 @@ class LanguageStudent(nn.Module):
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
         self.chat = ChatEncoder(tokenizer, spec.chat, processor)
         self.stop_ids = _stop_ids(model, tokenizer, spec.sampling)
+        self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
+        """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
         text = model.config.get_text_config()
         scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
@@ -131,10 +136,10 @@ class LanguageStudent(nn.Module):
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute layers in the backward pass (non-reentrant); dropout stays off."""
-        if not enabled:
+        if enabled:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif self._layers():
             self.model.gradient_checkpointing_disable()
-            return
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     # --- conversations ---
 
@@ -155,12 +160,13 @@ class LanguageStudent(nn.Module):
     ) -> TokenBatch:
         """Responses to prompts (R = 0) with one CPU generator each: a batch with ids, masks and log-probabilities.
 
-        logprobs are those of the policy at the sampling temperature (1 when greedy), before top-p and top-k.
+        logprobs are those of the policy at the sampling temperature (1 when greedy), before top-p and top-k and
+        before placeholders of pictures are left out, which are never drawn.
         `generators` may be None when the temperature is 0.
         """
         assert prompts.response.shape[1] == 0, "generation begins where the prompt ends"
         sampling = sampling or self.spec.sampling
-        sampler = CounterSampler(sampling, generators)
+        sampler = CounterSampler(sampling, generators, self.picture_ids)
         self.model.eval()  # whatever a wrapper has set: the cache needs it
         ids = self.model.generate(
             input_ids=prompts.ids, attention_mask=prompts.mask.long(), **prompts.inputs,

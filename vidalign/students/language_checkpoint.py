@@ -82,7 +82,8 @@ def is_transformers(path: str) -> bool:
 def is_hub_name(path: str) -> bool:
     """``owner/name`` as on the hub, and not the name of shipped weights."""
     owner, slash, name = path.partition("/")
-    return bool(slash and name) and "/" not in name and not name.endswith(".safetensors") and owner not in ("", ".", "..", *SHIPPED)
+    is_path = owner in ("", ".", "..") or "/" in name or name.endswith(".safetensors")
+    return bool(slash and name) and not is_path and owner not in SHIPPED
 
 
 def load_transformers(name: str) -> LanguageStudent:

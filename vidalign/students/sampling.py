@@ -22,11 +22,12 @@ def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     return (logits / (temperature or 1.0)).log_softmax(-1)
 
 
-def draw(logp: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens ``[N]`` from log-probabilities ``[N, V]`` and uniform numbers ``[N]`` in [0, 1)."""
+def draw(logp: Tensor, uniform: Tensor, sampling: Sampling, banned: Sequence[int] = ()) -> Tensor:
+    """Tokens ``[N]`` from log-probabilities ``[N, V]`` and uniform numbers ``[N]`` in [0, 1), never a banned one."""
+    logp = logp.index_fill(-1, torch.tensor(banned, dtype=torch.long, device=logp.device), -torch.inf)
     if sampling.temperature == 0:
         return logp.argmax(-1)
-    p, order = logp.double().exp().sort(-1, descending=True, stable=True)
+    p, order = logp.double().softmax(-1).sort(stable=True, dim=-1, descending=True)
     total = p.cumsum(-1)
     limit = torch.searchsorted(total, torch.full_like(total[:, :1], sampling.top_p)).clamp(max=p.shape[1] - 1)
     if sampling.top_k:
@@ -39,8 +40,10 @@ def draw(logp: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 class CounterSampler:
     """A logits processor for `generate`: draws with one generator a sample and remembers the log-probabilities."""
 
-    def __init__(self, sampling: Sampling, generators: Sequence[torch.Generator] | None) -> None:
-        self.sampling = sampling
+    def __init__(
+        self, sampling: Sampling, generators: Sequence[torch.Generator] | None, banned: Sequence[int] = ()
+    ) -> None:
+        self.sampling, self.banned = sampling, banned
         self.uniform: Tensor | None = None
         if sampling.temperature > 0:
             assert generators is not None, "drawing needs a generator for every sample"
@@ -52,6 +55,6 @@ class CounterSampler:
         logp = log_probabilities(scores, self.sampling.temperature)
         step = len(self.logprobs)
         uniform = logp.new_zeros(len(logp)) if self.uniform is None else self.uniform[:, step].to(logp.device)
-        token = draw(logp, uniform, self.sampling)[:, None]
+        token = draw(logp, uniform, self.sampling, self.banned)[:, None]
         self.logprobs.append(logp.gather(1, token)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)

@@ -43,7 +43,8 @@ def example(split: str, seed: int, sample: int, form: str) -> Example:
     found = problem(split, seed, sample)
     if form == "mixed":
         form = FORMS[sample // len(SPLITS[split][0]) // len(SPLITS[split][1]) % (len(FORMS) - 1)]
-    return Example(found.prompt, found.privileged(form), (), found.answer, found.response, found.family, len(found.steps))
+    steps = len(found.steps)
+    return Example(found.prompt, found.privileged(form), (), found.answer, found.response, found.family, steps)
 
 
 def check_split(split: str) -> None:

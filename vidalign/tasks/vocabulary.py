@@ -14,7 +14,8 @@ from vidalign.tasks.pictures import PLACES, RELATIONS
 from vidalign.tasks.problems import ARITHMETIC, FAMILIES, LETTERS, NODES, REORDER
 from vidalign.world.constants import COLOURS, SHAPES, SIZE
 
-PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM, IMAGE = "<pad>", "<unk>", "<end>", "<user>", "<assistant>", "<system>", "<image>"
+PAD, UNKNOWN, END, IMAGE = "<pad>", "<unk>", "<end>", "<image>"
+USER, ASSISTANT, SYSTEM = "<user>", "<assistant>", "<system>"
 PATCH = 8
 """Height and width in pixels of a patch of the picture world's vision tower."""
 TEMPLATE = (
@@ -33,7 +34,8 @@ def vocabulary() -> list[str]:
     special = [PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM, IMAGE]
     marks = [":", "|", ">", "=", ",", "?"]
     numbers = [str(n) for n in range(SIZE)]
-    tokens = [*FAMILIES, *ARITHMETIC, *REORDER, "change", *LETTERS, *NODES, "plan", "summary", "answer", "steps", "with"]
+    hints = ["plan", "summary", "answer", "steps", "with"]
+    tokens = [*FAMILIES, *ARITHMETIC, *REORDER, "change", *LETTERS, *NODES, *hints]
     places = sorted({word for place in PLACES for word in place})
     asked = ["what", "colour", "is", "the", "object", "objects", "at", "where", "how", "many", "are", "of", "yes", "no"]
     pictures = [*COLOURS, *SHAPES, *places, *RELATIONS, *asked, "boxes"]

@@ -1,0 +1,48 @@
+"""Language students of one or two layers, built from stock configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vidalign.engine.rng import generator
+from vidalign.students.language import LanguageSpec, LanguageStudent
+
+VOCAB = 102
+TEXT: dict[str, Any] = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, eos_token_id=2, bos_token_id=None,
+)  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True, **TEXT},
+    "llama": {"model_type": "llama", "tie_word_embeddings": False, **TEXT},
+    "gpt2": dict(  # learned absolute positions: wrong position ids show
+        model_type="gpt2", vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=2,
+        eos_token_id=2, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
+    ),
+    "llava": dict(
+        model_type="llava", image_token_index=6, image_seq_length=16, vision_feature_layer=-1,
+        vision_feature_select_strategy="default", text_config={"model_type": "llama", **TEXT},
+        vision_config=dict(
+            model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+            num_attention_heads=4, image_size=32, patch_size=8, projection_dim=32,
+        ),
+    ),
+}  # fmt: skip
+
+
+def make(name: str = "qwen3", seed: int = 0, scale: float = 4.0, **spec: Any) -> LanguageStudent:
+    """A random student in fp64 whose logits are spread out."""
+    values = {"config": CONFIGS[name], "sampling": {"max_new_tokens": 12}, **spec}
+    student = LanguageStudent.from_spec(LanguageSpec.from_dict(values), seed).double()
+    with torch.no_grad():
+        student.head_weight.mul_(scale)
+        for key, parameter in student.named_parameters():
+            if parameter.ndim > 1 and "layers" in key or ".h." in key:
+                parameter.mul_(3.0)
+    return student.requires_grad_(False)
+
+
+def generators(*samples: int, seed: int = 0) -> list[torch.Generator]:
+    return [generator(seed, "test", 0, sample) for sample in samples]
