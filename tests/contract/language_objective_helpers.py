@@ -21,6 +21,8 @@ CONFIG: dict[str, Any] = dict(
     num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=2,
     bos_token_id=None,
 )  # fmt: skip
+STOP = [str(digit) for digit in range(10)]
+"""Further stop tokens: random students would never end by themselves, and lengths must differ."""
 NAMES = ("opd", "gkd", "opsd", "dopd")
 
 
@@ -36,7 +38,8 @@ def make_student(path: Path, seed: int, tied: bool) -> None:
 
 def make(folder: Path, name: str, *overrides: str) -> tuple[Objective, TrainContext]:
     lines = [
-        f"student: {{name: language, path: {folder}/student.safetensors, sampling: {{max_new_tokens: 10}}}}",
+        f"student: {{name: language, path: {folder}/student.safetensors, sampling: {{max_new_tokens: 10, "
+        f"stop: {STOP}}}}}",
         f"objective: {{name: {name}}}",
         "data: {prompts: 'tokens:train', eval_prompts: 'tokens:held_out'}",
         "trainer: {micro_batch: 64}",

@@ -1,4 +1,7 @@
-"""opd, gkd, opsd and dopd: losses written out token by token, micro-batches, padding, exact zeros, ablations."""
+"""opd, gkd, opsd and dopd: losses written out token by token, micro-batches, padding, exact zeros, ablations.
+
+transformers normalises in fp32 whatever the weights are: other padding moves the seventh digit.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +65,9 @@ def test_micro_batches_add_up(name: str, folder: Path) -> None:
     assert count == 1 and max(float(g.abs().max()) for g in gradient.values()) > 1e-6
     for size in (1, 4):
         total, parts, count = accumulate(objective, ctx, data, Phase(), size)
-        assert count > 1 and total == pytest.approx(expected, rel=1e-9)
+        assert count > 1 and total == pytest.approx(expected, rel=1e-5)
         for key, one in gradient.items():
-            torch.testing.assert_close(parts[key], one, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(parts[key], one, rtol=1e-4, atol=1e-5 * float(one.abs().max()) + 1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,7 +128,7 @@ def test_baselines_are_the_formula(name: str, kind: Any, folder: Path) -> None:
         hint = data.prompts[int(data.group[n])].privileged if name == "opsd" else None
         ours, theirs = logits(student, data, n, None), logits(target, data, n, hint)
         values.append(divergence(ours, theirs, kind, beta=0.3))
-    assert whole(objective, ctx, data).loss.item() == pytest.approx(mean_of_means(values), rel=1e-9)
+    assert whole(objective, ctx, data).loss.item() == pytest.approx(mean_of_means(values), rel=1e-6)
 
 
 def test_a_top_k_support_is_a_lower_bound(folder: Path) -> None:
@@ -145,7 +148,7 @@ def test_the_temperature_is_the_samplers(folder: Path) -> None:
         ours, theirs = logits(network_of(ctx), data, n, None), logits(teacher_of(ctx), data, n, None)
         values.append(divergence(2 * ours, 2 * theirs, "reverse_kl"))
     out = whole(objective, ctx, data)
-    assert out.loss.item() == pytest.approx(mean_of_means(values), rel=1e-9)
+    assert out.loss.item() == pytest.approx(mean_of_means(values), rel=1e-6)
     assert float(out.metrics["health/on_policy_gap/max"]) < 1e-6
 
 
@@ -223,7 +226,7 @@ def test_dopd_is_the_method_token_by_token(ablation: str, folder: Path) -> None:
     for n, chosen in enumerate(regimes):
         assert data["regime"][n][data["response"][n]].tolist() == chosen
     assert {r for row in regimes for r in row} == {0, 1, 2, 3}, "all regimes occur"
-    assert whole(objective, ctx, data).loss.item() == pytest.approx(expected, rel=1e-9)
+    assert whole(objective, ctx, data).loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_dopd_logs(folder: Path) -> None:

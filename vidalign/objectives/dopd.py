@@ -162,7 +162,7 @@ class DOPD(Objective):
         data, student = micro_batch.data, ctx.student
         mask = tokens.mask_of(data)
         regime = data["regime"][:, : mask.shape[1]][mask]
-        ours = tokens.states(student, data)
+        ours = tokens.states(ctx, student, data)
         targets = self._targets(ctx, data, mask, regime, ours)
         weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
         loss = 0.0 * student.project(ours[:1]).sum()  # every weight gets a gradient, whatever the regimes
@@ -200,10 +200,10 @@ class DOPD(Objective):
         """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
         texts = [data.prompts[group].privileged for group in data.group.tolist()]
         if source == "teacher":
-            return tokens.states(ctx.teacher.model, data, texts)
+            return tokens.states(ctx, ctx.teacher.model, data, texts)
         if not any(texts):
             return ours.detach()
-        theirs = tokens.states(ctx.student, data, texts)
+        theirs = tokens.states(ctx, ctx.student, data, texts)
         bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
         return torch.where(bare[:, None], ours.detach(), theirs)
 

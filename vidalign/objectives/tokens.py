@@ -107,14 +107,14 @@ def mask_of(data: Experience) -> Tensor:
     return data["response"][:, : max(1, int(data["response"].sum(1).max()))]
 
 
-def states(policy: Any, data: Experience, privileged: Sequence[str] | None = None) -> Tensor:
+def states(ctx: TrainContext, policy: Any, data: Experience, privileged: Sequence[str] | None = None) -> Tensor:
     """``[M, D]``: hidden states of `policy` that predict the response tokens, behind bare or privileged prompts.
 
-    privileged: one text a sample.
+    privileged: one text a sample. Prompts are written by the student's chat template for every policy.
     """
     mask = mask_of(data)
     examples = [data.prompts[group] for group in data.group.tolist()]
-    batch = policy.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
+    batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
     return policy.response_hidden(batch)[batch.response]
 
 
@@ -152,7 +152,7 @@ def statistics(
         mask = mask_of(part)
         own = None if texts is None else texts[row : row + len(part)]
         found = projected_statistics(
-            states(policy, part, own), policy.project, tokens_of(part), temperature=temperature_of(ctx)
+            states(ctx, policy, part, own), policy.project, tokens_of(part), temperature=temperature_of(ctx)
         )
         for target, values in zip((logp, spread), found, strict=True):
             target[row : row + len(part), : mask.shape[1]][mask] = values.to(target.dtype)
@@ -176,9 +176,9 @@ def single_target_loss(
 ) -> LossOut:
     """The loss of a baseline: every token towards `target`, which sees `privileged` (one text a sample)."""
     student = ctx.student
-    ours = states(student, data)
+    ours = states(ctx, student, data)
     with torch.no_grad():
-        theirs = states(target, data, privileged)
+        theirs = states(ctx, target, data, privileged)
     losses = projected_divergence(
         ours, student.project, theirs, target.project, config.divergence,
         beta=config.beta, top_k=config.top_k, temperature=temperature_of(ctx),
