@@ -26,6 +26,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
         "dmd": "vidalign.objectives.dmd:DMD",
         "dopd": "vidalign.objectives.dopd:DOPD",
+        "dopd_video": "vidalign.objectives.dopd_video:DOPDVideo",
         "gkd": "vidalign.objectives.gkd:GKD",
         "lm_sft": "vidalign.objectives.lm_sft:LanguageSFT",
         "opd": "vidalign.objectives.opd:OPD",
@@ -37,6 +38,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "video": "vidalign.students.video:VideoStudent",
     },
     "teachers": {
+        "few_step": "vidalign.teachers.few_step:FewStepTeacher",
         "language": "vidalign.teachers.language:LanguageTeacher",
         "model": "vidalign.teachers.model:ModelTeacher",
         "world": "vidalign.teachers.world:WorldTeacher",

@@ -55,8 +55,9 @@ def sections(folder: Path, name: str) -> str:
         "engine: {precision: fp64}",
     ]
     if needs.teacher:
-        path = f", path: {folder}/teacher.safetensors" if needs.teacher == "velocity" else ""
-        lines.append(f"teacher: {{name: {'model' if path else 'world'}{path}}}")
+        kind = {"velocity": "model", "few_step": "few_step"}.get(needs.teacher, "world")
+        path = f", path: {folder}/teacher.safetensors" if kind != "world" else ""
+        lines.append(f"teacher: {{name: {kind}{path}}}")
     if needs.rewards:
         lines.append("rewards: {text_alignment: 1.0, motion_quality: 1.0, visual_quality: 1.0}")
     return "\n".join(lines) + "\n"

@@ -50,7 +50,7 @@ def test_the_same_step_gives_the_same_numbers(name: str, folder: Path) -> None:
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "dopd_video"])  # draws nothing in its loss, one update
 def test_another_update_on_the_same_experience_draws_anew(name: str, folder: Path) -> None:
     objective, ctx = make(folder, name)
     data = collect(objective, ctx)

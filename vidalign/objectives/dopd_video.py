@@ -1,0 +1,297 @@
+"""DOPD for causal few-step video students: an extension of dual on-policy distillation (arXiv 2606.30626) that is in no
+paper. Under the re-noising sampler the student is a Gaussian policy and a token is a unit u = (chunk, patch block,
+denoising step).
+
+One step:
+1. the student rolls out whole videos; each draws one denoising step at which all of its chunks are predicted again, by
+   the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
+2. exact split ``v_T^p - v_S = C + I``: capability ``C = v_T^p - v_S^p`` and information ``I = v_S^p - v_S``;
+3. per unit the gap ``A = w_k mean|C|^2`` (`losses/gaussian_policy.py`), c in [0, 1] how consistent p is with the rollout,
+   g whether the rewards prefer the teacher's x0 to the privileged student's (without rewards: whether the teacher is
+   nearer to the student); trimmed means per step and chunk over all ranks route it to the target
+   ``v_S + a C + b I``:
+   LH  A low, c high   (1, c)  4x4-pooled KL      0.6
+   LL  A low, c low    (0, c)  4x4-pooled KL      0.3
+   HT  A high, g       (1, c)  full, robust       1
+   HS  A high, not g   (0, c)  4x4-pooled KL      0.6
+4. a share `privileged_share` of the steps trains the student *with* p towards v_T^p, so that v_S^p stays in
+   distribution.
+
+Every policy has its own pass over the clean chunks, with its own text: p never enters the student's own keys and values.
+Exact: without p, I is 0 and LL and HS have neither value nor gradient; with an equal teacher nothing has.
+Controls: `privilege: none`, `pairing: shuffled`, `targets: uniform` with (1, 0) or (1, 1), `targets: literal` (the paper's
+two-policy targets (1, 1) and (0, 1)), HT only by weights of 0.
+Not here: boxes and tracks, a clean first frame, the clean target as privilege.
+Knobs that matter: learning rate, privilege, teacher, block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from vidalign.errors import UserError
+from vidalign.losses import gaussian_policy as policy
+from vidalign.losses.advantages import combine
+from vidalign.losses.flow_matching import expand_sigma
+from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.rollout import Rollout, RolloutPlan
+from vidalign.teachers.privilege import dense_prompts, rollout_captions
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+POOL = 4
+NAMES = tuple(regime.name.lower() for regime in Regime)
+
+
+@dataclass
+class RegimeWeights:
+    """Factor of the loss of every regime; 0 leaves it out."""
+
+    lh: float = 0.6
+    """Low gap, p consistent with the rollout."""
+    ll: float = 0.3
+    """Low gap, p less consistent."""
+    ht: float = 1.0
+    """High gap, the teacher endorsed."""
+    hs: float = 0.6
+    """High gap, the teacher not endorsed."""
+
+    def __post_init__(self) -> None:
+        for name in NAMES:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0")
+
+
+class DOPDVideo(Objective):
+    name = "dopd_video"
+    needs = Needs(teacher="few_step")
+
+    @dataclass
+    class Config:
+        group_size: int = 1
+        """Rollouts per prompt."""
+        privilege: Literal["caption", "dense_prompt", "future", "none"] = "caption"
+        """caption: of the student's own rollout (embedded world); dense_prompt: from `dense_prompts`; future: the later
+        clean frames of the rollout."""
+        dense_prompts: str = ""
+        """JSON file, an object from prompts to denser ones."""
+        pairing: Literal["own", "shuffled"] = "own"
+        """shuffled: every sample gets the privilege of another one, a control."""
+        targets: Literal["routed", "literal", "uniform"] = "routed"
+        """literal: the teacher or the privileged student as a whole; uniform: one target for all units."""
+        capability: float = 1.0
+        """a of uniform targets."""
+        information: float = 0.0
+        """b of uniform targets."""
+        block: int = 8
+        """Width of a unit in latent pixels, a multiple of 4."""
+        trim: float = 0.05
+        """Share of the largest values that the thresholds leave out."""
+        weights: RegimeWeights = field(default_factory=RegimeWeights)
+        """Factor of every regime."""
+        privileged_share: float = 0.15
+        """Share of the steps that train the student with p in its input, in 0..1."""
+
+        def __post_init__(self) -> None:
+            if self.block < POOL or self.block % POOL:
+                raise ValueError(f"block must be a multiple of {POOL}")
+            if not 0 <= self.trim < 1:
+                raise ValueError("trim must lie in 0..1, 1 excluded")
+            if not 0 <= self.privileged_share <= 1:
+                raise ValueError("privileged_share must lie in 0..1")
+            if (self.privilege == "dense_prompt") != bool(self.dense_prompts):
+                raise ValueError("dense_prompts and privilege: dense_prompt belong together")
+
+    config: Config
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        teacher.check(student)
+        _, _, height, width = student.chunk_shape
+        if height % self.config.block or width % self.config.block:
+            raise UserError(
+                f"blocks of {self.config.block} do not divide latents of {height} x {width}", where="objective.block",
+                fix=f"use a common divisor of both that is a multiple of {POOL}",
+            )  # fmt: skip
+        return {}
+
+    # --- collect ---
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        size, text = self.config.group_size, ctx.text(batch.prompts)
+        record = tuple(range(ctx.chunks))
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=record)
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        with ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        samples = [number * size + g for number in batch.ids for g in range(size)]
+        draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("step", samples)])
+        tensors = states_at(rollout, draws.to(ctx.device)) | {"sample": torch.tensor(samples)}
+        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
+        data = Experience(tensors, group, text, batch.prompts)
+        clips = ctx.decode(rollout.latents)
+        self._add_privilege(ctx, data, clips)
+        data.metrics = self._route(ctx, data, *self._velocities(ctx, data))
+        data.metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+        ctx.show(clips, [batch.prompts[g] for g in group.tolist()], {})
+        return data
+
+    def _add_privilege(self, ctx: TrainContext, data: Experience, clips: Tensor) -> None:
+        """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
+        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group.tolist()]
+        if kind == "none":
+            return
+        if kind == "future":
+            found = data["latents"]
+        else:
+            texts = rollout_captions(clips, prompts) if kind == "caption" else dense_prompts(prompts, self.config.dense_prompts)
+            found = ctx.text(texts)
+        data.tensors["privilege"] = found.roll(-1, 0) if self.config.pairing == "shuffled" else found
+
+    def _velocities(self, ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Tensor]:
+        """v_S, v_S^p and v_T^p, ``[N, F, C, H, W]`` each, without gradient."""
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for piece in self.micro_batches(ctx, data, Phase()):
+            bare = self._velocity(ctx, ctx.student, piece.data, privileged=False)
+            own = bare
+            if "privilege" in data.tensors:
+                own = self._velocity(ctx, ctx.student, piece.data, privileged=True)
+            parts.append((bare, own, self._velocity(ctx, ctx.teacher.model, piece.data, privileged=True)))
+        bare, own, teacher = (torch.cat(column) for column in zip(*parts, strict=True))
+        return bare, own, teacher
+
+    def _velocity(self, ctx: TrainContext, network: Any, data: Experience, *, privileged: bool) -> Tensor:
+        """Velocity at the recorded states, every chunk on the clean chunks before it."""
+        x_t, sigma, clean = data["x_t"], data["sigma"], data["latents"]
+        if not privileged or self.config.privilege == "none":
+            return network.velocity(x_t, sigma, data.text, None, clean=clean)
+        if self.config.privilege != "future":
+            return network.velocity(x_t, sigma, data["privilege"], None, clean=clean)
+        return self._with_future(ctx, network, data)
+
+    def _with_future(self, ctx: TrainContext, network: Any, data: Experience) -> Tensor:
+        """Chunk by chunk among its clean past and the clean future of `privilege`; the last chunk has no future."""
+        x_t, sigma, size = data["x_t"], data["sigma"], ctx.chunk_frames
+        last = x_t.shape[1] - size
+        chunks = []
+        for start in range(0, last, size):
+            here = slice(start, start + size)
+            frames = torch.cat([data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + size :]], 1)
+            levels = torch.zeros_like(sigma)
+            levels[:, here] = sigma[:, here]
+            chunks.append(network.bidirectional(frames, levels, data.text)[:, here])
+        causal = network.velocity(x_t, sigma, data.text, None, clean=data["latents"])
+        return torch.cat([*chunks, causal[:, last:]], 1)
+
+    def _route(self, ctx: TrainContext, data: Experience, bare: Tensor, own: Tensor, teacher: Tensor) -> dict[str, float]:
+        """Add ``regime`` ``[N, chunks, h, w]`` and ``shift`` ``a C + b I``, like a velocity; returns what to log."""
+        frames, block = ctx.chunk_frames, self.config.block
+        x_t, level = data["x_t"], expand_sigma(data["sigma"], data["x_t"])
+        capability, information = teacher - own, own - bare
+        gap = policy.unit_gap(capability, data["weight"], frames, block)
+        c = policy.consistency(x_t - level * bare, x_t - level * own, data["latents"])
+        nearer = policy.unit_gap(teacher - bare, data["weight"], frames, block) <= policy.unit_gap(
+            information, data["weight"], frames, block
+        )
+        endorsed = self._endorsed(ctx, data, x_t - level * teacher, x_t - level * own, nearer)
+        gap_mean, c_mean = self._thresholds(ctx, gap, c, data["step"])
+        units = c[:, None, None, None].expand_as(gap).double()
+        regime = route(gap.double(), units, endorsed, gap_mean, c_mean)
+        if self.config.targets == "uniform" or self._present(ctx):
+            regime = torch.full_like(regime, int(Regime.HT))
+        a, b = self._coefficients(ctx, regime, units)
+        a, b = (policy.over_units(x.to(capability.dtype), frames, block) for x in (a, b))
+        data.tensors |= {"regime": regime, "shift": a * capability + b * information}
+        recorded = data["x0"]
+        replay = float((x_t - level * bare - recorded).abs().max() / recorded.std().clamp(min=1e-6))
+        metrics = {
+            "objective/capability/mean": float(gap.mean()), "objective/consistency/mean": float(c.mean()),
+            "objective/information/mean": float(policy.unit_gap(information, data["weight"], frames, block).mean()),
+            "objective/endorsed/mean": float(endorsed.double().mean()), "health/on_policy_gap/max": replay,
+        }  # fmt: skip
+        shares = fractions(ctx.gather(regime)).tolist()
+        return metrics | {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
+
+    def _endorsed(self, ctx: TrainContext, data: Experience, teacher: Tensor, own: Tensor, nearer: Tensor) -> Tensor:
+        """Whether the rewards prefer the teacher's x0, by clip; by unit `nearer` where there is no reward."""
+        if ctx.rewards is None:
+            return nearer
+        prompts = [data.prompts[g] for g in data.group.tolist()]
+        totals = [
+            combine(ctx.score(ctx.decode(x0), prompts), ctx.reward_weights, whitened=False) for x0 in (teacher, own)
+        ]
+        better, failed = totals[0] >= totals[1], (totals[0] - totals[1]).isnan()
+        wide = [x.to(nearer.device)[:, None, None, None].expand_as(nearer) for x in (better, failed)]
+        return torch.where(wide[1], nearer, wide[0])
+
+    def _thresholds(self, ctx: TrainContext, gap: Tensor, c: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Trimmed means of the gap ``[N, chunks, 1, 1]`` and of c ``[N, 1, 1, 1]``, per denoising step (and chunk)."""
+        gaps, scores, steps = (ctx.gather(x) for x in (gap, c, step))
+        gap_mean = torch.zeros(*gap.shape[:2], 1, 1, dtype=torch.float64, device=gap.device)
+        c_mean = torch.zeros(len(c), 1, 1, 1, dtype=torch.float64, device=gap.device)
+        for k in step.unique().tolist():
+            here, everywhere = step == k, steps == k
+            c_mean[here] = trimmed_mean(scores[everywhere], self.config.trim)
+            for chunk in range(gap.shape[1]):
+                gap_mean[here, chunk] = trimmed_mean(gaps[everywhere, chunk].flatten(), self.config.trim)
+        return gap_mean, c_mean
+
+    def _coefficients(self, ctx: TrainContext, regime: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b of every unit."""
+        ones = torch.ones_like(c)
+        if self._present(ctx):
+            return ones, 0 * ones  # the input holds p: what is left to learn is the capability
+        if self.config.targets == "uniform":
+            return self.config.capability * ones, self.config.information * ones
+        taught = ((regime == Regime.LH) | (regime == Regime.HT)).to(c.dtype)
+        return taught, ones if self.config.targets == "literal" else c
+
+    def _present(self, ctx: TrainContext) -> bool:
+        """Whether p is in the student's input in this step; the same on every rank."""
+        if self.config.privilege == "none":
+            return False
+        return bool(torch.rand((), generator=ctx.shared_generator("privileged")) < self.config.privileged_share)
+
+    # --- loss ---
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, frames, block = micro_batch.data, ctx.chunk_frames, self.config.block
+        velocity = self._velocity(ctx, ctx.student, data, privileged=self._present(ctx))
+        difference = velocity - velocity.detach() - data["shift"]  # at the update v is v_S (or v_S^p) itself
+        full = policy.robust_loss(difference, data["weight"], frames, block)
+        coarse = policy.coarse_loss(difference, data["weight"], frames, block, POOL)
+        values = torch.where(data["regime"] == Regime.HT, full, coarse)
+        factors = torch.tensor([getattr(self.config.weights, name) for name in NAMES], device=values.device)
+        loss = (factors.to(values.dtype)[data["regime"]] * values).mean()
+        metrics = {}
+        for regime in Regime:
+            if (data["regime"] == regime).any():
+                metrics[f"objective/loss_{NAMES[regime]}/mean"] = values.detach()[data["regime"] == regime].mean()
+        return LossOut(loss, metrics)
+
+
+def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:
+    """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
+
+    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N]``; latents: the finished video.
+    A chunk with its own list of levels is at the same fraction of it.
+    """
+    rows = torch.arange(len(uniform), device=uniform.device)
+    columns: dict[str, list[Tensor]] = {"x_t": [], "x0": [], "sigma": [], "weight": []}
+    step = torch.zeros_like(rows)
+    for chunk in sorted(rollout.states):
+        state = rollout.states[chunk]
+        step = (uniform * len(state.sigmas)).long()
+        columns["x_t"].append(state.x_t[rows, step])
+        columns["x0"].append(state.x0[rows, step])
+        for name, values in (("sigma", state.sigmas), ("weight", policy.transition_weights(state.sigmas))):
+            table = torch.tensor(values, dtype=torch.float64, device=uniform.device)
+            columns[name].append(table[step].unsqueeze(1).expand(-1, state.x_t.shape[2]))
+    found = {name: torch.cat(values, 1) for name, values in columns.items()}
+    found["weight"] = found["weight"].to(found["x_t"].dtype)
+    return found | {"latents": rollout.latents, "step": step}

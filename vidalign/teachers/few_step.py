@@ -1,0 +1,45 @@
+"""A frozen few-step causal network as teacher: it speaks the student's own transport, on the same noise levels.
+
+A step-distilled or aligned student, or the student's own weights with privileged input. (Matching a few-step student
+to the posterior mean of a multi-step model would blur it.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidalign.errors import UserError
+from vidalign.students.video import VideoStudent
+
+if TYPE_CHECKING:
+    from vidalign.recipe.schema import TeacherConfig
+
+
+class FewStepTeacher:
+    """A frozen `VideoStudent` under ``model``. Offers ``few_step``: its causal velocity."""
+
+    offers = ("few_step",)
+
+    def __init__(self, model: VideoStudent) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_recipe(cls, config: TeacherConfig, frames: int) -> FewStepTeacher:
+        if not config.path:
+            raise UserError("the teacher has no weights", where="teacher", why="it is a network", fix="give teacher.path")
+        return cls(VideoStudent.load(config.path))
+
+    def check(self, student: VideoStudent) -> None:
+        """Raises `UserError` unless teacher and student share latents, text features, chunks and noise levels."""
+        ours, theirs = student.spec, self.model.spec
+        pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("codec", "text", "height", "width")}
+        pairs["noise levels"] = (ours.sampler.sigmas, theirs.sampler.sigmas)
+        pairs["first noise levels"] = (ours.sampler.first_sigmas, theirs.sampler.first_sigmas)
+        pairs["chunk_frames"] = (ours.cache.chunk_frames, theirs.cache.chunk_frames)
+        for name, (own, other) in pairs.items():
+            if own != other:
+                raise UserError(
+                    f"student and teacher differ in their {name}", where="teacher.path",
+                    why=f"the student has {own}, the teacher {other}",
+                    fix="distil from a few-step teacher of the same transport",
+                )  # fmt: skip
