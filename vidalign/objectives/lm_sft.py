@@ -60,7 +60,7 @@ class LanguageSFT(Objective):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = batch.response_ids[rows]
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        weights = (rows / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
+        weights = (rows.to(losses) / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
         right = (logits.argmax(-1) == targets).to(losses.dtype)
         loss = (losses * weights).sum()
         return LossOut(
