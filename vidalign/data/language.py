@@ -105,7 +105,7 @@ def _read_table(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise DataError("tables are read by the package datasets", where=source, why="it is not installed",
-                        fix="pip install 'vidalign[language]'") from error  # fmt: skip
+                        fix="pip install 'vidalign[datasets]'") from error  # fmt: skip
     try:
         if source.startswith("datasets:"):
             name, _, split = source.removeprefix("datasets:").partition(":")
