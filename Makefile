@@ -38,6 +38,11 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
 	$(BIN)/vidalign train world/pretrain/student --run runs/assets/student --resume
 	$(BIN)/vidalign export --run runs/assets/student --out vidalign/weights/world/student.safetensors
+	for name in tokens/pretrain/teacher tokens/pretrain/student pictures/pretrain/teacher pictures/pretrain/student; do \
+		out=vidalign/weights/$$(dirname $$(dirname $$name))/$$(basename $$name).safetensors; \
+		$(BIN)/vidalign train $$name --run runs/assets/$$name --resume && mkdir -p $$(dirname $$out) && \
+		$(BIN)/vidalign export --run runs/assets/$$name --out $$out --dtype float16 || exit 1; \
+	done
 
 bench: $(INSTALLED)  ## the measured tables in benchmarks/
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vidalign.recipe import load_recipe as load_recipe
+    from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
     from vidalign.trainer import Trainer as Trainer
 
@@ -30,11 +31,15 @@ _HOMES = {
 }
 
 
-def load_student(path: str | Path, **kwargs: Any) -> VideoStudent:
-    """The student in a safetensors file, or the shipped one of that name; see `VideoStudent.load`."""
+def load_student(path: str | Path, **kwargs: Any) -> VideoStudent | LanguageStudent:
+    """The student in a safetensors file, or the shipped one of that name; for language students also a transformers
+    folder or hub name. See `VideoStudent.load` and `LanguageStudent.load`.
+    """
+    from vidalign.students.language import LanguageStudent
+    from vidalign.students.language_checkpoint import is_language
     from vidalign.students.video import VideoStudent
 
-    return VideoStudent.load(path, **kwargs)
+    return (LanguageStudent if is_language(str(path)) else VideoStudent).load(path, **kwargs)
 
 
 def __getattr__(name: str) -> Any:

@@ -46,3 +46,27 @@ def make(name: str = "qwen3", seed: int = 0, scale: float = 4.0, **spec: Any) ->
 
 def generators(*samples: int, seed: int = 0) -> list[torch.Generator]:
     return [generator(seed, "test", 0, sample) for sample in samples]
+
+
+def qwen3_vl() -> LanguageStudent:
+    """A random Qwen3-VL with the words of the embedded worlds; patches of 8 pixels, four of them to a token."""
+    from vidalign.students.language_checkpoint import new_model, tokenizer_and_processor
+
+    text = {k: v for k, v in TEXT.items() if k != "bos_token_id"}
+    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1], mrope_interleaved=True)
+    vision = dict(
+        depth=1, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=8, temporal_patch_size=2,
+        spatial_merge_size=2, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0],
+    )  # fmt: skip
+    spec = LanguageSpec(
+        dict(
+            model_type="qwen3_vl", image_token_id=6, video_token_id=7, vision_start_token_id=8, vision_end_token_id=9,
+            tie_word_embeddings=True, vision_config=vision,
+            text_config={**text, "head_dim": 8, "rope_parameters": rope},
+        )
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = new_model(spec.config)
+    tokenizer, _ = tokenizer_and_processor("tasks", model.config.get_text_config())
+    return LanguageStudent(spec, model, tokenizer).double().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from language_helpers import CONFIGS, make
+from language_helpers import CONFIGS, make, qwen3_vl
 from language_helpers import generators as numbers
 
 from vidalign.data.examples import Example
@@ -254,3 +254,32 @@ def test_mistakes_are_told() -> None:
         LanguageStudent.from_spec(LanguageSpec(config))
     with pytest.raises(CheckpointError, match="no such weights"):
         LanguageStudent.load("tokens/studnt")
+
+
+def test_a_model_with_positions_of_its_own_scores_what_it_rolled_out() -> None:
+    """Qwen3-VL places text and pictures in three dimensions: with and without pictures, padded differently."""
+    student = qwen3_vl()
+    plain = student.prompts([Example("chain : 7 | 1 : plus 5"), Example("walk : p | 1 : red | 2 : blue | 3 : red")])
+    picture = torch.tensor([8, 6, 6, 6, 6, 9]).expand(2, 6)  # start, four places, end: in front of the question
+    seen = replace(
+        plain,
+        ids=torch.cat([plain.ids[:, :-3], picture, plain.ids[:, -3:]], 1),
+        mask=torch.cat([plain.mask, torch.ones(2, 6, dtype=torch.bool)], 1),
+        inputs={
+            "pixel_values": torch.randn(32, 3 * 2 * 8 * 8, dtype=torch.float64, generator=numbers(0)[0]),
+            "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
+        },
+    )
+    seen.inputs["mm_token_type_ids"] = (seen.ids == 6).long()
+    for prompts in (plain, seen):
+        rollout = student.generate(prompts, numbers(0, 1), Sampling(10))
+        same(student.logprobs(rollout), rollout.logprobs)
+        assert not torch.isin(rollout.response_ids, torch.tensor(student.picture_ids)).any()
+
+
+def test_load_student_knows_the_kind(tmp_path: Path) -> None:
+    import vidalign
+
+    make("qwen3").float().save(tmp_path / "s.safetensors")
+    assert isinstance(vidalign.load_student(tmp_path / "s.safetensors"), LanguageStudent)
+    assert not isinstance(vidalign.load_student("world/student"), LanguageStudent)

@@ -42,7 +42,7 @@ class TableExamples:
     def __init__(self, rows: Any, seed: int, where: str, batch: int = 1) -> None:
         if "prompt" not in rows.column_names:
             raise DataError("the data have no column 'prompt'", where=where,
-                            why=f"columns: {', '.join(rows.column_names)}", fix="rename that of the questions")  # fmt: skip
+                            why=f"columns: {', '.join(rows.column_names)}", fix="rename it")  # fmt: skip
         if not len(rows):
             raise DataError("the data hold no row", where=where, fix="write one question a row")
         self.rows, self.where = rows, where
@@ -105,7 +105,7 @@ def _read_table(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise DataError("tables are read by the package datasets", where=source, why="it is not installed",
-                        fix="pip install 'vidalign[language]'") from error  # fmt: skip
+                        fix="pip install 'vidalign[datasets]'") from error  # fmt: skip
     try:
         if source.startswith("datasets:"):
             name, _, split = source.removeprefix("datasets:").partition(":")

@@ -56,11 +56,11 @@ class LanguageSFT(Objective):
         hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]
         batch = student.compose(data.prompts, data["ids"], data["response"], hints)
         rows = batch.response
-        logits = student.project(student.response_hidden(batch)[rows])  # [tokens, V]
+        logits = student.response_logits(batch)  # [tokens, V]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         targets = batch.response_ids[rows]
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        weights = (rows / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
+        weights = (rows.to(losses) / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
         right = (logits.argmax(-1) == targets).to(losses.dtype)
         loss = (losses * weights).sum()
         return LossOut(

@@ -6,7 +6,6 @@ its values in that one order. The temperature of all distributions is the one at
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,17 +187,17 @@ def single_target_loss(
 
 
 def watch(ctx: TrainContext, data: Experience, hidden: Tensor) -> dict[str, Tensor]:
-    """Entropy of the student, and how far the loss' forward is from the rollout on the rollout's own tokens (largest
-    difference of log-probabilities; NaN, not logged, where no token was sampled by the student)."""
+    """Entropy of the student, and how far the loss' forward is from the rollout on the rollout's own tokens: mean
+    difference of log-probabilities, of which the largest over micro-batches is logged (single tokens differ by a lot in
+    bf16); NaN, not logged, where no token was sampled by the student."""
     mask = mask_of(data)
     logp, spread = projected_statistics(
         hidden.detach(), ctx.student.project, tokens_of(data), temperature=temperature_of(ctx)
     )
     recorded = data["logp"][:, : mask.shape[1]][mask]
-    gap = (logp - recorded).abs()[recorded.isfinite()]
     return {
         "objective/entropy/mean": (spread * token_weights(mask).to(spread.dtype)).sum(),
-        "health/on_policy_gap/max": gap.max() if len(gap) else gap.new_tensor(math.nan),
+        "health/on_policy_gap/max": (logp - recorded).abs()[recorded.isfinite()].mean(),
     }
 
 

@@ -79,6 +79,11 @@ def is_transformers(path: str) -> bool:
     return Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))
 
 
+def is_language(path: str) -> bool:
+    """Whether a path names a language student, by the spec in its header; raises `CheckpointError` for no weights."""
+    return is_transformers(path) or "tokenizer" in json.loads(read(resolve(path))[1].get("spec", "{}"))
+
+
 def is_hub_name(path: str) -> bool:
     """``owner/name`` as on the hub, and not the name of shipped weights."""
     owner, slash, name = path.partition("/")

@@ -109,9 +109,12 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
     others = [t for t in things if t is not one]
     assert others, "a relation needs two objects"
     other = others[_below(len(others), g)]
-    word = tuple(RELATIONS)[_below(len(RELATIONS), g)]
-    axis, side = RELATIONS[word]
-    holds = PLACES[one.place][axis] == side != PLACES[other.place][axis]
+    true = [
+        word for word, (axis, side) in RELATIONS.items() if PLACES[one.place][axis] == side != PLACES[other.place][axis]
+    ]
+    holds = _below(2, g) == 0  # as many yes as no: two objects in different quadrants differ in a row or a column
+    words = true if holds else [word for word in RELATIONS if word not in true]
+    word = words[_below(len(words), g)]
     return f"is the {one.label} {word} of the {other.label} ?", [one, other], "yes" if holds else "no"
 
 

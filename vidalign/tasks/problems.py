@@ -33,7 +33,7 @@ class Problem:
     family: str
     start: Words
     facts: tuple[Words, ...]
-    """Edges (from, colour, to) of a walk in the order in which they are told, nothing otherwise."""
+    """Of a walk: every node with the ends of its red and of its blue edge, in the order in which they are told."""
     steps: tuple[Words, ...]
     """Operations in the order of their execution."""
     told: tuple[int, ...]
@@ -96,7 +96,7 @@ def apply(step: Words, state: Words, facts: tuple[Words, ...]) -> Words:
     if name == "change":
         return tuple(step[2] if letter == step[1] else letter for letter in state)
     if name in EDGES:
-        return next((end,) for begin, colour, end in facts if (begin, colour) == (state[0], name))
+        return next((row[1 + EDGES.index(name)],) for row in facts if row[0] == state[0])
     if name == "reverse":
         return state[::-1]
     if name == "rotate":
@@ -121,10 +121,9 @@ def draw(family: str, steps: int, g: torch.Generator) -> Problem:
 
 def _start(family: str, g: torch.Generator) -> tuple[Words, tuple[Words, ...]]:
     if family == "walk":
-        pairs = [(node, colour) for node in NODES for colour in EDGES]
-        edges = [(node, colour, _pick(tuple(n for n in NODES if n != node), g)) for node, colour in pairs]
-        told = torch.randperm(len(edges), generator=g).tolist()
-        return (_pick(NODES, g),), tuple(edges[i] for i in told)
+        ends = [tuple(_pick(tuple(n for n in NODES if n != node), g) for _ in EDGES) for node in NODES]
+        told = torch.randperm(len(NODES), generator=g).tolist()
+        return (_pick(NODES, g),), tuple((NODES[i], *ends[i]) for i in told)
     symbols = DIGITS if family in ("chain", "list") else LETTERS
     return tuple(_pick(symbols, g) for _ in range(1 if family == "chain" else LENGTH)), ()
 
