@@ -1,4 +1,4 @@
-"""dopd for video students: the routed loss written out unit by unit, exact zeros, controls, and whose cache is whose."""
+"""dopd for video students: the routed loss written out unit by unit, exact zeros, controls, separate caches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def velocities(ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Ten
     teacher = ctx.roles._frozen["teacher"].network
     for n in range(len(data)):
         own_text, bare = data["privilege"][n : n + 1], data.text[int(data.group[n])][None]  # type: ignore[index]
-        for k, (network, text) in enumerate(((network_of(ctx), bare), (network_of(ctx), own_text), (teacher, own_text))):
+        for k, (network, text) in enumerate(
+            ((network_of(ctx), bare), (network_of(ctx), own_text), (teacher, own_text))
+        ):
             past, chunks = network.begin(text), []
             x_t, sigma, clean = (data[name][n : n + 1] for name in ("x_t", "sigma", "latents"))
             for start in range(0, x_t.shape[1], CHUNK):
@@ -126,13 +128,15 @@ def test_an_equal_teacher_without_privilege_teaches_nothing(folder: Path) -> Non
 
 @pytest.mark.parametrize(("targets", "a", "b"), [("uniform", 1.0, 0.0), ("uniform", 1.0, 1.0), ("literal", None, 1.0)])
 def test_controls_of_the_target(targets: str, a: float | None, b: float, folder: Path) -> None:
-    """Uniform (1, 0) keeps the information out; literal targets are the teacher or the privileged student as they are."""
+    """Uniform (1, 0) keeps the information out; literal targets are the teacher or the privileged student."""
     objective, ctx = dopd(folder, f"targets={targets}", f"capability={a or 1}", f"information={b}", "pairing=shuffled")
     data = collect(objective, ctx)
     bare, own, teacher = velocities(ctx, data)
     taught = (data["regime"] == Regime.HT) | (data["regime"] == Regime.LH)
     share = policy.over_units(taught.double(), CHUNK, BLOCK) if a is None else a
-    torch.testing.assert_close(data["shift"].double(), (share * (teacher - own) + b * (own - bare)).double(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        data["shift"].double(), (share * (teacher - own) + b * (own - bare)).double(), rtol=1e-3, atol=1e-4
+    )
     assert targets == "literal" or (data["regime"] == Regime.HT).all()
 
 
@@ -154,9 +158,7 @@ def test_privilege_never_enters_the_students_own_cache(
     changed = Experience(data.tensors | {"privilege": data["privilege"] + 1.0}, data.group, data.text, data.prompts)
     with torch.no_grad():
         for privileged in (False, True):
-            first, second = (
-                objective._velocity(ctx, ctx.student, d, privileged=privileged) for d in (data, changed)
-            )
+            first, second = (objective._velocity(ctx, ctx.student, d, privileged=privileged) for d in (data, changed))
             assert torch.equal(first, second) == (not privileged)
     texts: list[Tensor] = []
     plain = VideoStudent.forward
@@ -269,7 +271,10 @@ def test_the_robust_loss_is_js_near_and_ln_2_far() -> None:
     for m, tolerance in ((0.1, 0.01), (0.5, 0.02), (30.0, 1e-6)):
         p, q = (torch.exp(-((x - mean) ** 2) / 2) / math.sqrt(2 * math.pi) for mean in (0.0, m))
         mixture = (p + q) / 2
-        kl = [torch.where(r > 1e-300, r * (r / mixture.clamp(min=1e-300)).clamp(min=1e-300).log(), 0.0 * r) for r in (p, q)]
+        kl = [
+            torch.where(r > 1e-300, r * (r / mixture.clamp(min=1e-300)).clamp(min=1e-300).log(), 0.0 * r)
+            for r in (p, q)
+        ]
         js = 0.5 * float(torch.trapezoid(kl[0] + kl[1], x))
         difference = torch.full((1, CHUNK, 3, 8, 8), m, dtype=torch.float64)
         found = policy.robust_loss(difference, torch.full((1, CHUNK), 0.5, dtype=torch.float64), CHUNK, 8)

@@ -325,4 +325,3 @@ def test_gathering_tokens_of_unequal_processes(monkeypatch: pytest.MonkeyPatch) 
 def test_impossible_settings_are_refused(name: str, wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         make(folder, name, f"objective.{wrong}")
-

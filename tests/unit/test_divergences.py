@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from vidalign.losses.divergences import (
-    between, bucket_log_probs, divergence, entropy, forward_kl, jensen_shannon, log_probs, reverse_kl,
+    between,
+    bucket_log_probs,
+    divergence,
+    entropy,
+    forward_kl,
+    jensen_shannon,
+    log_probs,
+    reverse_kl,
 )  # fmt: skip
 from vidalign.losses.projected import projected_divergence, projected_statistics
 

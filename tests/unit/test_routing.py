@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from vidalign.losses.routing import (
-    GAP_EDGES, Regime, Thresholds, fractions, gap, gap_histogram, route_tokens, thresholds, trimmed_mean,
+    GAP_EDGES,
+    Regime,
+    Thresholds,
+    fractions,
+    gap,
+    gap_histogram,
+    route_tokens,
+    thresholds,
+    trimmed_mean,
 )  # fmt: skip
 
 
@@ -62,7 +70,9 @@ def test_corners_by_hand() -> None:
     t, s = (torch.tensor([pair[k] for pair in q.values()]).double().log() for k in (0, 1))
     assert [Regime(r).name for r in route_tokens(t, s, means).tolist()] == list(q)
     even = torch.tensor([0.0], dtype=torch.float64)
-    assert route_tokens(even, even, Thresholds(0.0, 1.0)).tolist() == [Regime.HT], "equal to the mean is high, ties go to T"
+    assert route_tokens(even, even, Thresholds(0.0, 1.0)).tolist() == [Regime.HT], (
+        "equal to the mean is high, ties go to T"
+    )
 
 
 def test_a_few_outliers_move_no_threshold() -> None:

@@ -57,9 +57,7 @@ def confidence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def thresholds(teacher: Tensor, student: Tensor, trim: float = 0.05) -> Thresholds:
     """Trimmed means over valid tokens ``[M]`` of the whole batch on all ranks; each statistic drops its own top."""
-    return Thresholds(
-        trimmed_mean(gap(teacher, student), trim), trimmed_mean(confidence(teacher, student), trim)
-    )
+    return Thresholds(trimmed_mean(gap(teacher, student), trim), trimmed_mean(confidence(teacher, student), trim))
 
 
 def route(gap: Tensor, confidence: Tensor, endorsed: Tensor, gap_mean: Tensor, confidence_mean: Tensor) -> Tensor:

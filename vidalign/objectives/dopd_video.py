@@ -6,9 +6,9 @@ One step:
 1. the student rolls out whole videos; each draws one denoising step at which all of its chunks are predicted again, by
    the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
 2. exact split ``v_T^p - v_S = C + I``: capability ``C = v_T^p - v_S^p`` and information ``I = v_S^p - v_S``;
-3. per unit the gap ``A = w_k mean|C|^2`` (`losses/gaussian_policy.py`), c in [0, 1] how consistent p is with the rollout,
-   g whether the rewards prefer the teacher's x0 to the privileged student's (without rewards: whether the teacher is
-   nearer to the student); trimmed means per step and chunk over all ranks route it to the target
+3. per unit the gap ``A = w_k mean|C|^2`` (`losses/gaussian_policy.py`), c in [0, 1] how consistent p is with the
+   rollout, g whether the rewards prefer the teacher's x0 to the privileged student's (without rewards: whether the
+   teacher is nearer to the student); trimmed means per step and chunk over all ranks route it to the target
    ``v_S + a C + b I``:
    LH  A low, c high   (1, c)  4x4-pooled KL      0.6
    LL  A low, c low    (0, c)  4x4-pooled KL      0.3
@@ -17,10 +17,11 @@ One step:
 4. a share `privileged_share` of the steps trains the student *with* p towards v_T^p, so that v_S^p stays in
    distribution.
 
-Every policy has its own pass over the clean chunks, with its own text: p never enters the student's own keys and values.
+Every policy has its own pass over the clean chunks, with its own text: p never enters the student's own keys and
+values.
 Exact: without p, I is 0 and LL and HS have neither value nor gradient; with an equal teacher nothing has.
-Controls: `privilege: none`, `pairing: shuffled`, `targets: uniform` with (1, 0) or (1, 1), `targets: literal` (the paper's
-two-policy targets (1, 1) and (0, 1)), HT only by weights of 0.
+Controls: `privilege: none`, `pairing: shuffled`, `targets: uniform` with (1, 0) or (1, 1), `targets: literal` (the
+paper's two-policy targets (1, 1) and (0, 1)), HT only by weights of 0.
 Not here: boxes and tracks, a clean first frame, the clean target as privilege.
 Knobs that matter: learning rate, privilege, teacher, block.
 """
@@ -149,7 +150,11 @@ class DOPDVideo(Objective):
         if kind == "future":
             found = data["latents"]
         else:
-            texts = rollout_captions(clips, prompts) if kind == "caption" else dense_prompts(prompts, self.config.dense_prompts)
+            texts = (
+                rollout_captions(clips, prompts)
+                if kind == "caption"
+                else dense_prompts(prompts, self.config.dense_prompts)
+            )
             found = ctx.text(texts)
         data.tensors["privilege"] = found.roll(-1, 0) if self.config.pairing == "shuffled" else found
 
@@ -188,7 +193,9 @@ class DOPDVideo(Objective):
         causal = network.velocity(x_t, sigma, data.text, None, clean=data["latents"])
         return torch.cat([*chunks, causal[:, last:]], 1)
 
-    def _route(self, ctx: TrainContext, data: Experience, bare: Tensor, own: Tensor, teacher: Tensor) -> dict[str, float]:
+    def _route(
+        self, ctx: TrainContext, data: Experience, bare: Tensor, own: Tensor, teacher: Tensor
+    ) -> dict[str, float]:
         """Add ``regime`` ``[N, chunks, h, w]`` and ``shift`` ``a C + b I``, like a velocity; returns what to log."""
         frames, block = ctx.chunk_frames, self.config.block
         x_t, level = data["x_t"], expand_sigma(data["sigma"], data["x_t"])
@@ -278,8 +285,8 @@ class DOPDVideo(Objective):
 def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:
     """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
 
-    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N]``; latents: the finished video.
-    A chunk with its own list of levels is at the same fraction of it.
+    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N]``; latents: the finished
+    video. A chunk with its own list of levels is at the same fraction of it.
     """
     rows = torch.arange(len(uniform), device=uniform.device)
     columns: dict[str, list[Tensor]] = {"x_t": [], "x0": [], "sigma": [], "weight": []}

@@ -26,7 +26,9 @@ class FewStepTeacher:
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int) -> FewStepTeacher:
         if not config.path:
-            raise UserError("the teacher has no weights", where="teacher", why="it is a network", fix="give teacher.path")
+            raise UserError(
+                "the teacher has no weights", where="teacher", why="it is a network", fix="give teacher.path"
+            )
         return cls(VideoStudent.load(config.path))
 
     def check(self, student: VideoStudent) -> None:
