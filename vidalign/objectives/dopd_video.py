@@ -216,11 +216,10 @@ class DOPDVideo(Objective):
         data.tensors |= {"regime": regime, "shift": a * capability + b * information}
         recorded = data["x0"]
         replay = float((x_t - level * bare - recorded).abs().max() / recorded.std().clamp(min=1e-6))
-        metrics = {
-            "objective/capability/mean": float(gap.mean()), "objective/consistency/mean": float(c.mean()),
-            "objective/information/mean": float(policy.unit_gap(information, data["weight"], frames, block).mean()),
-            "objective/endorsed/mean": float(endorsed.double().mean()), "health/on_policy_gap/max": replay,
-        }  # fmt: skip
+        spread = policy.unit_gap(information, data["weight"], frames, block)
+        means = {"capability": gap, "consistency": c, "information": spread, "endorsed": endorsed}
+        metrics = {f"objective/{k}/mean": float(ctx.gather(v.double().mean()[None]).mean()) for k, v in means.items()}
+        metrics["health/on_policy_gap/max"] = replay
         shares = fractions(ctx.gather(regime)).tolist()
         return metrics | {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
 
