@@ -26,8 +26,26 @@ STOP = [str(digit) for digit in range(10)]
 NAMES = ("opd", "gkd", "opsd", "dopd")
 
 
+PICTURES: dict[str, Any] = dict(
+    model_type="llava", image_token_index=6, image_seq_length=16, vision_feature_layer=-1,
+    vision_feature_select_strategy="default", text_config={**CONFIG, "model_type": "llama"},
+    vision_config=dict(
+        model_type="clip_vision_model", hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, image_size=32, patch_size=8, projection_dim=16,
+    ),
+)  # fmt: skip
+
+
 def make_student(path: Path, seed: int, tied: bool) -> None:
-    spec = LanguageSpec.from_dict({"config": {**CONFIG, "tie_word_embeddings": tied}})
+    save_network(path, seed, {**CONFIG, "tie_word_embeddings": tied})
+
+
+def make_picture_student(path: Path, seed: int) -> None:
+    save_network(path, seed, PICTURES)
+
+
+def save_network(path: Path, seed: int, config: dict[str, Any]) -> None:
+    spec = LanguageSpec.from_dict({"config": config})
     student = LanguageStudent.from_spec(spec, seed)
     with torch.no_grad():  # stock weights are so small that every token is as likely as every other
         for parameter in student.parameters():

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from language_objective_helpers import NAMES, collect, examples, make, make_student
+from language_objective_helpers import NAMES, collect, examples, make, make_picture_student, make_student
 from objective_helpers import accumulate, network_of, nudge, whole
 from torch import Tensor
 
 from vidalign.context import TrainContext
+from vidalign.data.language import open_examples
 from vidalign.errors import DataError, RecipeError
 from vidalign.losses.divergences import divergence
 from vidalign.losses.routing import Regime
@@ -325,3 +326,18 @@ def test_gathering_tokens_of_unequal_processes(monkeypatch: pytest.MonkeyPatch) 
 def test_impossible_settings_are_refused(name: str, wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         make(folder, name, f"objective.{wrong}")
+
+
+def test_dopd_on_pictures(tmp_path: Path) -> None:
+    """A vision-language student of two layers: boxes as privilege, every size of micro-batch the same loss."""
+    for seed, name in ((1, "student"), (2, "teacher")):
+        make_picture_student(tmp_path / f"{name}.safetensors", seed)
+    data = ["data.prompts=pictures:train", "data.eval_prompts=pictures:held_out"]
+    objective, ctx = make(tmp_path, "dopd", "objective.group_size=2", "objective.top_k=8", *data)
+    source = open_examples("pictures:train", 0, "hints")
+    found = collect(objective, ctx, [source[n] for n in range(3)])
+    assert all(e.images and e.privileged for e in found.prompts)
+    expected, gradient, _ = accumulate(objective, ctx, found, Phase(), 64)
+    assert expected > 1e-6 and max(float(g.abs().max()) for g in gradient.values()) > 1e-8
+    assert accumulate(objective, ctx, found, Phase(), 2)[0] == pytest.approx(expected, rel=1e-4)
+    assert float(whole(objective, ctx, found).metrics["health/on_policy_gap/max"]) < 1e-3
