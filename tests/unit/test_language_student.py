@@ -227,12 +227,15 @@ def test_a_saved_student_answers_the_same(name: str, tmp_path: Path) -> None:
 
 def test_a_transformers_folder_is_a_student(tmp_path: Path) -> None:
     student = make("llama").float()
+    student.model.generation_config.eos_token_id = [2, 8]  # as instruction-tuned models have them
+    student.model.generation_config.update(do_sample=True, top_k=1)  # must not count
     student.model.save_pretrained(tmp_path / "hf")
     student.chat.tokenizer.save_pretrained(tmp_path / "hf")
     again = LanguageStudent.load(tmp_path / "hf").configure(ChatConfig(system="answer"), Sampling(5))
     assert again.spec.chat.system == "answer" and again.spec.sampling.max_new_tokens == 5
     again.save(tmp_path / "s.safetensors")
     third = LanguageStudent.load(tmp_path / "s.safetensors")
+    assert again.stop_ids == third.stop_ids == [2, 8]
     asked = examples("llama")
     first, second = (s.generate(s.prompts(asked), numbers(0, 1, 2)) for s in (again, third))
     assert torch.equal(first.ids, second.ids) and first.response.shape[1] <= 5

@@ -208,6 +208,10 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(first.images[0]), np.asarray(image)) and second.images == ()
     shuffled = open_examples(str(tmp_path / "t.parquet"), 0, "none", 2)
     assert {shuffled[0].prompt, shuffled[1].prompt} == {"one", "two"} == {shuffled[6].prompt, shuffled[7].prompt}
+    image.save(tmp_path / "p.png")
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "one", "answer": 0, "images": ["{tmp_path}/p.png"]}}\n')
+    (third,) = evaluation_examples(str(tmp_path / "p.jsonl"), 5)
+    assert np.array_equal(np.asarray(third.images[0]), np.asarray(image)) and third.answer == "0"
     (tmp_path / "t.jsonl").write_text('{"question": "one"}\n')
     with pytest.raises(DataError, match="no column 'prompt'"):
         open_examples(str(tmp_path / "t.jsonl"), 0, "none")

@@ -17,7 +17,6 @@ from vidalign.errors import DataError
 
 WORLDS = ("tokens", "pictures")
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-COLUMNS = ("prompt", "privileged", "images", "answer", "response")
 
 
 class ExampleSource(Protocol):
@@ -62,11 +61,23 @@ class TableExamples:
         if not isinstance(values["prompt"], str) or not values["prompt"].strip():
             raise DataError("a prompt is no text", where=f"{self.where}, row {index}", why=repr(values["prompt"])[:60],
                             fix="every row needs a question")  # fmt: skip
-        texts = {name: values[name] for name in COLUMNS if name != "images" and values.get(name) is not None}
-        images = values.get("images")
-        if images is not None and not isinstance(images, list):
-            images = [images]
-        return Example(**{name: str(text) for name, text in texts.items()}, images=tuple(images or ()))
+        given = values.get("images") or []
+        images = tuple(_picture(item, self.where) for item in (given if isinstance(given, list) else [given]))
+        found = [values.get(name) for name in ("privileged", "answer", "response")]
+        hint, answer, response = ("" if value is None else str(value) for value in found)
+        return Example(values["prompt"], hint, images, answer, response)
+
+
+def _picture(item: Any, where: str) -> Any:
+    """A PIL picture of what a table holds: a picture, or the path of a file."""
+    from PIL import Image
+
+    if isinstance(item, str):
+        try:
+            item = Image.open(item)
+        except OSError as error:
+            raise DataError("a picture cannot be read", where=where, why=str(error)) from error
+    return item.convert("RGB")
 
 
 def open_examples(source: str, seed: int, form: str, batch: int = 1) -> ExampleSource:

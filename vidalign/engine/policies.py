@@ -195,8 +195,8 @@ def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
     `layers` may come from a network on the meta device: nothing has to be loaded to check a recipe.
     """
     if targets == "blocks":
-        kinds = ("blocks", "layers")  # of diffusers, of transformers
-        patterns = [f"{kind}.[0-9]*.*" for kind in kinds if any(f".{kind}.0." in f".{name}" for name in layers)]
+        names = ("blocks", "layers")  # of diffusers, of transformers
+        patterns = [f"{kind}.[0-9]*.*" for kind in names if any(f".{kind}.0." in f".{name}" for name in layers)]
         patterns = patterns or ["blocks.[0-9]*.*"]
     else:
         patterns = [targets] if isinstance(targets, str) else list(targets)

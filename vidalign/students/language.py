@@ -42,6 +42,8 @@ class LanguageSpec:
     """The model's transformers configuration, with its `model_type`."""
     tokenizer: str = "tasks"
     """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds."""
+    stop: list[str] = field(default_factory=list)
+    """Tokens that end every response, besides the tokenizer's end-of-text token."""
     chat: ChatConfig = field(default_factory=ChatConfig)
     """How a question becomes a conversation."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -77,7 +79,7 @@ class LanguageStudent(nn.Module):
         self.spec = spec
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
         self.chat = ChatEncoder(tokenizer, spec.chat, processor)
-        self.stop_ids = _stop_ids(model, tokenizer, spec.sampling)
+        self.stop_ids = _stop_ids(tokenizer, spec)
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
@@ -111,7 +113,7 @@ class LanguageStudent(nn.Module):
         """Other chat or sampling settings than those that came with the weights; they are saved with the student."""
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
         self.chat = ChatEncoder(self.chat.tokenizer, self.spec.chat, self.chat.processor)
-        self.stop_ids = sorted({*self.stop_ids, *_token_ids(self.chat.tokenizer, self.spec.sampling.stop)})
+        _token_ids(self.chat.tokenizer, self.spec.sampling.stop)  # they exist
         return self
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -252,15 +254,17 @@ class LanguageStudent(nn.Module):
                 layer.training = False
 
 
-def _stop_ids(model: Any, tokenizer: Any, sampling: Sampling) -> list[int]:
-    """End-of-text ids of tokenizer and generation config, and the named tokens."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = {*([own] if isinstance(own, int) else own or []), *_token_ids(tokenizer, sampling.stop)}
-    if tokenizer.eos_token_id is not None:
-        ids.add(int(tokenizer.eos_token_id))
-    if not ids:
-        raise UserError("nothing ends a response", where="student.sampling.stop",
-                        why="the tokenizer has no end-of-text token", fix="name the tokens that do")  # fmt: skip
+def _stop_ids(tokenizer: Any, spec: LanguageSpec) -> list[int]:
+    """The tokenizer's end-of-text token and those of the spec; `UserError` when nothing would end a response."""
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    ids = {*own, *_token_ids(tokenizer, spec.stop)}
+    if not ids | {*_token_ids(tokenizer, spec.sampling.stop)}:
+        raise UserError(
+            "nothing ends a response",
+            where="student.sampling.stop",
+            why="the tokenizer has no end-of-text token",
+            fix="name the tokens that do",
+        )
     return sorted(ids)
 
 

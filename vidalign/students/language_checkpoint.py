@@ -61,7 +61,9 @@ def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None
 
 
 def load(path: str) -> LanguageStudent:
-    """A file or shipped name in fp32; otherwise a transformers folder or hub name in the dtype it is stored in."""
+    """A file or shipped name, in the dtype of its configuration (fp32 without one); a transformers folder or hub name,
+    in the dtype in which it is stored.
+    """
     if is_transformers(path):
         return load_transformers(path)
     file = resolve(path)
@@ -103,7 +105,10 @@ def load_transformers(name: str) -> LanguageStudent:
         raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
                               fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip
     values = {"model_type": config.model_type, **config.to_diff_dict()}
-    return LanguageStudent(LanguageSpec(values, name), model, *tokenizer_and_processor(name, config))
+    tokenizer, processor = tokenizer_and_processor(name, config)
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    stop = tokenizer.convert_ids_to_tokens([ends] if isinstance(ends, int) else ends or [])
+    return LanguageStudent(LanguageSpec(values, name, stop), model, tokenizer, processor)
 
 
 def aliases(model: nn.Module) -> Iterable[list[str]]:
