@@ -319,6 +319,34 @@ def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
         levels(0.3)
 
 
+def test_candidates_can_share_the_noise_of_the_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared: one level and one noise a prompt, in any micro-batch; otherwise one a candidate."""
+    found: dict[str, Tensor] = {}
+    forward = VideoStudent.forward
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self: VideoStudent, x_t: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((x_t, sigma))
+        return forward(self, x_t, sigma, *args, **kwargs)
+
+    for kind in ("sample", "group"):
+        objective, ctx = astrolabe(folder, f"loss_noise={kind}", "kl.mode=none")
+        data = collect(objective, ctx)
+        monkeypatch.setattr(VideoStudent, "forward", watched)
+        for start, stop in ((0, 4), (4, 6), (6, 8)):
+            whole(objective, ctx, data.candidates(start, stop))
+        monkeypatch.setattr(VideoStudent, "forward", forward)
+        x_t, sigma = (torch.cat(parts) for parts in zip(*seen[::2], strict=True))  # the trained policy's calls
+        seen.clear()
+        level = sigma.view(-1, 1, 1, 1, 1)
+        noise = ((x_t - (1 - level) * data["x0"]) / level).unflatten(0, (2, GROUP))
+        spread = (noise - noise[:, :1]).abs().amax((1, 2, 3, 4, 5))
+        assert (spread < 1e-4).all() if kind == "group" else (spread > 1).all()
+        assert (noise[0] - noise[1]).abs().max() > 1, "prompts have noise of their own"
+        found[kind] = sigma.view(2, GROUP)
+    assert (found["group"] == found["group"][:, :1]).all() and (found["sample"] != found["sample"][:, :1]).any()
+
+
 def test_velocity_space_differs_by_sigma_squared(folder: Path) -> None:
     losses: dict[str, list[tuple[float, float]]] = {}
     for space in ("x0", "velocity"):

@@ -19,7 +19,7 @@ rewards (the released code repeats prompts, trains under a frame-causal mask on 
 and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
 judges history and clip together, for rewards that cannot read a law of motion from the clip alone. The drift that
 resets the reference is relative to the variance of what is predicted, not absolute (0.15 in the released code).
-Knobs that matter: learning rate, group_size, space, sigma_max, clip, beta, kl.
+Knobs that matter: learning rate, group_size, space, sigma_max, loss_noise, clip, beta, kl.
 """
 
 from __future__ import annotations
@@ -121,6 +121,9 @@ class Astrolabe(Objective):
         sigma_max: float = 1.0
         """Highest of the sampler's noise levels to train on. At high levels a noised clip says little about which
         candidate it came from, so the gradient is mostly noise when batches are small."""
+        loss_noise: Literal["sample", "group"] = "sample"
+        """Who shares the noise and the level of the loss: nobody, or the candidates of a prompt, whose differences are
+        then seen through common random numbers."""
         weighting: Literal["none", "adaptive"] = "none"
         """adaptive: DiffusionNFT's division by the branch error; collapses distilled students."""
         kl: KLConfig = field(default_factory=KLConfig)
@@ -261,7 +264,8 @@ class Astrolabe(Objective):
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         x0, weight = data["x0"], data["reward_weight"]
-        generators = ctx.generators("loss", data["sample"].tolist())
+        shared = config.group_size if config.loss_noise == "group" else 1
+        generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
         levels = torch.tensor(self._levels(ctx), device=x0.device)
         choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
