@@ -34,6 +34,8 @@ def build_student(recipe: Recipe) -> VideoStudent:
         student = kind.from_spec(VideoStudentSpec.from_dict(dict(config.init)), recipe.seed)
     else:
         student = kind.load(config.path)
+    if config.cache:
+        student.spec.cache = replace(student.spec.cache, **config.cache)
     student.gradient_checkpointing(config.checkpointing)
     return student
 

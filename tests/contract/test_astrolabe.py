@@ -17,7 +17,7 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Rollout
+from vidalign.rollout import Noise, Rollout, RolloutPlan
 from vidalign.students.video import VideoStudent
 
 
@@ -67,7 +67,7 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
         return rollouts[-1]
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
-    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", prefix=1)
+    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", "clip.score=video", prefix=1)
     data = collect(objective, ctx)
     (rollout,) = rollouts
     groups = rollout.latents.unflatten(0, (2, GROUP))
@@ -81,6 +81,62 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
     assert all(piece.batch == 2 for piece in data.context.pieces), "the history is held once a prompt"
     assert data.metrics["health/on_policy_gap/max"] < 1e-4
     assert len(set(data["sample"].tolist())) == 2 * GROUP
+
+
+CACHE = "student.cache={window: 9, sink: 3, rope: relative}"
+
+
+def long(folder: Path, frames: int, *overrides: str) -> tuple[Astrolabe, TrainContext]:
+    """Long tuning of windows of two chunks behind a rolling cache, at a step whose window is the last one."""
+    objective, ctx = make(folder, "astrolabe", CACHE, f"data.frames={frames}", "objective.clip.chunks=2", *overrides)
+    assert isinstance(objective, Astrolabe)
+    ctx.step = next(s for s in range(1000) if _prefix(objective, ctx, s) == ctx.chunks - 2)
+    return objective, ctx
+
+
+def test_a_streamed_history_is_the_one_of_a_whole_rollout(folder: Path) -> None:
+    """Chunk by chunk, with noise drawn on the way, against one rollout that gets all noise at once: equal caches."""
+    objective, ctx = long(folder, 36)
+    streamed = collect(objective, ctx).context
+    one, chunks = RolloutPlan(0, 1), ctx.chunks - 2
+    generators = ctx.generators("history", [0, 1])
+    draws = [ctx.student.draw_noise(one, generators) for _ in range(chunks)]
+    noise = Noise(torch.cat([d.initial for d in draws], 1), torch.cat([d.renoise for d in draws], 2))
+    plan = RolloutPlan(0, chunks, keep_final=True)
+    whole_video = ctx.student.rollout(ctx.text(PROMPTS), plan, noise).final
+    assert streamed is not None and streamed.frames == 3 * chunks == whole_video.frames
+    assert streamed.kept == whole_video.kept == (0, 1, 2, 27, 28, 29)
+    for piece, other in zip(streamed.pieces, whole_video.pieces, strict=True):
+        for a, b in zip((*piece.keys, *piece.values), (*other.keys, *other.values), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad
+
+
+def test_long_tuning_does_not_depend_on_the_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 and 8 training lengths: the same cache, the same frames seen by rewards, rollouts and loss."""
+    frames: set[int] = set()
+    held, forward = set(), VideoStudent.forward
+
+    def watched(self: VideoStudent, x_t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        frames.add(x_t.shape[1])
+        return forward(self, x_t, *args, **kwargs)
+
+    monkeypatch.setattr(VideoStudent, "forward", watched)
+    for length in (18, 72):
+        objective, ctx = long(folder, length)
+        data = collect(objective, ctx)
+        assert data.metrics["health/on_policy_gap/max"] < 1e-4, "the loss sees the rolled cache of the rollout"
+        nudge(network_of(ctx))
+        _, gradient, _ = accumulate(objective, ctx, data, Phase(), 2)
+        assert max(float(g.abs().max()) for g in gradient.values()) > 1e-6
+        assert data.context is not None and data["x0"].shape[1] == 2 * CHUNK
+        held.add((data.context.nbytes, sum(t.nbytes for t in data.tensors.values())))
+    assert len(held) == 1 and frames == {CHUNK, 2 * CHUNK}, "chunks are generated, windows of two are predicted"
+
+
+def test_impossible_caches_are_refused(folder: Path) -> None:
+    for wrong, told in (("{windw: 9}", "did you mean 'window'"), ("{window: 4, sink: 3}", "cannot hold sink 3")):
+        with pytest.raises(RecipeError, match=told):
+            make(folder, "astrolabe", f"student.cache={wrong}")
 
 
 def test_the_fork_visits_the_whole_video(folder: Path) -> None:

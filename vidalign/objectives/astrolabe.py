@@ -1,8 +1,8 @@
 """Astrolabe: negative-aware forward-process RL for causal few-step students (arXiv 2603.17051).
 
 One step:
-1. every prompt's visual history (`prefix` chunks) is rolled once with the `old` policy; its KV cache is the frozen
-   context, held once and broadcast over the group;
+1. every prompt's visual history (`prefix` chunks, a random number that all ranks share) is rolled once with the `old`
+   policy; its KV cache is the frozen, detached context, held once and broadcast over the group;
 2. from it `group_size` candidate clips are rolled with independent noise and scored;
 3. each reward is whitened over the batch, weighted and summed; ``A = R - mean_group(R)``, divided by the batch std;
    ``r = clip(A / A_max, -1, 1) / 2 + 1/2``                                       (`losses/advantages.py`);
@@ -14,6 +14,11 @@ One step:
 5. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``; ``reference <- current`` when the penalty has
    grown beyond `kl.reset_drift` or after `kl.reset_every` steps.
 
+Streaming long tuning is the same step with videos of several training lengths and a student that rolls its cache:
+`data.frames: 48`, `student.cache: {window: 12, sink: 3, rope: relative}`, `clip: {chunks: 2, score: clip}`. The history
+is streamed (noise drawn and latents dropped chunk by chunk), the window alone is scored, noised and predicted, so the
+memory of a step does not depend on the length of the video (`benchmarks/long_tuning.py`).
+
 What we changed: statistics over distinct prompts, a chunk-causal loss on the clean cache, warped levels and whitened
 rewards (the released code repeats prompts, trains under a frame-causal mask on levels that its sampler never visits
 and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
@@ -24,7 +29,7 @@ Knobs that matter: learning rate, group_size, space, sigma_max, loss_noise, clip
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -40,6 +45,7 @@ from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import Context
 
 
 @dataclass
@@ -47,9 +53,10 @@ class ClipConfig:
     """Which part of the video is a candidate."""
 
     chunks: int = 1
-    """Chunks generated anew by every candidate; 0 = from the fork to the end of the video."""
+    """Chunks generated anew by every candidate: the window of long tuning; 0 = from the fork to the end of the
+    video."""
     score: Literal["clip", "video"] = "clip"
-    """What the rewards see: the clip alone, or history and clip together."""
+    """What the rewards see: the clip alone, or history and clip together (the frames of the history are then kept)."""
 
     def __post_init__(self) -> None:
         if self.chunks < 0:
@@ -157,24 +164,31 @@ class Astrolabe(Objective):
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         self._drift = []
-        text = ctx.text(batch.prompts)
-        plan = self._plan(ctx)
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        text, size = ctx.text(batch.prompts), self.config.group_size
         with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
+            rollout = self._roll(ctx, text, batch.ids)
         x0 = rollout.latents[:, rollout.branch]
-        prompts = [p for p in batch.prompts for _ in range(plan.group_size)]
+        prompts = [p for p in batch.prompts for _ in range(size)]
         clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
         components = ctx.score(clips, prompts)
-        group = torch.arange(len(batch.prompts)).repeat_interleave(plan.group_size)
+        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         judged, metrics = self._judge(ctx, components, group)
-        ids = torch.tensor(batch.ids).repeat_interleave(plan.group_size) * plan.group_size
-        samples = ids + torch.arange(plan.group_size).repeat(len(batch.prompts))
+        samples = torch.tensor(batch.ids).repeat_interleave(size) * size
+        samples += torch.arange(size).repeat(len(batch.prompts))
         tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in judged.items()}
         metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
         metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
         ctx.show(clips, prompts, components)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
+
+    def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> Rollout:
+        """The groups of all prompts. Unless rewards see the history, only its cache is kept."""
+        plan, history = self._plan(ctx), None
+        if self.config.clip.score == "clip":
+            history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
+            plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+        return ctx.student.rollout(text, plan, noise, context=history)
 
     def _plan(self, ctx: TrainContext) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
@@ -342,6 +356,15 @@ class Astrolabe(Objective):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kl = KLState(**state)
+
+
+def _stream(ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]) -> Context:
+    """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts; one chunk of noise and latents at a time."""
+    context, one = ctx.student.begin(text), RolloutPlan(prefix=0, branch=1, keep_final=True)
+    for _ in range(chunks):
+        noise = ctx.student.draw_noise(one, generators)
+        context = ctx.student.rollout(text, one, noise, context=context).final
+    return context
 
 
 def _group_std(reward: torch.Tensor, group: torch.Tensor) -> float:

@@ -140,6 +140,18 @@ def _student(draft: Draft) -> None:
         from vidalign.students.video import VideoStudentSpec
 
         build(VideoStudentSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+    if student.cache and student.name == "video":
+        _cache(draft, draft.tree.value["student"].value["cache"])
+
+
+def _cache(draft: Draft, changes: Node) -> None:
+    """The student's cache policy with its changes is a possible one."""
+    from vidalign.students.video import CachePolicy
+
+    own = (_student_spec(draft.recipe.student) or {}).get("cache")
+    own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
+    policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
+    build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
 
 
 def _adapter(draft: Draft) -> None:

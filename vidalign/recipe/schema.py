@@ -38,6 +38,8 @@ class StudentConfig:
     """A safetensors file or a shipped name such as `world/student`."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
+    cache: dict[str, Any] | None = None
+    """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
     adapter: AdapterConfig | None = None
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
