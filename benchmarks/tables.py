@@ -1,6 +1,6 @@
 """Writes benchmarks/README.md from the files in benchmarks/results.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -68,10 +68,26 @@ def rollout(result: dict[str, Any]) -> str:
     )
 
 
+def long_tuning(result: dict[str, Any]) -> str:
+    """Peak memory of a step of long tuning."""
+    rows = [
+        [f"{r['lengths']}x", r["frames"], r["window_frames"], f"{r['peak_mib']:.1f}", f"{r['cache_mib']:.1f}"]
+        for r in (*result["window"], result["whole"])
+    ]
+    first, *_ = result["window"]
+    return (
+        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\nPeak memory of one "
+        "training step above the weights; the window is the last one of the video, the cache is what a rolled history\n"
+        f"leaves of it (2 prompts). Weights and weight sets take {first['resident_mib']:.1f} MiB more. With them, the "
+        f"window at 4 lengths takes {result['ratio']:.2f} of\nwhat back-propagating through all of the video does (last "
+        "row).\n\n" + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
+    )
+
+
 def render() -> str:
     """The whole page."""
     parts = [HEAD.rstrip()]
-    for section in (quickstart, perturbations, rollout):
+    for section in (quickstart, perturbations, rollout, long_tuning):
         file = FOLDER / "results" / f"{section.__name__}.json"
         if file.is_file():
             parts.append(section(json.loads(file.read_text(encoding="utf-8"))))
