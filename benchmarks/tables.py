@@ -76,11 +76,12 @@ def long_tuning(result: dict[str, Any]) -> str:
     ]
     first, *_ = result["window"]
     return (
-        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\nPeak memory of one "
-        "training step above the weights; the window is the last one of the video, the cache is what a rolled history\n"
-        f"leaves of it (2 prompts). Weights and weight sets take {first['resident_mib']:.1f} MiB more. With them, the "
-        f"window at 4 lengths takes {result['ratio']:.2f} of\nwhat back-propagating through all of the video does (last "
-        "row).\n\n" + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
+        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        "Peak memory of one training step above the weights; the window is the last one of the video. The cache is\n"
+        "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group. Weights\n"
+        f"and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
+        f"{result['ratio']:.2f} of what\nback-propagating through the whole video takes (last row).\n\n"
+        + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
     )
 
 
