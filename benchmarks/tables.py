@@ -78,8 +78,8 @@ def long_tuning(result: dict[str, Any]) -> str:
     return (
         f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
         "Peak memory of one training step above the weights; the window is the last one of the video. The cache is\n"
-        "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group. Weights\n"
-        f"and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
+        "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group.\n"
+        f"Weights and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
         f"{result['ratio']:.2f} of what\nback-propagating through the whole video takes (last row).\n\n"
         + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
     )

@@ -68,8 +68,8 @@ class KLConfig:
     """The penalty that keeps the student near the reference policy."""
 
     mode: Literal["selective", "uniform", "none"] = "uniform"
-    """selective: samples on which the rewards disagree, two or more rewards needed; uniform: every sample; none: no
-    reference forward at all."""
+    """selective: samples on which the rewards disagree, two or more rewards needed (one of weight 0 counts); uniform:
+    every sample; none: no reference forward at all."""
     weight: float = 1e-4
     """Factor of the mean of ``|x0_cur - x0_ref|^2`` over the chosen samples."""
     primary: str | None = None

@@ -67,7 +67,9 @@ class Mixture(Objective):
     def phases(self) -> tuple[Phase, ...]:
         """The phases of all that take part; the student's, which they share, lies between what comes before and after
         it in any of them and has as many updates as the one with the most."""
-        before, after, updates = [], [], []
+        before: list[Phase] = []
+        after: list[Phase] = []
+        updates: list[int] = []
         for label in self.active:
             phases = self.objectives[label].phases()
             at = [phase.role for phase in phases].index(STUDENT)
