@@ -1,6 +1,6 @@
 """Writes benchmarks/README.md from the files in benchmarks/results.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -68,10 +68,27 @@ def rollout(result: dict[str, Any]) -> str:
     )
 
 
+def long_tuning(result: dict[str, Any]) -> str:
+    """Peak memory of a step of long tuning."""
+    rows = [
+        [f"{r['lengths']}x", r["frames"], r["window_frames"], f"{r['peak_mib']:.1f}", f"{r['cache_mib']:.1f}"]
+        for r in (*result["window"], result["whole"])
+    ]
+    first, *_ = result["window"]
+    return (
+        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        "Peak memory of one training step above the weights; the window is the last one of the video. The cache is\n"
+        "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group.\n"
+        f"Weights and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
+        f"{result['ratio']:.2f} of what\nback-propagating through the whole video takes (last row).\n\n"
+        + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
+    )
+
+
 def render() -> str:
     """The whole page."""
     parts = [HEAD.rstrip()]
-    for section in (quickstart, perturbations, rollout):
+    for section in (quickstart, perturbations, rollout, long_tuning):
         file = FOLDER / "results" / f"{section.__name__}.json"
         if file.is_file():
             parts.append(section(json.loads(file.read_text(encoding="utf-8"))))

@@ -16,6 +16,7 @@ from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
+from vidalign.objectives.mixture import Mixture
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
@@ -34,12 +35,17 @@ def build_student(recipe: Recipe) -> VideoStudent:
         student = kind.from_spec(VideoStudentSpec.from_dict(dict(config.init)), recipe.seed)
     else:
         student = kind.load(config.path)
+    if config.cache:
+        student.spec.cache = replace(student.spec.cache, **config.cache)
     student.gradient_checkpointing(config.checkpointing)
     return student
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """The objective with its settings."""
+    """The objective with its settings, or the mixture of several."""
+    if recipe.objectives:
+        made = {label: registry.get("objectives", p.name)(p.config) for label, p in recipe.objectives.items()}
+        return Mixture(made, recipe.objectives)
     return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
 
 

@@ -12,11 +12,12 @@ from objective_helpers import CHUNK, GROUP, PROMPTS, accumulate, collect, make, 
 from torch import Tensor
 
 from vidalign.context import TrainContext
+from vidalign.engine.checkpoint import read_tensors, write_tensors
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Rollout
+from vidalign.rollout import Noise, Rollout, RolloutPlan
 from vidalign.students.video import VideoStudent
 
 
@@ -66,7 +67,7 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
         return rollouts[-1]
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
-    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", prefix=1)
+    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", "clip.score=video", prefix=1)
     data = collect(objective, ctx)
     (rollout,) = rollouts
     groups = rollout.latents.unflatten(0, (2, GROUP))
@@ -80,6 +81,62 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
     assert all(piece.batch == 2 for piece in data.context.pieces), "the history is held once a prompt"
     assert data.metrics["health/on_policy_gap/max"] < 1e-4
     assert len(set(data["sample"].tolist())) == 2 * GROUP
+
+
+CACHE = "student.cache={window: 9, sink: 3, rope: relative}"
+
+
+def long(folder: Path, frames: int, *overrides: str) -> tuple[Astrolabe, TrainContext]:
+    """Long tuning of windows of two chunks behind a rolling cache, at a step whose window is the last one."""
+    objective, ctx = make(folder, "astrolabe", CACHE, f"data.frames={frames}", "objective.clip.chunks=2", *overrides)
+    assert isinstance(objective, Astrolabe)
+    ctx.step = next(s for s in range(1000) if _prefix(objective, ctx, s) == ctx.chunks - 2)
+    return objective, ctx
+
+
+def test_a_streamed_history_is_the_one_of_a_whole_rollout(folder: Path) -> None:
+    """Chunk by chunk, with noise drawn on the way, against one rollout that gets all noise at once: equal caches."""
+    objective, ctx = long(folder, 36)
+    streamed = collect(objective, ctx).context
+    one, chunks = RolloutPlan(0, 1), ctx.chunks - 2
+    generators = ctx.generators("history", [0, 1])
+    draws = [ctx.student.draw_noise(one, generators) for _ in range(chunks)]
+    noise = Noise(torch.cat([d.initial for d in draws], 1), torch.cat([d.renoise for d in draws], 2))
+    plan = RolloutPlan(0, chunks, keep_final=True)
+    whole_video = ctx.student.rollout(ctx.text(PROMPTS), plan, noise).final
+    assert streamed is not None and streamed.frames == 3 * chunks == whole_video.frames
+    assert streamed.kept == whole_video.kept == (0, 1, 2, 27, 28, 29)
+    for piece, other in zip(streamed.pieces, whole_video.pieces, strict=True):
+        for a, b in zip((*piece.keys, *piece.values), (*other.keys, *other.values), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad
+
+
+def test_long_tuning_does_not_depend_on_the_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 and 8 training lengths: the same cache, the same frames seen by rewards, rollouts and loss."""
+    frames: set[int] = set()
+    held, forward = set(), VideoStudent.forward
+
+    def watched(self: VideoStudent, x_t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        frames.add(x_t.shape[1])
+        return forward(self, x_t, *args, **kwargs)
+
+    monkeypatch.setattr(VideoStudent, "forward", watched)
+    for length in (18, 72):
+        objective, ctx = long(folder, length)
+        data = collect(objective, ctx)
+        assert data.metrics["health/on_policy_gap/max"] < 1e-4, "the loss sees the rolled cache of the rollout"
+        nudge(network_of(ctx))
+        _, gradient, _ = accumulate(objective, ctx, data, Phase(), 2)
+        assert max(float(g.abs().max()) for g in gradient.values()) > 1e-6
+        assert data.context is not None and data["x0"].shape[1] == 2 * CHUNK
+        held.add((data.context.nbytes, sum(t.nbytes for t in data.tensors.values())))
+    assert len(held) == 1 and frames == {CHUNK, 2 * CHUNK}, "chunks are generated, windows of two are predicted"
+
+
+def test_impossible_caches_are_refused(folder: Path) -> None:
+    for wrong, told in (("{windw: 9}", "did you mean 'window'"), ("{window: 4, sink: 3}", "cannot hold sink 3")):
+        with pytest.raises(RecipeError, match=told):
+            make(folder, "astrolabe", f"student.cache={wrong}")
 
 
 def test_the_fork_visits_the_whole_video(folder: Path) -> None:
@@ -213,6 +270,100 @@ def test_penalty_is_towards_the_reference_not_the_old_policy(folder: Path) -> No
     assert float(whole(objective, ctx, data).metrics["objective/kl/mean"]) == 0
 
 
+class Ranked(CompositeReward):
+    """Two rewards whose values the test chooses; the second is the auxiliary one."""
+
+    def __init__(self, first: list[float], second: list[float]) -> None:
+        self.values = {"first": torch.tensor(first), "second": torch.tensor(second)}
+        super().__init__({name: Given(value) for name, value in self.values.items()}, {"first": 1.0, "second": 1.0})
+
+    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return self.values
+
+
+UP, DOWN = [float(n) for n in range(8)], [float(-n) for n in range(8)]
+
+
+def test_the_penalty_is_selective(folder: Path) -> None:
+    """Ranks against each other: gaps 7, 5, 3, 1 are not negative, and the 0.9 quantile is 6.4: the last sample only,
+    which the primary reward likes best and the other least."""
+    weight, penalties = {}, {}
+    for mode, primary in (("selective", "first"), ("selective", "second"), ("uniform", "null")):
+        objective, ctx = astrolabe(folder, f"kl.mode={mode}", f"kl.primary={primary}", "kl.weight=0.5")
+        ctx.rewards = Ranked(UP, DOWN)
+        data = collect(objective, ctx)
+        nudge(network_of(ctx))
+        weight[mode + primary] = data["kl_weight"].tolist()
+        penalties[mode + primary] = float(whole(objective, ctx, data).metrics["objective/kl/mean"])
+        single = [float(whole(objective, ctx, data.candidates(n, n + 1)).metrics["objective/kl/mean"]) for n in (0, 7)]
+        parts = accumulate(objective, ctx, data, Phase(), 2)[0], accumulate(objective, ctx, data, Phase(), 64)[0]
+        assert parts[0] == pytest.approx(parts[1], rel=1e-6), "micro-batches keep the mean over the chosen samples"
+        if mode == "selective":
+            chosen = -1 if primary == "first" else 0
+            assert single[chosen + 1] == 0 and single[chosen] == pytest.approx(8 * penalties[mode + primary], rel=1e-5)
+    assert weight["selectivefirst"] == [0] * 7 + [8] and weight["selectivesecond"] == [8] + [0] * 7
+    assert weight["uniformnull"] == [1] * 8 and penalties["selectivefirst"] != penalties["selectivesecond"]
+
+
+def test_selection_needs_a_second_reward(folder: Path) -> None:
+    objective, ctx = astrolabe(folder, "kl.mode=selective")
+    with pytest.raises(UserError, match="needs two rewards or more"):
+        judge(objective, ctx, torch.rand(8))
+    objective, ctx = astrolabe(folder, "kl.mode=selective", "kl.primary=frist")
+    ctx.rewards = Ranked(UP, DOWN)
+    with pytest.raises(UserError, match="'frist' is not among the rewards.*first"):
+        collect(objective, ctx)
+
+
+def steps(objective: Astrolabe, ctx: TrainContext, count: int) -> list[bool]:
+    """Whether the reference was reset in each of some steps in which the weights move."""
+    found, key = [], "transformer.proj_out.weight"
+    for _ in range(count):
+        data = collect(objective, ctx)
+        nudge(network_of(ctx), 0.005)
+        for piece in (data.candidates(0, 4), data.candidates(4, 8)):
+            whole(objective, ctx, piece)
+        objective.after_step(ctx)
+        found.append(torch.equal(ctx.policies.weights("reference")[key], ctx.policies.weights("current")[key]))
+        ctx.step += 1
+    return found
+
+
+def test_an_old_reference_is_replaced(folder: Path) -> None:
+    objective, ctx = astrolabe(folder, "kl.reset_every=3")
+    assert steps(objective, ctx, 7) == [False, False, True, False, False, True, False]
+    assert steps(*astrolabe(folder), 3) == [False, False, False]
+    assert steps(*astrolabe(folder, "kl.mode=none"), 2) == [False, False]
+
+
+@pytest.mark.parametrize("space", ["x0", "velocity"])
+def test_a_drifted_reference_is_replaced(space: str, folder: Path) -> None:
+    """The drift of the first step over the variance of the target, both computed by hand, is the limit."""
+    objective, ctx = astrolabe(folder, f"space={space}")
+    data = collect(objective, ctx)
+    nudge(network_of(ctx), 0.005)
+    drift = float(whole(objective, ctx, data).metrics["objective/kl/mean"])
+    variance = float(data["x0"].flatten(1).var(1).mean()) + (1.0 if space == "velocity" else 0.0)
+    for factor, expected in ((0.9, True), (1.1, False)):
+        objective, ctx = astrolabe(folder, f"space={space}", f"kl.reset_drift={factor * drift / variance}")
+        assert steps(objective, ctx, 1) == [expected]
+
+
+def test_selection_and_reset_survive_a_restart(folder: Path, tmp_path: Path) -> None:
+    settings = ("kl.mode=selective", "kl.reset_every=3")
+    objective, ctx = astrolabe(folder, *settings)
+    steps(objective, ctx, 4)
+    state = objective.state_dict()
+    assert state["age"] == 1 and len(state["gaps"]) == 4 and state["rho"] != 0.1 and state["variance"] > 0
+    again, _ = astrolabe(folder, *settings)
+    write_tensors(tmp_path / "state.pt", {"objective": state})
+    again.load_state_dict(read_tensors(tmp_path / "state.pt")["objective"])
+    assert again.state_dict() == state
+    _, fresh = astrolabe(folder, *settings)
+    fresh.step = 4
+    assert steps(again, fresh, 3) == steps(objective, ctx, 3) == [False, True, False]
+
+
 def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
     def levels(sigma_max: float) -> set[str]:
         objective, ctx = astrolabe(folder, f"sigma_max={sigma_max}", "group_size=16")
@@ -222,6 +373,34 @@ def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
     assert levels(0.6) == {f"objective/alpha_{level:.2f}/mean" for level in (0.6, 0.4)}
     with pytest.raises(UserError, match=r"sigma_max 0\.3 leaves no noise level"):
         levels(0.3)
+
+
+def test_candidates_can_share_the_noise_of_the_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared: one level and one noise a prompt, in any micro-batch; otherwise one a candidate."""
+    found: dict[str, Tensor] = {}
+    forward = VideoStudent.forward
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self: VideoStudent, x_t: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((x_t, sigma))
+        return forward(self, x_t, sigma, *args, **kwargs)
+
+    for kind in ("sample", "group"):
+        objective, ctx = astrolabe(folder, f"loss_noise={kind}", "kl.mode=none")
+        data = collect(objective, ctx)
+        monkeypatch.setattr(VideoStudent, "forward", watched)
+        for start, stop in ((0, 4), (4, 6), (6, 8)):
+            whole(objective, ctx, data.candidates(start, stop))
+        monkeypatch.setattr(VideoStudent, "forward", forward)
+        x_t, sigma = (torch.cat(parts) for parts in zip(*seen[::2], strict=True))  # the trained policy's calls
+        seen.clear()
+        level = sigma.view(-1, 1, 1, 1, 1)
+        noise = ((x_t - (1 - level) * data["x0"]) / level).unflatten(0, (2, GROUP))
+        spread = (noise - noise[:, :1]).abs().amax((1, 2, 3, 4, 5))
+        assert (spread < 1e-4).all() if kind == "group" else (spread > 1).all()
+        assert (noise[0] - noise[1]).abs().max() > 1, "prompts have noise of their own"
+        found[kind] = sigma.view(2, GROUP)
+    assert (found["group"] == found["group"][:, :1]).all() and (found["sample"] != found["sample"][:, :1]).any()
 
 
 def test_velocity_space_differs_by_sigma_squared(folder: Path) -> None:
@@ -290,8 +469,12 @@ def test_adapters_alone_are_trained(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom"]
-)
+    "wrong",
+    [
+        "beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom",
+        "kl.reset_every=0", "kl.reset_drift=-1.0", "kl.weight=-1",
+    ],
+)  # fmt: skip
 def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         astrolabe(folder, wrong)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from vidalign import registry
 from vidalign.errors import Problem, UserError
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Sections, StudentConfig
+from vidalign.recipe.schema import Choice, Sections, StudentConfig
 from vidalign.recipe.typed import build, placed
 
 if TYPE_CHECKING:
@@ -54,9 +54,42 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _optimizer, _prompts]
-    for one in checks:
-        one(draft)
+    for view in _views(draft):
+        for one in checks:
+            one(view)
+    _mixture(draft)
     return draft.warnings
+
+
+def _views(draft: Draft) -> list[Draft]:
+    """The recipe as each of its objectives sees it; mistakes that several see are told once."""
+    recipe, written = draft.recipe, draft.tree.value.get("objectives")
+    if written is None:
+        return [draft]
+    views = []
+    for label, part in recipe.objectives.items():
+        tree = Node({**draft.tree.value, "objective": written.value[label]}, draft.tree.where)
+        views.append(replace(draft, recipe=replace(recipe, objective=part), tree=tree))
+    return views or [replace(draft, recipe=replace(recipe, objective=Choice("")))]
+
+
+def _mixture(draft: Draft) -> None:
+    """The rewards of every objective are built, and no step is left without an objective."""
+    parts, rewards = draft.recipe.objectives, draft.recipe.rewards
+    for label, part in parts.items():
+        for name in part.rewards or {}:
+            if name not in rewards and "rewards" not in draft.broken:
+                known = ", ".join(rewards) or "none"
+                fix = f"add it to the section rewards, which names {known}"
+                draft.refuse(f"{label!r} uses a reward {name!r} that the recipe does not name",
+                             f"objectives.{label}.rewards.{name}", fix=fix)  # fmt: skip
+    if not parts or {"objectives", "trainer"} & draft.broken:
+        return
+    steps = range(draft.recipe.trainer.steps)
+    idle = [k for k in steps if not any(p.start <= k and (p.stop is None or k < p.stop) for p in parts.values())]
+    if idle:
+        draft.refuse(f"no objective takes part in step {idle[0]}", "objectives",
+                     f"{len(idle)} of {len(steps)} steps have nothing to train on", "change start or stop")  # fmt: skip
 
 
 def _objective(draft: Draft) -> None:
@@ -140,6 +173,18 @@ def _student(draft: Draft) -> None:
         from vidalign.students.video import VideoStudentSpec
 
         build(VideoStudentSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+    if student.cache and student.name == "video":
+        _cache(draft, draft.tree.value["student"].value["cache"])
+
+
+def _cache(draft: Draft, changes: Node) -> None:
+    """The student's cache policy with its changes is a possible one."""
+    from vidalign.students.video import CachePolicy
+
+    own = (_student_spec(draft.recipe.student) or {}).get("cache")
+    own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
+    policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
+    build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
 
 
 def _adapter(draft: Draft) -> None:

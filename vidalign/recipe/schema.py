@@ -23,6 +23,28 @@ class Choice:
     """The plugin's own settings."""
 
 
+@dataclass
+class Part(Choice):
+    """One objective of several: when it takes part, how much it weighs, what judges it."""
+
+    weight: float = 1.0
+    """Factor of its loss."""
+    start: int = 0
+    """First step in which it takes part."""
+    stop: int | None = None
+    """First step in which it no longer takes part; null = to the end."""
+    rewards: dict[str, float] | None = None
+    """Weights of the rewards that it uses, of those that the recipe names; null = all, with the recipe's weights."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError("weight must be positive")
+        if self.start < 0:
+            raise ValueError("start must be at least 0")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError("stop must come after start")
+
+
 def plugin(kind: str) -> Any:
     """A section of the form `{name: ..., **Config of that plugin}`."""
     return field(metadata={"plugin": kind})
@@ -38,6 +60,8 @@ class StudentConfig:
     """A safetensors file or a shipped name such as `world/student`."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
+    cache: dict[str, Any] | None = None
+    """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
     adapter: AdapterConfig | None = None
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
@@ -153,6 +177,9 @@ class Sections:
 
     objective: Choice = plugin("objectives")
     """How a judgement becomes a gradient: `name` and the settings of that objective."""
+    objectives: dict[str, Part] = field(default_factory=dict)
+    """Several objectives at once, instead of `objective`: a label of your choice to the settings of each, `name` (the
+    label if left out), `weight`, `start`, `stop` and `rewards`."""
     seed: int = 0
     """Every random number of the run follows from it."""
     student: StudentConfig = field(default_factory=StudentConfig)
