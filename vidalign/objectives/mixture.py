@@ -6,7 +6,7 @@ takes part. What they share: the prompts, the weight sets `old` and `reference` 
 the order of the recipe), and the counter RNG, so that equal objectives see equal rollouts.
 
 Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section; its label names its
-metrics (`objective/LABEL_kl/mean`). A weight scales the loss; AdamW follows the direction of the sum alone, so weights
+metrics (`objective/LABEL_kl/mean`), and an objective's own settings cannot have one of these names. A weight scales the loss; AdamW follows the direction of the sum alone, so weights
 matter against each other.
 """
 
