@@ -12,6 +12,7 @@ from objective_helpers import CHUNK, GROUP, PROMPTS, accumulate, collect, make, 
 from torch import Tensor
 
 from vidalign.context import TrainContext
+from vidalign.engine import distributed
 from vidalign.engine.checkpoint import read_tensors, write_tensors
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
@@ -303,6 +304,31 @@ def test_the_penalty_is_selective(folder: Path) -> None:
             assert single[chosen + 1] == 0 and single[chosen] == pytest.approx(8 * penalties[mode + primary], rel=1e-5)
     assert weight["selectivefirst"] == [0] * 7 + [8] and weight["selectivesecond"] == [8] + [0] * 7
     assert weight["uniformnull"] == [1] * 8 and penalties["selectivefirst"] != penalties["selectivesecond"]
+
+
+def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with one group each choose what one process with both groups chooses."""
+    first, second = [3.0, 9.0, 4.0, 1.0, 5.0, 2.0, 6.0, 8.0], [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 4.0, 5.0]
+    group = torch.arange(2).repeat_interleave(GROUP)
+    objective, ctx = astrolabe(folder, "kl.mode=selective")
+    ctx.rewards = Ranked(first, second)
+    everyone, metrics = objective._judge(ctx, ctx.rewards.values, group)
+    assert 0 < (everyone["kl_weight"] > 0).sum() < 4
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    parts, selected = [], []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        whole_batch = {tuple(v[rank * GROUP :][:GROUP].tolist()): v for v in ctx.rewards.values.values()}
+        monkeypatch.setattr(distributed, "all_gather", lambda t, known=whole_batch: known[tuple(t.tolist())])
+        again = Astrolabe(objective.config)
+        own = {name: value[rank * GROUP :][:GROUP] for name, value in ctx.rewards.values.items()}
+        judged, logged = again._judge(ctx, own, group[:GROUP])
+        parts.append(judged)
+        selected.append(logged["objective/selected/mean"])
+        assert again.state_dict() == objective.state_dict()
+    for name, value in everyone.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), value)
+    assert sum(selected) / 2 == metrics["objective/selected/mean"]
 
 
 def test_selection_needs_a_second_reward(folder: Path) -> None:

@@ -5,9 +5,9 @@ gradients of all add up before the optimiser steps once. From `start` up to `sto
 takes part. What they share: the prompts, the weight sets `old` and `reference` (each moves them by its own rule, in
 the order of the recipe), and the counter RNG, so that equal objectives see equal rollouts.
 
-Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section; its label names its
-metrics (`objective/LABEL_kl/mean`). A weight scales the loss; AdamW follows the direction of the sum alone, so weights
-matter against each other.
+Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
+settings of these names); the label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
+AdamW follows the direction of the sum alone, so weights matter against each other.
 """
 
 from __future__ import annotations
