@@ -21,9 +21,9 @@ class Spent:
     """What a cell cost. forwards: network calls on one chunk of one clip; calls: clips judged or made."""
 
     forwards: float = 0.0
-    """Calls of the student's network, in chunks of one clip, training only."""
+    """Training only; the student's network and that of further trained roles."""
     reward_calls: float = 0.0
-    """Clips that were scored, whatever the number of rewards."""
+    """Clips that were judged in training, once for each reward."""
     teacher_calls: float = 0.0
     """Clips that the teacher made, or velocities of one clip that it was asked for."""
     seconds: float = 0.0

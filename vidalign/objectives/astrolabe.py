@@ -32,6 +32,7 @@ from vidalign.losses.advantages import combine, group_advantage, group_statistic
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Astrolabe(Objective):
         ctx.show(clips, prompts, components)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
-    def _plan(self, ctx: TrainContext) -> RolloutPlan:
+    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
         if chunks > ctx.chunks:
@@ -228,6 +229,15 @@ class Astrolabe(Objective):
                 fix=f"use at least {ctx.sigmas[-1]}",
             )  # fmt: skip
         return levels
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        config, plan = self.config, self._plan(sizes)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (config.kl.mode != "none")) * config.inner_updates - (config.old_decay == 0)
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(plan.branch)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
