@@ -21,7 +21,7 @@ from vidalign.world.captions import is_caption
 from vidalign.world.diversity import diversity
 from vidalign.world.renderer import clips as render_clips
 
-BATCH = 64
+BATCH = 16
 """Clips judged at once."""
 Judge = Callable[[torch.Tensor, list[str]], dict[str, torch.Tensor]]
 
