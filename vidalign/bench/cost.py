@@ -42,9 +42,7 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
     spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else read_spec(config.path)
     chunks = recipe.data.frames // spec.cache.chunk_frames
     for step in count():
-        sizes = StepSizes(
-            recipe.seed, step, recipe.trainer.prompts_per_step, chunks, len(recipe.rewards), spec.sampler
-        )
+        sizes = StepSizes(recipe.seed, step, recipe.trainer.prompts_per_step, chunks, len(recipe.rewards), spec.sampler)
         yield objective.cost(sizes)
 
 

@@ -234,7 +234,9 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
         _check_metric(metric, settings, problems)
     for row in protocol.objectives if protocol is not None else ():
         if row in REFERENCES:
-            problems.append(Problem(f"{row!r} is a row of every table", tree.locate(f"objectives.{row}"), fix="rename it"))
+            problems.append(
+                Problem(f"{row!r} is a row of every table", tree.locate(f"objectives.{row}"), fix="rename it")
+            )
     if problems or protocol is None:
         raise RecipeError(problems)
     protocol.header = read_header(path)
