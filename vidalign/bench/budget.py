@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -28,7 +29,7 @@ TIMED = 3
 
 
 class BudgetedTrainer(Trainer):
-    """Logs `bench/...` totals in every step, so that they survive a restart, and `held_out/...` at curve points.
+    """Logs `perf/spent/...` totals in every step, so that they survive a restart, and `health/judged/...` at curve points.
 
     curve: judges the student as it is; called `points` times, evenly spaced, and not counted. seconds: training
     stops when they are spent, whatever the number of steps.
@@ -63,11 +64,11 @@ class BudgetedTrainer(Trainer):
         self.peak = max(self.peak, peak_memory())
         cost = self.counter.total()
         totals = (cost.forwards, cost.reward_calls, cost.teacher_calls, self.seconds, self.peak)
-        metrics = {f"bench/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
+        metrics = {f"perf/spent/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
         if self.curve is not None and (self.step in self.points or self.done):
             with self.counter.paused(), torch.no_grad(), self.ctx.gathered():
                 judged = self.curve(self.ctx)
-            metrics |= {f"held_out/{name}": value for name, value in judged.items()}
+            metrics |= {f"health/judged/{name}": value for name, value in judged.items() if math.isfinite(value)}
             if AUDITED in judged:
                 metrics["health/held_out/mean"] = judged[AUDITED]  # what the monitors of reward hacking watch
         return metrics
@@ -77,7 +78,7 @@ def spent_of(history: History, step: int | None = None) -> Spent:
     """What a run had spent after `step`, by default after its last one."""
     totals = {}
     for name in FIELDS:
-        points = [value for at, value in history.get(f"bench/{name}", []) if step is None or at <= step]
+        points = [value for at, value in history.get(f"perf/spent/{name}", []) if step is None or at <= step]
         totals[name] = points[-1] if points else 0.0
     return Spent(**totals)
 

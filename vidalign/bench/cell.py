@@ -1,6 +1,6 @@
 """One cell of a benchmark, a row with one training seed, in a process of its own.
 
-    python -m vidalign.bench.cell PROTOCOL --row ROW --seed SEED [--small] [key=value ...]
+    python -m vidalign.bench.cell PROTOCOL --row ROW --seed SEED [--small] [--plugin FILE] [key=value ...]
 
 Writes ``runs/bench/NAME/ROW-SEED/`` (an ordinary training run, resumed from its checkpoint after a stop),
 ``ROW-SEED.npz`` (clips for the report) and, last, ``ROW-SEED.json`` (the finished cell).
@@ -75,9 +75,9 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
 def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     """Train (or go on training) and judge one cell of an objective."""
     folder = protocol.folder / f"{row}-{seed}"
-    steps = _timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
+    steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
-    _check_same_recipe(folder, recipe)
+    check_same_recipe(folder, recipe)
     metrics = list(build_metrics(protocol).values())
     if not (folder / "student.safetensors").is_file():
         evaluation = protocol.evaluation
@@ -93,7 +93,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row=row, kind="objective", seed=seed, recipe=protocol.objectives[row].recipe, recipe_hash=recipe.hash)
     cell.spent = spent_of(history)
-    cell.predicted = _predicted(recipe, int(history["bench/forwards"][-1][0]))
+    cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
     cell.warnings = list(dict.fromkeys(f"step {r['step']}, {r['name']}: {r['message']}" for r in records))
@@ -163,7 +163,7 @@ def _check_latents(protocol: Protocol, config: RowConfig) -> None:
             )  # fmt: skip
 
 
-def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """A run that was begun by another recipe is not gone on with."""
     begun = folder / "recipe.yaml"
     if begun.is_file() and (difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8"))):
@@ -173,7 +173,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
         )  # fmt: skip
 
 
-def _timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
+def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
     """Steps that fit into the budget's seconds, timed once before the run begins, so that schedules see their end."""
     file = folder / STEPS
     if not file.is_file():
@@ -198,8 +198,10 @@ def _predicted(recipe: Recipe, steps: int) -> Predicted:
 
 def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]]:
     """Points at which the student was judged during training."""
-    series = {name.removeprefix("held_out/"): dict(v) for name, v in history.items() if name.startswith("held_out/")}
-    spent = {name: dict(history[f"bench/{name}"]) for name in ("forwards", "seconds")}
+    series = {
+        name.removeprefix("health/judged/"): dict(v) for name, v in history.items() if name.startswith("health/judged/")
+    }
+    spent = {name: dict(history[f"perf/spent/{name}"]) for name in ("forwards", "seconds")}
     steps = sorted({step for points in series.values() for step in points})
     return [
         {"step": step, **{name: points[step] for name, points in spent.items()}}
@@ -215,10 +217,13 @@ def main() -> None:
     parser.add_argument("--row", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--plugin", type=Path, action="append", default=[])
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
+        for file in arguments.plugin:
+            registry.load_plugin_file(file)
         protocol = load_protocol(arguments.protocol, arguments.overrides, small=arguments.small)
         if arguments.row == "health":
             from vidalign.bench.health import examine
