@@ -44,10 +44,11 @@ def bench(results: Results) -> str:
     rows = [row for row in results.row_names() if results.of_row(row)]
     seeds = sorted({cell.seed for cell in cells if cell.kind == "objective"})
     held_out = cells[0].prompt_split["held_out"][1]
+    commits = ", ".join(dict.fromkeys(cell.commit for cell in cells))
     parts = [
         f"## {results.protocol.name}\n\n`{results.command}`, protocol {results.protocol.hash}, commit "
-        f"{', '.join(dict.fromkeys(cell.commit for cell in cells))}, {results.machine['description']}.\n{held_out} held-out "
-        f"prompts, training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over prompts and "
+        f"{commits}, {results.machine['description']}.\n{held_out} held-out prompts, "
+        f"training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over prompts and "
         "seeds.",
         _scores(results, rows, "held_out"),
     ]
@@ -114,7 +115,7 @@ def _probe(probe: dict[str, Any]) -> str:
         low, high = found["interval"]
         told = "yes" if found["told_apart"] else "no"
         lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", told])
-    columns = ["reward", "that reward", "auditor", "excess over ground truth", "told apart"]
+    columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "told apart"]
     return table(columns, lines)
 
 

@@ -29,7 +29,7 @@ TIMED = 3
 
 
 class BudgetedTrainer(Trainer):
-    """Logs `perf/spent/...` totals in every step, so that they survive a restart, and `health/judged/...` at curve points.
+    """Logs totals as `perf/spent/...` in every step, so that they survive a restart; the curve as `health/judged/...`.
 
     curve: judges the student as it is; called `points` times, evenly spaced, and not counted. seconds: training
     stops when they are spent, whatever the number of steps.

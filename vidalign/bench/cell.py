@@ -9,11 +9,13 @@ Writes ``runs/bench/NAME/ROW-SEED/`` (an ordinary training run, resumed from its
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,32 @@ def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]
     ]
 
 
+def run(protocol: Protocol, row: str, seed: int) -> None:
+    """Whatever a row is: an objective, a reference, or the examination of the judges."""
+    if row == "health":
+        from vidalign.bench.health import examine
+
+        write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": examine(protocol)})
+    elif row in protocol.objectives:
+        run_row(protocol, row, seed)
+    else:
+        run_reference(protocol, row)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """No other process works on the cell meanwhile, for example one whose runner was killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "another process works on this cell", where=str(lock), fix="wait until it has ended, or end it"
+            ) from None
+        yield
+
+
 def main() -> None:
     """Run one cell; a mistake of the user ends with its own exit code and is told on the last lines of stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -225,14 +253,8 @@ def main() -> None:
         for file in arguments.plugin:
             registry.load_plugin_file(file)
         protocol = load_protocol(arguments.protocol, arguments.overrides, small=arguments.small)
-        if arguments.row == "health":
-            from vidalign.bench.health import examine
-
-            write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": examine(protocol)})
-        elif arguments.row in protocol.objectives:
-            run_row(protocol, arguments.row, arguments.seed)
-        else:
-            run_reference(protocol, arguments.row)
+        with alone(protocol.folder / f".{arguments.row}-{arguments.seed}.lock"):
+            run(protocol, arguments.row, arguments.seed)
     except UserError as error:
         _tell(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -2,8 +2,8 @@
 
 `examine` returns ``perturbations``: the mean of every metric over ground-truth clips spoiled in each way of the
 world's table; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the held-out auditor,
-beside what both say of the ground truth. The auditor tells a hacked clip apart when the reward is above the auditor by
-more than it is for the ground truth, with a 95 % interval over clips that excludes zero.
+beside what both say of the ground truth. The auditor tells the adversary apart when the reward gains more than the
+auditor, with a 95 % interval over clips that excludes zero.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def examine(protocol: Protocol) -> dict[str, Any] | None:
 
 
 def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
-    """Raise one reward by the pixels, from frozen clips of other captions; means of reward and auditor.
+    """Raise one reward by the pixels, from clips that stand still; means of reward and auditor.
 
-    ``excess``: how much further the reward lies above the auditor's composite than for the ground truth.
+    ``excess``: gain of the reward minus gain of the auditor's composite, with its 95 % interval over clips.
     """
     truth = render_clips(captions, FRAMES, generator=generator(0, "truth", 0))
-    start = frozen_others(truth)
+    start = frozen(truth)
     pixels = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([pixels], lr=0.03)
     for _ in range(steps):
@@ -57,22 +57,18 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
         score = scorer.score(pixels.clamp(0, 1), captions)[reward]
         (-score.clamp(min=1e-4).log().sum()).backward()
         optimiser.step()
-    after = pixels.detach().clamp(0, 1)
-    found = {name: _both(reward, clips, captions) for name, clips in (("before", start), ("after", after))}
-    ideal = _both(reward, truth, captions)
-    excess = (found["after"][0] - found["after"][1]) - (ideal[0] - ideal[1])
-    low, high = interval(excess)
+    stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
+    found = {name: _both(reward, clips, captions) for name, clips in stages.items()}
+    gains = [after - before for before, after in zip(found["before"], found["after"], strict=True)]
+    low, high = interval(gains[0] - gains[1])
     means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in found.items()}
-    return {
-        **means,
-        "ground_truth": {"reward": float(ideal[0].mean()), "auditor": float(ideal[1].mean())},
-        "excess": float(excess.mean()), "interval": [low, high], "told_apart": low > 0, "steps": steps,
-    }  # fmt: skip
+    excess = float((gains[0] - gains[1]).mean())
+    return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
 
 
-def frozen_others(clips: torch.Tensor) -> torch.Tensor:
-    """First frames of the neighbouring clips, standing still, with a little noise: wrong in what they show and do."""
-    still = clips.roll(1, 0)[:, :1].expand_as(clips)
+def frozen(clips: torch.Tensor) -> torch.Tensor:
+    """First frames standing still, with a little noise: something for every reward to repair."""
+    still = clips[:, :1].expand_as(clips)
     return (still + 0.05 * torch.randn(clips.shape, generator=generator(0, "adversary", 0))).clamp(0.02, 0.98)
 
 

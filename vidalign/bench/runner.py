@@ -182,6 +182,8 @@ class BenchRun:
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self.processes.append(process)
+        if self.stopping:
+            process.send_signal(signal.SIGINT)
         assert process.stderr is not None, "stderr is a pipe"
         last = collections.deque(process.stderr, maxlen=20)
         code = process.wait()
@@ -257,7 +259,7 @@ def reference_jobs(protocol: Protocol) -> list[Job]:
 
 
 def devices(jobs: int | None) -> list[dict[str, str]]:
-    """Environment of each cell that runs at the same time: one thread, and an accelerator of its own if there is one."""
+    """Environment of each cell that runs at the same time: one thread, an accelerator of its own if there is one."""
     count = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = jobs or count or cores
