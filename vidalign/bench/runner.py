@@ -31,6 +31,8 @@ from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserEr
 from vidalign.provenance import machine, world_hash
 
 RESULTS = "results.json"
+CELL = (sys.executable, "-m", "vidalign.bench.cell")
+"""The program of a cell."""
 GRACE = 20.0
 """Seconds that a cell has to end after Ctrl-C before it is killed."""
 Job = tuple[str, int]
@@ -76,7 +78,7 @@ class BenchRun:
 
     def jobs_left(self) -> list[Job]:
         """The cells that have no result yet: references first, then seed by seed."""
-        wanted = reference_jobs(self.protocol) + [("health", 0)]
+        wanted = reference_jobs(self.protocol) + ([("health", 0)] if self.protocol.health.clips else [])
         wanted += [(row, seed) for seed in self.chosen_seeds for row in self.rows]
         return [job for job in wanted if not self._file(job).is_file()]
 
@@ -178,7 +180,7 @@ class BenchRun:
             *self.overrides,
         ]
         process = subprocess.Popen(
-            [sys.executable, "-m", "vidalign.bench.cell", *arguments], env={**os.environ, **slot},
+            [*CELL, *arguments], env={**os.environ, **slot},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self.processes.append(process)
