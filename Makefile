@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+PROTOCOLS ?= quickstart all_objectives astrolabe_rewards
 
-.PHONY: help venv quickstart test lint types assets slow bench clean
+.PHONY: help venv quickstart test lint types assets slow bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -39,8 +40,16 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 	$(BIN)/vidalign train world/pretrain/student --run runs/assets/student --resume
 	$(BIN)/vidalign export --run runs/assets/student --out vidalign/weights/world/student.safetensors
 
-bench: $(INSTALLED)  ## the measured tables in benchmarks/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores in under an hour; resumes where it stopped
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation examples/plugin_objective
+	failed=0; for protocol in $(PROTOCOLS); do \
+		$(BIN)/vidalign bench run $$protocol --small || failed=$$?; \
+		test $$failed -ne 130 || exit 130; \
+		$(BIN)/vidalign bench report $$protocol-small || failed=$$?; \
+	done; exit $$failed
+
+tables: $(INSTALLED)  ## benchmarks/README.md from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
 
 clean:  ## remove caches and builds, keep .venv and runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

@@ -37,7 +37,14 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "text_alignment": "vidalign.rewards.world:TextAlignment",
         "visual_quality": "vidalign.rewards.world:VisualQuality",
     },
-    "metrics": {},
+    "metrics": {
+        "diversity": "vidalign.bench.metrics.world:Diversity",
+        "drift": "vidalign.bench.metrics.world:Drift",
+        "motion": "vidalign.bench.metrics.world:Motion",
+        "quarters": "vidalign.bench.metrics.world:Quarters",
+        "world_auditor": "vidalign.bench.metrics.world:WorldAuditor",
+        "world_scorer": "vidalign.bench.metrics.world:WorldScorer",
+    },
 }
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 

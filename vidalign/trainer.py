@@ -67,13 +67,18 @@ class Trainer:
             self._resume()
         self.tracker = self.ctx.tracker = self._tracker(self.step)
 
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.recipe.trainer.steps
+
     def fit(self) -> Path:
         """Run all steps that are left, saving on the way and at the end; returns the run folder."""
         every = self.recipe.trainer.save_every
         try:
-            while self.step < self.recipe.trainer.steps:
+            while not self.done:
                 self.train_step()
-                if self.step % every == 0 or self.step == self.recipe.trainer.steps:
+                if self.step % every == 0 or self.done:
                     self.save()
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         finally:

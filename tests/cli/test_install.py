@@ -75,6 +75,7 @@ def test_the_wheel_holds_recipes_types_templates_and_weights(wheels: Path) -> No
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern, inside in [
         (REPOSITORY / "recipes", "**/*.yaml", "vidalign/recipes"),
+        (REPOSITORY / "benchmarks" / "protocols", "*.yaml", "vidalign/protocols"),
         (REPOSITORY / "vidalign" / "weights", "**/*.safetensors", "vidalign/weights"),
         (REPOSITORY / "vidalign" / "tracking" / "templates", "**/*.*", "vidalign/tracking/templates"),
     ]:

@@ -19,4 +19,5 @@ def test_every_result_names_its_command_and_machine() -> None:
     assert files
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
-        assert result["command"].startswith(f"python benchmarks/{file.stem}.py") and result["machine"]
+        commands = (f"python benchmarks/{file.stem}.py", f"vidalign bench run {file.stem}")
+        assert result["command"].startswith(commands) and result["machine"]

@@ -41,6 +41,7 @@ from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Astrolabe(Objective):
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
         return ctx.student.rollout(text, plan, noise, context=history)
 
-    def _plan(self, ctx: TrainContext) -> RolloutPlan:
+    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
         if chunks > ctx.chunks:
@@ -330,6 +331,15 @@ class Astrolabe(Objective):
         variance = target.detach().flatten(1).float().var(1)
         sums = [(distance * chosen).sum(), chosen.sum(), variance.sum(), torch.ones_like(variance).sum()]
         self._drift.append(torch.stack([value.float() for value in sums]))
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        config, plan = self.config, self._plan(sizes)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (config.kl.mode != "none")) * config.inner_updates - (config.old_decay == 0)
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(plan.branch)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         if self._drift:

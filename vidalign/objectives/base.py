@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from vidalign.errors import UserError
+
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.students.video import Context
 
 
@@ -155,6 +158,13 @@ class Objective:
 
     def after_step(self, ctx: TrainContext) -> None:
         """Decay of the old policy, reset of the reference and the like."""
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """What one step of a single process will cost, known from the recipe alone; benchmarks set budgets by it."""
+        raise UserError(
+            f"the objective {self.name!r} does not say what a step costs", where=type(self).__qualname__,
+            fix="give it a method cost(sizes), see docs/adding_an_objective.md, or use a budget in seconds",
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart beside the weights."""
