@@ -25,7 +25,14 @@ from vidalign.report.charts import history_charts
 AUDITOR, TRAINED, COST = "held-out auditor", "trained rewards", "cost"
 HELD_OUT, TRAINED_MEAN = Metric(AUDITOR, "composite"), Metric(TRAINED, "composite")
 PROMPTS = ["a small red circle falls", 'odd </script><b>"bold"</b> & {{ 7 * 7 }}']
-LEVELS = {"base": (0.52, 0.55), "ground_truth": (0.99, 0.98), "sft": (0.6, 0.62), "astrolabe": (0.75, 0.71), "adversary": (0.9, 0.4)}  # fmt: skip
+LEVELS = {
+    "base": (0.52, 0.55),
+    "ground_truth": (0.99, 0.98),
+    "sft": (0.6, 0.62),
+    "astrolabe": (0.75, 0.71),
+    "adversary": (0.9, 0.4),
+}
+"""Trained and held-out score of each row."""
 FRAMES = 6
 
 
@@ -90,7 +97,7 @@ def bench(**changes: object) -> Report:
         drift=[Chart("drift: nearness", drift)],
         prompts=[ShownPrompt(p, [Pane(n, grey(i), {"held_out": 0.5}) for i, n in enumerate(LEVELS)]) for p in PROMPTS],
         warnings=[
-            CellWarning("the trained reward rose while the held-out score fell", "adversary, seed 1", "held_out_falling", "stop earlier"),
+            CellWarning("the trained reward rose", "adversary, seed 1", "held_out_falling", "stop earlier"),
             CellWarning("no space left on device", "sft, seed 2", failed=True),
         ],
         diagnostics=[
@@ -106,7 +113,7 @@ def bench(**changes: object) -> Report:
 def run(**changes: object) -> Report:
     """One training run: before, after and ground truth."""
     rows = [
-        Row(name, "objective" if name == "after" else "reference", {HELD_OUT: score(mean, 0.05), TRAINED_MEAN: Score(mean)})
+        Row(name, "objective" if name == "after" else "reference", {HELD_OUT: score(mean), TRAINED_MEAN: Score(mean)})
         for name, mean in (("before", 0.5), ("after", 0.7), ("ground truth", 0.998))
     ]
     fields: dict[str, object] = dict(
