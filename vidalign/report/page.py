@@ -118,13 +118,18 @@ def _board(report: Report) -> list[dict[str, Any]]:
         for row in pair.metrics
     }
     places = {metric: _spread([r.scores[metric] for r in report.rows if metric in r.scores]) for metric in metrics}
+    baseline = next((row.scores for row in report.rows if row.name == report.baseline), {})
     board = []
     for row in report.rows:
-        cells = []
-        for metric in metrics:
-            score = row.scores.get(metric, Score(math.nan))
-            verdict = verdicts.get((row.name, metric.judge, metric.name), "")
-            cells.append({"metric": metric, "score": score, "verdict": verdict, "place": places[metric]})
+        cells = [
+            {
+                "score": row.scores.get(metric, Score(math.nan)),
+                "verdict": verdicts.get((row.name, metric.judge, metric.name), ""),
+                "place": places[metric],
+                "zero": baseline[metric].mean if metric in baseline else None,
+            }
+            for metric in metrics
+        ]
         board.append({"row": row, "cells": cells})
     return sorted(board, key=lambda line: _rank(line["row"].scores.get(report.headline), report.headline))
 

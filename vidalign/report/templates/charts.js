@@ -38,10 +38,10 @@ function linesFigure(chart) {
     const own = named.indexOf(trace);
     const shade = own < 0 ? rowColor(trace.row) : color("--s" + (own % 8));
     const reference = own < 0 && data.rows[trace.row].kind === "reference";
-    const mode = trace.y.length < 3 ? "markers" : axis === "chunk" ? "lines+markers" : "lines";
+    const mode = trace.y.length <= 30 ? "lines+markers" : "lines";
     return {
       x: trace.x[axis], y: trace.y, name: words(trace.label), type: "scatter", mode, showlegend: own >= 0 && named.length > 1,
-      line: { color: shade, width: 2, dash: reference ? "dash" : own >= 8 ? "dot" : "solid" }, marker: { color: shade, size: 6 },
+      line: { color: shade, width: own < 0 ? 1.5 : 2, dash: reference ? "dash" : own >= 8 ? "dot" : "solid" }, marker: { color: shade, size: 5 },
     };
   });
   const titles = { step: "step", seconds: "seconds", forwards: "student forwards", chunk: "chunk" };
@@ -61,7 +61,7 @@ function hackingFigure(chart) {
   return {
     traces,
     layout: {
-      hovermode: "closest", showlegend: false, shapes: middle ? crossHairs(middle) : [],
+      hovermode: "closest", showlegend: false, margin: { l: 44, r: 36, t: 16, b: 36 }, shapes: middle ? crossHairs(middle) : [],
       xaxis: { title: { text: chart.x_title, standoff: 6 } }, yaxis: { title: { text: chart.y_title, standoff: 6 } },
     },
   };
@@ -81,7 +81,7 @@ function pointTraces(point) {
   };
   const mean = {
     x: [point.x.mean], y: [point.y.mean], name: words(row.name), text: [words(row.name)], type: "scatter",
-    mode: "markers+text", textposition: "top center", textfont: { color: color("--ink"), size: 12 },
+    mode: "markers+text", cliponaxis: false, textposition: "top center", textfont: { color: color("--ink"), size: 12 },
     error_x: bars(point.x), error_y: bars(point.y), marker: { color: shade, size: 11, symbol, line: { width: row.kind === "reference" ? 2 : 0 } },
     hovertemplate: "%{text}<br>trained %{x:.3f}<br>held out %{y:.3f}<extra></extra>",
   };

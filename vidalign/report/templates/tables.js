@@ -1,4 +1,4 @@
-/* Leaderboard: sorted by a click on a heading, filtered by judge and metric; the differences follow the filters. */
+/* Leaderboard: sorted by a click on a heading, filtered by judge and metric. */
 const board = document.getElementById("board");
 const judgeSelect = document.getElementById("judge");
 const metricSelect = document.getElementById("metric");
@@ -21,19 +21,12 @@ function sortBoard(heading) {
   board.tBodies[0].append(...[...board.tBodies[0].rows].sort(compare));
 }
 
-function filterTables() {
+function filterBoard() {
   const wanted = ({ judge, metric }) =>
     (!judgeSelect.value || judge === judgeSelect.value) && (!metricSelect.value || metric === metricSelect.value);
   const shown = [...board.tHead.rows[0].cells].map((cell, index) => index === 0 || wanted(cell.dataset));
   for (const row of board.rows) [...row.cells].forEach((cell, index) => (cell.hidden = !shown[index]));
   board.classList.toggle("one-judge", judgeSelect.value !== "");
-  board.classList.toggle("one-metric", shown.filter(Boolean).length === 2);
-  for (const body of document.querySelectorAll(".pair tbody")) {
-    const judge = body.dataset.judge;
-    const rows = [...body.querySelectorAll("[data-metric]")];
-    for (const row of rows) row.hidden = !wanted({ judge, metric: row.dataset.metric });
-    body.hidden = rows.every((row) => row.hidden);
-  }
 }
 
 /* Only metrics that the chosen judge gives can be chosen. */
@@ -48,10 +41,10 @@ function offerMetrics() {
 if (board) {
   for (const heading of board.tHead.rows[0].cells)
     heading.querySelector("button").addEventListener("click", () => sortBoard(heading));
-  judgeSelect.addEventListener("change", () => { offerMetrics(); filterTables(); });
-  metricSelect.addEventListener("change", filterTables);
+  judgeSelect.addEventListener("change", () => { offerMetrics(); filterBoard(); });
+  metricSelect.addEventListener("change", filterBoard);
   offerMetrics();
-  filterTables();
+  filterBoard();
 }
 
 const pairSelect = document.getElementById("pair");
