@@ -59,10 +59,10 @@ def bench_row(name: str, index: int) -> Row:
 
 def pair(before: str, after: str) -> Pair:
     rows = []
-    for judge, axis in ((AUDITOR, 1), (TRAINED, 0)):
+    for judge, name, axis in ((AUDITOR, "composite", 1), (AUDITOR, "pass", 1), (TRAINED, "composite", 0)):
         first, second = LEVELS[before][axis], LEVELS[after][axis]
         change = second - first
-        rows.append(EvaluationRow("composite", first, second, change, (change - 0.08, change + 0.08), judge))
+        rows.append(EvaluationRow(name, first, second, change, (change - 0.08, change + 0.08), judge))
     return Pair(before, after, rows)
 
 

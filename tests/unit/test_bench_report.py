@@ -29,7 +29,8 @@ def cell(row: str, seed: int) -> Cell:
     ]
     return Cell(
         row=row, kind="objective" if trains else "reference", seed=seed,
-        recipe=f"world/{row}" if trains else None, recipe_hash="abcd" if trains else None, commit="123456", device="cpu",
+        recipe=f"world/{row}" if trains else None, recipe_hash="abcd" if trains else None,
+        commit="123456", device="cpu",
         command=f"vidalign bench run demo --objectives {row} --seeds {seed}" if trains else "",
         spent=Spent(900, 100, 0, 5.0 + seed, 700) if trains else Spent(),
         predicted=Predicted(900, 100, 0) if trains else Predicted(),
@@ -113,7 +114,7 @@ def test_clips_of_all_rows_stand_side_by_side(clips: Path, caplog: pytest.LogCap
     assert [(pane.row, pane.frames[0, 0, 0, 0]) for pane in report.prompts[1].panes] == [
         ("base", 0), ("ground_truth", 10), ("sft", 20), ("astrolabe", 30),
     ]  # fmt: skip
-    assert report.prompts[1].panes[3].scores["held-out mean"] == pytest.approx(0.65 + OFFSETS[1])
+    assert report.prompts[1].panes[3].scores["held-out"] == pytest.approx(0.65 + OFFSETS[1])
     (clips / "demo" / "sft-0.npz").write_bytes(b"no archive")
     (clips / "demo" / "base-0.npz").unlink()
     assert [pane.row for pane in bench_report(results(), clips).prompts[0].panes] == ["ground_truth", "astrolabe"]

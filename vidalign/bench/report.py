@@ -145,6 +145,7 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
         curves=_bench_curves(finished),
         drift=_bench_drift(finished),
         prompts=_bench_clips(results, clips_folder),
+        prompts_note="Under each clip the scores of its prompt, mean over the evaluation seeds.",
         warnings=_bench_warnings(results),
         diagnostics=_bench_diagnostics(results),
         commands=list(dict.fromkeys([results.command, *(c.command for c in results.cells if c.command)]))
@@ -281,7 +282,7 @@ def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
 
 def _clip_scores(cell: Cell, prompt: int) -> dict[str, float]:
     """Means over the evaluation seeds of a prompt."""
-    keys = {"trained mean": TRAINED_KEY, "held-out mean": HELD_OUT_KEY}
+    keys = {"trained": TRAINED_KEY, "held-out": HELD_OUT_KEY}
     return {label: cell.metrics[key][prompt] for label, key in keys.items() if key in cell.metrics}
 
 
@@ -359,7 +360,7 @@ def _bench_facts(results: Results) -> dict[str, str]:
         "protocol_hash": results.protocol.hash[:12],
         "world_hash": results.world_hash,
         "commit": ", ".join(commits),
-        "cells": f"{sum(cell.error is None for cell in results.cells)} of {len(results.cells)}",
+        "cells finished": f"{sum(cell.error is None for cell in results.cells)} of {len(results.cells)}",
     }
 
 
@@ -367,7 +368,7 @@ def _bench_note(results: Results) -> str:
     split = next((c.prompt_split[HELD_OUT] for c in results.cells if HELD_OUT in c.prompt_split), (0, 0))
     seeds = sorted({cell.seed for cell in results.cells if cell.kind == "objective"})
     return (
-        f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % bootstrap "
-        "intervals over prompts and training seeds. Differences are paired by prompt and by the training seeds that "
-        "both rows have."
+        f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % "
+        "bootstrap intervals over prompts and training seeds. Differences are paired by "
+        "prompt and by the training seeds that both rows have."
     )

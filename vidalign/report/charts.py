@@ -117,7 +117,7 @@ def _hacking(report: Report, indices: dict[str, int]) -> dict[str, Any]:
 
 def axis_title(metric: Metric) -> str:
     """e.g. `held-out auditor: composite`."""
-    return f"{metric.judge}: {metric.name.replace('_', ' ')}"
+    return f"{metric.judge}: {metric.name}".replace("_", " ")
 
 
 def _point(row: Row, metric: Metric) -> dict[str, Any]:

@@ -178,6 +178,8 @@ class Report:
     drift: list[Chart] = field(default_factory=list)
     """Scores by chunk of a clip; their traces have the axis `chunk`."""
     prompts: list[ShownPrompt] = field(default_factory=list)
+    prompts_note: str = ""
+    """What the scores under the clips are."""
     fps: float = 8
     warnings: list[CellWarning] = field(default_factory=list)
     diagnostics: list[Table] = field(default_factory=list)

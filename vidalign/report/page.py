@@ -78,8 +78,10 @@ def format_number(value: float | None, sign: bool = False) -> str:
     """Three decimals near one, separated thousands for large ones, three digits for tiny ones; `-` for nothing."""
     if value is None or not math.isfinite(value):
         return "-"
+    if value == 0:
+        return "0"
     size = abs(value)
-    if value == 0 or 1e-3 <= size < 100:
+    if 1e-3 <= size < 100:
         text = f"{value:+.3f}"
     elif 100 <= size < 1e9:
         text = f"{value:+,.0f}"

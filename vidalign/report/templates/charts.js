@@ -56,7 +56,9 @@ function hackingFigure(chart) {
     x: path.x, y: path.y, type: "scatter", mode: "lines", hoverinfo: "skip", opacity: 0.55,
     line: { color: rowColor(path.row), width: 1.2 },
   }));
-  const traces = [...paths, frontTrace(points), ...points.flatMap(pointTraces)];
+  points.sort((a, b) => b.y.mean - a.y.mean); /* labels of neighbours stand above and below */
+  const named = points.flatMap((point, index) => pointTraces(point, index % 2 ? "bottom center" : "top center"));
+  const traces = [...paths, frontTrace(points), ...named];
   const middle = points.find((point) => point.row === chart.baseline);
   return {
     traces,
@@ -67,7 +69,7 @@ function hackingFigure(chart) {
   };
 }
 
-function pointTraces(point) {
+function pointTraces(point, textposition) {
   const row = data.rows[point.row];
   const shade = rowColor(point.row);
   const symbol = row.kind === "reference" ? "diamond-open" : "circle";
@@ -81,7 +83,7 @@ function pointTraces(point) {
   };
   const mean = {
     x: [point.x.mean], y: [point.y.mean], name: words(row.name), text: [words(row.name)], type: "scatter",
-    mode: "markers+text", cliponaxis: false, textposition: "top center", textfont: { color: color("--ink"), size: 12 },
+    mode: "markers+text", cliponaxis: false, textposition, textfont: { color: color("--ink"), size: 12 },
     error_x: bars(point.x), error_y: bars(point.y), marker: { color: shade, size: 11, symbol, line: { width: row.kind === "reference" ? 2 : 0 } },
     hovertemplate: "%{text}<br>trained %{x:.3f}<br>held out %{y:.3f}<extra></extra>",
   };
