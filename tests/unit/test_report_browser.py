@@ -290,7 +290,9 @@ def test_judge_and_metric_filter_columns(browser: Browser, url: str) -> None:
 def test_a_pair_is_chosen(browser: Browser, url: str) -> None:
     browser.open(url)
     choose(browser, "pair", "3")
-    heads = "[...document.querySelectorAll('.pair')].filter(t => t.offsetParent).map(t => t.rows[0].innerText)"
+    heads = (
+        "[...document.querySelectorAll('.pair')].filter(t => t.offsetParent).map(t => t.querySelector('tr').innerText)"
+    )
     (head,) = browser.js(heads)
     assert head.split()[:3] == ["Metric", "sft", "astrolabe"]
 

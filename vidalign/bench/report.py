@@ -18,7 +18,6 @@ from vidalign.bench.bootstrap import HELD_OUT, compare, interval, summaries, val
 from vidalign.bench.evaluation import Evaluation
 from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.bench.results import Cell, Results
-from vidalign.provenance import machine
 from vidalign.report import (
     CellWarning,
     Chart,
@@ -69,7 +68,8 @@ def training_report(
     return Report(
         title=f"{recipe.objective.name} | {recipe.name}",
         summary=recipe.header.split("\n", 1)[0],
-        facts={**header, "steps": str(recipe.trainer.steps)},
+        facts={k: v for k, v in header.items() if k not in ("command", "machine")}
+        | {"steps": str(recipe.trainer.steps)},
         note=f"{len(prompts)} held-out prompts, {recipe.evaluation.seeds} clips each, same noise before and after; "
         "95 % bootstrap intervals over prompts.",
         rows=[_evaluated(name, evaluation) for name, evaluation in judged.items()],
@@ -82,7 +82,7 @@ def training_report(
         warnings=_logged_warnings(log),
         commands=[header["command"], f"vidalign evaluate --run {folder.name}"],
         texts={"Recipe": (folder / "recipe.yaml").read_text(encoding="utf-8")},
-        environment={"machine": machine(), "python": sys.version.split()[0]},
+        environment={"machine": header["machine"], "python": sys.version.split()[0]},
     )
 
 

@@ -58,7 +58,7 @@ def render(report: Report) -> str:
         metrics=_metrics(report),
         board=_board(report),
         colours=colours,
-        pairs=[(pair, _by_judge(pair.metrics), _centred(pair.metrics)) for pair in report.pairs],
+        pairs=[(pair, _by_judge(pair.metrics, report), _centred(pair.metrics)) for pair in report.pairs],
         hacking=[i for i, chart in enumerate(drawn) if chart["kind"] == "hacking"],
         curves=_curve_groups(report, drawn),
         axes=charts.axes(report.curves),
@@ -75,7 +75,7 @@ def render(report: Report) -> str:
 
 
 def format_number(value: float | None, sign: bool = False) -> str:
-    """Three decimals near one, separated thousands for large ones, three digits for tiny ones; `-` for nothing."""
+    """Three decimals near one, separated thousands for large ones, two digits for tiny ones; `-` for nothing."""
     if value is None or not math.isfinite(value):
         return "-"
     if value == 0:
@@ -86,7 +86,7 @@ def format_number(value: float | None, sign: bool = False) -> str:
     elif 100 <= size < 1e9:
         text = f"{value:+,.0f}"
     else:
-        text = f"{value:+.3g}"
+        text = f"{value:+.1e}"
     return text if sign else text.removeprefix("+")
 
 
@@ -169,11 +169,11 @@ def _axis(values: Sequence[float]) -> Place:
     return place
 
 
-def _by_judge(rows: Sequence[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
-    groups: dict[str, list[EvaluationRow]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return groups
+def _by_judge(rows: Sequence[EvaluationRow], report: Report) -> dict[str, list[EvaluationRow]]:
+    """Judge -> its rows, in the order of the leaderboard where it has them."""
+    order = list(dict.fromkeys([*(metric.judge for metric in _metrics(report)), *(row.group for row in rows)]))
+    found = {judge: [row for row in rows if row.group == judge] for judge in order}
+    return {judge: members for judge, members in found.items() if members}
 
 
 def _curve_groups(report: Report, drawn: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:

@@ -49,7 +49,7 @@ if (board) {
 
 const pairSelect = document.getElementById("pair");
 function showPair() {
-  for (const table of document.querySelectorAll(".pair")) table.hidden = table.dataset.pair !== pairSelect.value;
+  for (const pair of document.querySelectorAll(".pair")) pair.hidden = pair.dataset.pair !== pairSelect.value;
 }
 if (pairSelect) {
   pairSelect.addEventListener("change", showPair);
