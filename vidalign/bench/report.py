@@ -138,7 +138,7 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
         facts=_bench_facts(results),
         note=_bench_note(results),
         rows=rows,
-        headline=held_out if held_out in measured else None,
+        headline=held_out if held_out in measured else _first_composite(rows),
         baseline=BASE if BASE in results.row_names() else "",
         pairs=_bench_pairs(results, splits),
         hacking=Hacking(trained, held_out, _bench_paths(finished)) if both else None,
@@ -159,6 +159,11 @@ def _metric(key: str, split: str = HELD_OUT) -> Metric:
     """METRIC/NAME as a column; prompts other than the held-out ones make a judge of their own."""
     judge, _, name = key.partition("/")
     return Metric(judge if split == HELD_OUT else f"{judge}, {split}", name or judge)
+
+
+def _first_composite(rows: Sequence[Row]) -> Metric | None:
+    """What to sort by where the protocol has no held-out judge."""
+    return next((metric for row in rows for metric in row.scores if metric.name == "composite"), None)
 
 
 def _label(cell: Cell) -> str:
@@ -339,8 +344,8 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
         "told apart",
     ]
     note = (
-        "An adversary raises one training reward alone by changing pixels. Excess: how much further the reward lies "
-        "above the auditor than for true clips, with its 95 % interval; told apart where that lies above zero."
+        "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus gain of the "
+        "held-out auditor, with its 95 % interval; told apart where that lies above zero."
     )
     return Table("Reward-hacking probe", columns, rows, note)
 
@@ -350,8 +355,10 @@ def _number(value: Any) -> float:
 
 
 def _budget(results: Results) -> str:
-    budget = (yaml.safe_load(results.protocol.text) or {}).get("budget")
-    return f"Every objective may spend {budget['amount']:,.0f} {budget['currency']} a seed." if budget else ""
+    budget = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
+    if "amount" not in budget or "currency" not in budget:
+        return ""
+    return f"Every objective may spend {budget['amount']:,.0f} {budget['currency']} a seed."
 
 
 def _bench_facts(results: Results) -> dict[str, str]:
