@@ -151,5 +151,7 @@ def test_a_result_without_trained_rows_still_makes_a_page(tmp_path: Path) -> Non
     report = bench_report(bare, tmp_path)
     assert [row.name for row in report.rows] == ["ground_truth"] and not report.pairs and not report.baseline
     assert not report.diagnostics and not report.prompts
+    del bare.cells[0].metrics[HELD_OUT]
+    assert bench_report(bare, tmp_path).headline == Metric("world_scorer", "composite")
     bare.cells = []
     assert "Benchmark demo" in write_bench_report(bare, tmp_path / "report.html", tmp_path).read_text(encoding="utf-8")

@@ -344,8 +344,8 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
         "told apart",
     ]
     note = (
-        "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus gain of the "
-        "held-out auditor, with its 95 % interval; told apart where that lies above zero."
+        "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
+        "the held-out auditor, with its 95 % interval; told apart where that lies above zero."
     )
     return Table("Reward-hacking probe", columns, rows, note)
 

@@ -14,7 +14,7 @@ MAX_POINTS = 500  # a longer curve is thinned to about this many points
 CHART_ORDER = {"mean reward": 0, "held-out judge": 1, "standard deviation within groups": 2}
 GROUP_TITLES = {"reward": "Rewards", "objective": "Objective", "health": "Health", "perf": "Time and memory"}
 STEP_SECONDS = "perf/step/seconds"
-AXES: dict[Axis, str] = {"step": "step", "forwards": "student forwards", "seconds": "seconds"}
+AXES: dict[Axis, str] = {"step": "step", "forwards": "student forwards", "seconds": "seconds", "chunk": "chunk"}
 
 
 def history_charts(history: History) -> list[Chart]:

@@ -67,6 +67,7 @@ def render(report: Report) -> str:
         payload={
             "rows": [{"name": row.name, "kind": row.kind, "colour": colours[row.name]} for row in report.rows],
             "charts": drawn,
+            "axes": charts.AXES,
             "sprites": [sheet for panes in sheets for sheet in panes],
             "fps": report.fps,
         },

@@ -44,9 +44,8 @@ function linesFigure(chart) {
       line: { color: shade, width: own < 0 ? 1.5 : 2, dash: reference ? "dash" : own >= 8 ? "dot" : "solid" }, marker: { color: shade, size: 5 },
     };
   });
-  const titles = { step: "step", seconds: "seconds", forwards: "student forwards", chunk: "chunk" };
   const ticks = axis === "chunk" ? { dtick: 1 } : {};
-  return { traces, layout: { hovermode: "x unified", xaxis: { title: { text: titles[axis], standoff: 4 }, ...ticks } } };
+  return { traces, layout: { hovermode: "x unified", xaxis: { title: { text: data.axes[axis], standoff: 4 }, ...ticks } } };
 }
 
 /* Trained against held-out score: the hacking plot. */
