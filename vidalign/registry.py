@@ -37,7 +37,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "text_alignment": "vidalign.rewards.world:TextAlignment",
         "visual_quality": "vidalign.rewards.world:VisualQuality",
     },
-    "metrics": {},
+    "metrics": {"clip_score": "vidalign.bench.metrics.clip_score:ClipScore"},
 }
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 

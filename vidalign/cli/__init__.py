@@ -13,7 +13,7 @@ from typing import TextIO
 import typer
 from rich.console import Console
 
-from vidalign.cli import evaluate, export, list_, sample, show, train, validate
+from vidalign.cli import bench_videos, evaluate, export, list_, sample, show, train, validate
 from vidalign.errors import UserError
 
 INTERRUPTED = 130
@@ -32,6 +32,9 @@ app.command("export")(export.export)
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
+bench = typer.Typer(help="The shared benchmark.", no_args_is_help=True)
+bench.command("export-videos")(bench_videos.export_videos)
+app.add_typer(bench, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
