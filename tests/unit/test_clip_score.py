@@ -40,9 +40,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for weight in (parameter for parameter in model.parameters() if parameter.ndim >= 2):
             weight.normal_(std=0.5)
     model.save_pretrained(folder)
-    images = CLIPImageProcessor(
-        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_mean=MEAN.tolist(), image_std=STD.tolist()
-    )  # fmt: skip
+    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    images = CLIPImageProcessor(**sizes, image_mean=MEAN.tolist(), image_std=STD.tolist())
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 QUALITY = {"libx264": {"crf": "12"}}
 """Encoder options at which compression cannot be seen; scorers of image quality see more than people."""
-OTHER_QUALITY = {"qmin": "1", "qmax": "4"}
+OTHER_QUALITY = {"qmin": "1", "qmax": "2"}
 
 
 @dataclass(frozen=True)

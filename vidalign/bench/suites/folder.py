@@ -85,7 +85,7 @@ class Folder:
         )
 
     def _same_but_for_case(self) -> None:
-        for _, same in itertools.groupby(sorted(self.names, key=str.casefold), key=str.casefold):
+        for _, same in itertools.groupby(sorted(sorted(self.names), key=str.casefold), key=str.casefold):
             first, *others = same
             if others:
                 raise UserError(
