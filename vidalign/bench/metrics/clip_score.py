@@ -78,12 +78,11 @@ class ClipScore(Metric):
     def _texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Unit embeddings ``[B, D]`` of prompts; equal prompts are computed once."""
         model, processor = self._load()
-        distinct = list(dict.fromkeys(prompts))
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         length = model.config.text_config.max_position_embeddings
-        tokens = processor(text=distinct, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = processor(text=list(rows), padding=True, truncation=True, max_length=length, return_tensors="pt")
         features = model.get_text_features(**tokens.to(model.device)).pooler_output
-        rows = [distinct.index(prompt) for prompt in prompts]
-        return F.normalize(features, dim=-1)[rows]
+        return F.normalize(features, dim=-1)[[rows[prompt] for prompt in prompts]]
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
