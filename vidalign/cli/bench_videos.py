@@ -16,7 +16,9 @@ def export_videos(
     prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="The suite's own prompt file.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where videos and manifest go.")],
     run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The student of this run.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", metavar="RECIPE", help="The student that a recipe starts from.")] = "",
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="RECIPE", help="The student that a recipe starts from.")
+    ] = "",
     seeds: Annotated[int | None, typer.Option(help="Videos of a prompt; default as the suite says.")] = None,
     rewritten: Annotated[
         str,
