@@ -38,6 +38,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "visual_quality": "vidalign.rewards.world:VisualQuality",
     },
     "metrics": {
+        "clip_score": "vidalign.bench.metrics.clip_score:ClipScore",
         "diversity": "vidalign.bench.metrics.world:Diversity",
         "drift": "vidalign.bench.metrics.world:Drift",
         "motion": "vidalign.bench.metrics.world:Motion",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vidalign.cli.bench_videos import export_videos
 from vidalign.cli.options import Plugins
 from vidalign.errors import UserError
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vidalign.bench.results import Results
 
 bench = typer.Typer(no_args_is_help=True, help="Compare objectives under one budget.")
+bench.command("export-videos")(export_videos)
 ProtocolArgument = Annotated[
     str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or one that `vidalign list protocols` prints.")
 ]
