@@ -36,7 +36,13 @@ def test_prompts_are_fixed_distinct_and_split(folder: Path) -> None:
 def test_the_hash_follows_conditions_not_rows(folder: Path) -> None:
     plain = load_protocol("p.yaml").hash
     assert load_protocol("p.yaml", ["objectives.more.recipe=recipe.yaml"]).hash == plain
-    changes = ["budget.amount=131", "seeds=[0,1]", "evaluation.frames=9", "prompts.count=2", "metrics.drift.chunk_frames=2"]
+    changes = [
+        "budget.amount=131",
+        "seeds=[0,1]",
+        "evaluation.frames=9",
+        "prompts.count=2",
+        "metrics.drift.chunk_frames=2",
+    ]
     hashes = {load_protocol("p.yaml", [change]).hash for change in changes}
     assert len(hashes | {plain}) == len(changes) + 1
     make_student(folder / "student.safetensors", sampler={"sigmas": [1.0, 0.5]})
@@ -54,7 +60,12 @@ def test_versions_of_metrics_are_pinned(folder: Path, monkeypatch: pytest.Monkey
 
 def test_the_small_version_and_changes_have_names_of_their_own(folder: Path) -> None:
     small = load_protocol("p.yaml", small=True)
-    assert (small.name, len(small.held_out), small.budget.amount, small.budget.currency) == ("p-small", 2, 70, "forwards")
+    assert (small.name, len(small.held_out), small.budget.amount, small.budget.currency) == (
+        "p-small",
+        2,
+        70,
+        "forwards",
+    )
     assert load_protocol("p.yaml").name == "p"
     changed = load_protocol("p.yaml", ["budget.amount=99"])
     assert changed.name == f"p-{changed.hash[:6]}" and changed.folder == Path("runs/bench") / changed.name
@@ -83,7 +94,9 @@ def test_every_mistake_at_once_with_the_nearest_name(folder: Path) -> None:
     text = PROTOCOL.replace("world_scorer: {}", "world_scorr: {}, drift: {chunk_frame: 3}").replace(
         ", drift: {chunk_frames: 3}}", "}"
     )
-    text = text.replace("amount: 130", "amount: -1").replace("seeds: [0]\n", "seed: [0]\n").replace("astrolabe:", "base:")
+    text = (
+        text.replace("amount: 130", "amount: -1").replace("seeds: [0]\n", "seed: [0]\n").replace("astrolabe:", "base:")
+    )
     (folder / "wrong.yaml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         load_protocol("wrong.yaml")

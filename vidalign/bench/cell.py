@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--plugin", type=Path, action="append", default=[])
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         for file in arguments.plugin:
