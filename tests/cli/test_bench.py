@@ -24,7 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A protocol, and cells that run in this process: starting one takes longer than its work here."""
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path)
-    text = (tmp_path / "p.yaml").read_text()
+    (tmp_path / "teacher.safetensors").write_bytes((tmp_path / "student.safetensors").read_bytes())
+    text = (tmp_path / "p.yaml").read_text() + "teacher: {path: teacher.safetensors, steps: 2}\n"
     sft = "{recipe: recipe.yaml, overrides: ['objective={name: sft}', '~rewards.text_alignment', teacher.name=world]}"
     (tmp_path / "p.yaml").write_text(text.replace("objectives:\n", f"objectives:\n  sft: {sft}\n"))
 
@@ -63,13 +64,10 @@ def test_run_resume_and_compare(
     assert vidalign("bench", "run", "p.yaml", "--jobs", "1", "--out", "out.json") == 0
     results = read_results("out.json")
     assert steps == [f"astrolabe {n}" for n in range(1, len(steps) + 1)], "the finished cell is not run again"
-    assert results.row_names() == ["base", "ground_truth", "sft", "astrolabe"] and results.health is None
+    assert results.row_names() == ["base", "teacher", "ground_truth", "sft", "astrolabe"] and results.health is None
     for found in results.cells:
-        assert (
-            found.error is None
-            and len(found.metrics["world_scorer/composite"]) == 5
-            and len(found.drift["drift/visual"]) == 4
-        )
+        assert found.error is None and len(found.metrics["world_scorer/composite"]) == 5
+        assert len(found.drift.get("drift/visual", [])) == (0 if found.row == "teacher" else 4)
         assert np.load(f"runs/bench/{found.clips}")["clips"].shape == (2, 6, 32, 32, 3)
         for name in ("forwards", "reward_calls", "teacher_calls"):
             assert getattr(found.spent, name) == pytest.approx(getattr(found.predicted, name), rel=0.01)

@@ -167,7 +167,7 @@ def test_an_adversary_on_one_reward_is_told_apart() -> None:
 def test_the_perturbation_table_is_judged_by_the_protocols_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     from vidalign.bench.protocol import HealthConfig
 
-    monkeypatch.setattr(health, "build_metrics", lambda protocol: {"m": WorldAuditor(), "d": Diversity()})
+    monkeypatch.setattr(health, "build_metrics", lambda protocol: [WorldAuditor(), Diversity()])
     protocol: Any = SimpleNamespace(held_out=["a whale", FALLS, STILL], health=HealthConfig(2, 0, 1))
     found = health.examine(protocol)
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)

@@ -129,6 +129,9 @@ def read_results(path: str | Path) -> Results:
         raise DataError("cannot read the result file", where=str(path), why=str(error)) from error
     try:
         stamp = ProtocolStamp(**document.pop("protocol"))
+        if hashlib.sha256(stamp.text.encode()).hexdigest()[:12] != stamp.hash:
+            fix = "restore the file, or measure again"
+            raise DataError("the protocol was changed after it was measured", where=str(path), fix=fix)
         cells = [read_cell(cell, str(path)) for cell in document.pop("cells")]
         return Results(stamp, cells=cells, **document)
     except (KeyError, TypeError, AttributeError) as error:
