@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from bench_helpers import PROTOCOL, make_folder, make_student
 
-from vidalign.bench.cell import cell_recipe, check_same_recipe, timed_steps
+from vidalign.bench.cell import cell_recipe, check_same_recipe, off_prediction, timed_steps
 from vidalign.bench.cost import predict
 from vidalign.bench.protocol import load_protocol, shipped_protocols
+from vidalign.bench.results import Cell, Predicted, Spent
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.world import captions
 
@@ -152,6 +153,13 @@ def test_seconds_are_turned_into_steps_once(folder: Path, monkeypatch: pytest.Mo
     assert timed_steps(protocol, "astrolabe", 0, folder / "run") == 42
     monkeypatch.setattr(cell, "time_steps", lambda recipe, folder: 99.0)
     assert timed_steps(protocol, "astrolabe", 0, folder / "run") == 42, "a schedule does not change when it is resumed"
+
+
+def test_a_wrong_cost_model_is_told() -> None:
+    cell = Cell("a", "objective", 0, spent=Spent(forwards=1009, reward_calls=7), predicted=Predicted(1000, 8))
+    assert off_prediction(cell) == ["cost: 7 reward_calls were counted, 8 predicted"]
+    cell.predicted = Predicted(float("nan"), 7)
+    assert off_prediction(cell) == [], "an objective that declares no cost is not measured against it"
 
 
 # --- shipped ---

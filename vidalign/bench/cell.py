@@ -100,7 +100,18 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
     cell.warnings = list(dict.fromkeys(f"step {r['step']}, {r['name']}: {r['message']}" for r in records))
+    cell.warnings += off_prediction(cell)
     return _finish(protocol, cell, _student_source(protocol, student), metrics)
+
+
+def off_prediction(cell: Cell) -> list[str]:
+    """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
+    found = []
+    for name in ("forwards", "reward_calls", "teacher_calls"):
+        spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
+        if abs(spent - predicted) > 0.01 * predicted:
+            found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
+    return found
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:

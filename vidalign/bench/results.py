@@ -150,11 +150,16 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
             fix="restore the file, or measure again",
         )  # fmt: skip
     values = {f.name: plain[f.name] for f in fields(Cell)}
-    values |= {"spent": Spent(**plain["spent"]), "predicted": Predicted(**plain["predicted"])}
+    values |= {"spent": Spent(**plain["spent"]), "predicted": _predicted(plain["predicted"])}
     values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
     return Cell(**values)
+
+
+def _predicted(plain: dict[str, float | None]) -> Predicted:
+    """The prediction; NaN where the objective declares no cost."""
+    return Predicted(**{name: math.nan if value is None else value for name, value in plain.items()})
 
 
 def write_results(path: str | Path, results: Results) -> Path:
