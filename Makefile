@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
-PROTOCOLS ?= quickstart all_objectives astrolabe_rewards
+PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
 .PHONY: help venv quickstart test lint types assets slow bench tables clean
 

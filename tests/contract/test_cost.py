@@ -45,9 +45,7 @@ def counted(recipe: Recipe, run: Path) -> Cost:
 
 
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
-def test_prediction_is_what_is_counted(
-    name: str, overrides: tuple[str, ...], folder: Path, tmp_path: Path
-) -> None:
+def test_prediction_is_what_is_counted(name: str, overrides: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, name, overrides)
     found, expected = counted(recipe, tmp_path), predict(recipe)
     assert found.forwards > 0

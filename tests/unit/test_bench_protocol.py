@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from bench_helpers import PROTOCOL, make_folder, make_student
 
-from vidalign.bench.cell import cell_recipe, check_same_recipe, timed_steps
+from vidalign.bench.cell import cell_recipe, check_same_recipe, off_prediction, timed_steps
 from vidalign.bench.cost import predict
 from vidalign.bench.protocol import load_protocol, shipped_protocols
+from vidalign.bench.results import Cell, Predicted, Spent
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.world import captions
 
@@ -36,7 +37,13 @@ def test_prompts_are_fixed_distinct_and_split(folder: Path) -> None:
 def test_the_hash_follows_conditions_not_rows(folder: Path) -> None:
     plain = load_protocol("p.yaml").hash
     assert load_protocol("p.yaml", ["objectives.more.recipe=recipe.yaml"]).hash == plain
-    changes = ["budget.amount=131", "seeds=[0,1]", "evaluation.frames=9", "prompts.count=2", "metrics.drift.chunk_frames=2"]
+    changes = [
+        "budget.amount=131",
+        "seeds=[0,1]",
+        "evaluation.frames=9",
+        "prompts.count=2",
+        "metrics.drift.chunk_frames=2",
+    ]
     hashes = {load_protocol("p.yaml", [change]).hash for change in changes}
     assert len(hashes | {plain}) == len(changes) + 1
     make_student(folder / "student.safetensors", sampler={"sigmas": [1.0, 0.5]})
@@ -54,7 +61,12 @@ def test_versions_of_metrics_are_pinned(folder: Path, monkeypatch: pytest.Monkey
 
 def test_the_small_version_and_changes_have_names_of_their_own(folder: Path) -> None:
     small = load_protocol("p.yaml", small=True)
-    assert (small.name, len(small.held_out), small.budget.amount, small.budget.currency) == ("p-small", 2, 70, "forwards")
+    assert (small.name, len(small.held_out), small.budget.amount, small.budget.currency) == (
+        "p-small",
+        2,
+        70,
+        "forwards",
+    )
     assert load_protocol("p.yaml").name == "p"
     changed = load_protocol("p.yaml", ["budget.amount=99"])
     assert changed.name == f"p-{changed.hash[:6]}" and changed.folder == Path("runs/bench") / changed.name
@@ -83,7 +95,9 @@ def test_every_mistake_at_once_with_the_nearest_name(folder: Path) -> None:
     text = PROTOCOL.replace("world_scorer: {}", "world_scorr: {}, drift: {chunk_frame: 3}").replace(
         ", drift: {chunk_frames: 3}}", "}"
     )
-    text = text.replace("amount: 130", "amount: -1").replace("seeds: [0]\n", "seed: [0]\n").replace("astrolabe:", "base:")
+    text = (
+        text.replace("amount: 130", "amount: -1").replace("seeds: [0]\n", "seed: [0]\n").replace("astrolabe:", "base:")
+    )
     (folder / "wrong.yaml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         load_protocol("wrong.yaml")
@@ -141,6 +155,13 @@ def test_seconds_are_turned_into_steps_once(folder: Path, monkeypatch: pytest.Mo
     assert timed_steps(protocol, "astrolabe", 0, folder / "run") == 42, "a schedule does not change when it is resumed"
 
 
+def test_a_wrong_cost_model_is_told() -> None:
+    cell = Cell("a", "objective", 0, spent=Spent(forwards=1009, reward_calls=7), predicted=Predicted(1000, 8))
+    assert off_prediction(cell) == ["cost: 7 reward_calls were counted, 8 predicted"]
+    cell.predicted = Predicted(float("nan"), 7)
+    assert off_prediction(cell) == [], "an objective that declares no cost is not measured against it"
+
+
 # --- shipped ---
 
 
@@ -155,7 +176,7 @@ def test_shipped_protocols_load_in_both_sizes(name: str) -> None:
         try:
             recipe = cell_recipe(small, row, 0)
         except UserError as error:
-            assert "world/teacher" in str(error) or "best_of_n" in str(error) or "no recipe" in str(error)
+            assert "best_of_n" in str(error) or "there is no recipe" in str(error)
         else:
             runnable += 1
             assert recipe.trainer.steps > 1

@@ -120,7 +120,7 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("change", ["metrics", "spent", "seed"])
+@pytest.mark.parametrize("change", ["metrics", "spent", "seed", "protocol"])
 def test_a_number_changed_by_hand_is_found(change: str, tmp_path: Path) -> None:
     path = write_results(tmp_path / "p.json", make_results([make_cell("a", 1, [0.1, 0.2])]))
     document = json.loads(path.read_text())
@@ -129,10 +129,12 @@ def test_a_number_changed_by_hand_is_found(change: str, tmp_path: Path) -> None:
         cell["metrics"]["m/x"][0] = 0.9
     elif change == "spent":
         cell["spent"]["forwards"] = 1.0
-    else:
+    elif change == "seed":
         cell["seed"] = 2
+    else:
+        document["protocol"]["text"] += "extra: 1\n"
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match="'a, seed [12]' was changed after it was measured"):
+    with pytest.raises(DataError, match="('a, seed [12]'|the protocol) was changed after it was measured"):
         read_results(path)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
+
+from bench_helpers import make_cell, make_results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -12,6 +15,25 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_the_page_is_generated_from_the_results() -> None:
     tables = runpy.run_path(str(BENCHMARKS / "tables.py"))
     assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == tables["render"](), "run benchmarks/tables.py"
+
+
+def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
+    tables = runpy.run_path(str(BENCHMARKS / "tables.py"))
+    auditor = "world_auditor/composite"
+    cells = [
+        make_cell("base", 0, [0.2, 0.3, 0.4], "reference", auditor),
+        make_cell("sft", 0, [0.3, 0.4, 0.5], metric=auditor),
+        make_cell("sft", 1, [0.3, 0.4, 0.5], metric=auditor),
+        make_cell("odd", 0, [0.1, 0.3, 0.6], metric=auditor),
+    ]
+    cells[1].spent.forwards, cells[2].spent.forwards = 100.0, 200.0
+    results = make_results(cells)
+    results.machine = {"description": "2 cores"}
+    page = tables["bench"](results)
+    assert "| base | 0.300 (0.200 .. 0.400) |" in page
+    assert "| sft | auditor | +0.100 | +0.100 .. +0.100 | better |" in page
+    assert re.search(r"\| odd \| auditor \| \+0.033 \| -0.100 .. \+0.200 \| unclear \|", page)
+    assert "| sft | 150 | 0 |" in page and "`vidalign bench run p`" in page and "training seeds 0, 1" in page
 
 
 def test_every_result_names_its_command_and_machine() -> None:

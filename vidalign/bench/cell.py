@@ -28,6 +28,7 @@ from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.evaluation import student_generator
 from vidalign.bench.judging import Source, as_source, judge, judge_few, save_clips
+from vidalign.bench.metrics.base import Metric
 from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol
 from vidalign.bench.results import Cell, Predicted, write_json
 from vidalign.build import build_features
@@ -80,7 +81,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
-    metrics = list(build_metrics(protocol).values())
+    metrics = build_metrics(protocol)
     if not (folder / "student.safetensors").is_file():
         evaluation = protocol.evaluation
 
@@ -99,18 +100,29 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
     cell.warnings = list(dict.fromkeys(f"step {r['step']}, {r['name']}: {r['message']}" for r in records))
-    return _finish(protocol, cell, _student_source(protocol, student))
+    cell.warnings += off_prediction(cell)
+    return _finish(protocol, cell, _student_source(protocol, student), metrics)
+
+
+def off_prediction(cell: Cell) -> list[str]:
+    """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
+    found = []
+    for name in ("forwards", "reward_calls", "teacher_calls"):
+        spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
+        if abs(spent - predicted) > 0.01 * predicted:
+            found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
+    return found
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:
     """Judge the start weights, the teacher or the ground truth."""
-    cell = Cell(row=row, kind="reference", seed=0)
-    evaluation = protocol.evaluation
+    cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
+    metrics = build_metrics(protocol)
     if row == "base":
-        return _finish(protocol, cell, _student_source(protocol, _load(protocol.student.path)))
+        return _finish(protocol, cell, _student_source(protocol, _load(protocol.student.path)), metrics)
     if row == "ground_truth":
         source = as_source(lambda n: WorldTeacher(n).clips, evaluation.frames, evaluation.long_factor)
-        return _finish(protocol, cell, source)
+        return _finish(protocol, cell, source, metrics)
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol.teacher.path).eval(), protocol.teacher
     codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
@@ -121,12 +133,13 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(network.device)
         return codec.decode(teacher.sample(noise, features(prompts).to(network.device)))
 
-    return _finish(protocol, cell, Source(generate))  # a bidirectional teacher makes no longer clips than it knows
+    # no long clips: a bidirectional teacher makes none beyond the length that it was trained on
+    return _finish(protocol, cell, Source(generate), metrics)
 
 
-def _finish(protocol: Protocol, cell: Cell, source: Source) -> Cell:
+def _finish(protocol: Protocol, cell: Cell, source: Source, metrics: list[Metric]) -> Cell:
     """Judge, keep a few clips, and write the cell: the last thing that happens to it."""
-    judged = judge(source, protocol, build_metrics(protocol).values())
+    judged = judge(source, protocol, metrics)
     cell.metrics, cell.drift, cell.prompt_split = judged.metrics, judged.drift, protocol.split
     name = f"{cell.row}-{cell.seed}"
     if protocol.evaluation.shown:
@@ -247,7 +260,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--plugin", type=Path, action="append", default=[])
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         for file in arguments.plugin:

@@ -34,7 +34,7 @@ def examine(protocol: Protocol) -> dict[str, Any] | None:
         return None
     spoiled = [captions[n % len(captions)] for n in range(protocol.health.clips)]
     table = {}
-    metrics = [metric for metric in build_metrics(protocol).values() if metric.judges == "clips"]
+    metrics = [metric for metric in build_metrics(protocol) if metric.judges == "clips"]
     for row, clips, prompts in perturbations.table(spoiled, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
         table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}

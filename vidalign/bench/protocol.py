@@ -18,6 +18,7 @@ import yaml
 import vidalign
 from vidalign import registry
 from vidalign.bench.cost import read_spec
+from vidalign.bench.metrics.base import Metric
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import world_hash
@@ -258,13 +259,13 @@ def find_protocol(name: str) -> Path:
     raise UserError(f"there is no protocol {name!r}", why="neither a file nor a shipped one", fix=fix)
 
 
-def build_metrics(protocol: Protocol) -> dict[str, Any]:
-    """The metrics of a protocol by name, with their settings."""
+def build_metrics(protocol: Protocol) -> list[Metric]:
+    """The metrics of a protocol with their settings."""
     problems: list[Problem] = []
-    found = {}
+    found = []
     for name, settings in protocol.metrics.items():
         plugin = registry.get("metrics", name)
-        found[name] = plugin(build(plugin.Config, _node(settings), f"metrics.{name}", problems))
+        found.append(plugin(build(plugin.Config, _node(settings), f"metrics.{name}", problems)))
     assert not problems, "the settings were checked when the protocol was loaded"
     return found
 

@@ -129,6 +129,9 @@ def read_results(path: str | Path) -> Results:
         raise DataError("cannot read the result file", where=str(path), why=str(error)) from error
     try:
         stamp = ProtocolStamp(**document.pop("protocol"))
+        if hashlib.sha256(stamp.text.encode()).hexdigest()[:12] != stamp.hash:
+            fix = "restore the file, or measure again"
+            raise DataError("the protocol was changed after it was measured", where=str(path), fix=fix)
         cells = [read_cell(cell, str(path)) for cell in document.pop("cells")]
         return Results(stamp, cells=cells, **document)
     except (KeyError, TypeError, AttributeError) as error:
@@ -147,11 +150,16 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
             fix="restore the file, or measure again",
         )  # fmt: skip
     values = {f.name: plain[f.name] for f in fields(Cell)}
-    values |= {"spent": Spent(**plain["spent"]), "predicted": Predicted(**plain["predicted"])}
+    values |= {"spent": Spent(**plain["spent"]), "predicted": _predicted(plain["predicted"])}
     values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
     return Cell(**values)
+
+
+def _predicted(plain: dict[str, float | None]) -> Predicted:
+    """The prediction; NaN where the objective declares no cost."""
+    return Predicted(**{name: math.nan if value is None else value for name, value in plain.items()})
 
 
 def write_results(path: str | Path, results: Results) -> Path:

@@ -195,7 +195,7 @@ class BenchRun:
         if told:
             return told[-1]
         died = f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{died}: {' '.join(last).strip()[-300:]}" if last else died
+        return f"{died}: {' '.join(' '.join(last).split())[-300:]}" if last else died
 
     def _report(self, job: Job, done: Future[str]) -> None:
         """Tell how a cell ended."""
