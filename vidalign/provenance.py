@@ -7,10 +7,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.recipe import Recipe
 
 
@@ -32,6 +35,18 @@ def world_hash() -> str:
     digest = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "world").glob("*.py")):
         digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """First 12 hex digits of SHA-256 over the names, dtypes, shapes and bytes of tensors, whatever their order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()[:12]
 
 

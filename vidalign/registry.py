@@ -23,6 +23,7 @@ KINDS = ("objectives", "students", "teachers", "rewards", "metrics")
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
+        "ar_copo": "vidalign.objectives.ar_copo:ARCoPO",
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
         "dmd": "vidalign.objectives.dmd:DMD",
         "sft": "vidalign.objectives.sft:SFT",
