@@ -1,4 +1,4 @@
-"""AR-CoPO: what a fork shares, the loss written out, groups that are skipped, the trust region, groups from a buffer."""
+"""AR-CoPO: what a fork shares, the loss written out, groups that are skipped, the trust region, buffers."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ def test_inner_updates_are_optimiser_steps(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["anchors=5", "anchors=0", "noise_scale=0", "noise_scale=1.5", "clip=0", "temperature=0", "inner_updates=0"]
+    "wrong",
+    ["anchors=5", "anchors=0", "noise_scale=0", "noise_scale=1.5", "clip=0", "temperature=0", "inner_updates=0"],
 )
 def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0]):

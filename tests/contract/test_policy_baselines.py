@@ -150,7 +150,13 @@ def weight_of(prompt: int, candidate: int, clip: float) -> float:
 
 def test_diffusion_nft_written_out(folder: Path) -> None:
     objective, ctx = baseline(
-        "diffusion_nft", folder, "advantage_std=none", "combine=raw_sum", "beta=0.5", "kl_weight=0.3", "advantage_clip=2"
+        "diffusion_nft",
+        folder,
+        "advantage_std=none",
+        "combine=raw_sum",
+        "beta=0.5",
+        "kl_weight=0.3",
+        "advantage_clip=2",
     )
     ctx.policies.copy("current", "reference")
     data: Experience = collect(objective, ctx)

@@ -116,7 +116,11 @@ class ARCoPO(Objective):
         size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
         plan = RolloutPlan(prefix=pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))
         noise = ctx.student.draw_noise(
-            plan, ctx.generators("rollout", batch.ids), branch="neighbour", scale=self.config.noise_scale, suffix="shared"
+            plan,
+            ctx.generators("rollout", batch.ids),
+            branch="neighbour",
+            scale=self.config.noise_scale,
+            suffix="shared",
         )
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
@@ -195,7 +199,9 @@ class ARCoPO(Objective):
         )
         gap = (found.ratio - 1).abs().max()
         if ctx.update == 0 and (not config.buffer or ctx.step == 0):
-            assert not gap > RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
+            assert not gap > RATIO_GAP, (
+                f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
+            )
         recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
         metrics = {
             "objective/ratio_gap/max": gap,

@@ -1,4 +1,4 @@
-"""From scores to advantages for the objectives that compare the candidates of a prompt, with statistics over all ranks."""
+"""From scores to advantages where the candidates of a prompt are compared, with statistics over all ranks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class Judgement:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def judge(
-    ctx: TrainContext, components: dict[str, torch.Tensor], *, combination: str, normalise: str
-) -> Judgement:
+def judge(ctx: TrainContext, components: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`.

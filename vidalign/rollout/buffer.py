@@ -135,7 +135,9 @@ class Buffer:
             version = values.pop("format")
             header = BufferHeader(**values)
         except FileNotFoundError as error:
-            raise DataError(f"{folder} holds no buffer", where=where, why="there is no such file", fix=collect) from error
+            raise DataError(
+                f"{folder} holds no buffer", where=where, why="there is no such file", fix=collect
+            ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError("the buffer's header is damaged", where=where, why=str(error), fix=collect) from error
         if version != FORMAT:
