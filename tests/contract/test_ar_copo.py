@@ -13,7 +13,7 @@ from objective_helpers import CHUNK, GROUP, PROMPTS, accumulate, collect, make, 
 from torch import Tensor
 
 from vidalign.context import Batch, TrainContext
-from vidalign.errors import DataError, RecipeError
+from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.objectives.ar_copo import ARCoPO, _alive
 from vidalign.objectives.base import Phase
 from vidalign.objectives.scoring import Judgement
@@ -58,8 +58,10 @@ def given(ctx: TrainContext, values: Sequence[float]) -> None:
     ctx.rewards = CompositeReward({"given": Given(torch.tensor(values))}, {"given": 1.0})
 
 
-@pytest.mark.parametrize("pivot", [0, 1, 2])
-def test_only_the_pivots_initial_noise_differs(pivot: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pivot", "neighbours"), [(0, "initial"), (1, "initial"), (2, "initial"), (1, "all")])
+def test_only_the_pivots_noise_differs(
+    pivot: int, neighbours: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[Noise, Rollout]] = []
     plain = VideoStudent.rollout
 
@@ -68,14 +70,15 @@ def test_only_the_pivots_initial_noise_differs(pivot: int, folder: Path, monkeyp
         return seen[-1][1]
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
-    objective, ctx = ar_copo(folder, pivot=pivot)
+    objective, ctx = ar_copo(folder, f"neighbours={neighbours}", pivot=pivot)
     groups, context, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
     ((noise, rollout),) = seen
     start, stop = pivot * CHUNK, (pivot + 1) * CHUNK
     initial, renoise = (x.unflatten(0, (2, GROUP)) for x in (noise.initial, noise.renoise))
     differs = (initial - initial[:, :1])[:, 1:].abs().amax((0, 1, 3, 4, 5)) > 0
     assert differs.tolist() == [start <= frame < stop for frame in range(9)]
-    assert (renoise == renoise[:, :1]).all()
+    differs = (renoise - renoise[:, :1])[:, 1:].abs().amax((0, 1, 2, 4, 5, 6)) > 0
+    assert differs.tolist() == [neighbours == "all" and start <= frame < stop for frame in range(9)]
     latents = rollout.latents.unflatten(0, (2, GROUP))
     assert (latents[:, :, :start] == latents[:, :1, :start]).all()
     assert (latents - latents[:, :1])[:, 1:, start:].abs().amax((3, 4, 5)).min() > 1e-3, "the suffix feels the pivot"
@@ -85,9 +88,16 @@ def test_only_the_pivots_initial_noise_differs(pivot: int, folder: Path, monkeyp
     assert torch.equal(groups.x0.flatten(0, 1), state.x0)
 
 
-def test_the_pivot_visits_the_whole_video(folder: Path) -> None:
-    _, ctx = ar_copo(folder)
-    assert {pivot_of(ctx, step) for step in range(30)} == {0, 1, 2}
+def test_which_chunks_are_pivots(folder: Path) -> None:
+    for pivots, expected in ((0, {0, 1, 2}), (1, {0}), (2, {0, 1})):
+        objective, ctx = ar_copo(folder, f"pivots={pivots}", "group_size=2", "anchors=1")
+        found = set()
+        for ctx.step in range(8):
+            found.add(objective.fork(ctx, Batch(ctx.step, PROMPTS[:1], [0]))[0].pivot)
+        assert found == expected
+    objective, ctx = ar_copo(folder, "pivots=4")
+    with pytest.raises(UserError, match="one of 4 chunks .* a video has 3"):
+        collect(objective, ctx)
 
 
 @pytest.mark.parametrize("pivot", [0, 2])

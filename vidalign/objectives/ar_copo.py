@@ -19,8 +19,9 @@ on-policy one with ``vidalign merge``.
 
 What we changed: the paper gives neither tau nor the reduction of distances (here 1 and the mean); rewards are
 whitened over the batch before they are added up (`combine`); all groups of a step share their pivot, also those drawn
-from a buffer.
-Knobs that matter: noise_scale, clip, temperature, learning rate, group_size, inner_updates.
+from a buffer; the re-noising of the pivot may differ too (`neighbours: all`) and the pivot may be kept to the first
+chunks (`pivots`), for students and worlds in which the first draw or a late fork decides nothing.
+Knobs that matter: noise_scale, neighbours, pivots, clip, temperature, learning rate, group_size, inner_updates.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from vidalign.engine import distributed
+from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.scoring import Judgement, judge
@@ -58,6 +60,11 @@ class ARCoPO(Objective):
         """Candidates whose states are predicted again with gradient."""
         noise_scale: float = 0.5
         """s: how far candidates lie from the shared centre, in 0..1; two of them correlate by 1 - s^2."""
+        neighbours: Literal["initial", "all"] = "initial"
+        """Which noise of the pivot differs: the first draw, or the re-noising too. A student that is flow-matched but
+        not distilled hardly uses its first draw."""
+        pivots: int = 0
+        """The pivot is one of the first so many chunks; 0 = any chunk."""
         clip: float | None = 1e-4
         """Ratios beyond 1 +- clip gain nothing; null removes the clip."""
         temperature: float = 1.0
@@ -80,6 +87,8 @@ class ARCoPO(Objective):
                 value = getattr(self, name)
                 if value is not None and value <= 0:
                     raise ValueError(f"{name} must be positive, or null")
+            if self.pivots < 0:
+                raise ValueError("pivots must be at least 0")
             if self.temperature <= 0:
                 raise ValueError("temperature must be positive")
             if self.inner_updates < 1:
@@ -112,15 +121,12 @@ class ARCoPO(Objective):
     def fork(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, dict[str, float]]:
         """Roll out and score the groups of a batch with the old policy; also the context before their pivot, one row
         a prompt, and what to log."""
-        pivot = int(torch.randint(ctx.chunks, (), generator=ctx.shared_generator("pivot")))
-        size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
-        plan = RolloutPlan(prefix=pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))
+        config, size = self.config, self.config.group_size
+        pivot = int(torch.randint(self._pivots(ctx), (), generator=ctx.shared_generator("pivot")))
+        plan = RolloutPlan(pivot, branch=1, suffix=ctx.chunks - 1 - pivot, group_size=size, record=(pivot,))
+        branch = "neighbour" if config.neighbours == "initial" else "neighbour_all"
         noise = ctx.student.draw_noise(
-            plan,
-            ctx.generators("rollout", batch.ids),
-            branch="neighbour",
-            scale=self.config.noise_scale,
-            suffix="shared",
+            plan, ctx.generators("rollout", batch.ids), branch=branch, scale=config.noise_scale, suffix="shared"
         )
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
@@ -129,22 +135,32 @@ class ARCoPO(Objective):
         scores = ctx.score(clips, prompts)
         ctx.show(clips, prompts, scores)
         state, frames = rollout.states[pivot], rollout.branch
+        renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, size))
         groups = ForkedGroups(
             prompts=batch.prompts,
             pivot=pivot,
             history=rollout.latents[::size, : frames.start],
             initial=state.x_t[:, 0].unflatten(0, (-1, size)),
-            renoise=noise.renoise[::size, : len(state.sigmas) - 1, frames].to(rollout.latents.device),
+            renoise=(renoise[:, :1] if config.neighbours == "initial" else renoise).to(rollout.latents.device),
             x0=state.x0.unflatten(0, (-1, size)),
             rewards={name: value.view(-1, size) for name, value in scores.items()},
         )
         return groups, rollout.context, {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+
+    def _pivots(self, ctx: TrainContext) -> int:
+        if self.config.pivots > ctx.chunks:
+            raise UserError(
+                f"the pivot cannot be one of {self.config.pivots} chunks", where="objective.pivots",
+                why=f"a video has {ctx.chunks}", fix="use fewer, or 0 for any chunk",
+            )  # fmt: skip
+        return self.config.pivots or ctx.chunks
 
     def settings(self, ctx: TrainContext) -> dict[str, Any]:
         """What shapes a group in a buffer."""
         config = self.config
         return {
             "objective.group_size": config.group_size, "objective.noise_scale": config.noise_scale,
+            "objective.neighbours": config.neighbours, "objective.pivots": config.pivots,
             "data.frames": ctx.frames, "rewards": sorted(ctx.reward_weights), "sampler": ctx.sigmas,
             "chunk": list(ctx.student.chunk_shape),
         }  # fmt: skip

@@ -44,7 +44,7 @@ class ForkedGroups:
     initial: Tensor
     """Initial noise of the pivot, ``[P, G, f, C, H, W]``."""
     renoise: Tensor
-    """Its later draws, shared by the candidates, ``[P, T - 1, f, C, H, W]``."""
+    """Its later draws, ``[P, G or 1, T - 1, f, C, H, W]``: the candidates' own, or shared by them."""
     x0: Tensor
     """What the rollout predicted for the pivot at every step, ``[P, G, T, f, C, H, W]``."""
     rewards: dict[str, Tensor]
@@ -55,7 +55,7 @@ class ForkedGroups:
         assert len(sigmas) == self.x0.shape[2], "one level a step"
         seen = [self.initial]
         for step, sigma in enumerate(sigmas[1:]):
-            seen.append(add_noise(self.x0[:, :, step], self.renoise[:, None, step], sigma))
+            seen.append(add_noise(self.x0[:, :, step], self.renoise[:, :, step], sigma))
         return torch.stack(seen, 2)
 
     def tensors(self) -> dict[str, Tensor]:
