@@ -92,7 +92,7 @@ def test_which_chunks_are_pivots(folder: Path) -> None:
     for pivots, expected in ((0, {0, 1, 2}), (1, {0}), (2, {0, 1})):
         objective, ctx = ar_copo(folder, f"pivots={pivots}", "group_size=2", "anchors=1")
         found = set()
-        for ctx.step in range(8):
+        for ctx.step in range(20):
             found.add(objective.fork(ctx, Batch(ctx.step, PROMPTS[:1], [0]))[0].pivot)
         assert found == expected
     objective, ctx = ar_copo(folder, "pivots=4")
