@@ -162,9 +162,9 @@ def _sweep(network: Any, recipe: Recipe, scales: Sequence[float]) -> list[Judged
     for scale in scales:
         _add(network, scale)
         after = scores(judge_student(generate, prompts, seeds))
-        gains = [second - first for first, second in zip(before, after, strict=True)]
-        means = [float(values.nanmean()) for values in (*after, *gains)]
-        judged.append(Judged(scale, *means, *(interval(gain) for gain in gains)))
+        (reward, held_out), gain = after, [second - first for first, second in zip(before, after, strict=True)]
+        means = [float(values.nanmean()) for values in (reward, held_out, *gain)]
+        judged.append(Judged(scale, *means, interval(gain[0]), interval(gain[1])))
     return judged
 
 

@@ -40,8 +40,9 @@ class Noise:
 
         shape: (chunk_frames, C, H, W). The prefix is always shared inside a group. branch "independent":
         every candidate has draws of its own; "neighbour": initial noise at distance `scale` in 0..1 around a
-        shared centre, renoise shared; "neighbour_all": renoise around a shared centre too. suffix "independent" or "shared". Shared draws come first, then
-        candidate by candidate: the first candidates are the same for every group size.
+        shared centre, renoise shared; "neighbour_all": renoise around a shared centre too. suffix "independent"
+        or "shared". Shared draws come first, then candidate by candidate: the first candidates are the same for
+        every group size.
         """
         if branch not in ("independent", "neighbour", "neighbour_all") or suffix not in ("independent", "shared"):
             raise UserError(
