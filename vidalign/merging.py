@@ -162,9 +162,18 @@ def _sweep(network: Any, recipe: Recipe, scales: Sequence[float]) -> list[Judged
     for scale in scales:
         _add(network, scale)
         after = scores(judge_student(generate, prompts, seeds))
-        (reward, held_out), gain = after, [second - first for first, second in zip(before, after, strict=True)]
-        means = [float(values.nanmean()) for values in (reward, held_out, *gain)]
-        judged.append(Judged(scale, *means, interval(gain[0]), interval(gain[1])))
+        inside, outside = after[0] - before[0], after[1] - before[1]
+        judged.append(
+            Judged(
+                scale,
+                in_domain=float(after[0].nanmean()),
+                out_of_domain=float(after[1].nanmean()),
+                in_domain_gain=float(inside.nanmean()),
+                out_of_domain_gain=float(outside.nanmean()),
+                in_domain_interval=interval(inside),
+                out_of_domain_interval=interval(outside),
+            )
+        )
     return judged
 
 

@@ -65,8 +65,8 @@ def command() -> str:
 
 
 def without_run_folder(line: str) -> str:
-    """A command line without ``--run FOLDER``: where a run lies on somebody's disk is nobody else's matter."""
-    return re.sub(r"\s--run[ =]\S+", "", line)
+    """A command line without the folders of runs: where a run lies on somebody's disk is nobody else's matter."""
+    return re.sub(r"\s--(?:run|semi|on-policy|out)[ =]\S+", "", line)
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

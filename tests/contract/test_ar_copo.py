@@ -261,6 +261,7 @@ def test_groups_of_a_buffer_replay_as_they_were_rolled(folder: Path, buffer: Pat
         assert data.context is not None and data.context.batch == 2
         pivots.add(data.context.frames // CHUNK)
         assert sorted(data.prompts) == sorted(PROMPTS)
+        assert not any(name.startswith("reward/") for name in data.metrics), "stored scores are no progress"
         out = whole(objective, ctx, data)
         assert float(out.metrics["health/on_policy_gap/max"]) < 1e-4
     assert pivots == {0, 1, 2}

@@ -115,6 +115,8 @@ class ARCoPO(Objective):
         if self.config.quasi_norm is not None:
             advantage = quasi_normalise(advantage, self.config.quasi_norm)
         data = self._experience(ctx, groups, advantage, weight[kept], context)
+        if self.config.buffer:  # the scores of stored groups say nothing about the student as it is now
+            judged.metrics = {name: v for name, v in judged.metrics.items() if not name.startswith("reward/")}
         data.metrics = metrics | judged.metrics
         return data
 
