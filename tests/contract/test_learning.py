@@ -1,4 +1,4 @@
-"""Objectives driven by rewards raise the reward that they are given: brightness, on a tiny network, on the same noise."""
+"""Objectives driven by rewards raise the reward that they are given: brightness, on a tiny network."""
 
 from __future__ import annotations
 
