@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,8 +127,13 @@ def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict
 
 
 def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:
-    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it."""
+    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it.
+
+    The adapter, if there is one, is kept by itself too, in the folder ``adapter`` beside it.
+    """
     name = "ema" if "ema" in ctx.policies.names else "current"
+    if ctx.policies.adapter is not None:
+        ctx.policies.save_adapter(name, Path(path).parent / "adapter")
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return

@@ -23,8 +23,11 @@ KINDS = ("objectives", "students", "teachers", "rewards", "metrics")
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
+        "ar_copo": "vidalign.objectives.ar_copo:ARCoPO",
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
+        "diffusion_nft": "vidalign.objectives.diffusion_nft:DiffusionNFT",
         "dmd": "vidalign.objectives.dmd:DMD",
+        "flow_grpo": "vidalign.objectives.flow_grpo:FlowGRPO",
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {"video": "vidalign.students.video:VideoStudent"},

@@ -17,6 +17,8 @@ from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.students.video import VideoStudent
 from vidalign.world import captions
 
+RECORDED = ("ar_copo", "flow_grpo")  # the loss replays the rollout's own states and draws nothing
+
 # --- every objective ---
 
 
@@ -26,6 +28,7 @@ def test_micro_batches_add_up(name: str, folder: Path) -> None:
     data = collect(objective, ctx, captions.prompts("basic/train")[:4])
     for role in ctx.roles.engines:
         nudge(network_of(ctx, role))
+    ctx.update = 1  # the networks have moved
     for phase in objective.phases():
         expected, gradient, count = accumulate(objective, ctx, data, phase, 64)
         assert count == 1 and max(float(g.abs().max()) for g in gradient.values()) > 1e-6
@@ -50,7 +53,7 @@ def test_the_same_step_gives_the_same_numbers(name: str, folder: Path) -> None:
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RECORDED])
 def test_another_update_on_the_same_experience_draws_anew(name: str, folder: Path) -> None:
     objective, ctx = make(folder, name)
     data = collect(objective, ctx)
@@ -58,7 +61,7 @@ def test_another_update_on_the_same_experience_draws_anew(name: str, folder: Pat
         nudge(network_of(ctx, role))
     for phase in objective.phases():
         losses = []
-        for ctx.update in range(2):
+        for ctx.update in (1, 2):
             losses.append(whole(objective, ctx, data, phase.role).loss.item())
         assert losses[0] != losses[1]
 

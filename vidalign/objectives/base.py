@@ -63,6 +63,7 @@ class Experience:
     context: KV cache of the clean past, one entry per prompt (batch P), or None; it is held once per prompt and
     broadcast over the candidates.
     text: ``[P, L, D]`` features, one entry per prompt.
+    shared: further tensors with P leading entries, which the candidates of a prompt have in common.
     metrics: what to log of the collection, by name with reduction.
     """
 
@@ -72,6 +73,7 @@ class Experience:
     prompts: list[str]
     context: Context | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -96,6 +98,7 @@ class Experience:
             text=self.text[first:last],
             prompts=self.prompts[first:last],
             context=None if self.context is None else self.context.rows(slice(first, last)),
+            shared={name: t[first:last] for name, t in self.shared.items()},
         )
 
 
