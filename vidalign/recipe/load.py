@@ -90,6 +90,8 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
     for spec in fields(Sections):
         name, before = spec.name, len(problems)
         node = tree.value.get(name)
+        if spec.default is None and (node is None or node.value is None):
+            continue
         if "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (

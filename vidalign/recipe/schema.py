@@ -28,6 +28,11 @@ def plugin(kind: str) -> Any:
     return field(metadata={"plugin": kind})
 
 
+def optional_plugin(kind: str) -> Any:
+    """A `plugin` section that may be left out (null)."""
+    return field(default=None, metadata={"plugin": kind})
+
+
 @dataclass
 class StudentConfig:
     """The model that is trained."""
@@ -162,7 +167,9 @@ class Sections:
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by its name."""
+    """Weight of each reward by its name; 0 scores it for the log only."""
+    discriminator: Choice | None = optional_plugin("discriminators")
+    """The network of the reward `discriminator` and how it is trained against the teacher's clips."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The loop."""
     engine: EngineConfig = field(default_factory=EngineConfig)
