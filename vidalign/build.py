@@ -43,11 +43,11 @@ def build_objective(recipe: Recipe) -> Objective:
     return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
 
 
-def build_teacher(recipe: Recipe, frames: int) -> Any:
-    """What the ``teacher`` section names, or None."""
+def build_teacher(recipe: Recipe, frames: int, spec: VideoStudentSpec) -> Any:
+    """What the ``teacher`` section names, for videos of `frames` latent frames of the student `spec`, or None."""
     if recipe.teacher is None:
         return None
-    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames)
+    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames, spec)
 
 
 def build_features(spec: VideoStudentSpec) -> PromptFeatures:
@@ -86,7 +86,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     if frames % chunk:
         raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
                         why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
-    teacher = build_teacher(recipe, frames)
+    teacher = build_teacher(recipe, frames, student.spec)
     features = build_features(student.spec)
     rewards = build_rewards(recipe, student.spec, features)
     trainable = {reward.role: reward for reward in rewards.trainable} if rewards else {}

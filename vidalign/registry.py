@@ -32,6 +32,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "students": {"video": "vidalign.students.video:VideoStudent"},
     "teachers": {
         "model": "vidalign.teachers.model:ModelTeacher",
+        "pipeline": "vidalign.teachers.pipeline:PipelineTeacher",
+        "store": "vidalign.teachers.store:ClipStore",
         "world": "vidalign.teachers.world:WorldTeacher",
     },
     "rewards": {

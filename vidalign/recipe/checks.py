@@ -129,10 +129,16 @@ def _teacher(draft: Draft) -> None:
             why = f"{objective!r} needs one that offers {needs.teacher}"
             draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
-    if teacher.path:
+    if teacher.name == "model" and teacher.path:
         _weights_file(draft, teacher.path, "teacher.path")
     elif teacher.name == "model" and "teacher" not in draft.broken:
         draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
+    wanted_keys = {"store": {"path": "its clips"}, "pipeline": {"path": "its weights", "cache": "where clips are kept"}}
+    for key, meaning in wanted_keys.get(teacher.name, {}).items():
+        if not getattr(teacher, key) and "teacher" not in draft.broken:
+            draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
+    if teacher.name == "store" and teacher.path:
+        _store(draft, teacher.path)
     try:
         offers = registry.get("teachers", teacher.name).offers
     except UserError as error:
@@ -145,6 +151,23 @@ def _teacher(draft: Draft) -> None:
         if offer not in offers:
             why = f"{who} needs {offer}, this one offers {', '.join(offers)}"
             draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+
+
+def _store(draft: Draft, path: str) -> None:
+    """The store can be listed and has a clip for every training prompt; nothing is decoded."""
+    from vidalign.teachers.store import index_clips
+
+    try:
+        known = {entry.prompt for entry in index_clips(Path(path))}
+        wanted = _read_prompts(draft.recipe.data.prompts)
+    except UserError as error:
+        draft.pass_on(error, "teacher.path")
+        return
+    missing = [prompt for prompt in wanted if prompt not in known]
+    if missing:
+        shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        why = f"{len(missing)} of {len(wanted)} training prompts: {shown}"
+        draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
 
 
 def _student(draft: Draft) -> None:

@@ -1,4 +1,4 @@
-"""Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, a bias-free scalar head.
+"""Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, bias-free scalar head.
 
 AFD (arXiv 2605.26105) initialises from KlingTeam/VideoReward (Qwen2-VL-2B, LoRA of rank 64 on the language linears). A
 clip is shown as `frames` pictures in one user turn with the prompt; the head reads the last hidden state of the last
