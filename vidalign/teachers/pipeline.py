@@ -45,7 +45,8 @@ class PipelineTeacher:
         steps: int = 24,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self._build, self._pipeline, self.identity = build, None, identity
+        self._build, self.identity = build, identity
+        self._pipeline: Any = None
         self.shape, self.cache, self.per_prompt = shape, cache, per_prompt
         size = {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         self.call = {**size, "num_inference_steps": steps, **(options or {})}

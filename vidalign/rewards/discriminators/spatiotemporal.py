@@ -1,4 +1,4 @@
-"""A small spatio-temporal discriminator for small clips; about 0.2 M parameters at its default width.
+"""A small spatio-temporal discriminator for small clips; about 0.25 M parameters at its default width.
 
 Frames and their temporal differences go through three strided convolutions; the resulting cells of all frames, with
 sinusoidal (time, row, column) positions, attend each other and the features of the prompt; mean pooling and a
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
@@ -46,8 +47,8 @@ class SpatioTemporal(Discriminator):
         )  # fmt: skip
         self.text = nn.Linear(text_dim, width)
         self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            BasicTransformerBlock(
+                width, 4, width // 4, cross_attention_dim=width, activation_fn="gelu", attention_bias=True
             )
             for _ in range(layers)
         )
@@ -70,7 +71,7 @@ class SpatioTemporal(Discriminator):
         h = (cells + positions(cells.shape[1:4], self.width).to(cells)).flatten(1, 3)
         text = self.text(self.features(list(prompts)).to(weight.device, weight.dtype))  # [B, L, width]
         for layer in self.layers:
-            h = layer(h, text)
+            h = layer(h, encoder_hidden_states=text)
         return full_precision_head(self.head, self.norm(h.mean(1)))
 
 

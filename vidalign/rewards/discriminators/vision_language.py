@@ -58,10 +58,10 @@ class VisionLanguage(Discriminator):
             if "{prompt}" not in self.question:
                 raise ValueError("question must contain {prompt}")
 
-    def __init__(self, backbone: nn.Module, processor: Any, config: Config, seed: int) -> None:
+    def __init__(self, backbone: Any, processor: Any, config: Config, seed: int) -> None:
         super().__init__()
         self.processor, self.config = processor, config
-        self.backbone = backbone.eval()
+        self.backbone: Any = backbone.eval()
         adapter = AdapterConfig(rank=config.rank, alpha=config.alpha, targets=f"{_decoder_name(backbone)}.*")
         inject_adapters(backbone, [ADAPTER], adapter, seed)
         width = int(self.backbone.config.get_text_config().hidden_size)
@@ -107,7 +107,7 @@ class VisionLanguage(Discriminator):
         return self.processor(text=texts, images=images, return_tensors="pt", padding=True)
 
 
-def _decoder_name(backbone: nn.Module) -> str:
+def _decoder_name(backbone: Any) -> str:
     """Name of the language model inside the backbone."""
     decoder = backbone.get_decoder() if hasattr(backbone, "get_decoder") else None
     names = [name for name, module in backbone.named_modules() if module is decoder]
