@@ -157,7 +157,7 @@ class Trainer:
         self.step, state = self.checkpoints.load(self._parts())
         self.objective.load_state_dict(state["objective"])
         if self.ctx.rewards:
-            self.ctx.rewards.load_state_dict(state["rewards"])
+            self.ctx.rewards.load_state_dict(state.get("rewards", {}))
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

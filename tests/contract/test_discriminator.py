@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from objective_helpers import collect, make, network_of
@@ -152,6 +153,15 @@ def test_short_clips_meet_the_beginning_of_the_teachers(folder: Path, monkeypatc
     assert torch.equal(seen[0][1:], expected[:, :6])
 
 
+def test_teacher_clips_may_go_through_the_autoencoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for reencode in ("false", "true"):
+        reward, ctx = discriminator(folder, f"discriminator.reencode={reencode}")
+        monkeypatch.setattr(ctx.codec, "decode", lambda latents: (latents + 1) / 4)
+        found.append(reward._teacher_clips(TRAINED[:1], student_clips(TRAINED[:1]), 0, "x")[TRAINED[0]])
+    torch.testing.assert_close(found[1], found[0] / 2)
+
+
 @pytest.mark.parametrize("clips", [torch.zeros(1, 12, 3, 32, 32), torch.zeros(1, 9, 3, 16, 16)])
 def test_other_sizes_are_refused(clips: Tensor, folder: Path) -> None:
     reward, _ = discriminator(folder)
@@ -255,6 +265,20 @@ def test_a_run_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text()
     for name in ("discriminator_warm_up_steps", "discriminator_loss/mean", "discriminator_margin_sigmoid/mean"):
         assert name in lines
+
+
+def test_a_run_learns_from_a_store_of_clips(folder: Path, tmp_path: Path) -> None:
+    prompts = TRAINED[:4]
+    for k, clip in enumerate(renderer.clips(prompts, 9, generator=torch.Generator().manual_seed(0))):
+        np.savez(tmp_path / f"{prompts[k]}-0.npz", clip=clip.numpy())
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    _ = make(folder, "afd")
+    changes = ["teacher.name=store", f"teacher.path={tmp_path}", f"data.prompts={tmp_path}/prompts.txt"]
+    recipe = load_recipe(folder / "afd.yaml", [*changes, "trainer.steps=1", "trainer.prompts_per_step=2"])
+    trainer = Trainer(recipe, tmp_path / "run")
+    before = weights(trainer.ctx), weights(trainer.ctx, "student")
+    trainer.fit()
+    assert not same(before[0], weights(trainer.ctx)) and not same(before[1], weights(trainer.ctx, "student"))
 
 
 # --- mistakes ---

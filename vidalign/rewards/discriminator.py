@@ -149,6 +149,9 @@ class DiscriminatorReward(TrainableReward):
                 fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
             )  # fmt: skip
         found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
+        if self.config.reencode:
+            with torch.no_grad():
+                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
         return dict(zip(distinct, found.split(count), strict=True))
 
     def _measure(self, margin: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:

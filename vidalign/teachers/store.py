@@ -2,8 +2,8 @@
 
 Folder: mp4, webm, gif, npz or safetensors files; which prompt a file belongs to stands in ``metadata.jsonl`` (lines
 with ``file_name`` and ``prompt``, the layout of a `datasets` video folder), else in the metadata of a safetensors file,
-else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk`` wrote, with the
-columns ``prompt`` and ``video`` (the path of a file, or its bytes).
+else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk`` wrote,
+with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
 """
 
 from __future__ import annotations

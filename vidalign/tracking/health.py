@@ -148,7 +148,8 @@ def discriminator_saturated(metrics: Metrics, floor: float = 0.01) -> Health | N
     return Health(
         "discriminator_saturated",
         f"mean sigmoid(D(student) - D(teacher)) is {left:.4f}: every pair is told apart, D hardly learns any more",
-        "look for a trivial cue (size, rate, codec, length, watermark); lower discriminator.learning_rate or updates",
+        "look for a trivial cue (size, rate, codec, length, watermark; discriminator.reencode hides the autoencoder); "
+        "lower discriminator.learning_rate or updates",
     )
 
 

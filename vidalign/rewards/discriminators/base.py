@@ -47,6 +47,8 @@ class DiscriminatorConfig:
     """Optimiser steps in each training step, before the candidates are scored."""
     teacher_clips: int = 1
     """Teacher clips drawn for each prompt in each update; every candidate is compared with all of them."""
+    reencode: bool = False
+    """Pass the teacher's clips through the student's autoencoder, whose traces would give the student away."""
     held_out: float = 0.125
     """Share of the prompts, by a hash of their text, that the discriminator is never trained on: its pair accuracy
     there tells judgement from memory."""
