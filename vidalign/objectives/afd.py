@@ -34,6 +34,7 @@ from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -174,6 +175,16 @@ class AFD(Objective):
         choice = torch.stack([torch.randint(len(levels), (ctx.chunks,), generator=g) for g in generators])
         sigma = torch.tensor(levels)[choice].repeat_interleave(ctx.chunk_frames, 1)
         return noise, sigma.to(noise.device)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss; the
+        discriminator says its own."""
+        config = self.config
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=config.group_size)
+        clips = sizes.prompts * config.group_size
+        policies = (2 + (config.kl_weight > 0)) * config.updates - (config.old_decay == 0)
+        forwards = sizes.rollout(plan) + (1 + policies * clips) * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         ctx.policies.lerp("old", "current", self.config.old_decay)

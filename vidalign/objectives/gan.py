@@ -25,6 +25,7 @@ import torch
 from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.dmd import exit_states
 from vidalign.rollout import RolloutPlan
 
@@ -75,3 +76,12 @@ class GAN(Objective):
             "objective/margin/mean": (winner - score).detach().mean(),
         }
         return LossOut(bradley_terry_loss(score - winner).mean(), metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout and one replay of every video; the teacher's clips of the loss. The discriminator says its own."""
+        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
+        return Cost(
+            forwards=rollout + sizes.prompts * sizes.teacher_forcing(sizes.chunks),
+            reward_calls=sizes.prompts * sizes.rewards,
+            teacher_calls=sizes.prompts,
+        )

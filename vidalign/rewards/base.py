@@ -19,6 +19,7 @@ from vidalign.errors import PluginError
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.data.prompts import PromptSource
+    from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text import PromptFeatures
@@ -76,6 +77,11 @@ class TrainableReward(ABC):
     @abstractmethod
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """As every `Reward`."""
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:
+        """What its learning adds to a step, scores left out (see `Objective.cost`); at most, where data decide."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart beside the weights."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss, pair_accuracy
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
 from vidalign.rollout import RolloutPlan
@@ -60,6 +62,19 @@ class DiscriminatorReward(TrainableReward):
 
     def optimizer_changes(self) -> dict[str, Any]:
         return {"learning_rate": self.config.learning_rate, "warmup_steps": 0, "schedule": "constant"}
+
+    @classmethod
+    def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:
+        """Teacher clips, and in the first step the rollouts of the longest warm-up."""
+        assert recipe.discriminator is not None, "the recipe was checked"
+        config: DiscriminatorConfig = recipe.discriminator.config
+        cost = Cost(teacher_calls=config.updates * config.teacher_clips * sizes.prompts)
+        warm_up = config.warm_up
+        if sizes.step > 0 or warm_up.max_steps == 0:
+            return cost
+        rollout = replace(sizes, prompts=warm_up.prompts).rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
+        clips = config.teacher_clips * warm_up.prompts
+        return cost + Cost(forwards=warm_up.max_steps * rollout, teacher_calls=warm_up.max_steps * clips)
 
     def attach(self, ctx: TrainContext) -> None:
         self.ctx = ctx
