@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from objective_helpers import collect, make, network_of
+from objective_helpers import collect, make, network_of, whole
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -123,6 +123,17 @@ def test_scoring_learns_once_a_step_and_first(folder: Path) -> None:
     ctx.step += 1
     ctx.score(clips, prompts)
     assert not same(after, weights(ctx)), "the next step"
+
+
+@pytest.mark.parametrize("objective", ["afd", "gan"])
+def test_scores_keep_fp32_under_bf16(objective: str, folder: Path) -> None:
+    """Differences of scores are the signal: bf16 would leave three digits of their level."""
+    reward, ctx = discriminator(folder, "engine.precision=bf16", objective=objective)
+    with torch.no_grad():
+        found = ctx.score(student_clips(TRAINED[:6]), TRAINED[:6])["discriminator"]
+    assert found.dtype == torch.float32 and (found.bfloat16().float() != found).any()
+    method, ctx = make(folder, objective, "engine.precision=bf16")
+    assert torch.isfinite(whole(method, ctx, collect(method, ctx)).loss)
 
 
 def test_the_student_is_left_alone(folder: Path) -> None:
@@ -291,6 +302,11 @@ def test_a_run_learns_from_a_store_of_clips(folder: Path, tmp_path: Path) -> Non
         ("astrolabe", ["discriminator.name=spatiotemporal"], "not among the rewards"),
         ("afd", ["~rewards.discriminator", "rewards.motion_quality=1.0"], "'afd' needs it"),
         ("afd", ["~teacher"], "there is no teacher"),
+        (
+            "astrolabe",
+            ["rewards.discriminator=1.0", "discriminator.name=spatiotemporal", "teacher.name=world"],
+            "cannot judge a clip without its history",
+        ),
         ("afd", ["discriminator.name=spatiotemprl"], "spatiotemporal"),
         ("afd", ["discriminator.held_out=0.9"], "held_out"),
         ("afd", ["discriminator.learning_rate=0"], "hacked"),

@@ -150,6 +150,12 @@ def _discriminator(draft: Draft) -> None:
     elif section is not None and not named and "rewards" not in draft.broken:
         fix = "add rewards: {discriminator: 1.0}, or delete the section"
         draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
+    own = getattr(recipe.objective, "rewards", None)  # an objective of a mixture may choose among the rewards
+    clip = getattr(recipe.objective.config, "clip", None)
+    if named and (own is None or "discriminator" in own) and getattr(clip, "score", "video") == "clip":
+        why = "it compares videos from their first frame on"
+        fix = "use clip: {score: video}"
+        draft.refuse("the discriminator cannot judge a clip without its history", "objective.clip.score", why, fix)
     if named and recipe.teacher is None and "teacher" not in draft.broken:
         why = "the discriminator needs one that offers clips"
         draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world}, or another that offers clips")
