@@ -1,4 +1,4 @@
-"""A small spatio-temporal discriminator for small clips; about 0.25 M parameters at its default width.
+"""A small spatio-temporal discriminator for small clips; about 0.24 M parameters at its default width.
 
 Frames and their temporal differences go through three strided convolutions; the resulting cells of all frames, with
 sinusoidal (time, row, column) positions, attend each other and the features of the prompt; mean pooling and a
