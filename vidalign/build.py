@@ -18,7 +18,7 @@ from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
 from vidalign.objectives.mixture import Mixture
-from vidalign.rewards.base import CompositeReward
+from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
 
@@ -50,11 +50,11 @@ def build_objective(recipe: Recipe) -> Objective:
     return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
 
 
-def build_teacher(recipe: Recipe, frames: int) -> Any:
-    """What the ``teacher`` section names, or None."""
+def build_teacher(recipe: Recipe, frames: int, spec: VideoStudentSpec) -> Any:
+    """What the ``teacher`` section names, for videos of `frames` latent frames of the student `spec`, or None."""
     if recipe.teacher is None:
         return None
-    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames)
+    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames, spec)
 
 
 def build_features(spec: VideoStudentSpec) -> PromptFeatures:
@@ -62,11 +62,16 @@ def build_features(spec: VideoStudentSpec) -> PromptFeatures:
     return PromptFeatures(lambda: build_text_encoder(spec.text))
 
 
-def build_rewards(weights: dict[str, float]) -> CompositeReward | None:
+def build_rewards(recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> CompositeReward | None:
     """The weighted rewards of a recipe, or None when it names none."""
-    if not weights:
+    if not recipe.rewards:
         return None
-    return CompositeReward({name: registry.get("rewards", name)() for name in weights}, weights)
+    rewards = {}
+    for name in recipe.rewards:
+        kind = registry.get("rewards", name)
+        trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
+        rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
+    return CompositeReward(rewards, recipe.rewards)
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerConfig:
@@ -88,13 +93,20 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     if frames % chunk:
         raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
                         why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
-    teacher = build_teacher(recipe, frames)
+    teacher = build_teacher(recipe, frames, student.spec)
+    features = build_features(student.spec)
+    rewards = build_rewards(recipe, student.spec, features)
+    trainable = {reward.role: reward for reward in rewards.trainable} if rewards else {}
     networks = objective.networks(student, teacher)  # before adapters change the student
+    networks |= {role: reward.network for role, reward in trainable.items()}
     policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
     updates = {phase.role: phase.updates for phase in objective.phases()}
+    updates |= {role: reward.updates for role, reward in trainable.items()}
     engines: dict[str, Engine] = {}
     for role, network in {"student": student, **networks}.items():
-        settings = replace(optimizer_of(recipe), **objective.optimizer_changes(role))
+        owner = trainable.get(role, objective)
+        changes = owner.optimizer_changes() if isinstance(owner, TrainableReward) else owner.optimizer_changes(role)
+        settings = replace(optimizer_of(recipe), **changes)
         steps = recipe.trainer.steps * updates.get(role, 1)
         engines[role] = build_engine(
             recipe.engine, settings, network.to(device), steps, policies if role == "student" else None
@@ -102,20 +114,23 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     roles = Roles(engines, _frozen_networks(teacher, recipe, device), precision=recipe.engine.precision)
     if hasattr(teacher, "model"):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
-    return TrainContext(
+    ctx = TrainContext(
         seed=recipe.seed,
         frames=frames,
         micro_batch=recipe.trainer.micro_batch,
         device=device,
         roles=roles,
         policies=policies,
-        rewards=build_rewards(recipe.rewards),
+        rewards=rewards,
         teacher=teacher,
-        features=build_features(student.spec),
+        features=features,
         codec=build_codec(student.spec.codec).to(device),
         tracker=tracker,
         clips_every=recipe.tracking.clips_every,
     )
+    for reward in trainable.values():
+        reward.attach(ctx)
+    return ctx
 
 
 def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict[str, torch.nn.Module]:

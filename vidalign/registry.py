@@ -19,26 +19,35 @@ from typing import Any, TypeVar
 
 from vidalign.errors import PluginError, UserError, nearest
 
-KINDS = ("objectives", "students", "teachers", "rewards", "metrics")
+KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics")
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
+        "afd": "vidalign.objectives.afd:AFD",
         "ar_copo": "vidalign.objectives.ar_copo:ARCoPO",
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
         "diffusion_nft": "vidalign.objectives.diffusion_nft:DiffusionNFT",
         "dmd": "vidalign.objectives.dmd:DMD",
         "flow_grpo": "vidalign.objectives.flow_grpo:FlowGRPO",
+        "gan": "vidalign.objectives.gan:GAN",
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {"video": "vidalign.students.video:VideoStudent"},
     "teachers": {
         "model": "vidalign.teachers.model:ModelTeacher",
+        "pipeline": "vidalign.teachers.pipeline:PipelineTeacher",
+        "store": "vidalign.teachers.store:ClipStore",
         "world": "vidalign.teachers.world:WorldTeacher",
     },
     "rewards": {
+        "discriminator": "vidalign.rewards.discriminator:DiscriminatorReward",
         "motion_quality": "vidalign.rewards.world:MotionQuality",
         "text_alignment": "vidalign.rewards.world:TextAlignment",
         "visual_quality": "vidalign.rewards.world:VisualQuality",
+    },
+    "discriminators": {
+        "spatiotemporal": "vidalign.rewards.discriminators.spatiotemporal:SpatioTemporal",
+        "vision_language": "vidalign.rewards.discriminators.vision_language:VisionLanguage",
     },
     "metrics": {
         "clip_score": "vidalign.bench.metrics.clip_score:ClipScore",

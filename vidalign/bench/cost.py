@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from torch import nn
 
+from vidalign import registry
 from vidalign.build import build_objective
 from vidalign.errors import UserError
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.rewards.base import TrainableReward
 from vidalign.students.video import VideoStudentSpec
 from vidalign.students.video.checkpoint import resolve
 
@@ -41,9 +43,11 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
     config = recipe.student
     spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else read_spec(config.path)
     chunks = recipe.data.frames // spec.cache.chunk_frames
+    kinds = [registry.get("rewards", name) for name in recipe.rewards]
+    learning = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, TrainableReward)]
     for step in count():
         sizes = StepSizes(recipe.seed, step, recipe.trainer.prompts_per_step, chunks, len(recipe.rewards), spec.sampler)
-        yield objective.cost(sizes)
+        yield sum((kind.cost(recipe, sizes) for kind in learning), objective.cost(sizes))
 
 
 def predict(recipe: Recipe) -> Cost:

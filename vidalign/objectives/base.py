@@ -28,6 +28,8 @@ class Needs:
     """Kinds of student that it can train."""
     rewards: bool = False
     """Whether at least one reward must be named."""
+    discriminator: bool = False
+    """Whether the trained reward `discriminator` must be among them."""
     teacher: str = ""
     """What the teacher must offer: ``clips``, ``velocity`` or nothing."""
     policies: tuple[str, ...] = ()

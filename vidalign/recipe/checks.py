@@ -53,7 +53,9 @@ class Draft:
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
-    checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _optimizer, _prompts]
+    checks: list[Callable[[Draft], None]] = [
+        _objective, _rewards, _discriminator, _teacher, _student, _adapter, _optimizer, _prompts,
+    ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
             one(view)
@@ -133,6 +135,32 @@ def _rewards(draft: Draft) -> None:
         )
 
 
+def _discriminator(draft: Draft) -> None:
+    """The reward `discriminator`, its section and the teacher's clips go together."""
+    recipe, needs = draft.recipe, draft.needs
+    named, section = "discriminator" in recipe.rewards, recipe.discriminator
+    if needs is not None and needs.discriminator and not named and "rewards" not in draft.broken:
+        fix = "add rewards: {discriminator: 1.0}"
+        why = f"{recipe.objective.name!r} needs it"
+        draft.refuse("the discriminator is not among the rewards", "rewards", why, fix)
+    elif named and section is None and "discriminator" not in draft.broken:
+        known = ", ".join(registry.names("discriminators"))
+        why = "the reward `discriminator` has no network"
+        draft.refuse("there is no discriminator", "rewards.discriminator", why, f"add discriminator: {{name: {known}}}")
+    elif section is not None and not named and "rewards" not in draft.broken:
+        fix = "add rewards: {discriminator: 1.0}, or delete the section"
+        draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
+    own = getattr(recipe.objective, "rewards", None)  # an objective of a mixture may choose among the rewards
+    clip = getattr(recipe.objective.config, "clip", None)
+    if named and (own is None or "discriminator" in own) and getattr(clip, "score", "video") == "clip":
+        why = "it compares videos from their first frame on"
+        fix = "use clip: {score: video}"
+        draft.refuse("the discriminator cannot judge a clip without its history", "objective.clip.score", why, fix)
+    if named and recipe.teacher is None and "teacher" not in draft.broken:
+        why = "the discriminator needs one that offers clips"
+        draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world}, or another that offers clips")
+
+
 def _teacher(draft: Draft) -> None:
     teacher, needs, objective = draft.recipe.teacher, draft.needs, draft.recipe.objective.name
     if teacher is None:
@@ -140,18 +168,45 @@ def _teacher(draft: Draft) -> None:
             why = f"{objective!r} needs one that offers {needs.teacher}"
             draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
-    if teacher.path:
+    if teacher.name == "model" and teacher.path:
         _weights_file(draft, teacher.path, "teacher.path")
     elif teacher.name == "model" and "teacher" not in draft.broken:
         draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
+    wanted_keys = {"store": {"path": "its clips"}, "pipeline": {"path": "its weights", "cache": "where clips are kept"}}
+    for key, meaning in wanted_keys.get(teacher.name, {}).items():
+        if not getattr(teacher, key) and "teacher" not in draft.broken:
+            draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
+    if teacher.name == "store" and teacher.path:
+        _store(draft, teacher.path)
     try:
         offers = registry.get("teachers", teacher.name).offers
     except UserError as error:
         draft.pass_on(error, "teacher.name")
         return
-    if needs is not None and needs.teacher and needs.teacher not in offers:
-        why = f"{objective!r} needs {needs.teacher}, this one offers {', '.join(offers)}"
-        draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+    wanted = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
+    if "discriminator" in draft.recipe.rewards:
+        wanted.setdefault("clips", "the discriminator")
+    for offer, who in wanted.items():
+        if offer not in offers:
+            why = f"{who} needs {offer}, this one offers {', '.join(offers)}"
+            draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+
+
+def _store(draft: Draft, path: str) -> None:
+    """The store can be listed and has a clip for every training prompt; nothing is decoded."""
+    from vidalign.teachers.store import index_clips
+
+    try:
+        known = {entry.prompt for entry in index_clips(Path(path))}
+        wanted = _read_prompts(draft.recipe.data.prompts)
+    except UserError as error:
+        draft.pass_on(error, "teacher.path")
+        return
+    missing = [prompt for prompt in wanted if prompt not in known]
+    if missing:
+        shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        why = f"{len(missing)} of {len(wanted)} training prompts: {shown}"
+        draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
 
 
 def _student(draft: Draft) -> None:

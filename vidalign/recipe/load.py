@@ -91,6 +91,8 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
     for spec in fields(Sections):
         name, before = spec.name, len(problems)
         node = tree.value.get(name)
+        if spec.default is None and (node is None or node.value is None):
+            continue
         if name == "objective" and "objectives" in tree.value:
             if node is not None:
                 why = "a recipe has one objective or several"

@@ -50,6 +50,11 @@ def plugin(kind: str) -> Any:
     return field(metadata={"plugin": kind})
 
 
+def optional_plugin(kind: str) -> Any:
+    """A `plugin` section that may be left out (null)."""
+    return field(default=None, metadata={"plugin": kind})
+
+
 @dataclass
 class StudentConfig:
     """The model that is trained."""
@@ -73,13 +78,31 @@ class TeacherConfig:
     """What the objective learns from; never trained."""
 
     name: str = "model"
-    """Kind of teacher in the registry: `model` (a bidirectional multi-step network) or `world` (its ground truth)."""
+    """Kind of teacher in the registry: `model` (a bidirectional multi-step network), `world` (its ground truth),
+    `store` (clips on disk) or `pipeline` (clips sampled from a diffusers pipeline)."""
     path: str = ""
-    """Weights of a `model`: a safetensors file or a shipped name such as `world/teacher`."""
+    """Weights of a `model` (a safetensors file or a shipped name such as `world/teacher`), folder or table of a
+    `store`, folder or hub name of a `pipeline`."""
     steps: int = 24
-    """Denoising steps of a `model` when it makes clips."""
+    """Denoising steps of a `model` or `pipeline` when it makes clips."""
     shift: float = 2.0
-    """Timestep shift of those steps."""
+    """Timestep shift of a `model`'s steps."""
+    fps: float = 0.0
+    """Frame rate of the student's videos, to which the clips of a `store` are resampled; 0 takes frames as they are."""
+    skip_corrupt: bool = False
+    """Leave out clips of a `store` that cannot be used, with a warning, instead of refusing to start."""
+    cache: str = ""
+    """Folder in which the clips of a `pipeline` are kept; a later run goes on with them."""
+    per_prompt: int = 1
+    """Clips that a `pipeline` samples of each prompt."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a `pipeline`'s call, such as guidance_scale."""
+
+    def __post_init__(self) -> None:
+        if self.per_prompt < 1:
+            raise ValueError("per_prompt must be at least 1")
+        if self.fps < 0:
+            raise ValueError("fps must be at least 0")
 
 
 @dataclass
@@ -189,7 +212,9 @@ class Sections:
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by its name."""
+    """Weight of each reward by its name; 0 scores it for the log only."""
+    discriminator: Choice | None = optional_plugin("discriminators")
+    """The network of the reward `discriminator` and how it is trained against the teacher's clips."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The loop."""
     engine: EngineConfig = field(default_factory=EngineConfig)
