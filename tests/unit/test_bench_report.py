@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidalign.bench.protocol import text_hash
 from vidalign.bench.report import bench_report, write_bench_report
 from vidalign.bench.results import Cell, Predicted, ProtocolStamp, Results, Spent, read_results, write_results
 from vidalign.report import Metric
 
+BUDGET = "budget: {currency: forwards, amount: 90000}\n"
 PROMPTS = [f"prompt {n}" for n in range(10)]
 SPLIT = {"held_out": (0, 8), "out_of_domain": (8, 10)}
 HELD_OUT, TRAINED = "world_auditor/composite", "world_scorer/composite"
@@ -55,7 +57,7 @@ def results() -> Results:
     probe = {"before": side, "after": {"reward": 0.9, "auditor": 0.31}, "ground_truth": side, "excess": 0.7,
              "interval": [0.6, 0.8], "told_apart": True, "steps": 60}  # fmt: skip
     return Results(
-        ProtocolStamp("demo", "0123456789abcdef", "budget: {currency: forwards, amount: 90000}\n"), "beef",
+        ProtocolStamp("demo", text_hash(BUDGET), BUDGET), "beef",
         "vidalign bench run demo", {"cpu": "2 cores"}, PROMPTS, cells,
         {"perturbations": {"blur 1 px": {"motion/amount": 0.1, HELD_OUT: None}}, "hacking_probe": {"motion": probe}},
     )  # fmt: skip
