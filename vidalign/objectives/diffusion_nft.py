@@ -27,6 +27,7 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.scoring import judge
 from vidalign.rollout import RolloutPlan
 
@@ -123,6 +124,15 @@ class DiffusionNFT(Objective):
         penalty = reference_penalty(current, reference).mean()
         metrics["objective/kl/mean"] = penalty.detach()
         return LossOut(policy + config.kl_weight * penalty, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (self.config.kl_weight > 0)) * self.config.inner_updates
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)

@@ -25,6 +25,7 @@ import torch
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.scoring import judge
 from vidalign.rollout import Noise, Rollout, RolloutPlan
 
@@ -140,6 +141,14 @@ class FlowGRPO(Objective):
             "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
         }
         return LossOut(loss, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout of whole videos; the loss predicts each at every re-noising step, `old` from the second update on."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        passes = (2 * self.config.inner_updates - 1) * (len(sizes.sampler.sigmas) - 1)
+        forwards = sizes.rollout(plan) + clips * passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         ctx.policies.copy("current", "old")
