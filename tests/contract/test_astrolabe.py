@@ -309,10 +309,9 @@ def test_the_penalty_is_selective(folder: Path) -> None:
 def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with one group each choose what one process with both groups chooses."""
     first, second = [3.0, 9.0, 4.0, 1.0, 5.0, 2.0, 6.0, 8.0], [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 4.0, 5.0]
-    group = torch.arange(2).repeat_interleave(GROUP)
     objective, ctx = astrolabe(folder, "kl.mode=selective")
     ctx.rewards = Ranked(first, second)
-    everyone, metrics = objective._judge(ctx, ctx.rewards.values, group)
+    everyone, metrics = objective._judge(ctx, ctx.rewards.values)
     assert 0 < (everyone["kl_weight"] > 0).sum() < 4
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     parts, selected = [], []
@@ -322,7 +321,7 @@ def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(distributed, "all_gather", lambda t, known=whole_batch: known[tuple(t.tolist())])
         again = Astrolabe(objective.config)
         own = {name: value[rank * GROUP :][:GROUP] for name, value in ctx.rewards.values.items()}
-        judged, logged = again._judge(ctx, own, group[:GROUP])
+        judged, logged = again._judge(ctx, own)
         parts.append(judged)
         selected.append(logged["objective/selected/mean"])
         assert again.state_dict() == objective.state_dict()

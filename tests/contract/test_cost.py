@@ -24,6 +24,8 @@ STEPS = 3
 VARIANTS = [(name, ()) for name in NAMES] + [
     ("astrolabe", ("objective.kl.mode=none", "objective.clip.chunks=2")),
     ("astrolabe", ("objective.old_decay=0", "objective.inner_updates=2", "objective.clip.chunks=0")),
+    ("sft", ("objective.attention=bidirectional",)),
+    ("dmd", ("objective.fake_score.updates=2", "trainer.micro_batch=1")),
     (
         "astrolabe",
         ("objective.kl={mode: selective, reset_every: 2}", "objective.old_decay=0", "objective.clip.score=video"),
@@ -32,8 +34,6 @@ VARIANTS = [(name, ()) for name in NAMES] + [
     ("ar_copo", ("objective.anchors=2", "objective.inner_updates=3", "objective.pivots=1", "objective.neighbours=all")),
     ("flow_grpo", ("objective.inner_updates=2",)),
     ("diffusion_nft", ("objective.kl_weight=0", "objective.inner_updates=2")),
-    ("sft", ("objective.attention=bidirectional",)),
-    ("dmd", ("objective.fake_score.updates=2", "trainer.micro_batch=1")),
 ]
 
 

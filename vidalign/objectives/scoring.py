@@ -25,6 +25,8 @@ class Judgement:
     """``[P, G]``, 0 where a reward failed."""
     alive: torch.Tensor
     """``[world size, P]``: which groups of every rank have any spread."""
+    scores: dict[str, torch.Tensor]
+    """What every reward says of all candidates, ``[world size, P, G]``; NaN where it failed."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -48,4 +50,5 @@ def judge(ctx: TrainContext, components: dict[str, torch.Tensor], *, combination
     metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
     metrics["objective/advantage/max"] = float(advantage.abs().max())
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
-    return Judgement(mine, alive.view(ctx.world_size, prompts), metrics)
+    scores = {name: value.view(ctx.world_size, prompts, size) for name, value in everyone.items()}
+    return Judgement(mine, alive.view(ctx.world_size, prompts), scores, metrics)
