@@ -311,7 +311,7 @@ def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.Monke
     first, second = [3.0, 9.0, 4.0, 1.0, 5.0, 2.0, 6.0, 8.0], [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 4.0, 5.0]
     objective, ctx = astrolabe(folder, "kl.mode=selective")
     ctx.rewards = Ranked(first, second)
-    everyone, metrics = objective._judge(ctx, ctx.rewards.values)
+    everyone, metrics = objective._judge(ctx, {name: v.view(2, GROUP) for name, v in ctx.rewards.values.items()})
     assert 0 < (everyone["kl_weight"] > 0).sum() < 4
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     parts, selected = [], []
@@ -320,7 +320,7 @@ def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.Monke
         whole_batch = {tuple(v[rank * GROUP :][:GROUP].tolist()): v for v in ctx.rewards.values.values()}
         monkeypatch.setattr(distributed, "all_gather", lambda t, known=whole_batch: known[tuple(t.tolist())])
         again = Astrolabe(objective.config)
-        own = {name: value[rank * GROUP :][:GROUP] for name, value in ctx.rewards.values.items()}
+        own = {name: v[rank * GROUP :][None, :GROUP] for name, v in ctx.rewards.values.items()}
         judged, logged = again._judge(ctx, own)
         parts.append(judged)
         selected.append(logged["objective/selected/mean"])

@@ -37,7 +37,7 @@ from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.scoring import Judgement, judge
+from vidalign.objectives.scoring import Judgement, judge, score_groups
 from vidalign.provenance import weights_hash
 from vidalign.rollout import RolloutPlan
 from vidalign.rollout.buffer import Buffer, ForkedGroups
@@ -134,10 +134,7 @@ class ARCoPO(Objective):
         )
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
-        prompts = [prompt for prompt in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents)
-        scores = ctx.score(clips, prompts)
-        ctx.show(clips, prompts, scores)
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
         state, frames = rollout.states[plan.prefix], rollout.branch
         renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, size))
         groups = ForkedGroups(
@@ -147,9 +144,9 @@ class ARCoPO(Objective):
             initial=state.x_t[:, 0].unflatten(0, (-1, size)),
             renoise=(renoise[:, :1] if config.neighbours == "initial" else renoise).to(rollout.latents.device),
             x0=state.x0.unflatten(0, (-1, size)),
-            rewards={name: value.view(-1, size) for name, value in scores.items()},
+            rewards=scores,
         )
-        return groups, rollout.context, {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        return groups, rollout.context, metrics
 
     def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""

@@ -42,7 +42,7 @@ from vidalign.losses.forward_process import forward_process_loss, reference_pena
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.scoring import judge
+from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -170,16 +170,13 @@ class Astrolabe(Objective):
         with ctx.policy("old"), ctx.gathered():
             rollout = self._roll(ctx, text, batch.ids)
         x0 = rollout.latents[:, rollout.branch]
-        prompts = [p for p in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
-        scores = ctx.score(clips, prompts)
-        weights, metrics = self._judge(ctx, scores)
+        seen = rollout.latents if self.config.clip.score == "video" else x0
+        scores, metrics = score_groups(ctx, seen, batch.prompts, size)
+        weights, judged = self._judge(ctx, scores)
         samples = torch.tensor(batch.ids).repeat_interleave(size) * size
         samples += torch.arange(size).repeat(len(batch.prompts))
         tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in weights.items()}
-        metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
-        ctx.show(clips, prompts, scores)
+        metrics |= judged | {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
@@ -209,12 +206,9 @@ class Astrolabe(Objective):
     def _judge(
         self, ctx: TrainContext, scores: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Reward weight r and penalty weight of this rank's candidates ``[N]``, and what to log."""
-        config, size = self.config, self.config.group_size
-        judged = judge(
-            ctx, {name: value.view(-1, size) for name, value in scores.items()},
-            combination=config.combine, normalise=config.advantage_std,
-        )  # fmt: skip
+        """Reward weight r and penalty weight of this rank's candidates ``[N]``, from scores ``[P, G]``; what to log."""
+        config = self.config
+        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weight, metrics = reward_weight(judged.advantage.flatten(), config.advantage_clip), judged.metrics
         weights = {"reward_weight": weight}
         if config.kl.mode == "uniform":
