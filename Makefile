@@ -40,8 +40,9 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 	$(BIN)/vidalign train world/pretrain/student --run runs/assets/student --resume
 	$(BIN)/vidalign export --run runs/assets/student --out vidalign/weights/world/student.safetensors
 
-bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores in under an hour; resumes where it stopped
+bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes where it stopped
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation examples/plugin_objective
+	$(BIN)/vidalign collect world/ar_copo_semi --out buffers/ar_copo
 	failed=0; for protocol in $(PROTOCOLS); do \
 		$(BIN)/vidalign bench run $$protocol --small || failed=$$?; \
 		test $$failed -ne 130 || exit 130; \

@@ -192,7 +192,7 @@ def test_weights_make_the_mean_over_groups_with_spread(monkeypatch: pytest.Monke
     total = 0.0
     for rank in range(3):
         monkeypatch.setattr("vidalign.engine.distributed.rank", lambda rank=rank: rank)
-        kept, weight = _alive(Judgement(torch.zeros(4, 2), alive))
+        kept, weight = _alive(Judgement(torch.zeros(4, 2), alive, {}))
         assert len(kept) == 3 and kept == sorted(kept) and set(alive[rank].nonzero().flatten().tolist()) <= set(kept)
         total += float((weight * value[rank])[kept].mean()) / 3
     assert total == pytest.approx(float(value[alive].mean()))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from objective_helpers import NAMES, sections
+import yaml
+from objective_helpers import GROUP, NAMES, sections
 
 from vidalign import registry
 from vidalign.bench.budget import BudgetedTrainer
 from vidalign.bench.cost import predict, step_costs, steps_within
+from vidalign.collecting import collect_buffer
 from vidalign.errors import UserError
 from vidalign.objectives.base import Objective
 from vidalign.objectives.cost import Cost, StepSizes
@@ -26,6 +28,14 @@ VARIANTS = [(name, ()) for name in NAMES] + [
     ("afd", ("discriminator.teacher_clips=3", "discriminator.updates=2", "discriminator.warm_up.max_steps=0")),
     ("sft", ("objective.attention=bidirectional",)),
     ("dmd", ("objective.fake_score.updates=2", "trainer.micro_batch=1")),
+    (
+        "astrolabe",
+        ("objective.kl={mode: selective, reset_every: 2}", "objective.old_decay=0", "objective.clip.score=video"),
+    ),
+    ("astrolabe", ("objective.kl.mode=selective", "objective.inner_updates=2", "objective.clip.chunks=1")),
+    ("ar_copo", ("objective.anchors=2", "objective.inner_updates=3", "objective.pivots=1", "objective.neighbours=all")),
+    ("flow_grpo", ("objective.inner_updates=2",)),
+    ("diffusion_nft", ("objective.kl_weight=0", "objective.inner_updates=2")),
 ]
 
 
@@ -49,10 +59,43 @@ def counted(recipe: Recipe, run: Path) -> Cost:
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
 def test_prediction_is_what_is_counted(name: str, overrides: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, name, overrides)
-    found, expected = counted(recipe, tmp_path), predict(recipe)
+    same(counted(recipe, tmp_path), predict(recipe))
+
+
+def same(found: Cost, expected: Cost) -> None:
     assert found.forwards > 0
     for field in ("forwards", "reward_calls", "teacher_calls"):
         assert getattr(found, field) == pytest.approx(getattr(expected, field), rel=0.01), field
+
+
+def test_groups_of_a_buffer_cost_clean_passes_instead_of_rollouts(folder: Path, tmp_path: Path) -> None:
+    collect_buffer(recipe_of(folder, "ar_copo"), tmp_path / "buffer", groups=12)
+    recipe = recipe_of(folder, "ar_copo", (f"objective.buffer={tmp_path}/buffer", "seed=3"))
+    costs = [cost for _, cost in zip(range(40), step_costs(recipe), strict=False)]
+    loss = 2 * 2 * 4 * 4 * 2  # policies, updates, anchors, denoising steps, prompts
+    assert {cost.forwards - loss for cost in costs} <= {0, 2, 4} and len({cost.forwards for cost in costs}) > 1
+    assert predict(recipe).reward_calls == 0
+    same(counted(recipe, tmp_path / "run"), predict(recipe))
+
+
+def test_a_mixture_costs_what_takes_part(folder: Path, tmp_path: Path) -> None:
+    """Each objective with its own rewards and its own number of updates, from its first step to its last."""
+    content = yaml.safe_load(sections(folder, "dmd"))
+    del content["objective"]
+    content["rewards"] = {"text_alignment": 1.0, "motion_quality": 1.0, "visual_quality": 1.0}
+    content["objectives"] = {
+        "dmd": {"stop": 2},
+        "flow": {"name": "flow_grpo", "group_size": GROUP, "start": 1, "rewards": {"motion_quality": 1.0}},
+        "copo": {"name": "ar_copo", "group_size": GROUP, "start": 2, "inner_updates": 3},
+    }
+    file = folder / "mixture.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    recipe = load_recipe(file, ["trainer.prompts_per_step=2", "trainer.micro_batch=4", f"trainer.steps={STEPS}"])
+    first, second, third = (cost for _, cost in zip(range(3), step_costs(recipe), strict=False))
+    clips = 2 * GROUP
+    assert [cost.teacher_calls for cost in (first, second, third)] == [2, 2, 0]
+    assert [cost.reward_calls for cost in (first, second, third)] == [0, clips, clips * (1 + 3)]
+    same(counted(recipe, tmp_path), predict(recipe))
 
 
 def test_the_example_package_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,8 @@ def test_shipped_protocols_load_in_both_sizes(name: str) -> None:
         try:
             recipe = cell_recipe(small, row, 0)
         except UserError as error:
-            assert "best_of_n" in str(error) or "there is no recipe" in str(error)
+            absent = ("best_of_n", "there is no recipe", "buffers/ar_copo holds no buffer")
+            assert any(part in str(error) for part in absent), error
         else:
             runnable += 1
             assert recipe.trainer.steps > 1

@@ -68,7 +68,7 @@ def steps_within(recipe: Recipe, currency: str, amount: float) -> int:
         price = cost.forwards if currency == "forwards" else cost.reward_calls + cost.teacher_calls
         if price <= 0 or steps >= LONGEST:
             raise UserError(
-                f"the objective {recipe.objective.name!r} spends no {currency}", where="budget.currency",
+                f"the objective {recipe.objective.name or 'mixture'!r} spends no {currency}", where="budget.currency",
                 fix="use a budget in forwards or seconds",
             )  # fmt: skip
         if spent + price > amount:
@@ -94,10 +94,10 @@ class Counter:
             for network in denoisers(engine.network):
                 network.register_forward_pre_hook(self._forward(frames), with_kwargs=True)
         if ctx.rewards is not None:
-            score, names = ctx.rewards.score, len(ctx.rewards.weights)
-            self._wrap(ctx.rewards, "score", score, "reward_calls", names)
+            for reward in ctx.rewards.rewards.values():  # a mixture puts them together anew for each objective
+                self._wrap(reward, "score", "reward_calls")
         for method in getattr(ctx.teacher, "offers", ()):
-            self._wrap(ctx.teacher, method, getattr(ctx.teacher, method), "teacher_calls", 1)
+            self._wrap(ctx.teacher, method, "teacher_calls")
 
     def total(self) -> Cost:
         """Everything counted so far."""
@@ -124,10 +124,12 @@ class Counter:
 
         return hook
 
-    def _wrap(self, owner: Any, name: str, method: Callable[..., Any], counted: str, times: int) -> None:
+    def _wrap(self, owner: Any, name: str, counted: str) -> None:
+        method = getattr(owner, name)
+
         def call(first: Any, *args: Any, **kwargs: Any) -> Any:
             if self._on:
-                setattr(self, counted, getattr(self, counted) + times * len(first))
+                setattr(self, counted, getattr(self, counted) + len(first))
             return method(first, *args, **kwargs)
 
         setattr(owner, name, call)

@@ -345,7 +345,7 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
     ]
     note = (
         "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
-        "the held-out auditor, with its 95 % interval; told apart where that lies above zero."
+        "the held-out auditor's composite, mean over clips and its 95 % interval; told apart where that is above zero."
     )
     return Table("Reward-hacking probe", columns, rows, note)
 

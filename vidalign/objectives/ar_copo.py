@@ -27,6 +27,7 @@ Knobs that matter: noise_scale, neighbours, pivots, clip, temperature, learning 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,7 +36,8 @@ from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.scoring import Judgement, judge
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import Judgement, judge, score_groups
 from vidalign.provenance import weights_hash
 from vidalign.rollout import RolloutPlan
 from vidalign.rollout.buffer import Buffer, ForkedGroups
@@ -98,7 +100,8 @@ class ARCoPO(Objective):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._buffer: Buffer | None = None
+        self._checked = False
+        """Whether the buffer was compared with the run."""
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
@@ -124,38 +127,37 @@ class ARCoPO(Objective):
         """Roll out and score the groups of a batch with the old policy; also the context before their pivot, one row
         a prompt, and what to log."""
         config, size = self.config, self.config.group_size
-        pivot = int(torch.randint(self._pivots(ctx), (), generator=ctx.shared_generator("pivot")))
-        plan = RolloutPlan(pivot, branch=1, suffix=ctx.chunks - 1 - pivot, group_size=size, record=(pivot,))
+        plan = self._plan(ctx)
         branch = "neighbour" if config.neighbours == "initial" else "neighbour_all"
         noise = ctx.student.draw_noise(
             plan, ctx.generators("rollout", batch.ids), branch=branch, scale=config.noise_scale, suffix="shared"
         )
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
-        prompts = [prompt for prompt in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents)
-        scores = ctx.score(clips, prompts)
-        ctx.show(clips, prompts, scores)
-        state, frames = rollout.states[pivot], rollout.branch
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        state, frames = rollout.states[plan.prefix], rollout.branch
         renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, size))
         groups = ForkedGroups(
             prompts=batch.prompts,
-            pivot=pivot,
+            pivot=plan.prefix,
             history=rollout.latents[::size, : frames.start],
             initial=state.x_t[:, 0].unflatten(0, (-1, size)),
             renoise=(renoise[:, :1] if config.neighbours == "initial" else renoise).to(rollout.latents.device),
             x0=state.x0.unflatten(0, (-1, size)),
-            rewards={name: value.view(-1, size) for name, value in scores.items()},
+            rewards=scores,
         )
-        return groups, rollout.context, {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        return groups, rollout.context, metrics
 
-    def _pivots(self, ctx: TrainContext) -> int:
+    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+        """Fork at a random chunk, the same on every rank."""
         if self.config.pivots > ctx.chunks:
             raise UserError(
                 f"the pivot cannot be one of {self.config.pivots} chunks", where="objective.pivots",
                 why=f"a video has {ctx.chunks}", fix="use fewer, or 0 for any chunk",
             )  # fmt: skip
-        return self.config.pivots or ctx.chunks
+        pivot = int(torch.randint(self.config.pivots or ctx.chunks, (), generator=ctx.shared_generator("pivot")))
+        size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
+        return RolloutPlan(pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))
 
     def settings(self, ctx: TrainContext) -> dict[str, Any]:
         """What shapes a group in a buffer."""
@@ -167,15 +169,19 @@ class ARCoPO(Objective):
             "chunk": list(ctx.student.chunk_shape),
         }  # fmt: skip
 
+    @cached_property
+    def buffer(self) -> Buffer:
+        """The buffer that the recipe names."""
+        return Buffer.open(self.config.buffer)
+
     def _draw(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, dict[str, float]]:
         """Groups of the buffer for this rank; the context is rebuilt from their latents under the old policy."""
-        if self._buffer is None:
-            buffer = Buffer.open(self.config.buffer)
-            buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.settings(ctx))
-            self._buffer = buffer
+        if not self._checked:
+            self.buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.settings(ctx))
+            self._checked = True
         total = len(batch.ids) * ctx.world_size
-        drawn = self._buffer.draw(total, ctx.shared_generator("buffer"))
-        groups = self._buffer.read([drawn[i % total] for i in batch.ids]).to(ctx.device)
+        drawn = self.buffer.draw(total, ctx.shared_generator("buffer"))
+        groups = self.buffer.read([drawn[i % total] for i in batch.ids]).to(ctx.device)
         text = ctx.text(groups.prompts)
         context = ctx.student.begin(text)
         if groups.pivot:
@@ -227,6 +233,19 @@ class ARCoPO(Objective):
             "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
         }
         return LossOut((data["weight"] * found.loss).mean(), metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, or the clean passes that rebuild the context of stored groups, and the current and old forwards of
+        the pivot. Groups without spread, which are not known beforehand, cost no forwards of the loss."""
+        config = self.config
+        if config.buffer:
+            pivot = self.buffer.pivots()[self.buffer.draw(sizes.prompts, sizes.shared_generator("buffer"))[0]]
+            before, calls = sizes.prompts * pivot, 0
+        else:
+            plan = self._plan(sizes)
+            pivot, before, calls = plan.prefix, sizes.rollout(plan), sizes.prompts * plan.group_size * sizes.rewards
+        states = sizes.prompts * config.anchors * len(sizes.sampler.steps(first=pivot == 0))
+        return Cost(forwards=before + 2 * config.inner_updates * states, reward_calls=calls)
 
     def after_step(self, ctx: TrainContext) -> None:
         if not self.config.buffer:

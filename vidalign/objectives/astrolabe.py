@@ -36,12 +36,13 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError, nearest
-from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
+from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -169,17 +170,14 @@ class Astrolabe(Objective):
         with ctx.policy("old"), ctx.gathered():
             rollout = self._roll(ctx, text, batch.ids)
         x0 = rollout.latents[:, rollout.branch]
-        prompts = [p for p in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
-        components = ctx.score(clips, prompts)
-        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        judged, metrics = self._judge(ctx, components, group)
+        seen = rollout.latents if self.config.clip.score == "video" else x0
+        scores, metrics = score_groups(ctx, seen, batch.prompts, size)
+        weights, judged = self._judge(ctx, scores)
         samples = torch.tensor(batch.ids).repeat_interleave(size) * size
         samples += torch.arange(size).repeat(len(batch.prompts))
-        tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in judged.items()}
-        metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
-        ctx.show(clips, prompts, components)
+        tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in weights.items()}
+        metrics |= judged | {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
+        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
     def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> Rollout:
@@ -206,37 +204,24 @@ class Astrolabe(Objective):
         return RolloutPlan(prefix=prefix, branch=branch, group_size=self.config.group_size, record=record)
 
     def _judge(
-        self, ctx: TrainContext, components: dict[str, torch.Tensor], group: torch.Tensor
+        self, ctx: TrainContext, scores: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Reward weight r and penalty weight of this rank's candidates, with statistics over all ranks."""
-        here = slice(distributed.rank() * len(group), (distributed.rank() + 1) * len(group))
-        everyone = {name: ctx.gather(value) for name, value in components.items()}
-        groups = int(group.max()) + 1
-        group = torch.cat([group + rank * groups for rank in range(ctx.world_size)])
+        """Reward weight r and penalty weight of this rank's candidates ``[N]``, from scores ``[P, G]``; what to log."""
         config = self.config
-        reward = combine(everyone, ctx.reward_weights, whitened=config.combine == "whitened")
-        advantage = group_advantage(reward, group, normalise=config.advantage_std)
-        weight = reward_weight(advantage, config.advantage_clip)
-        total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-        metrics = {"reward/mean": float(total.nanmean()), "reward/group_std": _group_std(total, group)}
-        for name, value in everyone.items():
-            metrics[f"reward/{name}/mean"] = float(value.nanmean())
-            metrics[f"reward/{name}/group_std"] = _group_std(value, group)
-        spread = group_statistics(reward, group)[1]
-        metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
-        metrics["health/zero_std_groups/mean"] = float((spread < 1e-6).float().mean())
-        metrics["objective/advantage/max"] = float(advantage.abs().max())
-        judged = {"reward_weight": weight[here]}
+        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
+        weight, metrics = reward_weight(judged.advantage.flatten(), config.advantage_clip), judged.metrics
+        weights = {"reward_weight": weight}
         if config.kl.mode == "uniform":
-            judged["kl_weight"] = torch.ones_like(judged["reward_weight"])
+            weights["kl_weight"] = torch.ones_like(weight)
         elif config.kl.mode == "selective":
-            gap = rank_discrepancy(everyone, self._primary(ctx))
-            judged["kl_weight"] = self._select(gap).to(weight)[here]
-            chosen = int((judged["kl_weight"] > 0).sum())
-            metrics |= {"objective/rho/mean": self.kl.rho, "objective/selected/mean": chosen / len(weight[here])}
+            everyone = {name: value.flatten() for name, value in judged.scores.items()}
+            selected = self._select(rank_discrepancy(everyone, self._primary(ctx)))
+            weights["kl_weight"] = mine = selected.view(ctx.world_size, -1)[distributed.rank()].to(weight)
+            chosen = int((mine > 0).sum())
+            metrics |= {"objective/rho/mean": self.kl.rho, "objective/selected/mean": chosen / len(mine)}
         if config.kl.reset_drift is not None or config.kl.reset_every is not None:
             metrics["objective/reference_age/mean"] = float(self.kl.age)
-        return judged, metrics
+        return weights, metrics
 
     def _primary(self, ctx: TrainContext) -> str:
         """The reward whose favourites are suspected."""
@@ -375,8 +360,3 @@ def _stream(ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list
         noise = ctx.student.draw_noise(one, generators)
         context = ctx.student.rollout(text, one, noise, context=context).final
     return context
-
-
-def _group_std(reward: torch.Tensor, group: torch.Tensor) -> float:
-    """Mean over groups of the standard deviation inside them."""
-    return float(group_statistics(reward, group)[1].mean())

@@ -27,7 +27,8 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.scoring import judge
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -80,14 +81,8 @@ class DiffusionNFT(Objective):
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(text, plan, noise)
-        prompts = [prompt for prompt in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents)
-        scores = ctx.score(clips, prompts)
-        ctx.show(clips, prompts, scores)
-        judged = judge(
-            ctx, {name: value.view(count, size) for name, value in scores.items()},
-            combination=self.config.combine, normalise=self.config.advantage_std,
-        )  # fmt: skip
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise=self.config.advantage_std)
         sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(count)
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
         tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
@@ -96,8 +91,7 @@ class DiffusionNFT(Objective):
         with ctx.policy("old"):  # one group tells whether the loss' forward is the rollout's
             replay = ctx.student.predict_x0(seen[:size], level, text[:1], None, clean=rollout.latents[:size])
         gap = (replay - rollout.latents[:size]).abs().max() / rollout.latents[:size].std().clamp(min=1e-6)
-        metrics = judged.metrics | {"health/on_policy_gap/max": float(gap)}
-        metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+        metrics |= judged.metrics | {"health/on_policy_gap/max": float(gap)}
         group = torch.arange(count).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
 
@@ -123,6 +117,15 @@ class DiffusionNFT(Objective):
         penalty = reference_penalty(current, reference).mean()
         metrics["objective/kl/mean"] = penalty.detach()
         return LossOut(policy + config.kl_weight * penalty, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (self.config.kl_weight > 0)) * self.config.inner_updates
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)

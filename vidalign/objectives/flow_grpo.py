@@ -25,7 +25,8 @@ import torch
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.scoring import judge
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FlowGRPO(Objective):
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        size, count = self.config.group_size, len(batch.prompts)
+        size = self.config.group_size
         text = ctx.text(batch.prompts)
         plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
@@ -71,14 +72,10 @@ class FlowGRPO(Objective):
             noise = Noise(noise.initial[::size].repeat_interleave(size, 0), noise.renoise)
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(text, plan, noise)
-        prompts = [prompt for prompt in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents)
-        scores = ctx.score(clips, prompts)
-        ctx.show(clips, prompts, scores)
-        components = {name: value.view(count, size) for name, value in scores.items()}
-        judged = judge(ctx, components, combination=self.config.combine, normalise="group")
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
         data = self._experience(rollout, judged.advantage, text, batch.prompts)
-        data.metrics = judged.metrics | {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        data.metrics = judged.metrics | metrics
         return data
 
     def _experience(
@@ -140,6 +137,14 @@ class FlowGRPO(Objective):
             "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
         }
         return LossOut(loss, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout of whole videos; the loss predicts each at every re-noising step, `old` from the second update on."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        passes = (2 * self.config.inner_updates - 1) * (len(sizes.sampler.sigmas) - 1)
+        forwards = sizes.rollout(plan) + clips * passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
         ctx.policies.copy("current", "old")

@@ -16,17 +16,19 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 from vidalign.rewards.base import CompositeReward
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
     from vidalign.recipe.schema import Part
 
 STUDENT = "student"
@@ -99,7 +101,7 @@ class Mixture(Objective):
     # --- one step ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        self.active = [label for label, part in self.parts.items() if part.start <= ctx.step < _stop(part)]
+        self.active = self._taking_part(ctx.step)
         assert self.active, f"no objective takes part in step {ctx.step}: the recipe is checked for that"
         found: dict[str, Experience] = {}
         for label in self.active:
@@ -130,6 +132,14 @@ class Mixture(Objective):
         metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
         return LossOut(out.loss, {self._name(label, name): value for name, value in metrics.items()})
 
+    def cost(self, sizes: StepSizes) -> Cost:
+        """What those that take part in the step cost together, each with its own rewards."""
+        total = Cost()
+        for label in self._taking_part(sizes.step):
+            own = self.parts[label].rewards
+            total += self.objectives[label].cost(sizes if own is None else replace(sizes, rewards=len(own)))
+        return total
+
     def after_step(self, ctx: TrainContext) -> None:
         for label in self.active:
             self.objectives[label].after_step(ctx)
@@ -142,6 +152,10 @@ class Mixture(Objective):
             objective.load_state_dict(state[label])
 
     # --- helpers ---
+
+    def _taking_part(self, step: int) -> list[str]:
+        """Labels of the objectives of a step."""
+        return [label for label, part in self.parts.items() if part.start <= step < _stop(part)]
 
     def _phase(self, label: str, role: str) -> Phase | None:
         """The turn of `role` in one objective."""

@@ -1,4 +1,4 @@
-"""From scores to advantages where the candidates of a prompt are compared, with statistics over all ranks."""
+"""From latents to scores to advantages where candidates of a prompt are compared, with statistics over all ranks."""
 
 from __future__ import annotations
 
@@ -25,16 +25,33 @@ class Judgement:
     """``[P, G]``, 0 where a reward failed."""
     alive: torch.Tensor
     """``[world size, P]``: which groups of every rank have any spread."""
+    scores: dict[str, torch.Tensor]
+    """What every reward says of all candidates, ``[world size, P, G]``; NaN where it failed."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def judge(ctx: TrainContext, components: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
+def score_groups(
+    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], size: int
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Scores ``[P, G]`` by reward of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
+
+    prompts: P of them. size: G.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(size)]
+    clips = ctx.decode(latents)
+    scores = ctx.score(clips, repeated)
+    ctx.show(clips, repeated, scores)
+    motion = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+    return {name: value.view(-1, size) for name, value in scores.items()}, {"health/motion/mean": motion}
+
+
+def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`.
     """
-    prompts, size = next(iter(components.values())).shape
-    everyone = {name: ctx.gather(value.flatten()) for name, value in components.items()}
+    prompts, size = next(iter(scores.values())).shape
+    everyone = {name: ctx.gather(value.flatten()) for name, value in scores.items()}
     group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)
     reward = combine(everyone, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
@@ -48,4 +65,5 @@ def judge(ctx: TrainContext, components: dict[str, torch.Tensor], *, combination
     metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
     metrics["objective/advantage/max"] = float(advantage.abs().max())
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
-    return Judgement(mine, alive.view(ctx.world_size, prompts), metrics)
+    gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in everyone.items()}
+    return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
