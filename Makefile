@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test lint types assets slow bench clean
+.PHONY: help venv quickstart test lint types assets slow bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -44,8 +45,17 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 		$(BIN)/vidalign export --run runs/assets/$$name --out $$out --dtype float16 || exit 1; \
 	done
 
-bench: $(INSTALLED)  ## the measured tables in benchmarks/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes where it stopped
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation examples/plugin_objective
+	$(BIN)/vidalign collect world/ar_copo_semi --out buffers/ar_copo
+	failed=0; for protocol in $(PROTOCOLS); do \
+		$(BIN)/vidalign bench run $$protocol --small || failed=$$?; \
+		test $$failed -ne 130 || exit 130; \
+		$(BIN)/vidalign bench report $$protocol-small || failed=$$?; \
+	done; exit $$failed
+
+tables: $(INSTALLED)  ## benchmarks/README.md from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
 
 clean:  ## remove caches and builds, keep .venv and runs
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,20 +1,35 @@
 """Writes benchmarks/README.md from the files in benchmarks/results.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from vidalign.bench.bootstrap import compare, summaries
+from vidalign.bench.results import Cell, Results, read_results
 
 FOLDER = Path(__file__).parent
 HEAD = """# Measurements
 
-Written by `python benchmarks/tables.py` from the files in `results/`, which hold seed, commit, machine and, for the
-quickstart, every per-prompt value. Each table stands below the command that made its file.
+Written by `python benchmarks/tables.py` from the files in `results/`, which hold seed, commit, machine and, for
+benchmarks, every per-prompt value. Each table stands below the command that made its file. `make bench` runs a small
+version of every protocol in `protocols/`; it writes below `runs/bench`, not here.
 """
+SHOWN = {
+    "world_scorer/composite": "trained rewards",
+    "world_auditor/composite": "auditor",
+    "world_auditor/pass": "auditor, passed",
+    "motion/amount": "motion",
+    "diversity/seeds": "diversity",
+    "drift/visual": "drift, visual",
+    "quarters/last": "last quarter, long",
+}
+"""Metrics of a benchmark's table and what their columns are called."""
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:
@@ -23,8 +38,89 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+def bench(results: Results) -> str:
+    """A protocol's rows, their paired differences to the start weights, and what they cost."""
+    cells = [cell for cell in results.cells if cell.error is None]
+    rows = [row for row in results.row_names() if results.of_row(row)]
+    seeds = sorted({cell.seed for cell in cells if cell.kind == "objective"})
+    held_out = cells[0].prompt_split["held_out"][1]
+    commits = ", ".join(dict.fromkeys(cell.commit for cell in cells))
+    parts = [
+        f"## {results.protocol.name}\n\n`{results.command}`, protocol {results.protocol.hash}, commit "
+        f"{commits}, {results.machine['description']}.\n{held_out} held-out prompts, "
+        f"training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over prompts and "
+        "seeds.",
+        _scores(results, rows, "held_out"),
+    ]
+    if "out_of_domain" in cells[0].prompt_split:
+        parts += ["Out-of-domain prompts:", _scores(results, rows, "out_of_domain")]
+    if "base" in rows and len(rows) > 1:
+        parts += [
+            "Paired differences to `base`; a win is claimed only where the interval excludes zero:",
+            _gains(results, rows),
+        ]
+    trained = [row for row in rows if results.of_row(row)[0].kind == "objective"]
+    if trained:
+        columns = ["row", "forwards", "reward calls", "teacher calls", "seconds", "peak memory, MiB"]
+        parts += [
+            "Spent on training, means over seeds:",
+            table(columns, [_spent(r, results.of_row(r)) for r in trained]),
+        ]
+    parts += [
+        f"`{cell.row}`, seed {cell.seed}, failed: {cell.error}" for cell in results.cells if cell.error is not None
+    ]
+    if results.health:
+        parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(results.health["hacking_probe"])]
+    return "\n\n".join(parts)
+
+
+def _scores(results: Results, rows: list[str], split: str) -> str:
+    found = {(s.row, s.metric): s for s in summaries(results, split)}
+    metrics = [metric for metric in SHOWN if any((row, metric) in found for row in rows)]
+    lines = []
+    for row in rows:
+        cells = [
+            _with_interval(found[row, m].mean, found[row, m].interval) if (row, m) in found else "" for m in metrics
+        ]
+        lines.append([row, *cells])
+    return table(["row", *(SHOWN[metric] for metric in metrics)], lines)
+
+
+def _gains(results: Results, rows: list[str]) -> str:
+    lines = []
+    for row in rows:
+        if row != "base":
+            found = {d.metric: d for d in compare(results, "base", row)}
+            for metric in (m for m in SHOWN if m in found):
+                d = found[metric]
+                low, high = d.interval
+                lines.append([row, SHOWN[metric], f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}", d.verdict])
+    return table(["row", "metric", "difference", "95 % interval", ""], lines)
+
+
+def _with_interval(mean: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{mean:.3f}" + ("" if math.isnan(low) else f" ({low:.3f} .. {high:.3f})")
+
+
+def _spent(row: str, cells: list[Cell]) -> list[str]:
+    names = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
+    return [row, *(f"{sum(getattr(cell.spent, name) for cell in cells) / len(cells):.0f}" for name in names)]
+
+
+def _probe(probe: dict[str, Any]) -> str:
+    lines = []
+    for reward, found in probe.items():
+        moved = [f"{found['before'][judge]:.3f} to {found['after'][judge]:.3f}" for judge in ("reward", "auditor")]
+        low, high = found["interval"]
+        told = "yes" if found["told_apart"] else "no"
+        lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", told])
+    columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "told apart"]
+    return table(columns, lines)
+
+
 def quickstart(result: dict[str, Any]) -> str:
-    """Three seeds of the quickstart recipe."""
+    """Three seeds of the quickstart recipe, in the format of before the shared benchmark."""
     rows = []
     for row in result["rows"]:
         low, high = row["interval"]
@@ -68,13 +164,49 @@ def rollout(result: dict[str, Any]) -> str:
     )
 
 
+def long_tuning(result: dict[str, Any]) -> str:
+    """Peak memory of a step of long tuning."""
+    rows = [
+        [f"{r['lengths']}x", r["frames"], r["window_frames"], f"{r['peak_mib']:.1f}", f"{r['cache_mib']:.1f}"]
+        for r in (*result["window"], result["whole"])
+    ]
+    first, *_ = result["window"]
+    return (
+        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        "Peak memory of one training step above the weights; the window is the last one of the video. The cache is\n"
+        "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group.\n"
+        f"Weights and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
+        f"{result['ratio']:.2f} of what\nback-propagating through the whole video takes (last row).\n\n"
+        + table(["video, training lengths", "frames", "frames trained on", "peak, MiB", "cache, MiB"], rows)
+    )
+
+
+def lm_head_memory(result: dict[str, Any]) -> str:
+    """Memory and time of token losses behind the language model's head."""
+    sizes = result["sizes"]
+    rows = [
+        [name, f"{r['peak_gib']:.2f}", f"{r['memory_of_naive']:.0%}", f"{r['seconds']:.2f}"]
+        for name, r in result["rows"].items()
+    ]
+    return (
+        f"## Losses behind the head\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        f"{sizes['tokens']} tokens, hidden size {sizes['hidden']}, vocabulary {sizes['vocabulary']}, {sizes['dtype']}; "
+        "one forward and backward.\n\n" + table(["loss", "peak, GiB", "of `naive`", "seconds"], rows)
+    )
+
+
 def render() -> str:
-    """The whole page."""
+    """The whole page: benchmarks by name, then what the judges and rollouts are measured by."""
     parts = [HEAD.rstrip()]
-    for section in (quickstart, perturbations, rollout):
-        file = FOLDER / "results" / f"{section.__name__}.json"
-        if file.is_file():
-            parts.append(section(json.loads(file.read_text(encoding="utf-8"))))
+    others = {
+        "perturbations": perturbations, "rollout": rollout, "long_tuning": long_tuning, "lm_head_memory": lm_head_memory,
+    }  # fmt: skip
+    for file in sorted((FOLDER / "results").glob("*.json"), key=lambda f: (f.stem in others, f.stem)):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if "cells" in result:
+            parts.append(bench(read_results(file)))
+        else:
+            parts.append((others | {"quickstart": quickstart})[file.stem](result))
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
-from vidalign.rewards.base import CompositeReward
+from vidalign.objectives.mixture import Mixture
+from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
 
@@ -40,20 +42,25 @@ def build_student(recipe: Recipe) -> Any:
         student = kind.load(config.path)
     if config.name == LANGUAGE:
         student.configure(config.chat, config.sampling)
+    if config.cache:
+        student.spec.cache = replace(student.spec.cache, **config.cache)
     student.gradient_checkpointing(config.checkpointing)
     return student
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """The objective with its settings."""
+    """The objective with its settings, or the mixture of several."""
+    if recipe.objectives:
+        made = {label: registry.get("objectives", p.name)(p.config) for label, p in recipe.objectives.items()}
+        return Mixture(made, recipe.objectives)
     return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
 
 
-def build_teacher(recipe: Recipe, frames: int) -> Any:
-    """What the ``teacher`` section names, or None."""
+def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
+    """What the ``teacher`` section names, for videos of `frames` latent frames of the student `spec`, or None."""
     if recipe.teacher is None:
         return None
-    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames)
+    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames, spec)
 
 
 def build_features(spec: VideoStudentSpec) -> PromptFeatures:
@@ -61,11 +68,16 @@ def build_features(spec: VideoStudentSpec) -> PromptFeatures:
     return PromptFeatures(lambda: build_text_encoder(spec.text))
 
 
-def build_rewards(weights: dict[str, float]) -> CompositeReward | None:
+def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) -> CompositeReward | None:
     """The weighted rewards of a recipe, or None when it names none."""
-    if not weights:
+    if not recipe.rewards:
         return None
-    return CompositeReward({name: registry.get("rewards", name)() for name in weights}, weights)
+    rewards = {}
+    for name in recipe.rewards:
+        kind = registry.get("rewards", name)
+        trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
+        rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
+    return CompositeReward(rewards, recipe.rewards)
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerConfig:
@@ -83,18 +95,25 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     device = distributed.device()
     student = build_student(recipe).to(device)
     policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
-    frames = recipe.data.frames
-    if recipe.student.name != LANGUAGE:
+    frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
+    if not language:
         _check_chunks(frames, student.spec.cache.chunk_frames)
-    teacher = build_teacher(recipe, frames)
-    if recipe.student.name == LANGUAGE and teacher is not None:
+    teacher = build_teacher(recipe, frames, student.spec)
+    if language and teacher is not None:
         _check_vocabulary(student, teacher)
+    features = None if language else build_features(student.spec)
+    rewards = build_rewards(recipe, student.spec, features)
+    trainable = {reward.role: reward for reward in rewards.trainable} if rewards else {}
     networks = objective.networks(student, teacher)  # before adapters change the student
+    networks |= {role: reward.network for role, reward in trainable.items()}
     policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
     updates = {phase.role: phase.updates for phase in objective.phases()}
+    updates |= {role: reward.updates for role, reward in trainable.items()}
     engines: dict[str, Engine] = {}
     for role, network in {"student": student, **networks}.items():
-        settings = replace(optimizer_of(recipe), **objective.optimizer_changes(role))
+        owner = trainable.get(role, objective)
+        changes = owner.optimizer_changes() if isinstance(owner, TrainableReward) else owner.optimizer_changes(role)
+        settings = replace(optimizer_of(recipe), **changes)
         steps = recipe.trainer.steps * updates.get(role, 1)
         engines[role] = build_engine(
             recipe.engine, settings, network.to(device), steps, policies if role == "student" else None
@@ -102,20 +121,23 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     roles = Roles(engines, _frozen_networks(teacher, recipe, device), precision=recipe.engine.precision)
     if hasattr(teacher, "model"):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
-    return TrainContext(
+    ctx = TrainContext(
         seed=recipe.seed,
         frames=frames,
         micro_batch=recipe.trainer.micro_batch,
         device=device,
         roles=roles,
         policies=policies,
-        rewards=build_rewards(recipe.rewards),
+        rewards=rewards,
         teacher=teacher,
-        features=None if recipe.student.name == LANGUAGE else build_features(student.spec),
-        codec=None if recipe.student.name == LANGUAGE else build_codec(student.spec.codec).to(device),
+        features=features,
+        codec=None if language else build_codec(student.spec.codec).to(device),
         tracker=tracker,
         clips_every=recipe.tracking.clips_every,
     )
+    for reward in trainable.values():
+        reward.attach(ctx)
+    return ctx
 
 
 def _check_chunks(frames: int, chunk: int) -> None:
@@ -142,8 +164,13 @@ def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict
 
 
 def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:
-    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it."""
+    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it.
+
+    The adapter, if there is one, is kept by itself too, in the folder ``adapter`` beside it.
+    """
     name = "ema" if "ema" in ctx.policies.names else "current"
+    if ctx.policies.adapter is not None:
+        ctx.policies.save_adapter(name, Path(path).parent / "adapter")
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,15 +49,17 @@ class TrainContext:
     policies: Policies
     rewards: CompositeReward | None
     teacher: Any
-    """What the recipe's teacher section names; offers ``clips`` or ``velocity``."""
+    """What the recipe's teacher section names; offers ``clips``, ``velocity``, ``few_step`` or ``logits``."""
     features: Any
-    """Cached prompt features: ``features(prompts) -> [B, L, D]``."""
+    """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a language student, as is `codec`."""
     codec: Any
     tracker: Tracker
     clips_every: int = 0
     step: int = 0
     update: int = 0
     """Optimiser steps taken on the current experience."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What trainable rewards log of the current step."""
 
     @property
     def student(self) -> Any:
@@ -97,8 +99,13 @@ class TrainContext:
         return self.rewards.weights
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Every reward ``[N]`` of clips ``[N, F, 3, H, W]`` in [0, 1], by name; NaN where an item failed."""
+        """Every reward ``[N]`` of clips ``[N, F, 3, H, W]`` in [0, 1], by name; NaN where an item failed.
+
+        Trainable rewards first learn from the clips, in phases of their own: call it outside any phase.
+        """
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
+        for reward in self.rewards.trainable:
+            reward.learn(clips, prompts)
         return self.rewards.score(clips, prompts)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:

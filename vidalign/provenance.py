@@ -7,10 +7,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.recipe import Recipe
 
 
@@ -35,6 +38,18 @@ def world_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """First 12 hex digits of SHA-256 over the names, dtypes, shapes and bytes of tensors, whatever their order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
 def machine() -> str:
     """Processor, threads and torch version in one line."""
     import torch
@@ -50,8 +65,8 @@ def command() -> str:
 
 
 def without_run_folder(line: str) -> str:
-    """A command line without ``--run FOLDER``: where a run lies on somebody's disk is nobody else's matter."""
-    return re.sub(r"\s--run[ =]\S+", "", line)
+    """A command line without the folders of runs: where a run lies on somebody's disk is nobody else's matter."""
+    return re.sub(r"\s--(?:run|semi|on-policy|out)[ =]\S+", "", line)
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

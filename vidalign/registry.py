@@ -19,14 +19,19 @@ from typing import Any, TypeVar
 
 from vidalign.errors import PluginError, UserError, nearest
 
-KINDS = ("objectives", "students", "teachers", "rewards", "metrics")
+KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics")
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
+        "afd": "vidalign.objectives.afd:AFD",
+        "ar_copo": "vidalign.objectives.ar_copo:ARCoPO",
         "astrolabe": "vidalign.objectives.astrolabe:Astrolabe",
+        "diffusion_nft": "vidalign.objectives.diffusion_nft:DiffusionNFT",
         "dmd": "vidalign.objectives.dmd:DMD",
         "dopd": "vidalign.objectives.dopd:DOPD",
         "dopd_video": "vidalign.objectives.dopd_video:DOPDVideo",
+        "flow_grpo": "vidalign.objectives.flow_grpo:FlowGRPO",
+        "gan": "vidalign.objectives.gan:GAN",
         "gkd": "vidalign.objectives.gkd:GKD",
         "lm_sft": "vidalign.objectives.lm_sft:LanguageSFT",
         "opd": "vidalign.objectives.opd:OPD",
@@ -41,15 +46,30 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "few_step": "vidalign.teachers.few_step:FewStepTeacher",
         "language": "vidalign.teachers.language:LanguageTeacher",
         "model": "vidalign.teachers.model:ModelTeacher",
+        "pipeline": "vidalign.teachers.pipeline:PipelineTeacher",
+        "store": "vidalign.teachers.store:ClipStore",
         "world": "vidalign.teachers.world:WorldTeacher",
     },
     "rewards": {
+        "discriminator": "vidalign.rewards.discriminator:DiscriminatorReward",
         "exact_match": "vidalign.tasks.grader:ExactMatch",
         "motion_quality": "vidalign.rewards.world:MotionQuality",
         "text_alignment": "vidalign.rewards.world:TextAlignment",
         "visual_quality": "vidalign.rewards.world:VisualQuality",
     },
-    "metrics": {},
+    "discriminators": {
+        "spatiotemporal": "vidalign.rewards.discriminators.spatiotemporal:SpatioTemporal",
+        "vision_language": "vidalign.rewards.discriminators.vision_language:VisionLanguage",
+    },
+    "metrics": {
+        "clip_score": "vidalign.bench.metrics.clip_score:ClipScore",
+        "diversity": "vidalign.bench.metrics.world:Diversity",
+        "drift": "vidalign.bench.metrics.world:Drift",
+        "motion": "vidalign.bench.metrics.world:Motion",
+        "quarters": "vidalign.bench.metrics.world:Quarters",
+        "world_auditor": "vidalign.bench.metrics.world:WorldAuditor",
+        "world_scorer": "vidalign.bench.metrics.world:WorldScorer",
+    },
 }
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 

@@ -6,7 +6,6 @@ RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +26,20 @@ from vidalign.bench.evaluation import (
     student_generator,
 )
 from vidalign.bench.language import EXACT, held_out_examples, judge_language
+from vidalign.bench.report import training_report
 from vidalign.build import LANGUAGE, build_features, build_student
 from vidalign.codecs import build_codec
 from vidalign.data.examples import Example
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError
-from vidalign.provenance import describe_run, machine, without_run_folder
+from vidalign.provenance import describe_run, without_run_folder
 from vidalign.recipe import load_recipe
+from vidalign.report import EvaluationRow, write_report
 from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
-from vidalign.tracking.jsonl import read_history, read_records
-from vidalign.tracking.report import EvaluationRow, ReportClip, ReportData, write_report
+from vidalign.tracking.jsonl import read_records
 from vidalign.tracking.table import evaluation_table
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ def evaluate_run(
     truth = ground_truth(prompts, settings.seeds, settings.frames)
     before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
     after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
+    judged = {"before": before, "after": after, "ground truth": truth}
     rows = compare(before, after, truth)
     header = describe_run(recipe)
     save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
-    path = write_report(run.folder / "report.html", _report(run, rows, before, after, header))
+    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
     console = console or Console()
     title = f"{len(prompts)} held-out prompts x {settings.seeds} seeds, 95 % bootstrap intervals over prompts"
     for judge in dict.fromkeys(row.group for row in rows):
@@ -126,7 +127,8 @@ def _evaluate_language(run: FinishedRun, console: Console) -> list[EvaluationRow
     after = judge_language(run.student, examples, settings.seeds, settings.temperature)
     rows, header = compare(before, after), describe_run(recipe)
     save_evaluation(run.folder / "evaluation.json", before, after, None, header)
-    path = write_report(run.folder / "report.html", _report(run, rows, before, after, header))
+    judged: dict[str, Evaluation] = {"before": before, "after": after}
+    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
     title = f"{len(examples)} held-out examples x {settings.seeds} seeds, 95 % bootstrap intervals over examples"
     console.print(evaluation_table(rows, f"{EXACT} | {title}"))
     console.print(f"report: {path}")
@@ -145,32 +147,6 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
         metadata["scores"] = json.dumps(scores)
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
-
-
-def _report(
-    run: FinishedRun, rows: list[EvaluationRow], before: Evaluation, after: Evaluation, header: dict[str, str]
-) -> ReportData:
-    recipe = run.recipe
-    clips = [
-        ReportClip(prompt, first, second, was, now)
-        for prompt, first, second, was, now in zip(
-            before.prompts, before.clips, after.clips, before.clip_metrics, after.clip_metrics, strict=False
-        )
-    ]
-    unit = "examples, {} responses each" if recipe.student.name == LANGUAGE else "prompts, {} clips each, same noise"
-    return ReportData(
-        title=f"{recipe.objective.name} | {recipe.name}",
-        summary=recipe.header.split("\n", 1)[0],
-        facts={**header, "steps": str(recipe.trainer.steps)},
-        evaluation=rows,
-        evaluation_note=f"{len(before.prompts)} held-out {unit.format(recipe.evaluation.seeds)} before and after; "
-        "95 % bootstrap intervals of the paired difference over prompts.",
-        history=read_history(run.folder / "metrics.jsonl"),
-        clips=clips,
-        recipe=(run.folder / "recipe.yaml").read_text(encoding="utf-8"),
-        environment={"machine": machine(), "python": sys.version.split()[0]},
-        commands=[header["command"], f"vidalign evaluate --run {run.folder.name}"],
-    )
 
 
 def sample_run(

@@ -69,13 +69,18 @@ class Trainer:
             self._resume()
         self.tracker = self.ctx.tracker = self._tracker(self.step)
 
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.recipe.trainer.steps
+
     def fit(self) -> Path:
         """Run all steps that are left, saving on the way and at the end; returns the run folder."""
         every = self.recipe.trainer.save_every
         try:
-            while self.step < self.recipe.trainer.steps:
+            while not self.done:
                 self.train_step()
-                if self.step % every == 0 or self.step == self.recipe.trainer.steps:
+                if self.step % every == 0 or self.done:
                     self.save()
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         finally:
@@ -86,10 +91,13 @@ class Trainer:
         """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
         started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
-        ctx.step, ctx.update = self.step, 0
+        ctx.step, ctx.update, ctx.metrics = self.step, 0, {}
+        if self.step == 0 and ctx.rewards is not None:
+            with self.tracker.phase("warm_up"):
+                ctx.rewards.warm_up(self.prompts)
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, self._batch())
-        metrics = dict(experience.metrics)
+        metrics = ctx.metrics | experience.metrics
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
@@ -107,6 +115,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the current step; all ranks call it."""
         state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
+        state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         return self.checkpoints.save(self.step, state, self._parts(), score=score)
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
@@ -164,6 +173,8 @@ class Trainer:
     def _resume(self) -> None:
         self.step, state = self.checkpoints.load(self._parts())
         self.objective.load_state_dict(state["objective"])
+        if self.ctx.rewards:
+            self.ctx.rewards.load_state_dict(state.get("rewards", {}))
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

@@ -12,6 +12,7 @@ import torch
 from vidalign.context import Batch, TrainContext
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rollout import RolloutPlan
 
 
@@ -37,16 +38,9 @@ class BestOfN(Objective):
         scores = ctx.score(ctx.decode(latents), prompts)
         reward = sum(weight * scores[name] for name, weight in ctx.reward_weights.items()).reshape(count, n)
         best = reward.nan_to_num(-torch.inf).argmax(1) + n * torch.arange(count)
-        return Experience(
-            tensors={"x0": latents[best], "sample": torch.tensor(batch.ids)},
-            group=torch.arange(count),
-            text=text,
-            prompts=batch.prompts,
-            metrics={
-                "reward/mean": float(reward.nanmean()),
-                "reward/best/mean": float(reward.flatten()[best].nanmean()),
-            },
-        )
+        tensors = {"x0": latents[best], "sample": torch.tensor(batch.ids)}
+        metrics = {"reward/mean": float(reward.nanmean()), "reward/best/mean": float(reward.flatten()[best].nanmean())}
+        return Experience(tensors, torch.arange(count), text, batch.prompts, metrics=metrics)
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
@@ -56,3 +50,8 @@ class BestOfN(Objective):
         sigma = levels[[int(torch.randint(len(levels), (), generator=g)) for g in generators]]
         velocity = ctx.student.velocity(add_noise(x0, noise, sigma), sigma, data.text, None, clean=x0)
         return LossOut(flow_matching_loss(velocity, x0, noise, sigma, sigma_floor=0.0).mean())
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size))
+        scored = sizes.prompts * self.config.group_size * sizes.rewards
+        return Cost(rollout + sizes.prompts * sizes.teacher_forcing(sizes.chunks), scored)

@@ -75,8 +75,9 @@ def test_the_wheel_holds_recipes_types_templates_and_weights(wheels: Path) -> No
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern, inside in [
         (REPOSITORY / "recipes", "**/*.yaml", "vidalign/recipes"),
+        (REPOSITORY / "benchmarks" / "protocols", "*.yaml", "vidalign/protocols"),
         (REPOSITORY / "vidalign" / "weights", "**/*.safetensors", "vidalign/weights"),
-        (REPOSITORY / "vidalign" / "tracking" / "templates", "**/*.*", "vidalign/tracking/templates"),
+        (REPOSITORY / "vidalign" / "report" / "templates", "**/*.*", "vidalign/report/templates"),
     ]:
         for file in folder.glob(pattern):
             assert f"{inside}/{file.relative_to(folder).as_posix()}" in names

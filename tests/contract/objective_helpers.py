@@ -55,7 +55,10 @@ def sections(folder: Path, name: str) -> str:
         kind = {"velocity": "model", "few_step": "few_step"}.get(needs.teacher, "world")
         path = f", path: {folder}/teacher.safetensors" if kind != "world" else ""
         lines.append(f"teacher: {{name: {kind}{path}}}")
-    if needs.rewards:
+    if needs.discriminator:
+        lines.append("rewards: {discriminator: 1.0}")
+        lines.append("discriminator: {name: spatiotemporal, width: 16, layers: 1, warm_up: {max_steps: 2, prompts: 4}}")
+    elif needs.rewards:
         lines.append("rewards: {text_alignment: 1.0, motion_quality: 1.0, visual_quality: 1.0}")
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from astrolabe_helpers import Given, astrolabe, judge, prefix_of
 from objective_helpers import CHUNK, GROUP, PROMPTS, accumulate, collect, make, network_of, nudge, whole
 from torch import Tensor
 
@@ -16,42 +17,8 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Rollout
+from vidalign.rollout import Noise, Rollout, RolloutPlan
 from vidalign.students.video import VideoStudent
-
-
-class Given:
-    """A reward whose values the test chooses, in order."""
-
-    name = "given"
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        assert len(clips) == len(prompts) == len(self.values)
-        return {"given": self.values}
-
-
-def astrolabe(folder: Path, *overrides: str, prefix: int | None = None) -> tuple[Astrolabe, TrainContext]:
-    """The objective at a step that forks after `prefix` chunks."""
-    objective, ctx = make(folder, "astrolabe", *[f"objective.{o}" for o in overrides])
-    assert isinstance(objective, Astrolabe)
-    if prefix is not None:
-        ctx.step = next(s for s in range(100) if _prefix(objective, ctx, s) == prefix)
-    return objective, ctx
-
-
-def _prefix(objective: Astrolabe, ctx: TrainContext, step: int) -> int:
-    ctx.step = step
-    return objective._plan(ctx).prefix
-
-
-def judge(objective: Astrolabe, ctx: TrainContext, values: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Reward weights of two groups of four with given rewards."""
-    ctx.rewards = CompositeReward({"given": Given(values)}, {"given": 1.0})
-    data = collect(objective, ctx)
-    return data["reward_weight"], data.metrics
 
 
 @pytest.mark.parametrize(("chunks", "branch"), [(0, 2), (1, 1), (2, 2)])
@@ -66,7 +33,7 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
         return rollouts[-1]
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
-    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", prefix=1)
+    objective, ctx = astrolabe(folder, f"clip.chunks={chunks}", "clip.score=video", prefix=1)
     data = collect(objective, ctx)
     (rollout,) = rollouts
     groups = rollout.latents.unflatten(0, (2, GROUP))
@@ -82,10 +49,66 @@ def test_the_prefix_is_shared_and_the_clip_is_not(
     assert len(set(data["sample"].tolist())) == 2 * GROUP
 
 
+CACHE = "student.cache={window: 9, sink: 3, rope: relative}"
+
+
+def long(folder: Path, frames: int, *overrides: str) -> tuple[Astrolabe, TrainContext]:
+    """Long tuning of windows of two chunks behind a rolling cache, at a step whose window is the last one."""
+    objective, ctx = make(folder, "astrolabe", CACHE, f"data.frames={frames}", "objective.clip.chunks=2", *overrides)
+    assert isinstance(objective, Astrolabe)
+    ctx.step = next(s for s in range(1000) if prefix_of(objective, ctx, s) == ctx.chunks - 2)
+    return objective, ctx
+
+
+def test_a_streamed_history_is_the_one_of_a_whole_rollout(folder: Path) -> None:
+    """Chunk by chunk, with noise drawn on the way, against one rollout that gets all noise at once: equal caches."""
+    objective, ctx = long(folder, 36)
+    streamed = collect(objective, ctx).context
+    one, chunks = RolloutPlan(0, 1), ctx.chunks - 2
+    generators = ctx.generators("history", [0, 1])
+    draws = [ctx.student.draw_noise(one, generators) for _ in range(chunks)]
+    noise = Noise(torch.cat([d.initial for d in draws], 1), torch.cat([d.renoise for d in draws], 2))
+    plan = RolloutPlan(0, chunks, keep_final=True)
+    whole_video = ctx.student.rollout(ctx.text(PROMPTS), plan, noise).final
+    assert streamed is not None and streamed.frames == 3 * chunks == whole_video.frames
+    assert streamed.kept == whole_video.kept == (0, 1, 2, 27, 28, 29)
+    for piece, other in zip(streamed.pieces, whole_video.pieces, strict=True):
+        for a, b in zip((*piece.keys, *piece.values), (*other.keys, *other.values), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad
+
+
+def test_long_tuning_does_not_depend_on_the_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 and 8 training lengths: the same cache, the same frames seen by rewards, rollouts and loss."""
+    frames: set[int] = set()
+    held, forward = set(), VideoStudent.forward
+
+    def watched(self: VideoStudent, x_t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        frames.add(x_t.shape[1])
+        return forward(self, x_t, *args, **kwargs)
+
+    monkeypatch.setattr(VideoStudent, "forward", watched)
+    for length in (18, 72):
+        objective, ctx = long(folder, length)
+        data = collect(objective, ctx)
+        assert data.metrics["health/on_policy_gap/max"] < 1e-4, "the loss sees the rolled cache of the rollout"
+        nudge(network_of(ctx))
+        _, gradient, _ = accumulate(objective, ctx, data, Phase(), 2)
+        assert max(float(g.abs().max()) for g in gradient.values()) > 1e-6
+        assert data.context is not None and data["x0"].shape[1] == 2 * CHUNK
+        held.add((data.context.nbytes, sum(t.nbytes for t in data.tensors.values())))
+    assert len(held) == 1 and frames == {CHUNK, 2 * CHUNK}, "chunks are generated, windows of two are predicted"
+
+
+def test_impossible_caches_are_refused(folder: Path) -> None:
+    for wrong, told in (("{windw: 9}", "did you mean 'window'"), ("{window: 4, sink: 3}", "cannot hold sink 3")):
+        with pytest.raises(RecipeError, match=told):
+            make(folder, "astrolabe", f"student.cache={wrong}")
+
+
 def test_the_fork_visits_the_whole_video(folder: Path) -> None:
     for chunks, forks in ((0, {0, 1, 2}), (1, {0, 1, 2}), (2, {0, 1}), (3, {0})):
         objective, ctx = astrolabe(folder, f"clip.chunks={chunks}")
-        assert {_prefix(objective, ctx, step) for step in range(30)} == forks
+        assert {prefix_of(objective, ctx, step) for step in range(30)} == forks
 
 
 def test_a_clip_longer_than_the_video_is_refused(folder: Path) -> None:
@@ -186,33 +209,6 @@ def test_the_loss_is_the_method_written_out(chunks: int, weighting: str, folder:
     assert float(out.metrics[f"objective/alpha_{sigma:.2f}/mean"]) == pytest.approx(r)
 
 
-def test_penalty_modes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
-    for mode in ("uniform", "none"):
-        objective, ctx = astrolabe(folder, f"kl.mode={mode}", "kl.weight=0.5")
-        data = collect(objective, ctx)
-        nudge(network_of(ctx))
-        used: list[str] = []
-        plain = ctx.policies.use
-        monkeypatch.setattr(ctx.policies, "use", lambda name, plain=plain, used=used: used.append(name) or plain(name))
-        out = whole(objective, ctx, data)
-        found[mode] = out.loss.item()
-        assert ("reference" in used) == (mode == "uniform") == ("objective/kl/mean" in out.metrics)
-        if mode == "uniform":
-            penalty = float(out.metrics["objective/kl/mean"])
-    assert penalty > 1e-4 and found["uniform"] - found["none"] == pytest.approx(0.5 * penalty, rel=1e-3)
-
-
-def test_penalty_is_towards_the_reference_not_the_old_policy(folder: Path) -> None:
-    objective, ctx = astrolabe(folder)
-    data = collect(objective, ctx)
-    nudge(network_of(ctx))
-    ctx.policies.copy("current", "old")
-    assert float(whole(objective, ctx, data).metrics["objective/kl/mean"]) > 1e-4
-    ctx.policies.copy("current", "reference")
-    assert float(whole(objective, ctx, data).metrics["objective/kl/mean"]) == 0
-
-
 def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
     def levels(sigma_max: float) -> set[str]:
         objective, ctx = astrolabe(folder, f"sigma_max={sigma_max}", "group_size=16")
@@ -222,6 +218,34 @@ def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
     assert levels(0.6) == {f"objective/alpha_{level:.2f}/mean" for level in (0.6, 0.4)}
     with pytest.raises(UserError, match=r"sigma_max 0\.3 leaves no noise level"):
         levels(0.3)
+
+
+def test_candidates_can_share_the_noise_of_the_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared: one level and one noise a prompt, in any micro-batch; otherwise one a candidate."""
+    found: dict[str, Tensor] = {}
+    forward = VideoStudent.forward
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self: VideoStudent, x_t: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((x_t, sigma))
+        return forward(self, x_t, sigma, *args, **kwargs)
+
+    for kind in ("sample", "group"):
+        objective, ctx = astrolabe(folder, f"loss_noise={kind}", "kl.mode=none")
+        data = collect(objective, ctx)
+        monkeypatch.setattr(VideoStudent, "forward", watched)
+        for start, stop in ((0, 4), (4, 6), (6, 8)):
+            whole(objective, ctx, data.candidates(start, stop))
+        monkeypatch.setattr(VideoStudent, "forward", forward)
+        x_t, sigma = (torch.cat(parts) for parts in zip(*seen[::2], strict=True))  # the trained policy's calls
+        seen.clear()
+        level = sigma.view(-1, 1, 1, 1, 1)
+        noise = ((x_t - (1 - level) * data["x0"]) / level).unflatten(0, (2, GROUP))
+        spread = (noise - noise[:, :1]).abs().amax((1, 2, 3, 4, 5))
+        assert (spread < 1e-4).all() if kind == "group" else (spread > 1).all()
+        assert (noise[0] - noise[1]).abs().max() > 1, "prompts have noise of their own"
+        found[kind] = sigma.view(2, GROUP)
+    assert (found["group"] == found["group"][:, :1]).all() and (found["sample"] != found["sample"][:, :1]).any()
 
 
 def test_velocity_space_differs_by_sigma_squared(folder: Path) -> None:
@@ -290,8 +314,12 @@ def test_adapters_alone_are_trained(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom"]
-)
+    "wrong",
+    [
+        "beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom",
+        "kl.reset_every=0", "kl.reset_drift=-1.0", "kl.weight=-1",
+    ],
+)  # fmt: skip
 def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         astrolabe(folder, wrong)

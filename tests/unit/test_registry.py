@@ -36,7 +36,8 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def test_entry_points_are_listed_without_import_and_fail_only_when_asked(distribution: Path) -> None:
-    assert registry.names("metrics") == {"broken": "toy-pack", "good": "toy-pack"}
+    found = {name: source for name, source in registry.names("metrics").items() if source != "vidalign"}
+    assert found == {"broken": "toy-pack", "good": "toy-pack"}
     assert "toy_pack" not in sys.modules
     assert registry.get("metrics", "good").__name__ == "Good"
     with pytest.raises(PluginError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from student_reference import inputs, masked_forward, student
@@ -176,6 +178,21 @@ def test_positions_past_the_table_are_refused() -> None:
     far = type(context)(batch=1, frames=1023, pieces=())
     with pytest.raises((UserError, AssertionError), match="1024|no longer holds"):
         network.velocity(clean, torch.ones(1), text, far)
+
+
+@torch.no_grad()
+def test_relative_positions_have_no_end() -> None:
+    """The same kept frames far beyond the rotary table give the same numbers as near its beginning."""
+    network = student(CachePolicy(chunk_frames=3, window=9, sink=3, rope="relative"))
+    _, clean, text = inputs(18)
+    near = network.extend(network.begin(text), clean[:, :15], text)
+    assert near.kept == (0, 1, 2, 12, 13, 14)
+    pieces = [replace(p, start=p.start + (3000 if p.start else 0)) for p in near.pieces]
+    far = replace(near, frames=3015, pieces=tuple(pieces))
+    chunk = clean[:, 15:18]
+    levels = torch.full((1,), 0.5)
+    assert torch.equal(network.velocity(chunk, levels, text, far), network.velocity(chunk, levels, text, near))
+    assert network.extend(far, chunk, text).kept == (0, 1, 2, 3015, 3016, 3017)
 
 
 def test_impossible_policies_are_refused() -> None:

@@ -163,6 +163,18 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
     assert abs(others.mean().item() - (1 - 0.6**2)) < 0.01
 
 
+def test_renoise_can_be_neighbours_too() -> None:
+    plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=30)
+    noise = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour_all", scale=0.6, suffix="shared")
+    first = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour", scale=0.6, suffix="shared")
+    assert torch.equal(noise.initial, first.initial)
+    assert (noise.renoise[:, :, :3] == noise.renoise[:1, :, :3]).all()
+    assert (noise.renoise[:, :, 6:] == noise.renoise[:1, :, 6:]).all()
+    correlation = torch.corrcoef(noise.renoise[:, 0, 3:6].flatten(1).double())
+    assert abs(correlation[~torch.eye(30, dtype=torch.bool)].mean().item() - (1 - 0.6**2)) < 0.02
+    assert abs(noise.renoise[:, 0, 3:6].std().item() - 1) < 0.01
+
+
 def test_the_original_draw_order() -> None:
     """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step,
     chunk-major.

@@ -15,6 +15,7 @@ STEPS = 60
 NAMES = {
     "reward_nan", "reward_constant", "zero_std_groups", "adapter_empty",
     "zero_gradient", "on_policy_gap", "motion_collapse", "held_out_falling",
+    "discriminator_saturated", "discriminator_blind", "discriminator_memorises",
 }  # fmt: skip
 
 
@@ -31,6 +32,9 @@ def healthy(step: int) -> Metrics:
         "health/grad_norm/max": 0.3 + rng.random(),
         "health/on_policy_gap/max": 1e-6,
         "health/motion/mean": 0.1 + rng.gauss(0, 0.01),
+        "health/discriminator_margin_sigmoid/mean": rng.choice([0.005, 0.3, 0.5]) if step % 2 else 0.3,
+        "health/discriminator_pair_accuracy/mean": 0.9,
+        "health/discriminator_held_out_accuracy/mean": 0.8,
     }
     if step % 10 == 0:
         metrics["health/held_out"] = 0.5 + 0.002 * step + rng.gauss(0, 0.01)
@@ -55,6 +59,9 @@ FAULTS = {
     "on_policy_gap": lambda step: {"health/on_policy_gap/max": 0.31},
     "motion_collapse": lambda step: {"health/motion/mean": 0.1 / (1 + 0.1 * step)},
     "held_out_falling": lambda step: {"health/held_out": 0.7 - 0.01 * step} if step % 10 == 0 else {},
+    "discriminator_saturated": lambda step: {"health/discriminator_margin_sigmoid/mean": 0.002},
+    "discriminator_blind": lambda step: {"health/discriminator_margin_sigmoid/mean": 0.499},
+    "discriminator_memorises": lambda step: {"health/discriminator_held_out_accuracy/mean": 0.5},
 }
 
 

@@ -1,10 +1,132 @@
-"""Bootstrap intervals over prompts (Efron 1979, percentile method); seeds of a prompt stay together."""
+"""What a result says: bootstrap intervals, means of every row, paired differences of two rows, and who wins.
+
+Intervals are percentile bootstraps (Efron 1979) over prompts, or hierarchical ones over prompts and training seeds,
+which are drawn independently with replacement (Owen 2007, "The pigeonhole bootstrap"): all seeds meet the same
+prompts, so both are sources of variance. With one seed only that of the prompts is seen.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
+from vidalign.bench.differences import first_difference
+from vidalign.bench.results import Cell, Results
+from vidalign.errors import DataError, UserError, nearest
+
 RESAMPLES = 2000
+HELD_OUT = "held_out"
+
+
+@dataclass
+class RowSummary:
+    """Mean of one metric of one row."""
+
+    row: str
+    metric: str
+    mean: float
+    interval: tuple[float, float]
+
+
+@dataclass
+class Difference:
+    """Row b minus row a, paired by prompt and training seed."""
+
+    metric: str
+    difference: float
+    interval: tuple[float, float]
+    verdict: str
+    """``better``, ``worse``, or ``unclear`` when the interval does not exclude zero."""
+
+
+def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torch.Tensor:
+    """Values ``[S, P]`` of a metric on a split, one row a cell; NaN where it was not judged."""
+    rows = []
+    for cell in cells:
+        first, last = cell.prompt_split.get(split, (0, 0))
+        row = cell.metrics.get(metric)
+        rows.append([math.nan] * (last - first) if row is None else row[first:last])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
+    """Every metric of every row, rows in the order of the cells; metrics without a value are left out."""
+    found = []
+    for row in results.row_names():
+        cells = results.of_row(row)
+        for metric in metric_names(cells):
+            values = values_of(cells, metric, split)
+            if values.isfinite().any():
+                found.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
+    return found
+
+
+def metric_names(cells: Sequence[Cell]) -> list[str]:
+    """Names of metrics in the order of the cells."""
+    return list(dict.fromkeys(name for cell in cells for name in cell.metrics))
+
+
+def compare(results: Results, a: str, b: str, other: Results | None = None, split: str = HELD_OUT) -> list[Difference]:
+    """Every metric of row `b` (of `other`, by default of the same result) minus that of row `a`.
+
+    Trained rows are paired by training seed and compared on the seeds that both have; a reference row has one cell,
+    which is paired with every seed. Raises `UserError` for an unknown row, and for results of different protocols.
+    """
+    other = other if other is not None else results
+    check_same_protocol(results, other)
+    first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
+    found = []
+    for metric in metric_names(second):
+        difference = values_of(second, metric, split) - values_of(first, metric, split)
+        if difference.isfinite().any():
+            low, high = hierarchical_interval(difference)
+            verdict = "better" if low > 0 else "worse" if high < 0 else "unclear"
+            found.append(Difference(metric, float(difference.nanmean()), (low, high), verdict))
+    return found
+
+
+def check_same_protocol(a: Results, b: Results) -> None:
+    """Raises `UserError` naming the first difference of two protocols."""
+    if a.protocol.hash == b.protocol.hash and a.prompts == b.prompts:
+        return
+    difference = first_difference(a.protocol.text, b.protocol.text) or "the prompts"
+    raise UserError(
+        "results of different protocols cannot be compared", where=f"{a.protocol.name} and {b.protocol.name}",
+        why=f"the first difference is {difference}", fix="measure both by the same protocol",
+    )  # fmt: skip
+
+
+def cells_of(results: Results, row: str) -> list[Cell]:
+    """The cells of a row that have values; `UserError` with the nearest name when there is no such row."""
+    names = results.row_names()
+    if row not in names:
+        close = nearest(row, names)
+        fix = f"did you mean {close!r}?" if close else f"rows: {', '.join(names)}"
+        raise UserError(f"there is no row {row!r} in the result", where=results.protocol.name, fix=fix)
+    cells = results.of_row(row)
+    if not cells:
+        reasons = "; ".join(str(cell.error) for cell in results.cells if cell.row == row)
+        raise DataError(f"the row {row!r} has no values", where=results.protocol.name, why=reasons)
+    return cells
+
+
+def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[list[Cell], list[Cell]]:
+    """Cells of equal seeds; a single reference cell stands for every seed."""
+    if a[0].kind == "reference":
+        return a[:1] * len(b), b
+    if b[0].kind == "reference":
+        return a, b[:1] * len(a)
+    ours, theirs = {cell.seed: cell for cell in a}, {cell.seed: cell for cell in b}
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise UserError(
+            f"{name_a!r} and {name_b!r} have no training seed in common", why=f"{sorted(ours)} and {sorted(theirs)}",
+            fix="measure one of them with the other's seeds",
+        )  # fmt: skip
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def interval(values: torch.Tensor, level: float = 0.95) -> tuple[float, float]:
@@ -14,6 +136,31 @@ def interval(values: torch.Tensor, level: float = 0.95) -> tuple[float, float]:
         return (float("nan"), float("nan"))
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    means = values[rows].mean(1)
+    return _percentiles(values[rows].mean(1), level)
+
+
+def hierarchical_interval(values: torch.Tensor, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of `values` ``[S, P]``, training seeds by prompts, deterministic; NaN entries are left out.
+
+    NaN twice when fewer than two prompts have a value.
+    """
+    values = values.double()
+    known = values.isfinite()
+    if known.any(0).sum() < 2:
+        return (float("nan"), float("nan"))
+    seeds, prompts = _draws(values.shape[0], 1), _draws(values.shape[1], 2)
+    total = (seeds @ values.masked_fill(~known, 0.0) * prompts).sum(1)
+    count = (seeds @ known.double() * prompts).sum(1)
+    means = (total / count)[count > 0]
+    return _percentiles(means, level)
+
+
+def _draws(size: int, seed: int) -> torch.Tensor:
+    """How often each of `size` things is drawn, ``[RESAMPLES, size]``."""
+    rows = torch.randint(size, (RESAMPLES, size), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(RESAMPLES, size, dtype=torch.float64).scatter_add_(1, rows, torch.ones_like(rows).double())
+
+
+def _percentiles(means: torch.Tensor, level: float) -> tuple[float, float]:
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
     return (low, high)

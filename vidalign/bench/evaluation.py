@@ -20,9 +20,9 @@ from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
 from vidalign.data.prompts import open_prompts
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, UserError
+from vidalign.report.model import EvaluationRow
 from vidalign.rollout import RolloutPlan
 from vidalign.teachers.world import WorldTeacher
-from vidalign.tracking.report import EvaluationRow
 from vidalign.world.captions import is_caption
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TextIO
 import typer
 from rich.console import Console
 
-from vidalign.cli import evaluate, export, list_, sample, show, train, validate
+from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
 from vidalign.errors import UserError
 
 INTERRUPTED = 130
@@ -26,9 +26,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("collect")(collect.collect)
+app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.add_typer(bench.bench, name="bench")
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

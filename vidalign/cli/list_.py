@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,19 +11,19 @@ from vidalign import registry
 from vidalign.cli.options import Plugins
 from vidalign.errors import UserError, nearest
 
-KINDS = ("recipes", *registry.KINDS)
+KINDS = ("recipes", "protocols", *registry.KINDS)
 
 
 def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
     plugin: Plugins = None,
 ) -> None:
-    """List recipes, objectives, students, teachers, rewards or metrics."""
+    """List recipes, protocols, objectives, students, teachers, rewards, discriminators or metrics."""
     if kind not in KINDS:
         close = nearest(kind, KINDS)
         fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
         raise UserError(f"there is nothing called {kind!r} to list", fix=fix)
-    rows = _recipes() if kind == "recipes" else registry.names(kind)
+    rows = {"recipes": _recipes, "protocols": _protocols}.get(kind, lambda: registry.names(kind))()
     if not rows:
         typer.echo(f"no {kind}")
         return
@@ -33,7 +34,20 @@ def list_(
 
 def _recipes() -> dict[str, str]:
     """Every shipped recipe with the first sentence of its header."""
-    from vidalign.recipe import read_header, shipped_recipes
+    from vidalign.recipe import shipped_recipes
 
-    headers = {name: read_header(path).partition("Run:")[0] for name, path in shipped_recipes().items()}
+    return _first_sentences(shipped_recipes())
+
+
+def _protocols() -> dict[str, str]:
+    """Every shipped protocol with the first sentence of its header."""
+    from vidalign.bench.protocol import shipped_protocols
+
+    return _first_sentences(shipped_protocols())
+
+
+def _first_sentences(files: dict[str, Path]) -> dict[str, str]:
+    from vidalign.recipe import read_header
+
+    headers = {name: read_header(path).partition("Run:")[0] for name, path in files.items()}
     return {name: " ".join(header.split()).partition(". ")[0] for name, header in headers.items()}

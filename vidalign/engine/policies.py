@@ -112,6 +112,24 @@ class Policies:
                     state[plain] = merged.get(plain, value)
             return state
 
+    def save_adapter(self, name: str, directory: Path) -> None:
+        """Write adapter `name` as PEFT does: adapter_config.json, adapter_model.safetensors; all ranks call it."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
+        assert self.adapter is not None, "full fine-tuning has no adapter"
+        mark = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\.")
+        weights = {
+            "base_model.model." + mark.sub(r"\1.", key): value
+            for key, value in zero3.named_full_tensors(self.network)
+            if mark.search(key)
+        }
+        if distributed.rank() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            rank, alpha, layers = self.adapter.rank, self.adapter.alpha, list(self._layers)
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers).save_pretrained(str(directory))
+            save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
     def save(self, directory: Path) -> None:
         """Write every weight set but `current`, which the engine stores."""
         sharded = zero3.is_sharded(self.network)

@@ -1,41 +1,53 @@
 """Astrolabe: negative-aware forward-process RL for causal few-step students (arXiv 2603.17051).
 
 One step:
-1. every prompt's visual history (`prefix` chunks) is rolled once with the `old` policy; its KV cache is the frozen
-   context, held once and broadcast over the group;
+1. every prompt's visual history (`prefix` chunks, a random number that all ranks share) is rolled once with the `old`
+   policy; its KV cache is the frozen, detached context, held once and broadcast over the group;
 2. from it `group_size` candidate clips are rolled with independent noise and scored;
 3. each reward is whitened over the batch, weighted and summed; ``A = R - mean_group(R)``, divided by the batch std;
    ``r = clip(A / A_max, -1, 1) / 2 + 1/2``                                       (`losses/advantages.py`);
 4. the clip is noised to one of the student's own *warped* levels and predicted by three policies on that context:
    ``x+ = beta x0_cur + (1 - beta) x0_old``, ``x- = (1 + beta) x0_old - beta x0_cur``,
-   ``L = mean[ r |x+ - x0|^2 + (1 - r) |x- - x0|^2 ] + lambda |x0_cur - x0_ref|^2``  (`losses/forward_process.py`);
-5. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``.
+   ``L = mean[ r |x+ - x0|^2 + (1 - r) |x- - x0|^2 ] + lambda mean_M |x0_cur - x0_ref|^2``
+   (`losses/forward_process.py`). M holds every sample (`kl.mode: uniform`) or those that the primary reward ranks
+   high and the others low (`selective`, `losses/selective_kl.py`);
+5. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``; ``reference <- current`` when the penalty has
+   grown beyond `kl.reset_drift` or after `kl.reset_every` steps.
+
+Streaming long tuning is the same step with videos of several training lengths and a student that rolls its cache:
+`data.frames: 48`, `student.cache: {window: 12, sink: 3, rope: relative}`, `clip: {chunks: 2, score: clip}`. The history
+is streamed (noise drawn and latents dropped chunk by chunk), the window alone is scored, noised and predicted, so the
+memory of a step does not depend on the length of the video (`benchmarks/long_tuning.py`).
 
 What we changed: statistics over distinct prompts, a chunk-causal loss on the clean cache, warped levels and whitened
 rewards (the released code repeats prompts, trains under a frame-causal mask on levels that its sampler never visits
 and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
-judges history and clip together, for rewards that cannot read a law of motion from the clip alone.
-Not here yet: selective KL, dynamic reference, streaming long tuning.
-Knobs that matter: learning rate, group_size, space, sigma_max, clip, beta, kl.weight.
+judges history and clip together, for rewards that cannot read a law of motion from the clip alone. The drift that
+resets the reference is relative to the variance of what is predicted, not absolute (0.15 in the released code).
+Knobs that matter: learning rate, group_size, space, sigma_max, loss_noise, clip, beta, kl.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vidalign.engine import distributed
-from vidalign.errors import UserError
-from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
+from vidalign.errors import UserError, nearest
+from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
+from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import Context
 
 
 @dataclass
@@ -43,9 +55,10 @@ class ClipConfig:
     """Which part of the video is a candidate."""
 
     chunks: int = 1
-    """Chunks generated anew by every candidate; 0 = from the fork to the end of the video."""
+    """Chunks generated anew by every candidate: the window of long tuning; 0 = from the fork to the end of the
+    video."""
     score: Literal["clip", "video"] = "clip"
-    """What the rewards see: the clip alone, or history and clip together."""
+    """What the rewards see: the clip alone, or history and clip together (the frames of the history are then kept)."""
 
     def __post_init__(self) -> None:
         if self.chunks < 0:
@@ -56,10 +69,42 @@ class ClipConfig:
 class KLConfig:
     """The penalty that keeps the student near the reference policy."""
 
-    mode: Literal["uniform", "none"] = "uniform"
-    """uniform: every sample; none: no reference forward at all."""
+    mode: Literal["selective", "uniform", "none"] = "uniform"
+    """selective: samples on which the rewards disagree, two or more rewards needed (one of weight 0 counts); uniform:
+    every sample; none: no reference forward at all."""
     weight: float = 1e-4
-    """Factor of ``|x0_cur - x0_ref|^2``."""
+    """Factor of the mean of ``|x0_cur - x0_ref|^2`` over the chosen samples."""
+    primary: str | None = None
+    """Reward whose favourites are suspected when the others rank them low; null = the first one listed."""
+    reset_drift: float | None = None
+    """The reference becomes the current policy when the mean penalty exceeds this share of a running mean of the
+    variance of what is predicted; null = never. The paper's 0.15 is for latents of variance near 1."""
+    reset_every: int | None = None
+    """The reference becomes the current policy after this many steps at the latest (15 in the paper); null = never."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError("weight must be at least 0")
+        for name in ("reset_drift", "reset_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, or null for never")
+            if value is not None and self.mode == "none":
+                raise ValueError(f"{name} resets a reference that mode none does not use")
+
+
+@dataclass
+class KLState:
+    """What selection and reset remember from step to step."""
+
+    rho: float = RHO_START
+    """Share of the non-negative rank gaps that is penalised."""
+    gaps: list[float] = field(default_factory=list)
+    """Mean non-negative gap of the last `BUFFER` steps."""
+    age: int = 0
+    """Steps since the reference was reset."""
+    variance: float = 0.0
+    """Running mean of the variance of what is predicted."""
 
 
 class Astrolabe(Objective):
@@ -85,6 +130,9 @@ class Astrolabe(Objective):
         sigma_max: float = 1.0
         """Highest of the sampler's noise levels to train on. At high levels a noised clip says little about which
         candidate it came from, so the gradient is mostly noise when batches are small."""
+        loss_noise: Literal["sample", "group"] = "sample"
+        """Who shares the noise and the level of the loss: nobody, or the candidates of a prompt, whose differences are
+        then seen through common random numbers."""
         weighting: Literal["none", "adaptive"] = "none"
         """adaptive: DiffusionNFT's division by the branch error; collapses distilled students."""
         kl: KLConfig = field(default_factory=KLConfig)
@@ -105,32 +153,43 @@ class Astrolabe(Objective):
 
     config: Config
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.kl = KLState()
+        self._drift: list[torch.Tensor] = []
+        """Of every micro-batch of this step: sums of penalty, penalised samples, variance of the target, samples."""
+
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        text = ctx.text(batch.prompts)
-        plan = self._plan(ctx)
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        self._drift = []
+        text, size = ctx.text(batch.prompts), self.config.group_size
         with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
+            rollout = self._roll(ctx, text, batch.ids)
         x0 = rollout.latents[:, rollout.branch]
-        prompts = [p for p in batch.prompts for _ in range(plan.group_size)]
-        clips = ctx.decode(rollout.latents if self.config.clip.score == "video" else x0)
-        components = ctx.score(clips, prompts)
-        group = torch.arange(len(batch.prompts)).repeat_interleave(plan.group_size)
-        weight, metrics = self._judge(ctx, components, group)
-        ids = torch.tensor(batch.ids).repeat_interleave(plan.group_size) * plan.group_size
-        samples = ids + torch.arange(plan.group_size).repeat(len(batch.prompts))
-        tensors = {"x0": x0, "reward_weight": weight.to(x0.device), "sample": samples}
-        metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
-        ctx.show(clips, prompts, components)
+        seen = rollout.latents if self.config.clip.score == "video" else x0
+        scores, metrics = score_groups(ctx, seen, batch.prompts, size)
+        weights, judged = self._judge(ctx, scores)
+        samples = torch.tensor(batch.ids).repeat_interleave(size) * size
+        samples += torch.arange(size).repeat(len(batch.prompts))
+        tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in weights.items()}
+        metrics |= judged | {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
+        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
-    def _plan(self, ctx: TrainContext) -> RolloutPlan:
+    def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> Rollout:
+        """The groups of all prompts. Unless rewards see the history, only its cache is kept."""
+        plan, history = self._plan(ctx), None
+        if self.config.clip.score == "clip":
+            history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
+            plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+        return ctx.student.rollout(text, plan, noise, context=history)
+
+    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
         if chunks > ctx.chunks:
@@ -145,27 +204,48 @@ class Astrolabe(Objective):
         return RolloutPlan(prefix=prefix, branch=branch, group_size=self.config.group_size, record=record)
 
     def _judge(
-        self, ctx: TrainContext, components: dict[str, torch.Tensor], group: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Reward weight r of this rank's candidates, with statistics over all ranks."""
-        here = slice(distributed.rank() * len(group), (distributed.rank() + 1) * len(group))
-        everyone = {name: ctx.gather(value) for name, value in components.items()}
-        groups = int(group.max()) + 1
-        group = torch.cat([group + rank * groups for rank in range(ctx.world_size)])
+        self, ctx: TrainContext, scores: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Reward weight r and penalty weight of this rank's candidates ``[N]``, from scores ``[P, G]``; what to log."""
         config = self.config
-        reward = combine(everyone, ctx.reward_weights, whitened=config.combine == "whitened")
-        advantage = group_advantage(reward, group, normalise=config.advantage_std)
-        weight = reward_weight(advantage, config.advantage_clip)
-        total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-        metrics = {"reward/mean": float(total.nanmean()), "reward/group_std": _group_std(total, group)}
-        for name, value in everyone.items():
-            metrics[f"reward/{name}/mean"] = float(value.nanmean())
-            metrics[f"reward/{name}/group_std"] = _group_std(value, group)
-        spread = group_statistics(reward, group)[1]
-        metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
-        metrics["health/zero_std_groups/mean"] = float((spread < 1e-6).float().mean())
-        metrics["objective/advantage/max"] = float(advantage.abs().max())
-        return weight[here], metrics
+        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
+        weight, metrics = reward_weight(judged.advantage.flatten(), config.advantage_clip), judged.metrics
+        weights = {"reward_weight": weight}
+        if config.kl.mode == "uniform":
+            weights["kl_weight"] = torch.ones_like(weight)
+        elif config.kl.mode == "selective":
+            everyone = {name: value.flatten() for name, value in judged.scores.items()}
+            selected = self._select(rank_discrepancy(everyone, self._primary(ctx)))
+            weights["kl_weight"] = mine = selected.view(ctx.world_size, -1)[distributed.rank()].to(weight)
+            chosen = int((mine > 0).sum())
+            metrics |= {"objective/rho/mean": self.kl.rho, "objective/selected/mean": chosen / len(mine)}
+        if config.kl.reset_drift is not None or config.kl.reset_every is not None:
+            metrics["objective/reference_age/mean"] = float(self.kl.age)
+        return weights, metrics
+
+    def _primary(self, ctx: TrainContext) -> str:
+        """The reward whose favourites are suspected."""
+        names, primary = list(ctx.reward_weights), self.config.kl.primary
+        if len(names) < 2:
+            raise UserError(
+                "a selective penalty needs two rewards or more", where="objective.kl.mode",
+                why=f"it looks for samples on which rewards disagree, and {names[0]} is the only one",
+                fix="name a further reward, or use kl.mode: uniform",
+            )  # fmt: skip
+        if primary and primary not in names:
+            raise UserError(
+                f"the primary reward {primary!r} is not among the rewards", where="objective.kl.primary",
+                fix=f"use {nearest(primary, names) or ' or '.join(names)}",
+            )  # fmt: skip
+        return primary or names[0]
+
+    def _select(self, gap: torch.Tensor) -> torch.Tensor:
+        """Weight of the penalty of every sample, ``[N]``, whose mean over the batch is the mean over the chosen."""
+        mean = mean_gap(gap)
+        self.kl.rho = adapt_rho(self.kl.rho, mean, self.kl.gaps)
+        self.kl.gaps = [*self.kl.gaps, mean][-BUFFER:]
+        mask = uncertain(gap, self.kl.rho)
+        return mask.double() * len(gap) / mask.sum().clamp(min=1)
 
     def _on_policy_gap(self, ctx: TrainContext, rollout: Rollout, text: torch.Tensor) -> float:
         """How far the loss' forward is from the rollout on the rollout's own states (last denoising step, first
@@ -184,7 +264,8 @@ class Astrolabe(Objective):
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         x0, weight = data["x0"], data["reward_weight"]
-        generators = ctx.generators("loss", data["sample"].tolist())
+        shared = config.group_size if config.loss_noise == "group" else 1
+        generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
         levels = torch.tensor(self._levels(ctx), device=x0.device)
         choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
@@ -203,16 +284,17 @@ class Astrolabe(Objective):
             with torch.no_grad(), ctx.policy("old"):
                 old = predict()
         clip = config.advantage_clip if config.weighting == "adaptive" else None
-        if config.kl.mode == "uniform":
-            with torch.no_grad(), ctx.policy("reference"):
-                reference = predict()
         policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
         loss = policy.mean()
         metrics = {"objective/policy/mean": policy.mean().detach()}
-        if config.kl.mode == "uniform":
-            penalty = reference_penalty(current, reference).mean()
+        if config.kl.mode != "none":
+            with torch.no_grad(), ctx.policy("reference"):
+                reference = predict()
+            distance, chosen = reference_penalty(current, reference), data["kl_weight"]
+            penalty = (chosen * distance).mean()
             loss = loss + config.kl.weight * penalty
             metrics["objective/kl/mean"] = penalty.detach()
+            self._record_drift(distance.detach(), chosen > 0, target)
         for k, level in enumerate(levels.tolist()):
             if (choice == k).any():
                 metrics[f"objective/alpha_{level:.2f}/mean"] = weight[choice == k].mean()
@@ -229,11 +311,52 @@ class Astrolabe(Objective):
             )  # fmt: skip
         return levels
 
+    def _record_drift(self, distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> None:
+        """Sums that `after_step` adds up over micro-batches and ranks."""
+        variance = target.detach().flatten(1).float().var(1)
+        sums = [(distance * chosen).sum(), chosen.sum(), variance.sum(), torch.ones_like(variance).sum()]
+        self._drift.append(torch.stack([value.float() for value in sums]))
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        config, plan = self.config, self._plan(sizes)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (config.kl.mode != "none")) * config.inner_updates - (config.old_decay == 0)
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(plan.branch)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
+
     def after_step(self, ctx: TrainContext) -> None:
+        if self._drift:
+            self._reset_reference(ctx)
         decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
         ctx.policies.lerp("old", "current", decay)
 
+    def _reset_reference(self, ctx: TrainContext) -> None:
+        """``reference <- current`` when the penalised samples have drifted far, or when the reference is old."""
+        config, state = self.config.kl, self.kl
+        total = ctx.gather(torch.stack(self._drift).sum(0, keepdim=True)).sum(0).tolist()
+        drift, variance = total[0] / max(total[1], 1), total[2] / total[3]
+        self._drift = []
+        state.age += 1
+        state.variance = 0.9 * state.variance + 0.1 * variance if state.variance else variance
+        far = config.reset_drift is not None and drift > config.reset_drift * state.variance
+        stale = config.reset_every is not None and state.age >= config.reset_every
+        if far or stale:
+            ctx.policies.copy("current", "reference")
+            state.age = 0
 
-def _group_std(reward: torch.Tensor, group: torch.Tensor) -> float:
-    """Mean over groups of the standard deviation inside them."""
-    return float(group_statistics(reward, group)[1].mean())
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.kl)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl = KLState(**state)
+
+
+def _stream(ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]) -> Context:
+    """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts; one chunk of noise and latents at a time."""
+    context, one = ctx.student.begin(text), RolloutPlan(prefix=0, branch=1, keep_final=True)
+    for _ in range(chunks):
+        noise = ctx.student.draw_noise(one, generators)
+        context = ctx.student.rollout(text, one, noise, context=context).final
+    return context

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from vidalign.errors import UserError
+
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.students.video import Context
 
 
@@ -25,8 +28,10 @@ class Needs:
     """Kinds of student that it can train."""
     rewards: bool = False
     """Whether at least one reward must be named."""
+    discriminator: bool = False
+    """Whether the trained reward `discriminator` must be among them."""
     teacher: str = ""
-    """What the teacher must offer: ``clips``, ``velocity`` or nothing."""
+    """What the teacher must offer: ``clips``, ``velocity``, ``few_step``, ``logits`` or nothing."""
     policies: tuple[str, ...] = ()
     """Further weight sets of the student: ``old``, ``reference``."""
     roles: tuple[str, ...] = ()
@@ -61,6 +66,7 @@ class Experience:
     broadcast over the candidates.
     text: ``[P, L, D]`` features, one entry per prompt, or None where prompts are `Example`s of a language task.
     prompts: a caption, or an `Example`, per prompt.
+    shared: further tensors with P leading entries, which the candidates of a prompt have in common.
     metrics: what to log of the collection, by name with reduction.
     """
 
@@ -70,6 +76,7 @@ class Experience:
     prompts: list[Any]
     context: Context | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -94,6 +101,7 @@ class Experience:
             text=None if self.text is None else self.text[first:last],
             prompts=self.prompts[first:last],
             context=None if self.context is None else self.context.rows(slice(first, last)),
+            shared={name: t[first:last] for name, t in self.shared.items()},
         )
 
 
@@ -156,6 +164,13 @@ class Objective:
 
     def after_step(self, ctx: TrainContext) -> None:
         """Decay of the old policy, reset of the reference and the like."""
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """What one step of a single process will cost, known from the recipe alone; benchmarks set budgets by it."""
+        raise UserError(
+            f"the objective {self.name!r} does not say what a step costs", where=type(self).__qualname__,
+            fix="give it a method cost(sizes), see docs/adding_an_objective.md, or use a budget in seconds",
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart beside the weights."""

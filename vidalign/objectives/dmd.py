@@ -30,6 +30,7 @@ from vidalign.errors import UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -137,6 +138,13 @@ class DMD(Objective):
             "health/on_policy_gap/max": (replayed - recorded).abs().max() / recorded.std().clamp(min=1e-6),
         }
         return LossOut(distribution_matching_loss(x0, fake, real).mean(), metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """The fake score is a trained network like the student: its forwards count."""
+        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
+        fake_score = (self.config.fake_score.updates + 1) * sizes.chunks
+        forwards = rollout + sizes.prompts * (sizes.teacher_forcing(sizes.chunks) + fake_score)
+        return Cost(forwards=forwards, teacher_calls=sizes.prompts)
 
     def _draw(self, ctx: TrainContext, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0 and one level ``[N]`` a video."""

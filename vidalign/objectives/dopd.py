@@ -34,10 +34,12 @@ from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
 from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
 
 NAMES = tuple(regime.name.lower() for regime in Regime)
 SHOWN = 8
@@ -206,6 +208,15 @@ class DOPD(Objective):
         theirs = tokens.states(ctx, ctx.student, data, texts)
         bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
         return torch.where(bare[:, None], ours.detach(), theirs)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """As if every regime occurred in every micro-batch, and every prompt had a privileged text."""
+        config = self.config
+        names = NAMES if config.routing == "advantage" else ("ht",)
+        sources = {self._of(name).source for name in names if self._of(name).weight}
+        responses = sizes.prompts * config.group_size
+        own = "student" in sources and config.privilege != "none"
+        return Cost(forwards=(3 + own) * responses, teacher_calls=(1 + ("teacher" in sources)) * responses)
 
     def _of(self, name: str) -> RegimeConfig:
         settings: RegimeConfig = getattr(self.config, name)

@@ -40,11 +40,13 @@ from vidalign.losses.advantages import combine
 from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 from vidalign.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts, rollout_captions
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
 
 POOL = 4
 NAMES = tuple(regime.name.lower() for regime in Regime)
@@ -257,7 +259,7 @@ class DOPDVideo(Objective):
         taught = ((regime == Regime.LH) | (regime == Regime.HT)).to(c.dtype)
         return taught, ones if self.config.targets == "literal" else c
 
-    def _present(self, ctx: TrainContext) -> bool:
+    def _present(self, ctx: TrainContext | StepSizes) -> bool:
         """Whether p is in the student's input in this step; the same on every rank."""
         if self.config.privilege == "none":
             return False
@@ -279,6 +281,22 @@ class DOPDVideo(Objective):
             if (data["regime"] == regime).any():
                 metrics[f"objective/loss_{NAMES[regime]}/mean"] = values.detach()[data["regime"] == regime].mean()
         return LossOut(loss, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Three passes of every clip: bare, with p, and that of the loss; the teacher makes one. Future frames take a
+        further pass over all chunks for every chunk but the last."""
+        config, chunks = self.config, sizes.chunks
+        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=chunks, group_size=config.group_size))
+        clips = sizes.prompts * config.group_size
+        extra = chunks - 1 if config.privilege == "future" else 0
+        bare = sizes.teacher_forcing(chunks)
+        privileged = bare + extra * chunks
+        passes = bare + (privileged if self._present(sizes) else bare)
+        if config.privilege != "none":
+            passes += privileged
+        return Cost(
+            forwards=rollout + clips * passes, reward_calls=2 * clips * sizes.rewards, teacher_calls=clips * (1 + extra)
+        )
 
 
 def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ import torch
 
 from vidalign.errors import DataError
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
 
 
 class LanguageSFT(Objective):
@@ -70,3 +72,6 @@ class LanguageSFT(Objective):
                 "objective/token_accuracy/mean": (right * weights).sum().detach(),
             },
         )
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        return Cost(forwards=sizes.prompts)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
 
 
 class OPD(Objective):
@@ -39,3 +41,7 @@ class OPD(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        responses = sizes.prompts * self.config.group_size
+        return Cost(forwards=2 * responses, teacher_calls=responses)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
 
 
 class OPSD(Objective):
@@ -38,3 +40,6 @@ class OPSD(Objective):
         data = micro_batch.data
         texts = [data.prompts[group].privileged for group in data.group.tolist()]
         return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        return Cost(forwards=3 * sizes.prompts * self.config.group_size)

@@ -21,6 +21,7 @@ import torch
 
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -65,6 +66,11 @@ class SFT(Objective):
             velocity = ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
         loss = flow_matching_loss(velocity, x0, noise, sigma, sigma_floor=self.config.sigma_floor).mean()
         return LossOut(loss, {"objective/flow_matching/mean": loss.detach()})
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        causal = self.config.attention == "causal"
+        forwards = sizes.teacher_forcing(sizes.chunks) if causal else sizes.chunks
+        return Cost(forwards=sizes.prompts * forwards, teacher_calls=sizes.prompts)
 
     def _sigma(self, ctx: TrainContext, x0: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """One level a clip ``[N]`` or one a chunk, repeated over its frames ``[N, F]``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from vidalign import registry
 from vidalign.errors import Problem, UserError
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Sections, StudentConfig
+from vidalign.recipe.schema import Choice, Sections, StudentConfig
 from vidalign.recipe.typed import build, placed
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WORLD = "world:"
 LANGUAGE = "language"
+NETWORKS = ("model", "few_step", LANGUAGE)
+"""Teachers that are a network with weights."""
 
 
 @dataclass
@@ -54,10 +56,45 @@ class Draft:
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
-    checks: list[Callable[[Draft], None]] = [_objective, _rewards, _teacher, _student, _adapter, _optimizer, _prompts]
-    for one in checks:
-        one(draft)
+    checks: list[Callable[[Draft], None]] = [
+        _objective, _rewards, _discriminator, _teacher, _student, _adapter, _optimizer, _prompts,
+    ]  # fmt: skip
+    for view in _views(draft):
+        for one in checks:
+            one(view)
+    _mixture(draft)
     return draft.warnings
+
+
+def _views(draft: Draft) -> list[Draft]:
+    """The recipe as each of its objectives sees it; mistakes that several see are told once."""
+    recipe, written = draft.recipe, draft.tree.value.get("objectives")
+    if written is None:
+        return [draft]
+    views = []
+    for label, part in recipe.objectives.items():
+        tree = Node({**draft.tree.value, "objective": written.value[label]}, draft.tree.where)
+        views.append(replace(draft, recipe=replace(recipe, objective=part), tree=tree))
+    return views or [replace(draft, recipe=replace(recipe, objective=Choice("")))]
+
+
+def _mixture(draft: Draft) -> None:
+    """The rewards of every objective are built, and no step is left without an objective."""
+    parts, rewards = draft.recipe.objectives, draft.recipe.rewards
+    for label, part in parts.items():
+        for name in part.rewards or {}:
+            if name not in rewards and "rewards" not in draft.broken:
+                known = ", ".join(rewards) or "none"
+                fix = f"add it to the section rewards, which names {known}"
+                draft.refuse(f"{label!r} uses a reward {name!r} that the recipe does not name",
+                             f"objectives.{label}.rewards.{name}", fix=fix)  # fmt: skip
+    if not parts or {"objectives", "trainer"} & draft.broken:
+        return
+    steps = range(draft.recipe.trainer.steps)
+    idle = [k for k in steps if not any(p.start <= k and (p.stop is None or k < p.stop) for p in parts.values())]
+    if idle:
+        draft.refuse(f"no objective takes part in step {idle[0]}", "objectives",
+                     f"{len(idle)} of {len(steps)} steps have nothing to train on", "change start or stop")  # fmt: skip
 
 
 def _objective(draft: Draft) -> None:
@@ -101,6 +138,35 @@ def _rewards(draft: Draft) -> None:
         )
 
 
+def _discriminator(draft: Draft) -> None:
+    """The reward `discriminator`, its section and the teacher's clips go together."""
+    recipe, needs = draft.recipe, draft.needs
+    named, section = "discriminator" in recipe.rewards, recipe.discriminator
+    if needs is not None and needs.discriminator and not named and "rewards" not in draft.broken:
+        fix = "add rewards: {discriminator: 1.0}"
+        why = f"{recipe.objective.name!r} needs it"
+        draft.refuse("the discriminator is not among the rewards", "rewards", why, fix)
+    elif named and section is None and "discriminator" not in draft.broken:
+        known = ", ".join(registry.names("discriminators"))
+        why = "the reward `discriminator` has no network"
+        draft.refuse("there is no discriminator", "rewards.discriminator", why, f"add discriminator: {{name: {known}}}")
+    elif section is not None and not named and "rewards" not in draft.broken:
+        fix = "add rewards: {discriminator: 1.0}, or delete the section"
+        draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
+    own = getattr(recipe.objective, "rewards", None)  # an objective of a mixture may choose among the rewards
+    clip = getattr(recipe.objective.config, "clip", None)
+    if named and (own is None or "discriminator" in own) and getattr(clip, "score", "video") == "clip":
+        why = "it compares videos from their first frame on"
+        fix = "use clip: {score: video}"
+        draft.refuse("the discriminator cannot judge a clip without its history", "objective.clip.score", why, fix)
+    if named and recipe.student.name == LANGUAGE:
+        why = "it compares videos"
+        draft.refuse("the discriminator cannot judge texts", "rewards.discriminator", why, "delete it")
+    if named and recipe.teacher is None and "teacher" not in draft.broken:
+        why = "the discriminator needs one that offers clips"
+        draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world}, or another that offers clips")
+
+
 def _teacher(draft: Draft) -> None:
     teacher, needs, objective = draft.recipe.teacher, draft.needs, draft.recipe.objective.name
     if teacher is None:
@@ -108,18 +174,45 @@ def _teacher(draft: Draft) -> None:
             why = f"{objective!r} needs one that offers {needs.teacher}"
             draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
-    if teacher.path:
+    if teacher.name in NETWORKS and teacher.path:
         _weights_file(draft, teacher.path, "teacher.path")
-    elif teacher.name in ("model", LANGUAGE) and "teacher" not in draft.broken:
+    elif teacher.name in NETWORKS and "teacher" not in draft.broken:
         draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
+    wanted_keys = {"store": {"path": "its clips"}, "pipeline": {"path": "its weights", "cache": "where clips are kept"}}
+    for key, meaning in wanted_keys.get(teacher.name, {}).items():
+        if not getattr(teacher, key) and "teacher" not in draft.broken:
+            draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
+    if teacher.name == "store" and teacher.path:
+        _store(draft, teacher.path)
     try:
         offers = registry.get("teachers", teacher.name).offers
     except UserError as error:
         draft.pass_on(error, "teacher.name")
         return
-    if needs is not None and needs.teacher and needs.teacher not in offers:
-        why = f"{objective!r} needs {needs.teacher}, this one offers {', '.join(offers)}"
-        draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+    wanted = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
+    if "discriminator" in draft.recipe.rewards:
+        wanted.setdefault("clips", "the discriminator")
+    for offer, who in wanted.items():
+        if offer not in offers:
+            why = f"{who} needs {offer}, this one offers {', '.join(offers)}"
+            draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
+
+
+def _store(draft: Draft, path: str) -> None:
+    """The store can be listed and has a clip for every training prompt; nothing is decoded."""
+    from vidalign.teachers.store import index_clips
+
+    try:
+        known = {entry.prompt for entry in index_clips(Path(path))}
+        wanted = _read_prompts(draft.recipe.data.prompts)
+    except UserError as error:
+        draft.pass_on(error, "teacher.path")
+        return
+    missing = [prompt for prompt in wanted if prompt not in known]
+    if missing:
+        shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        why = f"{len(missing)} of {len(wanted)} training prompts: {shown}"
+        draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
 
 
 def _student(draft: Draft) -> None:
@@ -145,6 +238,20 @@ def _student(draft: Draft) -> None:
         from vidalign.students.language import LanguageSpec
 
         build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+    if student.cache and student.name == LANGUAGE:
+        draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
+    if student.cache and student.name == "video":
+        _cache(draft, draft.tree.value["student"].value["cache"])
+
+
+def _cache(draft: Draft, changes: Node) -> None:
+    """The student's cache policy with its changes is a possible one."""
+    from vidalign.students.video import CachePolicy
+
+    own = (_student_spec(draft.recipe.student) or {}).get("cache")
+    own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
+    policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
+    build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
 
 
 def _adapter(draft: Draft) -> None:

@@ -47,7 +47,8 @@ def render(recipe: Recipe, explain: bool = False) -> str:
         return recipe.to_yaml()
     docs = field_docs(Sections)
     lines = []
-    for spec in fields(Sections):
+    unused = "objective" if recipe.objectives else "objectives"
+    for spec in (spec for spec in fields(Sections) if spec.name != unused):
         lines += ["", *_entry(spec.name, getattr(recipe, spec.name), docs.get(spec.name, ""), recipe.tree, 0)]
     return "\n".join(lines[1:]) + "\n"
 
@@ -60,7 +61,10 @@ def _entry(name: str, value: Any, doc: str, parent: Node, depth: int) -> Iterato
     if isinstance(value, Choice) or is_dataclass(value):
         yield f"{indent}{name}:"
         if isinstance(value, Choice):
-            yield from _entry("name", value.name, "", written or Node({}, ""), depth + 1)
+            own, choice_docs = [f.name for f in fields(value) if f.name != "config"], field_docs(type(value))
+            for key in own:
+                doc = "" if key == "name" else choice_docs.get(key, "")
+                yield from _entry(key, getattr(value, key), doc, written or Node({}, ""), depth + 1)
             value = value.config
         docs = field_docs(type(value))
         for spec in fields(value):
@@ -71,6 +75,11 @@ def _entry(name: str, value: Any, doc: str, parent: Node, depth: int) -> Iterato
                 written or Node({}, ""),
                 depth + 1,
             )
+        return
+    if isinstance(value, dict) and any(isinstance(item, Choice) for item in value.values()):
+        yield f"{indent}{name}:"
+        for label, item in value.items():
+            yield from _entry(label, item, "", written or Node({}, ""), depth + 1)
         return
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()

@@ -14,7 +14,7 @@ from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Sections
-from vidalign.recipe.typed import WRONG, choose, convert, unknown_key
+from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
 CHOICES = {f.name for f in fields(Sections) if "plugin" in f.metadata}
 
@@ -34,7 +34,8 @@ class Recipe(Sections):
 
     def plain(self) -> dict[str, Any]:
         """Every section with every default filled in, as plain data that `load_recipe` reads back."""
-        sections = ((f.name, getattr(self, f.name)) for f in fields(Sections))
+        unused = "objective" if self.objectives else "objectives"
+        sections = ((f.name, getattr(self, f.name)) for f in fields(Sections) if f.name != unused)
         return {name: _plain(value) for name, value in sections}
 
     def to_yaml(self) -> str:
@@ -90,7 +91,16 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
     for spec in fields(Sections):
         name, before = spec.name, len(problems)
         node = tree.value.get(name)
-        if "plugin" in spec.metadata:
+        if spec.default is None and (node is None or node.value is None):
+            continue
+        if name == "objective" and "objectives" in tree.value:
+            if node is not None:
+                why = "a recipe has one objective or several"
+                problems.append(Problem("both objective and objectives are given", node.where, why, "delete one"))
+            values[name] = Choice("mixture")
+        elif name == "objectives":
+            values[name] = {} if node is None else mix(name, node, name, problems)
+        elif "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (
                 choose(spec.metadata["plugin"], chosen, name, problems) if node or whole else Choice("")
@@ -109,7 +119,8 @@ def _unique(problems: list[Problem]) -> list[Problem]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Choice):
-        return {"name": value.name, **_plain(value.config)}
+        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
+        return {**own, **_plain(value.config)}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):

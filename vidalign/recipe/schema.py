@@ -24,9 +24,36 @@ class Choice:
     """The plugin's own settings."""
 
 
+@dataclass
+class Part(Choice):
+    """One objective of several: when it takes part, how much it weighs, what judges it."""
+
+    weight: float = 1.0
+    """Factor of its loss."""
+    start: int = 0
+    """First step in which it takes part."""
+    stop: int | None = None
+    """First step in which it no longer takes part; null = to the end."""
+    rewards: dict[str, float] | None = None
+    """Weights of the rewards that it uses, of those that the recipe names; null = all, with the recipe's weights."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError("weight must be positive")
+        if self.start < 0:
+            raise ValueError("start must be at least 0")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError("stop must come after start")
+
+
 def plugin(kind: str) -> Any:
     """A section of the form `{name: ..., **Config of that plugin}`."""
     return field(metadata={"plugin": kind})
+
+
+def optional_plugin(kind: str) -> Any:
+    """A `plugin` section that may be left out (null)."""
+    return field(default=None, metadata={"plugin": kind})
 
 
 @dataclass
@@ -44,6 +71,8 @@ class StudentConfig:
     """Chat template of a language student, instead of the settings in its weights."""
     sampling: Sampling | None = None
     """Sampling of a language student, instead of the settings in its weights."""
+    cache: dict[str, Any] | None = None
+    """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
     adapter: AdapterConfig | None = None
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
@@ -55,14 +84,32 @@ class TeacherConfig:
     """What the objective learns from; never trained."""
 
     name: str = "model"
-    """Kind of teacher in the registry: `model` (a bidirectional multi-step network), `world` (its ground truth) or
-    `language` (a language model)."""
+    """Kind of teacher in the registry: `model` (a bidirectional multi-step network), `few_step` (a causal one),
+    `language` (a language model), `world` (its ground truth), `store` (clips on disk) or `pipeline` (clips sampled from
+    a diffusers pipeline)."""
     path: str = ""
-    """Weights of a `model`: a safetensors file or a shipped name such as `world/teacher`."""
+    """Weights of a `model`, `few_step` or `language` teacher (a safetensors file or a shipped name such as
+    `world/teacher`), folder or table of a `store`, folder or hub name of a `pipeline` or of a language model."""
     steps: int = 24
-    """Denoising steps of a `model` when it makes clips."""
+    """Denoising steps of a `model` or `pipeline` when it makes clips."""
     shift: float = 2.0
-    """Timestep shift of those steps."""
+    """Timestep shift of a `model`'s steps."""
+    fps: float = 0.0
+    """Frame rate of the student's videos, to which the clips of a `store` are resampled; 0 takes frames as they are."""
+    skip_corrupt: bool = False
+    """Leave out clips of a `store` that cannot be used, with a warning, instead of refusing to start."""
+    cache: str = ""
+    """Folder in which the clips of a `pipeline` are kept; a later run goes on with them."""
+    per_prompt: int = 1
+    """Clips that a `pipeline` samples of each prompt."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a `pipeline`'s call, such as guidance_scale."""
+
+    def __post_init__(self) -> None:
+        if self.per_prompt < 1:
+            raise ValueError("per_prompt must be at least 1")
+        if self.fps < 0:
+            raise ValueError("fps must be at least 0")
 
 
 @dataclass
@@ -166,6 +213,9 @@ class Sections:
 
     objective: Choice = plugin("objectives")
     """How a judgement becomes a gradient: `name` and the settings of that objective."""
+    objectives: dict[str, Part] = field(default_factory=dict)
+    """Several objectives at once, instead of `objective`: a label of your choice to the settings of each, `name` (the
+    label if left out), `weight`, `start`, `stop` and `rewards`."""
     seed: int = 0
     """Every random number of the run follows from it."""
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -175,7 +225,9 @@ class Sections:
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by its name."""
+    """Weight of each reward by its name; 0 scores it for the log only."""
+    discriminator: Choice | None = optional_plugin("discriminators")
+    """The network of the reward `discriminator` and how it is trained against the teacher's clips."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """The loop."""
     engine: EngineConfig = field(default_factory=EngineConfig)

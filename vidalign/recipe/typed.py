@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidalign import registry
 from vidalign.errors import Problem, UserError, nearest
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Choice
+from vidalign.recipe.schema import Choice, Part
 
 T = TypeVar("T")
 WRONG = object()
@@ -88,6 +88,24 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
         problems += placed(error, chosen.where)
         return Choice("")
     return Choice(str(chosen.value), build(plugin.Config, settings, path, problems))
+
+
+def mix(kind: str, node: Node, path: str, problems: list[Problem]) -> dict[str, Part]:
+    """A section of labels, each `{name, weight, start, stop, rewards, **Config}`; `name` is the label if left out."""
+    if not isinstance(node.value, dict) or not node.value:
+        problems.append(Problem(f"{path} must be a mapping of labels to {kind}, not {node.plain()!r}", node.where))
+        return {}
+    own, parts = {f.name for f in fields(Part)} - {"name", "config"}, {}
+    for label, entry in node.value.items():
+        entries = entry.value if isinstance(entry.value, dict) else {}
+        settings = {"name": Node(label, entry.where)} | {k: v for k, v in entries.items() if k not in own}
+        chosen = choose(kind, Node(settings, entry.where), f"{path}.{label}", problems)
+        terms = {"name": Node(chosen.name, entry.where)} | {k: v for k, v in entries.items() if k in own}
+        part = build(Part, Node(terms, entry.where), f"{path}.{label}", problems)
+        if part is not None:
+            part.config = chosen.config
+            parts[label] = part
+    return parts
 
 
 def placed(error: UserError, where: str) -> list[Problem]:

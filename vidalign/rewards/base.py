@@ -7,12 +7,22 @@ first.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from vidalign.errors import PluginError
+
+if TYPE_CHECKING:
+    from vidalign.context import TrainContext
+    from vidalign.data.prompts import PromptSource
+    from vidalign.objectives.cost import Cost, StepSizes
+    from vidalign.recipe import Recipe
+    from vidalign.students.video import VideoStudentSpec
+    from vidalign.text import PromptFeatures
 
 
 @runtime_checkable
@@ -30,6 +40,57 @@ class Reward(Protocol):
         ...
 
 
+class TrainableReward(ABC):
+    """A reward that learns along the way: it brings a network, which gets a role and an engine of its own.
+
+    No objective knows of it: whatever an objective scores through ``ctx.score``, the reward first learns from, in
+    its own phase, and then judges.
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[str]
+    """Name of its engine, of its checkpoint and in its metrics."""
+    network: nn.Module
+    updates: int
+    """Optimiser steps in one training step."""
+
+    @classmethod
+    @abstractmethod
+    def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> TrainableReward:
+        """Made before the engines; `features` are the prompt features of the student that `spec` describes."""
+
+    def optimizer_changes(self) -> dict[str, Any]:
+        """Fields of the optimiser settings in which it differs from the recipe's trainer section."""
+        return {}
+
+    @abstractmethod
+    def attach(self, ctx: TrainContext) -> None:
+        """Called once, when the engines stand."""
+
+    def warm_up(self, prompts: PromptSource) -> None:  # noqa: B027
+        """Learn from the initial student, before the first training step."""
+
+    @abstractmethod
+    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
+        """Train on the student's clips ``[B, F, 3, H, W]``, outside any other role's phase; logs to ``ctx.metrics``."""
+
+    @abstractmethod
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """As every `Reward`."""
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:
+        """What its learning adds to a step, scores left out (see `Objective.cost`); at most, where data decide."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart beside the weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, "a reward that saves state restores it"
+
+
 class CompositeReward:
     """Several rewards with a weight each."""
 
@@ -37,6 +98,24 @@ class CompositeReward:
         assert rewards and set(rewards) == set(weights), "every reward needs a weight"
         self.rewards = dict(rewards)
         self.weights = dict(weights)
+
+    @property
+    def trainable(self) -> list[TrainableReward]:
+        """The rewards that learn along the way."""
+        return [reward for reward in self.rewards.values() if isinstance(reward, TrainableReward)]
+
+    def warm_up(self, prompts: PromptSource) -> None:
+        """Let the trainable rewards learn from the initial student."""
+        for reward in self.trainable:
+            reward.warm_up(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the trainable rewards, by name."""
+        return {reward.name: reward.state_dict() for reward in self.trainable}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for reward in self.trainable:
+            reward.load_state_dict(state[reward.name])
 
     @torch.no_grad()
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -40,13 +40,14 @@ class Noise:
 
         shape: (chunk_frames, C, H, W). The prefix is always shared inside a group. branch "independent":
         every candidate has draws of its own; "neighbour": initial noise at distance `scale` in 0..1 around a
-        shared centre, renoise shared. suffix "independent" or "shared". Shared draws come first, then
-        candidate by candidate: the first candidates are the same for every group size.
+        shared centre, renoise shared; "neighbour_all": renoise around a shared centre too. suffix "independent"
+        or "shared". Shared draws come first, then candidate by candidate: the first candidates are the same for
+        every group size.
         """
-        if branch not in ("independent", "neighbour") or suffix not in ("independent", "shared"):
+        if branch not in ("independent", "neighbour", "neighbour_all") or suffix not in ("independent", "shared"):
             raise UserError(
                 f"unknown noise {branch!r} / {suffix!r}",
-                fix="branch: independent or neighbour; suffix: independent or shared",
+                fix="branch: independent, neighbour or neighbour_all; suffix: independent or shared",
             )
         if not 0 <= scale <= 1:
             raise UserError(f"neighbour scale {scale} is outside 0..1")
@@ -96,8 +97,11 @@ def _group(
         return initial, renoise
     for g in range(plan.group_size):
         own, own_renoise = normal(frames), normal(steps - 1, frames)
-        if branch == "neighbour":
-            initial[g, a:b] = math.sqrt(1 - scale**2) * initial[g, a:b] + scale * own[a:b]
+        if branch.startswith("neighbour"):
+            near = math.sqrt(1 - scale**2)
+            initial[g, a:b] = near * initial[g, a:b] + scale * own[a:b]
+            if branch == "neighbour_all":
+                renoise[g, :, a:b] = near * renoise[g, :, a:b] + scale * own_renoise[:, a:b]
         else:
             initial[g, a:b], renoise[g, :, a:b] = own[a:b], own_renoise[:, a:b]
         if suffix == "independent":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
-from vidalign.students.video import VideoStudent
+from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
@@ -24,11 +24,7 @@ class FewStepTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int) -> FewStepTeacher:
-        if not config.path:
-            raise UserError(
-                "the teacher has no weights", where="teacher", why="it is a network", fix="give teacher.path"
-            )
+    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
         return cls(VideoStudent.load(config.path))
 
     def check(self, student: VideoStudent) -> None:

@@ -8,6 +8,7 @@ from vidalign.students.language import LanguageStudent
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
+    from vidalign.students.language import LanguageSpec
 
 
 class LanguageTeacher:
@@ -19,5 +20,5 @@ class LanguageTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int) -> LanguageTeacher:
+    def from_recipe(cls, config: TeacherConfig, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         return cls(LanguageStudent.load(config.path))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.losses.flow_matching import warp_sigma
-from vidalign.students.video import VideoStudent
+from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
@@ -22,7 +22,7 @@ class ModelTeacher:
         self.model, self.frames, self.steps, self.shift = model.eval().requires_grad_(False), frames, steps, shift
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int) -> ModelTeacher:
+    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
         return cls(VideoStudent.load(config.path), frames, steps=config.steps, shift=config.shift)
 
     @torch.no_grad()

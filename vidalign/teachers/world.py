@@ -11,6 +11,7 @@ from vidalign.world.renderer import clips
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
+    from vidalign.students.video import VideoStudentSpec
 
 
 class WorldTeacher:
@@ -22,7 +23,7 @@ class WorldTeacher:
         self.frames = frames
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int) -> WorldTeacher:
+    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> WorldTeacher:
         return cls(frames)
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:

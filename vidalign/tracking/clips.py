@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import textwrap
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def write_mp4(path: str | Path, clip: torch.Tensor, *, fps: float = DEFAULT_FPS,
             why="PyAV with an H.264 or MPEG-4 encoder is not installed",
             fix="choose a file name ending in .gif, or install it: pip install av",
         )
-    return _write(Path(path), _mp4_bytes(_visible(clip, text), encoder, fps))
+    return _write(Path(path), mp4_bytes(_visible(clip, text), encoder, fps))
 
 
 def write_clip(path: str | Path, clip: torch.Tensor, *, fps: float = DEFAULT_FPS, text: str = "") -> Path:
@@ -147,14 +148,16 @@ def _visible(clip: torch.Tensor, text: str) -> np.ndarray:
     return burn_text(frames, text) if text else frames
 
 
-def _mp4_bytes(frames: np.ndarray, encoder: str, fps: float) -> bytes:
+def mp4_bytes(frames: np.ndarray, encoder: str, fps: float, options: Mapping[str, str] | None = None) -> bytes:
+    """uint8 `[F, H, W, 3]` as MP4 (4:2:0); odd sizes grow by one pixel. options: those of the encoder."""
     import av
 
     height, width = frames.shape[1:3]
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # 4:2:0 needs it
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1000))
+        rate = Fraction(fps).limit_denominator(1000)
+        stream: Any = container.add_stream(encoder, rate=rate, options=dict(options or {}))
         stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
         for frame in even:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -11,6 +11,9 @@ logged is not judged. The names that the monitors read:
     health/on_policy_gap     relative difference between what rollout and replay predict
     health/motion            mean movement in the generated clips (any non-negative measure)
     health/held_out          score of the held-out judge
+    health/discriminator_margin_sigmoid      mean sigmoid(D(student) - D(teacher)): 1/2 cannot tell, 0 saturated
+    health/discriminator_pair_accuracy       share of pairs of trained prompts told apart
+    health/discriminator_held_out_accuracy   the same on prompts that the discriminator is not trained on
 """
 
 from __future__ import annotations
@@ -64,6 +67,9 @@ def default_monitors() -> list[Monitor]:
         on_policy_gap,
         MotionCollapse(),
         HeldOutFalling(),
+        Lasting(discriminator_saturated),
+        Lasting(discriminator_blind),
+        Lasting(discriminator_memorises),
     ]
 
 
@@ -133,6 +139,53 @@ def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
         f"rollout and replay of the same states differ by {gap:.2f} (limit {limit:.2f})",
         "compare cache policy, sigma list and active adapter of the two; train in fp32 to rule out rounding",
     )
+
+
+def discriminator_saturated(metrics: Metrics, floor: float = 0.01) -> Health | None:
+    left = find(metrics, "health/discriminator_margin_sigmoid")
+    if left is None or left >= floor:
+        return None
+    return Health(
+        "discriminator_saturated",
+        f"mean sigmoid(D(student) - D(teacher)) is {left:.4f}: every pair is told apart, D hardly learns any more",
+        "look for a trivial cue (size, rate, codec, length, watermark; discriminator.reencode hides the autoencoder); "
+        "lower discriminator.learning_rate or updates",
+    )
+
+
+def discriminator_blind(metrics: Metrics, limit: float = 0.48) -> Health | None:
+    left = find(metrics, "health/discriminator_margin_sigmoid")
+    if left is None or left <= limit:
+        return None
+    return Health(
+        "discriminator_blind",
+        f"mean sigmoid(D(student) - D(teacher)) is {left:.3f}: D cannot tell the two apart, its scores are noise",
+        "raise discriminator.warm_up.max_steps or discriminator.learning_rate; or the student is done",
+    )
+
+
+def discriminator_memorises(metrics: Metrics, gap: float = 0.25) -> Health | None:
+    trained = find(metrics, "health/discriminator_pair_accuracy")
+    held_out = find(metrics, "health/discriminator_held_out_accuracy")
+    if trained is None or held_out is None or trained - held_out <= gap:
+        return None
+    return Health(
+        "discriminator_memorises",
+        f"pair accuracy is {trained:.2f} on trained prompts and {held_out:.2f} on held-out ones",
+        "use more teacher clips or prompts; lower discriminator.learning_rate or updates",
+    )
+
+
+class Lasting:
+    """A monitor that speaks only when it would have for `patience` judgements in a row."""
+
+    def __init__(self, monitor: Monitor, patience: int = 5) -> None:
+        self._monitor, self._patience, self._count = monitor, patience, 0
+
+    def __call__(self, metrics: Metrics) -> Health | None:
+        warning = self._monitor(metrics)
+        self._count = self._count + 1 if warning else 0
+        return warning if self._count >= self._patience else None
 
 
 class RewardConstant:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from vidalign.tracking.report import EvaluationRow
+from vidalign.report.model import EvaluationRow
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:

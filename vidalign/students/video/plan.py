@@ -62,8 +62,8 @@ class AttentionPlan:
     batch: int
     tokens: int
     """Tokens per frame."""
-    rotary: Tensor
-    """Rotary factors of the sequence, complex `[frames * tokens, 1, dim / 2]`."""
+    rotary: Tensor | None
+    """Rotary factors of the sequence, complex `[frames * tokens, 1, dim / 2]`; None when positions are relative."""
     tables: RotaryTables
     """For positions decided at read."""
     grid: tuple[int, int]

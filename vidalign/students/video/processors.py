@@ -75,6 +75,7 @@ class SelfAttentionProcessor:
         return attn.to_out[1](attn.to_out[0](out))
 
     def _absolute(self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert plan.rotary is not None, "absolute positions are known before the first layer"
         queries = Frames(rotate(query, plan.rotary), plan)
         keys, values = Frames(rotate(key, plan.rotary), plan), Frames(value, plan)
         past_key, past_value = self._context(plan, value)

@@ -294,7 +294,7 @@ class VideoStudent(nn.Module):
             layout,
             n,
             grid[0] * grid[1],
-            self.tables.factors(layout.positions, grid, x.device),
+            None if layout.relative else self.tables.factors(layout.positions, grid, x.device),
             self.tables,
             grid,
             reader.context if reader else None,

@@ -1,50 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const root = document.documentElement;
-
-/* Theme: follows the system until the button is used. */
-const systemDark = matchMedia("(prefers-color-scheme: dark)");
-const themeButton = document.getElementById("theme");
-function setTheme(theme) {
-  root.dataset.theme = theme;
-  themeButton.textContent = theme === "dark" ? "Light" : "Dark";
-  drawnCharts.forEach(drawChart);
-}
-themeButton.addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
-systemDark.addEventListener("change", () => setTheme(systemDark.matches ? "dark" : "light"));
-
-/* Curves: drawn when they come into view, again when the theme changes. */
-const drawnCharts = new Set();
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting || drawnCharts.has(entry.target)) continue;
-    drawnCharts.add(entry.target);
-    drawChart(entry.target);
-  }
-}, { rootMargin: "200px" });
-
-function drawChart(plot) {
-  const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const chart = data.charts[Number(plot.dataset.chart)];
-  const traces = chart.traces.map((trace, index) => ({
-    x: trace.x, y: trace.y, name: trace.label.replaceAll("_", " "), type: "scatter",
-    mode: trace.x.length < 3 ? "markers" : "lines",
-    line: { color: color("--s" + (index % 6)), width: 2, dash: index < 6 ? "solid" : "dot" },
-    marker: { color: color("--s" + (index % 6)), size: 7 },
-  }));
-  const axis = { gridcolor: color("--grid"), zeroline: false, automargin: true, tickcolor: color("--line") };
-  Plotly.react(plot, traces, {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "inherit", size: 12, color: color("--soft") },
-    margin: { l: 44, r: 8, t: 6, b: 36 }, hovermode: "x unified", dragmode: false,
-    hoverlabel: { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } },
-    xaxis: { ...axis, title: { text: "step", standoff: 4 }, fixedrange: true },
-    yaxis: { ...axis, fixedrange: true },
-    showlegend: traces.length > 1,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11.5 } },
-  }, { displayModeBar: false, responsive: true });
-}
-
 /* Videos: one clock for all clips. */
 class Player {
   constructor(canvases, sprites, fps) {
@@ -143,8 +96,8 @@ class Player {
 
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (event.target.closest("select, pre")) return;
-    if (event.key === " " && event.target.closest("button, summary")) return; /* presses the button itself */
+    if (event.target.closest("select, pre, .scroll")) return;
+    if (event.key === " " && event.target.closest("button, summary, [type=checkbox]")) return; /* presses it */
     const place = document.getElementById("videos").getBoundingClientRect();
     if (place.bottom < 0 || place.top > innerHeight) return; /* out of sight: leave the keys to the page */
     const actions = {
@@ -158,12 +111,4 @@ class Player {
     event.preventDefault();
     actions[event.key]();
   }
-}
-
-setTheme(systemDark.matches ? "dark" : "light");
-document.querySelectorAll(".plot").forEach((plot) => seen.observe(plot));
-const canvases = [...document.querySelectorAll("canvas[data-sprite]")];
-if (canvases.length) {
-  const player = new Player(canvases, data.sprites, data.fps);
-  player.setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
 }

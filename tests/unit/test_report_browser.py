@@ -1,4 +1,4 @@
-"""The report in a real browser: no console errors, no requests, playback in step by keyboard and mouse.
+"""The page in a real browser: no console errors, no requests, sorting, filters, playback in step, keyboard and mouse.
 
 Needs Debian's chromium; driven over its debugging pipe, so no driver package. Run: pytest -m slow <this file>
 """
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from report_example import LEVELS, bench, run
 
-from vidalign.tracking import EvaluationRow, Health, ReportClip, ReportData, write_report
+from vidalign.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)"),
 ]
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-FRAMES = 6
+KEYS = {"Tab": 9, "Enter": 13, " ": 32}
+CANVASES = 2 * len(LEVELS)
 
 
 class Browser:
@@ -77,9 +78,7 @@ class Browser:
         return answer["result"]
 
     def open(self, url: str, width: int = 1400, dark: bool = False, reduced_motion: bool = True) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else ""}
         self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
@@ -94,8 +93,10 @@ class Browser:
         return answer["result"].get("value")
 
     def key(self, key: str) -> None:
-        text = {"text": " "} if key == " " else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+        text = {"text": {"Enter": "\r"}.get(key, key)} if key in (" ", "Enter") else {}
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=KEYS.get(key, 0), **text
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def mouse(self, kind: str, x: float, y: float) -> None:
@@ -122,27 +123,22 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Frame f of every clip is plain grey, 40 f before and 40 f + 20 after: a canvas tells its frame."""
-    grey = torch.arange(FRAMES)[:, None, None, None].expand(FRAMES, 3, 32, 32) * 40 / 255
-    data = ReportData(
-        title="run",
-        evaluation=[EvaluationRow("composite", 0.5, 0.6, 0.1, (0.05, 0.15), "auditor", 0.99)],
-        history={"reward/mean": [(s, s / 9) for s in range(9)], "perf/rollout/seconds": [(1, 2.0)]},
-        clips=[ReportClip(f"prompt {i}", grey, grey + 20 / 255, {"motion": 0.1}) for i in range(3)],
-        warnings=[Health("zero_gradient", "a message", "a fix")],
-        recipe="x: " + "long " * 60,
-        environment={"python": "3.11"},
-        commands=["vidalign train world/astrolabe " + "x" * 200],
-    )
-    return write_report(tmp_path_factory.mktemp("report") / "report.html", data).as_uri()
+    """A benchmark: five rows, two prompts."""
+    return write_report(tmp_path_factory.mktemp("report") / "bench.html", bench()).as_uri()
+
+
+@pytest.fixture(scope="module")
+def run_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(tmp_path_factory.mktemp("report") / "run.html", run()).as_uri()
 
 
 def shown(browser: Browser) -> list[int]:
-    """The frame that each canvas shows, read from its pixels."""
+    """The frame that each canvas shows, read from its pixels: frame f of row r is the grey 40 f + 8 r."""
     pixel = "c => c.getContext('2d').getImageData(5, 5, 1, 1).data[0]"
     values = browser.js(f"[...document.querySelectorAll('canvas')].map({pixel})")
-    frames = [round((value - 20 * (index % 2)) / 40) for index, value in enumerate(values)]
-    assert all(abs(value - 20 * (i % 2) - 40 * frames[i]) <= 2 for i, value in enumerate(values)), values
+    base = [8 * (i % len(LEVELS)) for i in range(len(values))]
+    frames = [round((value - low) / 40) for value, low in zip(values, base, strict=True)]
+    assert all(abs(v - low - 40 * f) <= 2 for v, low, f in zip(values, base, frames, strict=True)), values
     return frames
 
 
@@ -156,13 +152,16 @@ def wait_for(browser: Browser, condition: str) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("page", ["url", "run_url"])
 def test_page_opens_without_errors_requests_or_sideways_scrolling(
-    browser: Browser, url: str, width: int, dark: bool
+    browser: Browser, request: pytest.FixtureRequest, page: str, width: int, dark: bool
 ) -> None:
+    url = request.getfixturevalue(page)
     browser.open(url, width, dark)
     browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-    browser.js("document.querySelector('.charts').scrollIntoView()")
-    wait_for(browser, "document.querySelectorAll('.plot .main-svg').length > 0")
+    for plot in range(browser.js("document.querySelectorAll('.plot').length")):
+        browser.js(f"document.querySelectorAll('.plot')[{plot}].scrollIntoView()")
+        wait_for(browser, f"document.querySelectorAll('.plot')[{plot}].querySelector('.main-svg') !== null")
     browser.js("scrollTo(0, document.body.scrollHeight)")
     assert browser.seen("Runtime.exceptionThrown") == []
     assert browser.seen("Log.entryAdded") == []
@@ -179,12 +178,12 @@ def test_keyboard_steps_all_clips_together(browser: Browser, url: str) -> None:
     browser.open(url)
     browser.js("document.getElementById('videos').scrollIntoView()")
     wait_for(browser, "document.getElementById('play').textContent === 'Play'")
-    wait_for(browser, "document.querySelectorAll('canvas')[5].getContext('2d').getImageData(5,5,1,1).data[3]")
+    wait_for(browser, "document.querySelectorAll('canvas')[9].getContext('2d').getImageData(5,5,1,1).data[3]")
     seen = [shown(browser)]
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "ArrowLeft", "Home"):
         browser.key(key)
         seen.append(shown(browser))
-    assert seen == [[frame] * 6 for frame in (0, 1, 2, 1, 5, 0, 5, 0)]
+    assert seen == [[frame] * CANVASES for frame in (0, 1, 2, 1, 5, 0, 5, 0)]
     assert browser.js("document.getElementById('frame').value") == "1 / 6"
 
 
@@ -195,9 +194,7 @@ def test_space_and_click_play_and_pause_in_step(browser: Browser, url: str) -> N
     assert browser.js("document.getElementById('play').textContent") == "Pause"
     wait_for(browser, "document.getElementById('scrub').value === '2'")
     assert len(set(shown(browser))) == 1
-    box = browser.js(
-        "(r => [r.left + 20, r.top + 20])(document.querySelector('canvas').getBoundingClientRect())"
-    )
+    box = browser.js("(r => [r.left + 20, r.top + 20])(document.querySelector('canvas').getBoundingClientRect())")
     browser.mouse("mousePressed", *box)
     browser.mouse("mouseReleased", *box)
     assert browser.js("document.getElementById('play').textContent") == "Play"
@@ -211,14 +208,14 @@ def test_slider_and_drag_scrub_all_clips(browser: Browser, url: str) -> None:
     browser.js("document.getElementById('videos').scrollIntoView()")
     browser.js("s = document.getElementById('scrub'); s.value = 4; s.dispatchEvent(new Event('input'))")
     wait_for(browser, "document.getElementById('frame').value === '5 / 6'")
-    assert shown(browser) == [4] * 6
+    assert shown(browser) == [4] * CANVASES
     left, top, width = browser.js(
         "(r => [r.left, r.top, r.width])(document.querySelector('canvas').getBoundingClientRect())"
     )
     browser.mouse("mousePressed", left + 0.9 * width, top + 20)
     browser.mouse("mouseMoved", left + 0.9 * width - width / 2, top + 20)  # half a width = half the clip
     browser.mouse("mouseReleased", left + 0.4 * width, top + 20)
-    assert shown(browser) == [1] * 6
+    assert shown(browser) == [1] * CANVASES
     assert browser.js("document.getElementById('play').textContent") == "Play"
 
 
@@ -239,3 +236,114 @@ def test_theme_button_turns_the_page_and_its_curves(browser: Browser, url: str) 
     browser.js("document.getElementById('theme').click()")
     after = [browser.js(line), browser.js(page)]
     assert before[0] != after[0] and before[1] != after[1]
+
+
+def leaderboard(browser: Browser) -> list[list[str]]:
+    """What every visible cell says, row by row."""
+    text = "c => c.innerText.replace(/\\s+/g, ' ').replace(' details', '').trim()"
+    cells = f"[...row.cells].filter(c => c.offsetParent).map({text})"
+    return browser.js(f"[...document.getElementById('board').rows].filter(r => !r.hidden).map(row => {cells})")
+
+
+def choose(browser: Browser, select: str, value: str) -> None:
+    found = f"s = document.getElementById('{select}'); s.value = {json.dumps(value)}"
+    assert browser.js(f"{found}; s.value") == value
+    browser.js("s.dispatchEvent(new Event('change'))")
+
+
+def names(browser: Browser) -> list[str]:
+    return [row[0] for row in leaderboard(browser)[1:]]
+
+
+def test_headings_sort_and_unmeasured_rows_stay_last(browser: Browser, url: str) -> None:
+    browser.open(url)
+    assert names(browser) == ["ground truth", "astrolabe", "sft", "base", "adversary"]
+    press = 'document.querySelector(\'[data-metric="{}"][data-judge="{}"] button\').click()'
+    browser.js(press.format("composite", "held-out auditor"))
+    assert names(browser) == ["adversary", "base", "sft", "astrolabe", "ground truth"]
+    browser.js(press.format("composite", "trained rewards"))
+    assert names(browser) == ["ground truth", "adversary", "astrolabe", "sft", "base"]
+    browser.js(press.format("seconds", "cost"))  # lower is better; references cost nothing
+    assert names(browser)[:3] == ["sft", "astrolabe", "adversary"]
+    browser.js(press.format("seconds", "cost"))
+    assert names(browser)[:3] == ["adversary", "astrolabe", "sft"]
+    sorted_by = "[...document.querySelectorAll('#board [aria-sort]')].map(h => [h.dataset.metric, h.ariaSort])"
+    assert browser.js(sorted_by) == [["seconds", "descending"]]
+
+
+def test_judge_and_metric_filter_columns(browser: Browser, url: str) -> None:
+    browser.open(url)
+    assert [heading.split()[0] for heading in leaderboard(browser)[0]] == [
+        "Row", "composite", "law", "colour", "shape", "pass",
+    ]  # fmt: skip
+    choose(browser, "judge", "trained rewards")
+    assert len(leaderboard(browser)[0]) == 3
+    choose(browser, "metric", "composite")
+    (adversary,) = [row for row in leaderboard(browser) if row[0] == "adversary"]
+    assert adversary[1].startswith("▲") and "0.900" in adversary[1]
+    choose(browser, "judge", "")
+    assert len(leaderboard(browser)[0]) == 3  # composite of both judges
+    choose(browser, "judge", "cost")  # which has no composite
+    assert browser.js("document.getElementById('metric').value") == "" and len(leaderboard(browser)[0]) == 2
+
+
+def test_a_pair_is_chosen(browser: Browser, url: str) -> None:
+    browser.open(url)
+    choose(browser, "pair", "3")
+    heads = (
+        "[...document.querySelectorAll('.pair')].filter(t => t.offsetParent).map(t => t.querySelector('tr').innerText)"
+    )
+    (head,) = browser.js(heads)
+    assert head.split()[:3] == ["Metric", "sft", "astrolabe"]
+
+
+def test_a_hidden_row_leaves_tables_charts_and_videos(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.querySelector('.plot').scrollIntoView()")
+    wait_for(browser, "document.querySelector('.plot .main-svg') !== null")
+    labels = "[...document.querySelectorAll('.plot')[0].querySelectorAll('.textpoint')].map(t => t.textContent)"
+    assert "adversary" in browser.js(labels)
+    browser.js("document.querySelector('#rows [value=adversary]').click()")
+    assert names(browser) == ["ground truth", "astrolabe", "sft", "base"]
+    wait_for(browser, f"!({labels}).includes('adversary')")
+    assert "astrolabe" in browser.js(labels)
+    assert browser.js("[...document.querySelectorAll('canvas')].filter(c => c.offsetParent).length") == CANVASES - 2
+    browser.js("document.querySelector('#rows [value=adversary]').click()")
+    wait_for(browser, f"({labels}).includes('adversary')")
+    assert len(names(browser)) == 5
+
+
+def test_curves_are_drawn_against_the_chosen_budget(browser: Browser, url: str) -> None:
+    browser.open(url)
+    browser.js("document.querySelector('.charts').scrollIntoView()")
+    plot = "document.querySelector('.charts .plot')"
+    wait_for(browser, f"{plot}.querySelector('.main-svg') !== null")
+    for axis, title, last in (
+        ("step", "step", 60),
+        ("forwards", "student forwards", 90000),
+        ("seconds", "seconds", 200),
+    ):
+        choose(browser, "axis", axis)
+        wait_for(browser, f"{plot}.querySelector('.xtitle').textContent === '{title}'")
+        assert browser.js(f"{plot}.data[0].x.at(-1)") == last and browser.js(f"{plot}.data.length") == 9
+
+
+def test_everything_is_reached_by_the_keyboard(browser: Browser, url: str) -> None:
+    browser.open(url)
+    seen = []
+    for _ in range(40):
+        browser.key("Tab")
+        place = "document.activeElement"
+        seen.append(
+            browser.js(f"{place}.id || {place}.value || {place}.parentElement.dataset.metric || {place}.tagName")
+        )
+        if seen[-1] == "law":
+            break
+    assert seen[:6] == ["theme", *LEVELS]
+    assert [name for name in seen if name in ("judge", "metric", "composite", "law")] == [
+        "judge", "metric", "composite", "law",
+    ]  # fmt: skip
+    browser.key("Enter")
+    assert browser.js("document.querySelector('#board [aria-sort]').dataset.metric") == "law"
+    outline = browser.js("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"

@@ -1,0 +1,147 @@
+"""Made-up reports for the tests of the page: a benchmark of five rows and three seeds, and one run. No measurement."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vidalign.report import (
+    CellWarning,
+    Chart,
+    EvaluationRow,
+    Hacking,
+    Metric,
+    Pair,
+    Pane,
+    Report,
+    Row,
+    Score,
+    ShownPrompt,
+    Table,
+    Trace,
+    TrainingPath,
+)
+from vidalign.report.charts import history_charts
+
+AUDITOR, TRAINED, COST = "held-out auditor", "trained rewards", "cost"
+HELD_OUT, TRAINED_MEAN = Metric(AUDITOR, "composite"), Metric(TRAINED, "composite")
+PROMPTS = ["a small red circle falls", 'odd </script><b>"bold"</b> & {{ 7 * 7 }}']
+LEVELS = {
+    "base": (0.52, 0.55),
+    "ground_truth": (0.99, 0.98),
+    "sft": (0.6, 0.62),
+    "astrolabe": (0.75, 0.71),
+    "adversary": (0.9, 0.4),
+}
+"""Trained and held-out score of each row."""
+FRAMES = 6
+
+
+def grey(row: int, frames: int = FRAMES, side: int = 32) -> np.ndarray:
+    """Frame f of row r is plain grey 40 f + 8 r, so that a canvas tells which frame it shows."""
+    levels = np.arange(frames) * 40 + 8 * row
+    return np.broadcast_to(levels[:, None, None, None].astype(np.uint8), (frames, side, side, 3)).copy()
+
+
+def score(mean: float, width: float = 0.03) -> Score:
+    return Score(mean, (mean - width, mean + width), (mean - width / 2, mean, mean + width / 2))
+
+
+def bench_row(name: str, index: int) -> Row:
+    trained, held_out = LEVELS[name]
+    scores = {HELD_OUT: score(held_out)}
+    scores |= {Metric(AUDITOR, m): score(held_out + i / 50) for i, m in enumerate(("law", "colour", "shape", "pass"))}
+    scores |= {TRAINED_MEAN: score(trained), Metric(TRAINED, "motion_quality"): score(trained - 0.1)}
+    if name not in ("base", "ground_truth"):
+        scores[Metric(COST, "seconds", higher_is_better=False)] = Score(60.0 + index)
+    kind = "reference" if name in ("base", "ground_truth") else "objective"
+    return Row(name, kind, scores, {"recipe": f"world/{name}", "seeds": "0, 1, 2"} if kind == "objective" else {})
+
+
+def pair(before: str, after: str) -> Pair:
+    rows = []
+    for judge, name, axis in ((AUDITOR, "composite", 1), (AUDITOR, "pass", 1), (TRAINED, "composite", 0)):
+        first, second = LEVELS[before][axis], LEVELS[after][axis]
+        change = second - first
+        rows.append(EvaluationRow(name, first, second, change, (change - 0.08, change + 0.08), judge))
+    return Pair(before, after, rows)
+
+
+def curve(row: str, seed: int, axis: int) -> Trace:
+    first, last = LEVELS["base"][axis], LEVELS[row][axis]
+    part = [0.0, 0.3, 0.6, 0.8, 1.0]
+    y = [first + (last - first) * p**0.5 + 0.01 * seed for p in part]
+    x = {"step": [60 * p for p in part], "forwards": [9e4 * p for p in part], "seconds": [200 * p for p in part]}
+    return Trace(f"{row}, seed {seed}", y, x, row)  # type: ignore[arg-type]
+
+
+def bench(**changes: object) -> Report:
+    objectives = ["sft", "astrolabe", "adversary"]
+    traces = {axis: [curve(row, seed, axis) for row in objectives for seed in range(3)] for axis in (0, 1)}
+    drift = [
+        Trace(f"{row}", [LEVELS[row][1] - 0.02 * i for i in range(8)], {"chunk": list(range(1, 9))}, row)
+        for row in LEVELS
+    ]
+    fields: dict[str, object] = dict(
+        title="Benchmark all_objectives",
+        summary="Every objective under one budget.",
+        facts={"protocol_hash": "0123abcd", "cells": "15"},
+        note="64 held-out prompts, 3 training seeds; 95 % bootstrap intervals over prompts and seeds.",
+        rows=[bench_row(name, index) for index, name in enumerate(LEVELS)],
+        headline=HELD_OUT,
+        baseline="base",
+        pairs=[pair("base", name) for name in ("sft", "astrolabe", "adversary")] + [pair("sft", "astrolabe")],
+        hacking=Hacking(TRAINED_MEAN, HELD_OUT, [
+            TrainingPath(row, curve(row, seed, 0).y, curve(row, seed, 1).y) for row in objectives for seed in range(3)
+        ]),
+        curves=[Chart("held-out auditor: composite", traces[1]), Chart("trained rewards: composite", traces[0])],
+        drift=[Chart("drift: nearness", drift)],
+        prompts=[ShownPrompt(p, [Pane(n, grey(i), {"held_out": 0.5}) for i, n in enumerate(LEVELS)]) for p in PROMPTS],
+        warnings=[
+            CellWarning("the trained reward rose", "adversary, seed 1", "held_out_falling", "stop earlier"),
+            CellWarning("no space left on device", "sft, seed 2", failed=True),
+        ],
+        diagnostics=[
+            Table("Spoiled true clips", ["trained", "held-out"], [("blur_1_px", [0.4, float("nan")])], "A note.")
+        ],
+        commands=["vidalign bench run all_objectives --seeds 0,1,2 " + "x" * 200],
+        texts={"Protocol": "x: " + "long " * 60},
+        environment={"machine": "2 cores"},
+    )  # fmt: skip
+    return Report(**(fields | changes))  # type: ignore[arg-type]
+
+
+def run(**changes: object) -> Report:
+    """One training run: before, after and ground truth."""
+    rows = [
+        Row(name, "objective" if name == "after" else "reference", {HELD_OUT: score(mean), TRAINED_MEAN: Score(mean)})
+        for name, mean in (("before", 0.5), ("after", 0.7), ("ground truth", 0.998))
+    ]
+    fields: dict[str, object] = dict(
+        title="Astrolabe & co",
+        summary="A summary.",
+        facts={"Commit": "abc123"},
+        rows=rows,
+        headline=HELD_OUT,
+        baseline="before",
+        pairs=[
+            Pair("before", "after", [
+                EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, ground_truth=0.998),
+                EvaluationRow("tiny", -1.2e-05, 1.2e-05, 2.4e-05, (-3e-05, 4e-05), AUDITOR, ground_truth=0.998),
+                EvaluationRow("flicker", 0.1, 0.2, 0.1, (0.05, 0.15), higher_is_better=False),
+            ])
+        ],
+        hacking=Hacking(TRAINED_MEAN, HELD_OUT, [TrainingPath("after", [0.6, 0.8], [0.5, 0.7])]),
+        curves=history_charts({
+            "reward/mean": [(1, 0.1), (2, float("nan")), (3, 0.3)],
+            "reward/motion/mean": [(1, 0.2)],
+            "objective/loss/mean": [(step, float(step)) for step in range(5000)],
+            "health/held_out": [(1, 0.5)],
+            "perf/step/seconds": [(1, 2.0), (2, 2.5), (3, 1.0)],
+        }),
+        prompts=[ShownPrompt(p, [Pane("before", grey(0)), Pane("after", grey(1), {"motion": 0.25})]) for p in PROMPTS],
+        warnings=[CellWarning("the gradient norm is 0", name="zero_gradient", fix="look at the advantages")],
+        commands=["vidalign train world/astrolabe"],
+        texts={"Recipe": "objective:\n  name: astrolabe\n"},
+        environment={"torch": "2.13.0"},
+    )  # fmt: skip
+    return Report(**(fields | changes))  # type: ignore[arg-type]

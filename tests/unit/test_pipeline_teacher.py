@@ -1,0 +1,108 @@
+"""Clips of a diffusers pipeline: a stock Wan pipeline of one layer, sampled once and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from vidalign.errors import DataError, UserError
+from vidalign.recipe.schema import TeacherConfig
+from vidalign.students.video import VideoStudentSpec
+from vidalign.teachers.clips import ClipShape
+from vidalign.teachers.pipeline import PipelineTeacher, load_pipeline
+from vidalign.teachers.store import ClipStore
+
+PROMPTS = ["a cat", "a dog"]
+SHAPE = ClipShape(5, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "cat": 4, "dog": 5}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    torch.manual_seed(0)
+    text = UMT5EncoderModel(UMT5Config(vocab_size=8, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    WanPipeline(tokenizer, text, vae, FlowMatchEulerDiscreteScheduler(), transformer).save_pretrained(folder)
+    return folder
+
+
+def teacher(weights: Path, cache: Path, **changes: Any) -> PipelineTeacher:
+    options = {"guidance_scale": 1.0, "max_sequence_length": 16}
+    config = TeacherConfig("pipeline", str(weights), steps=2, cache=str(cache), options=options, **changes)
+    return PipelineTeacher.from_recipe(config, 5, VideoStudentSpec(height=16, width=16))
+
+
+def draws(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_clips_are_sampled_once_and_read_back(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = teacher(weights, tmp_path).clips(PROMPTS, draws(0, 0))
+    assert first.shape == (2, 5, 3, 16, 16) and first.min() >= 0 and first.max() <= 1
+    assert not torch.equal(first[0], first[1]) and len(list(tmp_path.iterdir())) == 2
+
+    def refuse(path: str) -> Any:
+        raise AssertionError("everything is there")
+
+    monkeypatch.setattr("vidalign.teachers.pipeline.load_pipeline", refuse)
+    again = teacher(weights, tmp_path)
+    assert torch.equal(again.clips(PROMPTS, draws(7, 8)), first)
+    again.file(PROMPTS[1], 0).unlink()
+    with pytest.raises(AssertionError, match="everything is there"):
+        again.clips(PROMPTS, draws(0, 0))
+
+
+def test_a_lost_clip_is_sampled_again_to_the_same_pixels(weights: Path, tmp_path: Path) -> None:
+    """Resuming in the middle, in another order, gives the same clips."""
+    whole = teacher(weights, tmp_path / "a").clips(PROMPTS, draws(0, 0))
+    other = teacher(weights, tmp_path / "b").clips(PROMPTS[::-1], draws(0, 0))
+    assert torch.equal(whole, other.flip(0))
+
+
+def test_several_clips_of_a_prompt(weights: Path, tmp_path: Path) -> None:
+    one = teacher(weights, tmp_path, per_prompt=2)
+    found = torch.cat([one.clips(PROMPTS[:1], draws(seed)) for seed in range(8)])
+    assert len(list(tmp_path.iterdir())) == 2 and len({float(clip.sum()) for clip in found}) == 2
+
+
+def test_other_settings_are_other_clips(weights: Path, tmp_path: Path) -> None:
+    made = [teacher(weights, tmp_path), teacher(weights, tmp_path)]
+    made[1].call["num_inference_steps"] = 3
+    assert made[0].file("a cat", 0) != made[1].file("a cat", 0) != made[1].file("a cat", 1)
+
+
+def test_the_cache_is_a_clip_store(weights: Path, tmp_path: Path) -> None:
+    first = teacher(weights, tmp_path).clips(PROMPTS, draws(0, 0))
+    store = ClipStore(tmp_path, SHAPE)
+    assert sorted(store.prompts) == PROMPTS and torch.equal(store.clips(PROMPTS, draws(1, 2)), first)
+
+
+def test_an_interrupted_or_short_clip_is_not_kept(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 frames, the student's clips have 5"):
+        made = teacher(weights, tmp_path)
+        made.call["num_frames"] = 1
+        made.clips(PROMPTS[:1], draws(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipeline_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_pipeline(str(tmp_path))

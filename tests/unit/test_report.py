@@ -1,0 +1,263 @@
+"""The HTML report: complete, self-contained, safe with odd text, and within its size."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_example import AUDITOR, FRAMES, HELD_OUT, LEVELS, PROMPTS, bench, grey, run
+from rich.console import Console
+
+from vidalign.errors import UserError
+from vidalign.report import EvaluationRow, Metric, Pane, Report, Row, Score, ShownPrompt, render, sprites, write_report
+from vidalign.report.page import format_number
+from vidalign.tracking.table import evaluation_table
+
+
+class Page(HTMLParser):
+    """Visible text, and everything that a browser would fetch."""
+
+    FETCHING = {"src", "srcset", "href", "data", "poster", "action", "background"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.fetched, self.scripts, self.styles, self.tag = "", [], [], "", ""
+        self.tags: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tag = tag
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in self.FETCHING]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tag = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.tag == "script":
+            self.scripts[-1] += data
+        elif self.tag == "style":
+            self.styles += data
+        else:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render(run()))
+
+
+@pytest.fixture(scope="module")
+def board() -> Page:
+    return Page(render(bench()))
+
+
+def payload(page: Page) -> dict:
+    return json.loads(page.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def table(html: str, start: str) -> list[list[str]]:
+    """Texts of the cells of the first table after `start`."""
+    part = html[html.index(start) :]
+    part = part[: part.index("</table>")]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_the_page_of_one_run_holds_every_prompt_number_and_text(page: Page) -> None:
+    text = " ".join(page.text.split())
+    for part in [
+        *PROMPTS, "Astrolabe & co", "A summary.", "abc123", "composite", "+0.200", "+0.100 .. +0.300",
+        "0.998", "zero_gradient", "look at the advantages", "name: astrolabe", "2.13.0", "lower is better",
+        "vidalign train world/astrolabe",
+    ]:  # fmt: skip
+        assert part in text, part
+
+
+def test_the_leaderboard_is_sorted_and_says_what_beats_the_base() -> None:
+    head, *rows = table(render(bench()), '<table id="board"')
+    assert head[:2] == ["Row", f"composite {AUDITOR}"] and head[-1] == "seconds cost lower is better"
+    assert [row[0].split()[0] for row in rows] == ["ground", "astrolabe", "sft", "base", "adversary"]
+    told = {row[0].split()[0]: row[1] for row in rows}
+    assert told["astrolabe"] == "▲ better 0.710 0.680 .. 0.740"
+    assert told["sft"] == "• unclear 0.620 0.590 .. 0.650"  # 0.07 with an interval of 0.08 on both sides
+    assert told["adversary"] == "▼ worse 0.400 0.370 .. 0.430"
+    assert told["base"] == "0.550 0.520 .. 0.580"
+    assert {row[0].split()[0]: row[-1] for row in rows}["base"] == "-"  # was not trained
+
+
+def test_every_pair_has_its_table() -> None:
+    html = render(bench())
+    options = re.search(r'<select id="pair">(.*?)</select>', html)
+    assert options and re.findall(r">([^<]+)</option>", options[1]) == [
+        "sft against base", "astrolabe against base", "adversary against base", "astrolabe against sft",
+    ]  # fmt: skip
+    head, judge, row, *_ = table(html, 'data-pair="2"')
+    assert head[1:4] == ["base", "adversary", "Difference 95 % interval"] and judge == [AUDITOR]
+    assert row[:4] == ["composite", "0.550", "0.400", "-0.150 -0.230 .. -0.070"] and row[-1] == "▼ worse"
+    assert 'id="pair"' not in render(run())
+
+
+def test_what_was_not_measured_is_left_out_or_a_dash() -> None:
+    nan = float("nan")
+    rows = [
+        Row("a", "objective", {HELD_OUT: Score(nan, (nan, nan), (nan,))}),
+        Row("b", "objective", {HELD_OUT: Score(0.5)}),
+    ]
+    page = Page(html := render(bench(rows=rows, pairs=[], baseline="")))
+    head, first, second = table(html, '<table id="board"')
+    assert (first, second) == (["b", "0.500"], ["a", "-"])  # the unknown one last
+    points = payload(page)["charts"][0]["points"]
+    assert points[0]["y"] == {"mean": None, "low": None, "high": None, "seeds": [None]}
+    assert points[1]["y"] == {"mean": 0.5, "low": None, "high": None, "seeds": []}
+    assert table(render(bench()), "Spoiled true clips</h3>")[1] == ["blur 1 px", "0.400", "-"]
+
+
+def test_health_names_cells_and_failures(board: Page) -> None:
+    text = " ".join(board.text.split())
+    assert "adversary, seed 1: held_out_falling the trained reward rose" in text
+    assert "sft, seed 2 failed: no space left on device" in text
+
+
+def test_charts_of_a_benchmark_have_all_axes_and_colours_by_row(board: Page) -> None:
+    data = payload(board)
+    kinds = [chart["kind"] for chart in data["charts"]]
+    assert kinds == ["hacking", "curve", "curve", "drift"]
+    hacking, curve, _, drift = data["charts"]
+    names = [row["name"] for row in data["rows"]]
+    assert names == list(LEVELS) and len({row["colour"] for row in data["rows"]}) == len(names)
+    assert names[hacking["baseline"]] == "base" and len(hacking["paths"]) == 9
+    assert [(p["x"]["mean"], p["y"]["mean"]) for p in hacking["points"]] == list(LEVELS.values())
+    assert {(names[trace["row"]], *sorted(trace["x"])) for trace in curve["traces"]} == {
+        (name, "forwards", "seconds", "step") for name in ("sft", "astrolabe", "adversary")
+    }
+    assert drift["traces"][0]["x"] == {"chunk": [1, 2, 3, 4, 5, 6, 7, 8]}
+
+
+def test_nothing_is_fetched(page: Page, board: Page) -> None:
+    for each in (page, board):
+        assert all(value.startswith("data:") for value in each.fetched)
+        assert not {"iframe", "object", "embed", "base"} & set(each.tags)
+        assert not re.search(r"@import|url\(", each.styles)
+        ours = [each.styles, each.scripts[0], each.scripts[-1], each.text]  # scripts[1] is plotly.js
+        assert not any(re.search(r"https?://|//cdn", part) for part in ours)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', render(run()))
+    assert policy and "default-src 'none'" in policy[1] and "http" not in policy[1]
+
+
+def test_plotly_is_inlined_once_and_only_where_there_are_charts(page: Page) -> None:
+    assert len(page.scripts) == 3 and len(page.scripts[1]) > 4_000_000
+    bare = render(Report(title="empty"))
+    assert len(bare) < 50_000 and "No health warnings." in bare
+
+
+def test_texts_cannot_break_out_of_the_page() -> None:
+    odd = '"></td><b>odd</b><script>alert(1)</script>{{ 7 * 7 }}'
+    metric = Metric(odd, odd)
+    rows = [Row(odd, "objective", {metric: Score(0.5)}, {odd: odd})]
+    shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})])]
+    page = Page(render(bench(title=odd, rows=rows, prompts=shown, headline=metric, baseline=odd, texts={odd: odd})))
+    assert len(page.scripts) == 3 and "49" not in page.text
+    assert {tag for tag in page.tags if tag in ("b", "script")} == {"b", "script"}  # <b> holds the scores of clips
+    assert page.text.count(odd) > 10
+
+
+def test_sprites_hold_the_exact_frames() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    ((first, second),) = sprites.fit([ShownPrompt("p", [Pane("a", grey(0)), Pane("b", noise)])])
+    assert (first["frames"], second["frames"]) == (FRAMES, 12)
+    assert (second["columns"], second["width"], second["height"]) == (4, 32, 32)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(second["src"].split(",")[1]))))
+    assert (sheet[32:64, 32:64] == noise[5]).all()  # frame 5 = row 1, column 1
+
+
+def test_curves_are_thinned_keep_the_last_point_and_have_no_nan(page: Page) -> None:
+    charts = {chart["title"]: chart["traces"] for chart in payload(page)["charts"][1:]}
+    assert [trace["label"] for trace in charts["mean reward"]] == ["total", "motion"]
+    assert charts["mean reward"][0]["y"] == [0.1, None, 0.3]
+    assert charts["mean reward"][0]["x"] == {"step": [1, 2, 3], "seconds": [2.0, 4.5, 5.5]}
+    assert charts["held-out judge"][0]["y"] == [0.5]
+    loss = charts["loss/mean"][0]
+    assert 400 < len(loss["x"]["step"]) <= 600 and loss["x"]["step"][-1] == 4999
+
+
+def noisy(side: int, frames: int = 24) -> np.ndarray:
+    return np.random.default_rng(side).integers(0, 256, (frames, side, side, 3), np.uint8)
+
+
+def test_large_clips_are_shrunk_until_the_page_fits(tmp_path: Path) -> None:
+    shown = [ShownPrompt(f"prompt {i}", [Pane("before", noisy(300)), Pane("after", noisy(300))]) for i in range(2)]
+    path = write_report(tmp_path / "sub" / "report.html", run(prompts=shown))
+    assert path.stat().st_size < 10_000_000
+    sprite = payload(Page(path.read_text()))["sprites"][0]
+    assert 64 <= max(sprite["width"], sprite["height"]) < 300 and sprite["frames"] == 24
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [ShownPrompt(f"prompt {i}", [Pane("before", noisy(32, 4))]) for i in range(3)]  # 12.3 kB each
+    monkeypatch.setattr(sprites, "CLIP_BYTES", 30_000)
+    html = render(run(prompts=shown, curves=[], hacking=None))
+    assert "2 of 3 prompts fit" in html and "prompt 1" in html and "prompt 2" not in html
+    monkeypatch.setattr(sprites, "CLIP_BYTES", 10_000)
+    with pytest.raises(UserError, match="clips do not fit"):
+        render(run(prompts=shown))
+
+
+@pytest.mark.parametrize(
+    ("interval", "higher", "verdict"),
+    [
+        ((0.1, 0.3), True, "better"),
+        ((-0.3, -0.1), True, "worse"),
+        ((-0.1, 0.1), True, "unclear"),
+        ((0.0, 0.1), True, "unclear"),
+        ((0.1, 0.3), False, "worse"),
+        ((-0.3, -0.1), False, "better"),
+        ((float("nan"), float("nan")), True, "unclear"),
+    ],
+)
+def test_verdict_needs_an_interval_clear_of_zero(interval: tuple[float, float], higher: bool, verdict: str) -> None:
+    assert EvaluationRow("m", 0, 0, 0, interval, higher_is_better=higher).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (0.5, False, "0.500"),
+        (0.5, True, "+0.500"),
+        (-0.05, False, "-0.050"),
+        (1234.5, False, "1,234"),
+        (0.00012, True, "+1.2e-04"),
+        (0.0, True, "0"),
+        (None, False, "-"),
+        (float("nan"), False, "-"),
+    ],
+)
+def test_format_number(value: float | None, sign: bool, text: str) -> None:
+    assert format_number(value, sign) == text
+
+
+def test_console_table_tells_the_same_as_the_page() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(evaluation_table(run().pairs[0].metrics, "held-out prompts"))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    row = next(line for line in lines if "composite" in line)
+    assert [cell.strip() for cell in re.split("[│|]", row)[1:-1]] == [
+        "composite", "0.500", "0.700", "+0.200", "+0.100 .. +0.300", "better",
+    ]  # fmt: skip
+
+
+def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the report"):
+        write_report(tmp_path / "file" / "report.html", Report(title="x"))

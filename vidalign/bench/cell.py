@@ -1,0 +1,298 @@
+"""One cell of a benchmark, a row with one training seed, in a process of its own.
+
+    python -m vidalign.bench.cell PROTOCOL --row ROW --seed SEED [--small] [--plugin FILE] [key=value ...]
+
+Writes ``runs/bench/NAME/ROW-SEED/`` (an ordinary training run, resumed from its checkpoint after a stop),
+``ROW-SEED.npz`` (clips for the report) and, last, ``ROW-SEED.json`` (the finished cell).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidalign import registry
+from vidalign.bench.budget import BudgetedTrainer, spent_of, time_steps
+from vidalign.bench.cost import predict, read_spec, steps_within
+from vidalign.bench.differences import first_difference
+from vidalign.bench.evaluation import student_generator
+from vidalign.bench.judging import Source, as_source, judge, judge_few, save_clips
+from vidalign.bench.metrics.base import Metric
+from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol
+from vidalign.bench.results import Cell, Predicted, write_json
+from vidalign.build import build_features
+from vidalign.codecs import build_codec
+from vidalign.data.prompts import open_prompts
+from vidalign.engine import distributed
+from vidalign.errors import UserError
+from vidalign.provenance import commit, machine
+from vidalign.recipe import Recipe, load_recipe
+from vidalign.students.video import VideoStudent
+from vidalign.teachers.model import ModelTeacher
+from vidalign.teachers.world import WorldTeacher
+from vidalign.tracking.jsonl import read_history, read_records
+
+STEPS = "bench-steps"
+"""File in a run folder: how many steps a budget in seconds buys on this machine."""
+
+
+def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = None) -> Recipe:
+    """The recipe of a cell: the row's own with the protocol's start weights, its seed and the steps of the budget.
+
+    Without `steps` a budget in seconds leaves the recipe's own number. Raises `UserError` when the row does not fit
+    the protocol: other latents, training prompts that it judges on, a budget below one step.
+    """
+    config = protocol.objectives[row]
+    if config.plugin:
+        registry.load_plugin_file(config.plugin)
+    _check_latents(protocol, config)
+    fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
+    fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
+    recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
+    if recipe.student.name != "video":
+        raise UserError(
+            f"{config.recipe} trains a student of kind {recipe.student.name!r}", where=f"objectives.{row}.recipe",
+            why="the benchmark judges videos", fix="name a recipe of a video student",
+        )  # fmt: skip
+    trained = {prompt for group in open_prompts(recipe.data.prompts, 0).groups for prompt in group}
+    seen = trained & set(protocol.all_prompts)
+    if seen:
+        raise UserError(
+            f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}", where="data.prompts",
+            fix="train on another split",
+        )  # fmt: skip
+    budget = protocol.budget
+    if steps is None and budget.currency != "seconds":
+        steps = steps_within(recipe, budget.currency, budget.amount)
+    if steps is None:
+        return recipe
+    return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
+
+
+def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
+    """Train (or go on training) and judge one cell of an objective."""
+    folder = protocol.folder / f"{row}-{seed}"
+    steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
+    recipe = cell_recipe(protocol, row, seed, steps)
+    check_same_recipe(folder, recipe)
+    metrics = build_metrics(protocol)
+    if not (folder / "student.safetensors").is_file():
+        evaluation = protocol.evaluation
+
+        def curve(ctx: Any) -> dict[str, float]:
+            generate = student_generator(ctx.student, ctx.features, ctx.codec, evaluation.frames)
+            return judge_few(generate, protocol, metrics)
+
+        seconds = protocol.budget.amount if protocol.budget.currency == "seconds" else None
+        trainer = BudgetedTrainer(recipe, folder, curve, evaluation.curve_points, seconds)
+        trainer.fit()
+    student = VideoStudent.load(folder / "student.safetensors", device=distributed.device())
+    history = read_history(folder / "metrics.jsonl")
+    cell = Cell(row=row, kind="objective", seed=seed, recipe=protocol.objectives[row].recipe, recipe_hash=recipe.hash)
+    cell.spent = spent_of(history)
+    cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
+    cell.curve = _curve(history)
+    records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
+    cell.warnings = list(dict.fromkeys(f"step {r['step']}, {r['name']}: {r['message']}" for r in records))
+    cell.warnings += off_prediction(cell)
+    return _finish(protocol, cell, _student_source(protocol, student), metrics)
+
+
+def off_prediction(cell: Cell) -> list[str]:
+    """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
+    found = []
+    for name in ("forwards", "reward_calls", "teacher_calls"):
+        spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
+        if abs(spent - predicted) > 0.01 * predicted:
+            found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
+    return found
+
+
+def run_reference(protocol: Protocol, row: str) -> Cell:
+    """Judge the start weights, the teacher or the ground truth."""
+    cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
+    metrics = build_metrics(protocol)
+    if row == "base":
+        return _finish(protocol, cell, _student_source(protocol, _load(protocol.student.path)), metrics)
+    if row == "ground_truth":
+        source = as_source(lambda n: WorldTeacher(n).clips, evaluation.frames, evaluation.long_factor)
+        return _finish(protocol, cell, source, metrics)
+    assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
+    network, config = _load(protocol.teacher.path).eval(), protocol.teacher
+    codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
+    teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift)
+    shape = (evaluation.frames, *network.chunk_shape[1:])
+
+    def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(network.device)
+        return codec.decode(teacher.sample(noise, features(prompts).to(network.device)))
+
+    # no long clips: a bidirectional teacher makes none beyond the length that it was trained on
+    return _finish(protocol, cell, Source(generate), metrics)
+
+
+def _finish(protocol: Protocol, cell: Cell, source: Source, metrics: list[Metric]) -> Cell:
+    """Judge, keep a few clips, and write the cell: the last thing that happens to it."""
+    judged = judge(source, protocol, metrics)
+    cell.metrics, cell.drift, cell.prompt_split = judged.metrics, judged.drift, protocol.split
+    name = f"{cell.row}-{cell.seed}"
+    if protocol.evaluation.shown:
+        save_clips(protocol.folder / f"{name}.npz", judged.shown)
+        cell.clips = f"{protocol.name}/{name}.npz"
+    cell.commit, cell.device = commit(), machine()
+    write_json(protocol.folder / f"{name}.json", {"protocol": protocol.hash, "cell": asdict(cell.sealed())})
+    return cell
+
+
+def _load(path: str) -> VideoStudent:
+    return VideoStudent.load(path, device=distributed.device())
+
+
+def _student_source(protocol: Protocol, student: VideoStudent) -> Source:
+    student = student.eval()
+    codec, features = build_codec(student.spec.codec).to(student.device), build_features(student.spec)
+
+    def of_length(frames: int) -> Callable[..., torch.Tensor]:
+        return student_generator(student, features, codec, frames)
+
+    return as_source(of_length, protocol.evaluation.frames, protocol.evaluation.long_factor)
+
+
+def _check_latents(protocol: Protocol, config: RowConfig) -> None:
+    """Other start weights must make clips of the same kind by the same sampler."""
+    if not config.student:
+        return
+    ours, theirs = read_spec(protocol.student.path), read_spec(config.student)
+    for name in ("codec", "height", "width", "text", "sampler"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise UserError(
+                f"{config.student} has another {name} than the protocol's student", where="objectives",
+                why=f"{getattr(theirs, name)}, not {getattr(ours, name)}",
+                fix="start from weights with the same latents, text features and sampler",
+            )  # fmt: skip
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """A run that was begun by another recipe is not gone on with."""
+    begun = folder / "recipe.yaml"
+    if begun.is_file() and (difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8"))):
+        raise UserError(
+            "the run was begun with another recipe", where=str(folder), why=difference,
+            fix="put the recipe back, or remove the folder to train anew",
+        )  # fmt: skip
+
+
+def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
+    """Steps that fit into the budget's seconds, timed once before the run begins, so that schedules see their end."""
+    file = folder / STEPS
+    if not file.is_file():
+        with tempfile.TemporaryDirectory() as trial:
+            seconds = time_steps(cell_recipe(protocol, row, seed, steps=4), Path(trial))
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(STEPS + ".partial")
+        partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
+        partial.replace(file)
+    return int(file.read_text(encoding="utf-8"))
+
+
+def _predicted(recipe: Recipe, steps: int) -> Predicted:
+    """The cost model's word on the steps that were run; nothing where the objective declares no cost."""
+    recipe.trainer.steps = steps
+    try:
+        cost = predict(recipe)
+    except UserError:
+        return Predicted(float("nan"), float("nan"), float("nan"))
+    return Predicted(cost.forwards, cost.reward_calls, cost.teacher_calls)
+
+
+def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]]:
+    """Points at which the student was judged during training."""
+    series = {
+        name.removeprefix("health/judged/"): dict(v) for name, v in history.items() if name.startswith("health/judged/")
+    }
+    spent = {name: dict(history[f"perf/spent/{name}"]) for name in ("forwards", "seconds")}
+    steps = sorted({step for points in series.values() for step in points})
+    return [
+        {"step": step, **{name: points[step] for name, points in spent.items()}}
+        | {name: points[step] for name, points in series.items() if step in points}
+        for step in steps
+    ]
+
+
+def run(protocol: Protocol, row: str, seed: int) -> None:
+    """Whatever a row is: an objective, a reference, or the examination of the judges."""
+    if row == "health":
+        from vidalign.bench.health import examine
+
+        write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": examine(protocol)})
+    elif row in protocol.objectives:
+        run_row(protocol, row, seed)
+    else:
+        run_reference(protocol, row)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """No other process works on the cell meanwhile, for example one whose runner was killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "another process works on this cell", where=str(lock), fix="wait until it has ended, or end it"
+            ) from None
+        yield
+
+
+def main() -> None:
+    """Run one cell; a mistake of the user ends with its own exit code and is told on the last lines of stderr."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("protocol")
+    parser.add_argument("--row", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--plugin", type=Path, action="append", default=[])
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        for file in arguments.plugin:
+            registry.load_plugin_file(file)
+        protocol = load_protocol(arguments.protocol, arguments.overrides, small=arguments.small)
+        with alone(protocol.folder / f".{arguments.row}-{arguments.seed}.lock"):
+            run(protocol, arguments.row, arguments.seed)
+    except UserError as error:
+        _tell(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(f"{where}{error.strerror or error}", 3)
+    except Exception as error:
+        traceback.print_exc()
+        _tell(f"{type(error).__name__}: {error}", 1)
+
+
+MARK = "cell failed: "
+"""Begins what the runner takes as the reason of a failure."""
+
+
+def _tell(why: str, code: int) -> None:
+    print(MARK + why.replace("\n", "; "), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

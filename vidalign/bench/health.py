@@ -1,0 +1,77 @@
+"""Are the judges of the embedded world fit to judge? Spoiled ground truth, and an adversary on one reward alone.
+
+`examine` returns ``perturbations``: the mean of every metric over ground-truth clips spoiled in each way of the
+world's table; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the held-out auditor,
+beside what both say of the ground truth. The auditor tells the adversary apart when the reward gains more than the
+auditor, with a 95 % interval over clips that excludes zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.bench.bootstrap import interval
+from vidalign.bench.judging import scored
+from vidalign.bench.protocol import build_metrics
+from vidalign.engine.rng import generator
+from vidalign.world import auditor, perturbations, scorer
+from vidalign.world.captions import is_caption
+from vidalign.world.constants import FRAMES
+from vidalign.world.renderer import clips as render_clips
+
+if TYPE_CHECKING:
+    from vidalign.bench.protocol import Protocol
+
+REWARDS = scorer.SCORES[:3]
+
+
+def examine(protocol: Protocol) -> dict[str, Any] | None:
+    """Both examinations on the protocol's held-out captions; None without captions or when it asks for none."""
+    captions = [prompt for prompt in protocol.held_out if is_caption(prompt)]
+    if not captions or not protocol.health.clips:
+        return None
+    spoiled = [captions[n % len(captions)] for n in range(protocol.health.clips)]
+    table = {}
+    metrics = [metric for metric in build_metrics(protocol) if metric.judges == "clips"]
+    for row, clips, prompts in perturbations.table(spoiled, FRAMES, generator(0, "perturbations", 0)):
+        values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
+        table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
+    attacked = [captions[n % len(captions)] for n in range(protocol.health.probe_clips)]
+    probe = {reward: hack(reward, attacked, protocol.health.probe_steps) for reward in REWARDS if attacked}
+    return {"perturbations": table, "hacking_probe": probe}
+
+
+def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
+    """Raise one reward by the pixels, from clips that stand still; means of reward and auditor.
+
+    ``excess``: gain of the reward minus gain of the auditor's composite, with its 95 % interval over clips.
+    """
+    truth = render_clips(captions, FRAMES, generator=generator(0, "truth", 0))
+    start = frozen(truth)
+    pixels = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([pixels], lr=0.03)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        score = scorer.score(pixels.clamp(0, 1), captions)[reward]
+        (-score.clamp(min=1e-4).log().sum()).backward()
+        optimiser.step()
+    stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
+    found = {name: _both(reward, clips, captions) for name, clips in stages.items()}
+    gains = [after - before for before, after in zip(found["before"], found["after"], strict=True)]
+    low, high = interval(gains[0] - gains[1])
+    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in found.items()}
+    excess = float((gains[0] - gains[1]).mean())
+    return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
+
+
+def frozen(clips: torch.Tensor) -> torch.Tensor:
+    """First frames standing still, with a little noise: something for every reward to repair."""
+    still = clips[:, :1].expand_as(clips)
+    return (still + 0.05 * torch.randn(clips.shape, generator=generator(0, "adversary", 0))).clamp(0.02, 0.98)
+
+
+def _both(reward: str, clips: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return scorer.score(clips, captions)[reward], auditor.audit(clips, captions)["composite"]

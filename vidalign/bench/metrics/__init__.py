@@ -1,0 +1,1 @@
+"""Metrics of the benchmark: what judges finished clips. `base.py` holds the contract."""

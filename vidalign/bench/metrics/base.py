@@ -1,0 +1,40 @@
+"""The contract of a metric: judges finished clips for their prompts, in a benchmark only and never in training.
+
+Registered under the kind ``metrics`` (entry point group ``vidalign.metrics``). The version is part of a protocol's
+hash: change it whenever the numbers change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+
+class Metric:
+    """Base of every metric. Subclasses give ``name``, ``version``, a nested dataclass ``Config`` with a docstring under
+    each field, and `score`."""
+
+    name: ClassVar[str] = ""
+    version: ClassVar[str] = "1"
+    judges: ClassVar[Literal["clips", "seeds", "long"]] = "clips"
+    """What `score` is given: ``clips`` of one evaluation seed, one a prompt; ``seeds``: the clips of all S seeds, seed
+    after seed, with the prompts repeated S times; ``long``: clips of the protocol's long evaluation."""
+
+    @dataclass
+    class Config:
+        pass
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Judge clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; higher is better, NaN = not judged.
+
+        Returns ``[B]`` by name (``[P]`` of the distinct prompts, in their order, when it judges ``seeds``). A value
+        ``[B, K]`` is a series over the K chunks of the clip: its mean over prompts is stored as drift.
+        Raises `UserError` when it cannot judge at all, for example without its weights.
+        """
+        raise NotImplementedError

@@ -1,0 +1,152 @@
+"""Metrics of the embedded world. Each knows the answer for captions of the world only: other prompts are NaN.
+
+``world_scorer``: the rewards that objectives train on. ``world_auditor``: the held-out judge. ``motion``: how much
+moves, against the world. ``diversity``: spread over seeds of a prompt. ``drift``, ``quarters``: how long clips hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+
+from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
+from vidalign.bench.metrics.base import Metric
+from vidalign.engine.rng import generator
+from vidalign.world import scorer
+from vidalign.world.captions import is_caption
+from vidalign.world.diversity import diversity
+from vidalign.world.renderer import clips as render_clips
+
+BATCH = 16
+"""Clips judged at once."""
+Judge = Callable[[torch.Tensor, list[str]], dict[str, torch.Tensor]]
+
+
+def on_captions(judge: Judge, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`judge` of the clips whose prompts are captions of the world, in batches; NaN for the others."""
+    rows = [n for n, prompt in enumerate(prompts) if is_caption(prompt)]
+    out: dict[str, torch.Tensor] = {}
+    for part in (rows[k : k + BATCH] for k in range(0, len(rows), BATCH)):
+        with torch.no_grad():
+            found = judge(clips[part].float(), [prompts[n] for n in part])
+        for name, values in found.items():
+            whole = out.setdefault(name, torch.full((len(prompts), *values.shape[1:]), torch.nan))
+            whole[part] = values.float().cpu()
+    return out
+
+
+class WorldScorer(Metric):
+    """The trained rewards, their plain mean ``composite``, and the scorer's hard ``strict_pass``."""
+
+    name = "world_scorer"
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        found = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)
+        return {name.replace(" ", "_"): values for name, values in found.items()}
+
+
+class WorldAuditor(Metric):
+    """The held-out auditor: its eight metrics, ``composite`` and ``pass``."""
+
+    name = "world_auditor"
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        return on_captions(lambda c, p: _of_judge(AUDITOR, c, p), clips, prompts)
+
+
+class Motion(Metric):
+    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1; a frozen clip
+    has 0. Captions of objects at rest are not judged."""
+
+    name = "motion"
+
+    @dataclass
+    class Config:
+        references: int = 16
+        """Ground-truth clips that tell how much a caption moves."""
+        least: float = 1e-4
+        """Change of the world below which nothing moves."""
+
+    config: Config
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+            frames, count = clips.shape[1], self.config.references
+            world = torch.tensor([_world_motion(prompt, frames, count) for prompt in prompts])
+            amount = _change(clips).cpu() / world
+            return {"amount": amount.clamp(max=1).where(world > self.config.least, torch.nan)}
+
+        return on_captions(judge, clips, prompts)
+
+
+class Diversity(Metric):
+    """Spread of the initial states over the seeds of a prompt, 1 = as diverse as the world."""
+
+    name = "diversity"
+    judges: ClassVar[Literal["clips", "seeds", "long"]] = "seeds"
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        distinct = list(dict.fromkeys(prompts))
+        values = torch.full((len(distinct),), torch.nan)
+        for n, prompt in enumerate(distinct):
+            rows = [k for k, other in enumerate(prompts) if other == prompt]
+            if is_caption(prompt) and len(rows) > 1:
+                values[n] = diversity(clips[rows].float(), [prompt] * len(rows))["diversity"]
+        return {"seeds": values}
+
+
+class Drift(Metric):
+    """Looks of every chunk of a long clip: nearness to what the world can render, colour and shape as captioned."""
+
+    name = "drift"
+    judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
+
+    @dataclass
+    class Config:
+        chunk_frames: int = 3
+        """Frames of a chunk."""
+
+    config: Config
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+            seen = scorer.judge(clips, prompts)
+            frames = {"visual": seen.visual, "colour": seen.attributes.colour, "shape": seen.attributes.shape}
+            size = self.config.chunk_frames
+            whole = clips.shape[1] // size * size
+            return {name: v[:, :whole].unflatten(1, (-1, size)).mean(2) for name, v in frames.items()}
+
+        return on_captions(judge, clips, prompts)
+
+
+class Quarters(Metric):
+    """Mean of the three rewards in every quarter of a long clip, whose law of motion is fitted to all of it."""
+
+    name = "quarters"
+    judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+            mean = torch.stack(list(scorer.quarter_scores(clips, prompts).values())).mean(0)  # [B, 4]
+            names = ("first", "second", "third", "last")
+            return {"least": mean.amin(1)} | dict(zip(names, mean.unbind(1), strict=True))
+
+        return on_captions(judge, clips, prompts)
+
+
+def _of_judge(judge: str, clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+    return {name: values for (who, name), values in judge_world(clips, prompts).items() if who == judge}
+
+
+def _change(clips: torch.Tensor) -> torch.Tensor:
+    return (clips[:, 1:] - clips[:, :-1]).abs().flatten(1).mean(1)
+
+
+@lru_cache(maxsize=4096)
+def _world_motion(prompt: str, frames: int, count: int) -> float:
+    """Mean change in ground-truth clips of a caption."""
+    return float(_change(render_clips([prompt] * count, frames, generator=generator(0, "world motion", 0))).mean())

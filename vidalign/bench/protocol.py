@@ -1,0 +1,354 @@
+"""Protocols: one strict, typed YAML says under which conditions objectives are compared.
+
+`load_protocol` reads a file or a shipped one (``quickstart``), lays overrides and on demand its ``small`` section over
+it, and pins what the file only names: prompts, start weights, sampler, world and metric versions go into the hash.
+The rows under ``objectives`` do not: a later objective joins a protocol without making the earlier ones incomparable,
+and every cell carries the hash of its own recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+import vidalign
+from vidalign import registry
+from vidalign.bench.cost import read_spec
+from vidalign.bench.metrics.base import Metric
+from vidalign.data.prompts import open_prompts
+from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
+from vidalign.provenance import world_hash
+from vidalign.recipe.compose import merge
+from vidalign.recipe.load import read_header
+from vidalign.recipe.marks import Node, parse_override, read_yaml
+from vidalign.recipe.typed import build, placed
+from vidalign.students.video.checkpoint import resolve
+
+REFERENCES = ("base", "teacher", "ground_truth")
+"""Rows of every table that are not trained."""
+
+
+@dataclass
+class PromptsConfig:
+    """Prompts to judge on."""
+
+    source: str
+    """`world:SPLIT` or a text file with one prompt a line."""
+    count: int = 64
+    """Prompts taken from it, in a fixed order."""
+    sha256: str = ""
+    """What a text file must have as its hash; empty takes it as it is. The hash of the prompts is recorded anyway."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("count must be at least 1")
+
+
+@dataclass
+class WeightsConfig:
+    """Weights of a network."""
+
+    path: str
+    """A safetensors file or a shipped name such as `world/student`."""
+    sha256: str = ""
+    """What the file must have as its hash; empty takes it as it is. The hash is recorded anyway."""
+
+
+@dataclass
+class TeacherWeights(WeightsConfig):
+    """A bidirectional teacher, judged as a row."""
+
+    steps: int = 24
+    """Denoising steps."""
+    shift: float = 2.0
+    """Timestep shift of those steps."""
+
+
+@dataclass
+class BudgetConfig:
+    """What every objective may spend on training."""
+
+    currency: Literal["forwards", "calls", "seconds"]
+    """`forwards` of one chunk of one clip through trained networks; `calls` of rewards and teacher; `seconds` of
+    training on this device."""
+    amount: float
+    """How much of it."""
+
+    def __post_init__(self) -> None:
+        if not self.amount > 0:
+            raise ValueError("amount must be positive")
+
+
+@dataclass
+class EvaluationConfig:
+    """How the trained student is sampled and judged."""
+
+    frames: int = 12
+    """Length of the judged clips in frames."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """Noise seeds: one clip for each prompt and seed, the same noise in every row."""
+    long_factor: int = 4
+    """Long clips are so many times longer; 0 makes none."""
+    long_prompts: int = 16
+    """Prompts, the first of the list, that get a long clip."""
+    sigmas: list[float] = field(default_factory=list)
+    """Noise levels of the few-step sampler; empty means those that the start weights carry."""
+    curve_points: int = 5
+    """Evaluations during training, evenly spaced."""
+    curve_prompts: int = 16
+    """Prompts judged at each of them, one clip each."""
+    shown: int = 6
+    """Clips kept for the report."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or not self.seeds:
+            raise ValueError("frames and seeds must not be empty")
+
+
+@dataclass
+class HealthConfig:
+    """How the judges themselves are examined."""
+
+    clips: int = 66
+    """Ground-truth clips that are spoiled in every way of the world's perturbation table; 0 leaves both out."""
+    probe_clips: int = 12
+    """Clips that an adversary changes pixel by pixel to raise one training reward alone."""
+    probe_steps: int = 60
+    """Its optimiser steps."""
+
+
+@dataclass
+class RowConfig:
+    """One objective in the comparison."""
+
+    recipe: str
+    """A shipped recipe, or a path from the working folder."""
+    overrides: list[str] = field(default_factory=list)
+    """Changes to it, `key=value`."""
+    student: str = ""
+    """Other start weights than the protocol's; they must share its latents, text features and sampler."""
+    plugin: str = ""
+    """A Python file that registers what the recipe names."""
+
+
+@dataclass
+class ProtocolSections:
+    """A whole protocol file."""
+
+    prompts: PromptsConfig
+    """Held-out prompts."""
+    student: WeightsConfig
+    """Where every objective starts; judged as the row `base`."""
+    budget: BudgetConfig
+    """The same for every row."""
+    objectives: dict[str, RowConfig]
+    """Rows by name; not part of the hash."""
+    metrics: dict[str, dict[str, Any]]
+    """Metrics by their names in the registry, with their settings."""
+    out_of_domain: PromptsConfig | None = None
+    """Prompts further away from training, reported apart."""
+    teacher: TeacherWeights | None = None
+    """A teacher to judge as a row; for objectives it stands in their own recipes."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Training seeds."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Sampling and judging."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Examination of the judges."""
+
+
+@dataclass
+class Protocol(ProtocolSections):
+    """A checked protocol with everything that it names looked up."""
+
+    name: str = field(default="", init=False)
+    """Its name, with ``-small`` for the small version and a part of the hash after overrides."""
+    header: str = field(default="", init=False)
+    held_out: list[str] = field(default_factory=list, init=False)
+    far: list[str] = field(default_factory=list, init=False)
+    """The out-of-domain prompts."""
+    pinned: dict[str, Any] = field(default_factory=dict, init=False)
+    """What is hashed, as plain data."""
+
+    @property
+    def all_prompts(self) -> list[str]:
+        return self.held_out + self.far
+
+    @property
+    def split(self) -> dict[str, tuple[int, int]]:
+        """Range of `all_prompts` by split."""
+        first, last = len(self.held_out), len(self.all_prompts)
+        return {"held_out": (0, first)} | ({"out_of_domain": (first, last)} if self.far else {})
+
+    @property
+    def text(self) -> str:
+        """The pinned protocol as YAML."""
+        return yaml.safe_dump(self.pinned, sort_keys=False, allow_unicode=True)
+
+    @property
+    def hash(self) -> str:
+        return text_hash(self.text)
+
+    @property
+    def folder(self) -> Path:
+        """Where its cells lie."""
+        return Path("runs") / "bench" / self.name
+
+
+def text_hash(text: str) -> str:
+    """First 12 hex digits of SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def protocols_root() -> Path:
+    """The folder of the shipped protocols: inside an installed package, in ``benchmarks`` of a checkout."""
+    package = Path(vidalign.__file__).parent
+    inside = package / "protocols"
+    return inside if inside.is_dir() else package.parent / "benchmarks" / "protocols"
+
+
+def shipped_protocols() -> dict[str, Path]:
+    """Shipped protocols by name."""
+    return {path.stem: path for path in sorted(protocols_root().glob("*.yaml"))}
+
+
+def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool = False) -> Protocol:
+    """Read a protocol file or a shipped one. Raises `RecipeError` with every mistake found, each with its place."""
+    problems: list[Problem] = []
+    path = find_protocol(name)
+    tree = read_yaml(path, problems)
+    if not isinstance(tree.value, dict):
+        raise RecipeError([*problems, Problem("a protocol must be a mapping of sections", tree.where)])
+    reduced = tree.value.pop("small", None)
+    if small and reduced is None:
+        problems.append(Problem(f"{path.stem} has no small version", tree.where, fix="give it a section small:"))
+    layers = [reduced] if small and reduced is not None else []
+    layers += [parse_override(text, n, problems) for n, text in enumerate(overrides or [], start=1)]
+    for layer in layers:
+        tree = merge(tree, layer, set(), problems)
+    protocol = build(Protocol, tree, path.stem, problems)
+    for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
+        _check_metric(metric, settings, problems)
+    for row in protocol.objectives if protocol is not None else ():
+        if row in REFERENCES:
+            problems.append(
+                Problem(f"{row!r} is a row of every table", tree.locate(f"objectives.{row}"), fix="rename it")
+            )
+    if problems or protocol is None:
+        raise RecipeError(problems)
+    protocol.header = read_header(path)
+    _pin(protocol, tree)
+    changed = f"-{protocol.hash[:6]}" if overrides else ""
+    protocol.name = path.stem + ("-small" if small else "") + changed
+    return protocol
+
+
+def find_protocol(name: str) -> Path:
+    """The file that is meant; `UserError` with the nearest name otherwise."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_protocols()
+    if name in shipped:
+        return shipped[name]
+    close = nearest(name, shipped)
+    fix = f"did you mean {close!r}?" if close else f"known: {', '.join(shipped)}"
+    raise UserError(f"there is no protocol {name!r}", why="neither a file nor a shipped one", fix=fix)
+
+
+def build_metrics(protocol: Protocol) -> list[Metric]:
+    """The metrics of a protocol with their settings."""
+    problems: list[Problem] = []
+    found = []
+    for name, settings in protocol.metrics.items():
+        plugin = registry.get("metrics", name)
+        found.append(plugin(build(plugin.Config, _node(settings), f"metrics.{name}", problems)))
+    assert not problems, "the settings were checked when the protocol was loaded"
+    return found
+
+
+def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
+    try:
+        plugin = registry.get("metrics", name)
+    except UserError as error:
+        problems.extend(placed(error, settings.where))
+    else:
+        if isinstance(settings.value, dict):
+            build(plugin.Config, settings, f"metrics.{name}", problems)
+
+
+def _node(value: Any) -> Node:
+    return Node({key: _node(item) for key, item in value.items()} if isinstance(value, dict) else value, "protocol")
+
+
+def _pin(protocol: Protocol, tree: Node) -> None:
+    """Look up what the file names; raises `UserError` for prompts or weights that are not what it says."""
+    protocol.held_out = _prompts(protocol.prompts, tree.locate("prompts"))
+    if protocol.out_of_domain is not None:
+        protocol.far = _prompts(protocol.out_of_domain, tree.locate("out_of_domain"))
+    spec = read_spec(protocol.student.path)
+    evaluation = protocol.evaluation
+    if evaluation.sigmas and evaluation.sigmas != spec.sampler.sigmas:
+        raise UserError(
+            "the start weights have another sampler than the protocol", where=tree.locate("evaluation.sigmas"),
+            why=f"{protocol.student.path} visits {spec.sampler.sigmas}, the protocol {evaluation.sigmas}",
+            fix="name other start weights, or their levels",
+        )  # fmt: skip
+    plain = {f.name: _plain(getattr(protocol, f.name)) for f in fields(ProtocolSections) if f.name != "objectives"}
+    plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
+    if protocol.out_of_domain is not None:
+        plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
+    plain["student"]["sha256"] = _weights_hash(protocol.student, tree.locate("student"))
+    if protocol.teacher is not None and find_teacher(protocol) is not None:
+        plain["teacher"]["sha256"] = _weights_hash(protocol.teacher, tree.locate("teacher"))
+    plain["evaluation"]["sigmas"] = spec.sampler.sigmas
+    versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
+    protocol.pinned = {"world": world_hash(), **plain, "metric_versions": versions}
+
+
+def find_teacher(protocol: Protocol) -> Path | None:
+    """The teacher's weights, or None when the protocol names none or they are not there."""
+    if protocol.teacher is None:
+        return None
+    try:
+        return resolve(protocol.teacher.path)
+    except UserError:
+        return None
+
+
+def _prompts(config: PromptsConfig, where: str) -> list[str]:
+    if not config.source.startswith("world:") and config.sha256:
+        _same_hash(Path(config.source), config.sha256, where)
+    source = open_prompts(config.source, 0)
+    wanted = min(config.count, len(source))
+    found: dict[str, None] = {}
+    for n in range(64 * len(source)):
+        found.setdefault(source[n])
+        if len(found) == wanted:
+            break
+    return list(found)
+
+
+def _weights_hash(config: WeightsConfig, where: str) -> str:
+    return _same_hash(resolve(config.path), config.sha256, where)
+
+
+def _same_hash(path: Path, wanted: str, where: str) -> str:
+    """SHA-256 of a file; `DataError` when it does not begin with `wanted`."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
+    if not found.startswith(wanted):
+        raise DataError(
+            f"{path.name} is not the file that the protocol pins", where=where,
+            why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}", fix="restore the file",
+        )  # fmt: skip
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -1,0 +1,384 @@
+"""Fills the page of `vidalign.report` from what was measured: one finished run, or a whole benchmark."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import sys
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import yaml
+
+from vidalign.bench.bootstrap import HELD_OUT, compare, interval, summaries, values_of
+from vidalign.bench.evaluation import Evaluation
+from vidalign.bench.judges import AUDITOR, TRAINED
+from vidalign.bench.language import ALL, EXACT
+from vidalign.bench.results import Cell, Results
+from vidalign.build import LANGUAGE
+from vidalign.report import (
+    CellWarning,
+    Chart,
+    EvaluationRow,
+    Hacking,
+    Metric,
+    Pair,
+    Pane,
+    Report,
+    Row,
+    Score,
+    ShownPrompt,
+    Table,
+    Trace,
+    TrainingPath,
+    write_report,
+)
+from vidalign.report.charts import history_charts
+from vidalign.tracking.clips import to_frames
+from vidalign.tracking.jsonl import FILE_NAME, History, read_history, read_records
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+CLIPS = Path("runs") / "bench"
+BASE = "base"
+HELD_OUT_KEY, TRAINED_KEY = "world_auditor/composite", "world_scorer/composite"
+COSTS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
+HELD_OUT_CURVE, TRAINED_CURVE = "health/held_out/mean", "health/held_out_trained/mean"
+
+
+def training_report(
+    folder: Path,
+    recipe: Recipe,
+    differences: list[EvaluationRow],
+    judged: dict[str, Evaluation],
+    header: dict[str, str],
+) -> Report:
+    """The page of one run, read from its `folder`.
+
+    differences: `after` against `before`; judged: the evaluations of the rows `before`, `after` and `ground truth`.
+    """
+    log = folder / FILE_NAME
+    history = read_history(log)
+    language, count, seeds = recipe.student.name == LANGUAGE, len(judged["after"].prompts), recipe.evaluation.seeds
+    unit = f"examples, {seeds} responses each" if language else f"prompts, {seeds} clips each, same noise"
+    hacking = Hacking(Metric(TRAINED, "composite"), Metric(AUDITOR, "composite"), _run_paths(history))
+    return Report(
+        title=f"{recipe.objective.name} | {recipe.name}",
+        summary=recipe.header.split("\n", 1)[0],
+        facts={k: v for k, v in header.items() if k not in ("command", "machine")}
+        | {"steps": str(recipe.trainer.steps)},
+        note=f"{count} held-out {unit} before and after; 95 % bootstrap intervals over {unit.split(',')[0]}.",
+        rows=[_evaluated(name, evaluation) for name, evaluation in judged.items()],
+        headline=Metric(EXACT, ALL) if language else Metric(AUDITOR, "composite"),
+        baseline="before",
+        pairs=[Pair("before", "after", differences)],
+        hacking=None if language else hacking,
+        curves=history_charts(history),
+        prompts=_evaluated_clips(judged),
+        warnings=_logged_warnings(log),
+        commands=[header["command"], f"vidalign evaluate --run {folder.name}"],
+        texts={"Recipe": (folder / "recipe.yaml").read_text(encoding="utf-8")},
+        environment={"machine": header["machine"], "python": sys.version.split()[0]},
+    )
+
+
+def _evaluated(name: str, evaluation: Evaluation) -> Row:
+    scores = {
+        Metric(judge, metric): Score(float(values.nanmean()), interval(values))
+        for (judge, metric), values in evaluation.metrics.items()
+    }
+    return Row(name, "objective" if name == "after" else "reference", scores)
+
+
+def _run_paths(history: History) -> list[TrainingPath]:
+    """The scores that were measured during training, where both were."""
+    trained, held_out = dict(history.get(TRAINED_CURVE, [])), dict(history.get(HELD_OUT_CURVE, []))
+    steps = sorted(trained.keys() & held_out.keys())
+    return [TrainingPath("after", [trained[s] for s in steps], [held_out[s] for s in steps])] if steps else []
+
+
+def _evaluated_clips(judged: dict[str, Evaluation]) -> list[ShownPrompt]:
+    shown = []
+    for index in range(min(len(evaluation.clips) for evaluation in judged.values())):
+        panes = [Pane(name, to_frames(e.clips[index]), e.clip_metrics[index]) for name, e in judged.items()]
+        shown.append(ShownPrompt(judged["after"].prompts[index], panes))
+    return shown
+
+
+def _logged_warnings(log: Path) -> list[CellWarning]:
+    records: Iterable[dict] = (record for record in read_records(log) if record["kind"] == "health")
+    by_name = {record["name"]: record for record in records}  # a resumed run may have warned twice
+    return [CellWarning(r["message"], name=r["name"], fix=r["fix"]) for r in by_name.values()]
+
+
+def write_bench_report(results: Results, out: Path, clips_folder: Path = CLIPS) -> Path:
+    """Write the page of a benchmark to `out` and return it.
+
+    clips_folder: what the cells' `clips` are relative to; clips that are not there are left out with a
+    warning. Raises `UserError` where the page cannot be written.
+    """
+    return write_report(out, bench_report(results, clips_folder))
+
+
+def bench_report(results: Results, clips_folder: Path) -> Report:
+    """The page of a benchmark."""
+    splits = list(dict.fromkeys([HELD_OUT, *(split for cell in results.cells for split in cell.prompt_split)]))
+    rows = _bench_rows(results, splits)
+    measured = {metric for row in rows for metric in row.scores}
+    held_out, trained = _metric(HELD_OUT_KEY), _metric(TRAINED_KEY)
+    finished = [cell for cell in results.cells if cell.error is None]
+    both = {held_out, trained} <= measured
+    return Report(
+        title=f"Benchmark {results.protocol.name}",
+        summary=_budget(results),
+        facts=_bench_facts(results),
+        note=_bench_note(results),
+        rows=rows,
+        headline=held_out if held_out in measured else _first_composite(rows),
+        baseline=BASE if BASE in results.row_names() else "",
+        pairs=_bench_pairs(results, splits),
+        hacking=Hacking(trained, held_out, _bench_paths(finished)) if both else None,
+        curves=_bench_curves(finished),
+        drift=_bench_drift(finished),
+        prompts=_bench_clips(results, clips_folder),
+        prompts_note="Under each clip the scores of its prompt, mean over the evaluation seeds.",
+        warnings=_bench_warnings(results),
+        diagnostics=_bench_diagnostics(results),
+        commands=list(dict.fromkeys([results.command, *(c.command for c in results.cells if c.command)]))
+        + [f"vidalign bench report {results.protocol.name}"],
+        texts={"Protocol": results.protocol.text},
+        environment={**{name: str(value) for name, value in results.machine.items()}, "world hash": results.world_hash},
+    )
+
+
+def _metric(key: str, split: str = HELD_OUT) -> Metric:
+    """METRIC/NAME as a column; prompts other than the held-out ones make a judge of their own."""
+    judge, _, name = key.partition("/")
+    return Metric(judge if split == HELD_OUT else f"{judge}, {split}", name or judge)
+
+
+def _first_composite(rows: Sequence[Row]) -> Metric | None:
+    """What to sort by where the protocol has no held-out judge."""
+    return next((metric for row in rows for metric in row.scores if metric.name == "composite"), None)
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.row}, seed {cell.seed}" if cell.kind == "objective" else cell.row
+
+
+def _bench_rows(results: Results, splits: Sequence[str]) -> list[Row]:
+    scores: dict[str, dict[Metric, Score]] = {name: {} for name in results.row_names()}
+    for split in splits:
+        for found in summaries(results, split):
+            seeds = values_of(results.of_row(found.row), found.metric, split).nanmean(1).tolist()
+            scores[found.row][_metric(found.metric, split)] = Score(found.mean, found.interval, tuple(seeds))
+    rows = []
+    for name in results.row_names():
+        first = next(cell for cell in results.cells if cell.row == name)
+        kind: Literal["objective", "reference"] = "objective" if first.kind == "objective" else "reference"
+        cells = results.of_row(name)
+        if kind == "objective" and cells:
+            scores[name] |= _costs(cells)
+        rows.append(Row(name, kind, scores[name], _made(first, cells)))
+    return rows
+
+
+def _costs(cells: Sequence[Cell]) -> dict[Metric, Score]:
+    """What training took, mean over seeds."""
+    found = {}
+    for name in COSTS:
+        values = tuple(float(getattr(cell.spent, name)) for cell in cells)
+        found[Metric("cost", name, higher_is_better=False)] = Score(sum(values) / len(values), seeds=values)
+    return found
+
+
+def _made(first: Cell, cells: Sequence[Cell]) -> dict[str, str]:
+    seeds = ", ".join(str(cell.seed) for cell in cells) if first.kind == "objective" else ""
+    facts = {"recipe": first.recipe, "recipe_hash": first.recipe_hash, "commit": first.commit, "device": first.device}
+    return {name: value for name, value in {**facts, "seeds": seeds}.items() if value}
+
+
+def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
+    """Every row against the base student, then the objectives against each other."""
+    rows = [name for name in results.row_names() if results.of_row(name)]
+    objectives = [name for name in rows if results.of_row(name)[0].kind == "objective"]
+    names = [(BASE, name) for name in rows if name != BASE] if BASE in rows else []
+    names += list(itertools.combinations(objectives, 2))
+    means = {(split, s.row, s.metric): s.mean for split in splits for s in summaries(results, split)}
+    pairs = []
+    for before, after in names:
+        found = [
+            EvaluationRow(
+                (metric := _metric(d.metric, split)).name,
+                means.get((split, before, d.metric), math.nan),
+                means.get((split, after, d.metric), math.nan),
+                d.difference,
+                d.interval,
+                metric.judge,
+            )
+            for split in splits
+            for d in compare(results, before, after, split=split)
+        ]
+        pairs.append(Pair(before, after, found))
+    return pairs
+
+
+def _bench_paths(cells: Sequence[Cell]) -> list[TrainingPath]:
+    paths = []
+    for cell in cells:
+        points = [point for point in cell.curve if TRAINED_KEY in point and HELD_OUT_KEY in point]
+        if points:
+            paths.append(TrainingPath(cell.row, [p[TRAINED_KEY] for p in points], [p[HELD_OUT_KEY] for p in points]))
+    return paths
+
+
+def _bench_curves(cells: Sequence[Cell]) -> list[Chart]:
+    """One chart a metric, one line a cell, those of the held-out judge first and composites first."""
+    keys = dict.fromkeys(key for cell in cells for point in cell.curve for key in point if "/" in key)
+    charts = []
+    for key in sorted(keys, key=lambda key: (key.split("/")[0] != HELD_OUT_KEY.split("/")[0], "composite" not in key)):
+        metric, traces = _metric(key), []
+        for cell in cells:
+            points = [point for point in cell.curve if key in point]
+            if points:
+                x = {axis: [float(p[axis]) for p in points] for axis in ("step", "forwards", "seconds")}
+                traces.append(Trace(_label(cell), [_number(p[key]) for p in points], x, cell.row))  # type: ignore[arg-type]
+        charts.append(Chart(metric.name, traces, metric.judge))
+    return charts
+
+
+def _bench_drift(cells: Sequence[Cell]) -> list[Chart]:
+    keys = dict.fromkeys(key for cell in cells for key in cell.drift)
+    return [
+        Chart(
+            key.replace("/", ": "),
+            [
+                Trace(_label(cell), cell.drift[key], {"chunk": list(range(1, len(cell.drift[key]) + 1))}, cell.row)
+                for cell in cells
+                if key in cell.drift
+            ],
+        )
+        for key in keys
+    ]
+
+
+def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
+    """The clips of each row's first seed that has some."""
+    found: list[tuple[Cell, np.ndarray]] = []
+    for name in results.row_names():
+        cell = next((cell for cell in results.of_row(name) if cell.clips), None)
+        if cell is None or cell.clips is None:
+            continue
+        try:
+            with np.load(folder / cell.clips) as file:
+                found.append((cell, file["clips"]))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("The report shows no clips of %s: %s", name, error)
+    count = min((len(clips) for _, clips in found), default=0)
+    return [
+        ShownPrompt(results.prompts[n], [Pane(cell.row, clips[n], _clip_scores(cell, n)) for cell, clips in found])
+        for n in range(count)
+    ]
+
+
+def _clip_scores(cell: Cell, prompt: int) -> dict[str, float]:
+    """Means over the evaluation seeds of a prompt."""
+    keys = {"trained": TRAINED_KEY, "held-out": HELD_OUT_KEY}
+    return {label: cell.metrics[key][prompt] for label, key in keys.items() if key in cell.metrics}
+
+
+def _bench_warnings(results: Results) -> list[CellWarning]:
+    failed = [CellWarning(cell.error, _label(cell), failed=True) for cell in results.cells if cell.error is not None]
+    return failed + [CellWarning(text, _label(cell)) for cell in results.cells for text in cell.warnings]
+
+
+def _bench_diagnostics(results: Results) -> list[Table]:
+    health = results.health or {}
+    tables = [_cost_table(results)]
+    if perturbations := health.get("perturbations"):
+        names = dict.fromkeys(name for values in perturbations.values() for name in values)
+        columns = sorted(names, key=lambda name: name not in (HELD_OUT_KEY, TRAINED_KEY))
+        rows: list[tuple[str, list[float | str]]] = [
+            (row, [_number(values.get(name)) for name in columns]) for row, values in perturbations.items()
+        ]
+        note = "Means over ground-truth clips that were spoiled on purpose: what must fall, falls."
+        tables.append(Table("Perturbation table", [name.replace("/", ": ") for name in columns], rows, note))
+    if probe := health.get("hacking_probe"):
+        tables.append(_probe_table(probe))
+    return [table for table in tables if table.rows]
+
+
+def _cost_table(results: Results) -> Table:
+    """Spent against predicted, for every trained cell."""
+    rows: list[tuple[str, list[float | str]]] = []
+    for cell in results.cells:
+        if cell.kind == "objective" and cell.error is None:
+            values: list[float | str] = []
+            for name in ("forwards", "reward_calls", "teacher_calls"):
+                values += [_number(getattr(cell.spent, name)), _number(getattr(cell.predicted, name))]
+            rows.append((_label(cell), [*values, cell.spent.seconds, cell.spent.peak_memory_mib]))
+    names = ("forwards", "reward calls", "teacher calls")
+    columns = [f"{name}{suffix}" for name in names for suffix in ("", ", predicted")]
+    return Table("Spent and predicted", [*columns, "seconds", "peak memory, MiB"], rows)
+
+
+def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
+    rows: list[tuple[str, list[float | str]]] = []
+    for reward, found in probe.items():
+        scores = [_number(found[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
+        low, high = (_number(end) for end in found["interval"])
+        told = "yes" if found["told_apart"] else "no"
+        rows.append((reward, [*scores, _number(found["excess"]), low, high, told]))
+    columns = [
+        "reward before",
+        "reward after",
+        "auditor before",
+        "auditor after",
+        "excess",
+        "low",
+        "high",
+        "told apart",
+    ]
+    note = (
+        "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
+        "the held-out auditor's composite, mean over clips and its 95 % interval; told apart where that is above zero."
+    )
+    return Table("Reward-hacking probe", columns, rows, note)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _budget(results: Results) -> str:
+    budget = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
+    if "amount" not in budget or "currency" not in budget:
+        return ""
+    return f"Every objective may spend {budget['amount']:,.0f} {budget['currency']} a seed."
+
+
+def _bench_facts(results: Results) -> dict[str, str]:
+    commits = dict.fromkeys(cell.commit for cell in results.cells if cell.commit)
+    return {
+        "protocol_hash": results.protocol.hash[:12],
+        "world_hash": results.world_hash,
+        "commit": ", ".join(commits),
+        "cells finished": f"{sum(cell.error is None for cell in results.cells)} of {len(results.cells)}",
+    }
+
+
+def _bench_note(results: Results) -> str:
+    split = next((c.prompt_split[HELD_OUT] for c in results.cells if HELD_OUT in c.prompt_split), (0, 0))
+    seeds = sorted({cell.seed for cell in results.cells if cell.kind == "objective"})
+    return (
+        f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % "
+        "bootstrap intervals over prompts and training seeds. Differences are paired by "
+        "prompt and by the training seeds that both rows have."
+    )

@@ -1,0 +1,191 @@
+"""The result file of a benchmark, ``benchmarks/results/PROTOCOL.json``: protocol, machine, one cell a row and seed.
+
+Every cell carries a digest of its contents, so that a number changed by hand is found when the file is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vidalign.errors import DataError
+
+
+@dataclass
+class Spent:
+    """What a cell cost. forwards: network calls on one chunk of one clip; calls: clips judged or made."""
+
+    forwards: float = 0.0
+    """Training only; the student's network and that of further trained roles."""
+    reward_calls: float = 0.0
+    """Clips that were judged in training, once for each reward."""
+    teacher_calls: float = 0.0
+    """Clips that the teacher made, or velocities of one clip that it was asked for."""
+    seconds: float = 0.0
+    """Wall time of the training steps."""
+    peak_memory_mib: float = 0.0
+    """Largest resident memory of the process, on an accelerator that of the device."""
+
+
+@dataclass
+class Predicted:
+    """What the cost model says of the recipe before anything runs, in the units of `Spent`."""
+
+    forwards: float = 0.0
+    reward_calls: float = 0.0
+    teacher_calls: float = 0.0
+
+
+@dataclass
+class Cell:
+    """One row of the table with one training seed."""
+
+    row: str
+    """Name of the row: an objective's name in the protocol, ``base``, ``teacher``, ``ground_truth``."""
+    kind: str
+    """``objective`` or ``reference``."""
+    seed: int
+    recipe: str | None = None
+    recipe_hash: str | None = None
+    commit: str = ""
+    device: str = ""
+    command: str = ""
+    """The command that trains this cell alone; empty for references."""
+    spent: Spent = field(default_factory=Spent)
+    predicted: Predicted = field(default_factory=Predicted)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """By METRIC/NAME one value a prompt, the mean over evaluation seeds; NaN = not judged (null in the file)."""
+    prompt_split: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Range of prompts by split: ``held_out``, ``out_of_domain``."""
+    drift: dict[str, list[float]] = field(default_factory=dict)
+    """By METRIC/NAME one value a chunk of the long clips, mean over prompts."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Points along training: step, forwards, seconds and METRIC/NAME values."""
+    clips: str | None = None
+    """Clips shown in the report, ``PROTOCOL/ROW-SEED.npz`` below ``runs/bench``, key ``clips`` uint8
+    ``[P_shown, F, H, W, 3]`` of the first prompts."""
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+    """Why the cell has no metrics; the other cells went on."""
+    digest: str = ""
+
+    def sealed(self) -> Cell:
+        """This cell with its digest."""
+        self.digest = digest_of(asdict(self))
+        return self
+
+
+@dataclass
+class ProtocolStamp:
+    """Which protocol made a result."""
+
+    name: str
+    hash: str
+    text: str
+    """The resolved protocol as YAML."""
+
+
+@dataclass
+class Results:
+    """A whole result file."""
+
+    protocol: ProtocolStamp
+    world_hash: str
+    command: str
+    machine: dict[str, Any]
+    prompts: list[str]
+    cells: list[Cell] = field(default_factory=list)
+    health: dict[str, Any] | None = None
+    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.bench.health`."""
+
+    def row_names(self) -> list[str]:
+        """The rows in the order of the cells."""
+        return list(dict.fromkeys(cell.row for cell in self.cells))
+
+    def of_row(self, row: str) -> list[Cell]:
+        """The cells of a row that have metrics, by seed."""
+        return sorted((c for c in self.cells if c.row == row and c.error is None), key=lambda cell: cell.seed)
+
+
+def digest_of(cell: dict[str, Any]) -> str:
+    """SHA-256 of a cell as plain data without its digest."""
+    plain = _plain({key: value for key, value in cell.items() if key != "digest"})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a result file. Raises `DataError` when it is missing, damaged, or was changed after it was written."""
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"there is no result file {path}", fix="make it with `vidalign bench run PROTOCOL`") from error
+    except (OSError, ValueError) as error:
+        raise DataError("cannot read the result file", where=str(path), why=str(error)) from error
+    try:
+        stamp = ProtocolStamp(**document.pop("protocol"))
+        if hashlib.sha256(stamp.text.encode()).hexdigest()[:12] != stamp.hash:
+            fix = "restore the file, or measure again"
+            raise DataError("the protocol was changed after it was measured", where=str(path), fix=fix)
+        cells = [read_cell(cell, str(path)) for cell in document.pop("cells")]
+        return Results(stamp, cells=cells, **document)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            "this is not a benchmark result", where=str(path), why=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def read_cell(plain: dict[str, Any], where: str) -> Cell:
+    """A cell from plain data; `DataError` when its digest does not fit."""
+    if digest_of(plain) != plain["digest"]:
+        name = f"{plain.get('row')}, seed {plain.get('seed')}"
+        raise DataError(
+            f"the cell {name!r} was changed after it was measured", where=where,
+            why=f"its digest is {plain['digest'][:12]}, its contents give {digest_of(plain)[:12]}",
+            fix="restore the file, or measure again",
+        )  # fmt: skip
+    values = {f.name: plain[f.name] for f in fields(Cell)}
+    values |= {"spent": Spent(**plain["spent"]), "predicted": _predicted(plain["predicted"])}
+    values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
+    values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
+    values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
+    return Cell(**values)
+
+
+def _predicted(plain: dict[str, float | None]) -> Predicted:
+    """The prediction; NaN where the objective declares no cost."""
+    return Predicted(**{name: math.nan if value is None else value for name, value in plain.items()})
+
+
+def write_results(path: str | Path, results: Results) -> Path:
+    """Write a result file whole or not at all."""
+    return write_json(Path(path), asdict(results))
+
+
+def write_json(path: Path, data: Any) -> Path:
+    """Plain data as JSON (NaN as null), whole or not at all. Raises `DataError` when it cannot be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        fix = "free some space; what is finished is kept" if error.errno == 28 else ""
+        raise DataError(f"cannot write {path.name}", where=str(path.parent), why=str(error), fix=fix) from error
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

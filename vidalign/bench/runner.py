@@ -1,0 +1,287 @@
+"""Runs a protocol: cells in processes of their own, side by side; a failed one is named and the others go on.
+
+``runs/bench/NAME/`` holds a run folder, clips and a small JSON for every cell, ``protocol.yaml`` (the pinned protocol)
+and ``results.json``. A finished cell is never run again, an interrupted one goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
+from vidalign.bench.differences import first_difference
+from vidalign.bench.protocol import Protocol, load_protocol
+from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
+from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
+from vidalign.provenance import machine, world_hash
+
+RESULTS = "results.json"
+CELL = (sys.executable, "-m", "vidalign.bench.cell")
+"""The program of a cell."""
+GRACE = 20.0
+"""Seconds that a cell has to end after Ctrl-C before it is killed."""
+Job = tuple[str, int]
+"""(row, training seed)"""
+
+
+@dataclass
+class BenchRun:
+    """One call of ``vidalign bench run``."""
+
+    protocol_name: str
+    overrides: list[str] = field(default_factory=list)
+    small: bool = False
+    objectives: list[str] | None = None
+    """Rows to run; None means all of them."""
+    seeds: list[int] | None = None
+    """Training seeds to run; None means those of the protocol."""
+    jobs: int | None = None
+    """Cells at the same time; None means one for each accelerator or core."""
+    plugins: list[Path] = field(default_factory=list)
+    """Python files that register metrics or what a recipe names."""
+    say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        self.protocol = load_protocol(self.protocol_name, self.overrides, small=self.small)
+        self.rows = _chosen(self.protocol, self.objectives)
+        self.chosen_seeds = self.seeds if self.seeds is not None else self.protocol.seeds
+        self.processes: list[subprocess.Popen[str]] = []
+        self.errors: dict[Job, str] = {}
+        self.stopping = False
+
+    @property
+    def folder(self) -> Path:
+        return self.protocol.folder
+
+    def command(self) -> str:
+        """The command line that does the same again."""
+        words = ["vidalign", "bench", "run", self.protocol_name, *self.overrides]
+        words += ["--small"] if self.small else []
+        words += ["--objectives", ",".join(self.objectives)] if self.objectives is not None else []
+        words += ["--seeds", ",".join(map(str, self.seeds))] if self.seeds is not None else []
+        return shlex.join(words + self._plugin_words())
+
+    def jobs_left(self) -> list[Job]:
+        """The cells that have no result yet: references first, then seed by seed."""
+        wanted = reference_jobs(self.protocol) + ([("health", 0)] if self.protocol.health.clips else [])
+        wanted += [(row, seed) for seed in self.chosen_seeds for row in self.rows]
+        return [job for job in wanted if not self._file(job).is_file()]
+
+    def run(self) -> Results:
+        """Run what is left and write the result; raises `Interrupted` after Ctrl-C, with what is finished written."""
+        prepare(self.protocol)
+        self._check_finished()
+        left, slots = self.jobs_left(), devices(self.jobs)
+        self.say(f"{self.protocol.name} ({self.protocol.hash}): {len(left)} cells to run, {len(slots)} at a time")
+        free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for slot in slots:
+            free.put(slot)
+        with ThreadPoolExecutor(len(slots)) as pool:
+            waiting = {pool.submit(self._run_cell, job, free): job for job in left}
+            try:
+                for done in as_completed(waiting):
+                    self._report(waiting[done], done)
+            except KeyboardInterrupt:
+                self._stop(pool)
+        results = self.collect()
+        write_results(self.folder / RESULTS, results)
+        if self.stopping:
+            raise Interrupted(
+                f"{len(self.jobs_left())} cells are not finished", where=str(self.folder),
+                fix=f"go on with `{self.command()}`",
+            )  # fmt: skip
+        return results
+
+    def collect(self) -> Results:
+        """The finished cells of every row and seed in the folder, and the failures of this call."""
+        protocol = self.protocol
+        seeds = sorted({*protocol.seeds, *self.chosen_seeds})
+        cells = []
+        for row, seed in reference_jobs(protocol) + [(row, s) for row in protocol.objectives for s in seeds]:
+            if (row, seed) not in self.errors and self._file((row, seed)).is_file():
+                cells.append(read_finished(self._file((row, seed)), protocol))
+            elif (row, seed) in self.errors:
+                kind = "objective" if row in protocol.objectives else "reference"
+                recipe = protocol.objectives[row].recipe if kind == "objective" else None
+                cells.append(Cell(row, kind, seed, recipe=recipe, error=self.errors[row, seed]).sealed())
+        for cell in cells:
+            cell.command = self._command_of(cell)
+            cell.sealed()
+        health = self._file(("health", 0))
+        return Results(
+            ProtocolStamp(protocol.name, protocol.hash, protocol.text), world_hash(), self.command(),
+            {"description": machine(), "python": sys.version.split()[0], "cores": os.cpu_count()},
+            protocol.all_prompts, cells,
+            json.loads(health.read_text(encoding="utf-8"))["health"] if health.is_file() else None,
+        )  # fmt: skip
+
+    def _check_finished(self) -> None:
+        """A finished cell whose recipe is another by now is named as failed: its numbers are not this row's."""
+        for row, seed in ((row, seed) for row in self.rows for seed in self.chosen_seeds):
+            if not self._file((row, seed)).is_file():
+                continue
+            folder = self.folder / f"{row}-{seed}"
+            try:
+                timed = self.protocol.budget.currency == "seconds"
+                steps = timed_steps(self.protocol, row, seed, folder) if timed else None
+                check_same_recipe(folder, cell_recipe(self.protocol, row, seed, steps))
+            except UserError as error:
+                self.errors[row, seed] = str(error)
+                self.say(f"{row}, seed {seed}: FAILED: {error}")
+
+    def _command_of(self, cell: Cell) -> str:
+        if cell.kind == "reference":
+            return ""
+        small = ["--small"] if self.small else []
+        only = ["--objectives", cell.row, "--seeds", str(cell.seed), *self._plugin_words()]
+        return shlex.join(["vidalign", "bench", "run", self.protocol_name, *self.overrides, *small, *only])
+
+    def _plugin_words(self) -> list[str]:
+        return [word for file in self.plugins for word in ("--plugin", str(file))]
+
+    def _file(self, job: Job) -> Path:
+        row, seed = job
+        return self.folder / ("health.json" if row == "health" else f"{row}-{seed}.json")
+
+    def _run_cell(self, job: Job, free: queue.SimpleQueue[dict[str, str]]) -> str:
+        """Run one cell to its end; '' or why it failed, '' too when the run is being stopped."""
+        slot = free.get()
+        try:
+            return "" if self.stopping else self._wait(job, slot)
+        finally:
+            free.put(slot)
+
+    def _wait(self, job: Job, slot: dict[str, str]) -> str:
+        row, seed = job
+        small = ["--small"] if self.small else []
+        arguments = [
+            self.protocol_name,
+            "--row",
+            row,
+            "--seed",
+            str(seed),
+            *small,
+            *self._plugin_words(),
+            *self.overrides,
+        ]
+        process = subprocess.Popen(
+            [*CELL, *arguments], env={**os.environ, **slot},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.processes.append(process)
+        if self.stopping:
+            process.send_signal(signal.SIGINT)
+        assert process.stderr is not None, "stderr is a pipe"
+        last = collections.deque(process.stderr, maxlen=20)
+        code = process.wait()
+        if code == 0 or self.stopping:
+            return ""
+        told = [line.removeprefix(MARK).strip() for line in last if line.startswith(MARK)]
+        if told:
+            return told[-1]
+        died = f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"{died}: {' '.join(' '.join(last).split())[-300:]}" if last else died
+
+    def _report(self, job: Job, done: Future[str]) -> None:
+        """Tell how a cell ended."""
+        row, seed = job
+        if self.stopping:
+            return
+        if why := done.result():
+            self.errors[job] = why
+            self.say(f"{row}, seed {seed}: FAILED: {why}")
+        else:
+            self.say(f"{row}, seed {seed}: done")
+
+    def _stop(self, pool: ThreadPoolExecutor) -> None:
+        """Pass Ctrl-C on to the cells that run, and start no other."""
+        self.stopping = True
+        pool.shutdown(wait=False, cancel_futures=True)
+        running = [process for process in self.processes if process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        end = time.monotonic() + GRACE
+        for process in running:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def prepare(protocol: Protocol) -> None:
+    """Make the folder, or check that it belongs to this very protocol. Raises `UserError`."""
+    file = protocol.folder / "protocol.yaml"
+    try:
+        if file.is_file():
+            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8")):
+                raise UserError(
+                    f"{protocol.folder} holds cells of another protocol", where=protocol.name, why=difference,
+                    fix="move the folder away, or put the protocol back",
+                )  # fmt: skip
+            return
+        protocol.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(protocol.text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise DataError("cannot write the protocol", where=str(protocol.folder), why=str(error)) from error
+
+
+def read_finished(file: Path, protocol: Protocol) -> Cell:
+    """A finished cell; `DataError` when it was changed by hand or belongs to another protocol."""
+    try:
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        made_by, cell = document["protocol"], read_cell(document["cell"], str(file))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
+    if made_by != protocol.hash:
+        raise DataError("a cell belongs to another protocol", where=str(file), why=f"{made_by}, not {protocol.hash}",
+                        fix="remove it to measure again")  # fmt: skip
+    return cell
+
+
+def reference_jobs(protocol: Protocol) -> list[Job]:
+    """The rows that are always there; the teacher when the protocol names one."""
+    return [("base", 0), *([("teacher", 0)] if protocol.teacher is not None else []), ("ground_truth", 0)]
+
+
+def devices(jobs: int | None) -> list[dict[str, str]]:
+    """Environment of each cell that runs at the same time: one thread, an accelerator of its own if there is one."""
+    count = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = jobs or count or cores
+    threads = {"OMP_NUM_THREADS": "1"}
+    if not count:
+        return [threads] * wanted
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return [threads | {"CUDA_VISIBLE_DEVICES": given[n % len(given)]} for n in range(wanted)]
+
+
+def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
+    """The rows to run; `RecipeError` with the nearest name for unknown ones."""
+    if names is None:
+        return list(protocol.objectives)
+    problems = []
+    for name in names:
+        if name not in protocol.objectives:
+            close = nearest(name, protocol.objectives)
+            fix = f"did you mean {close!r}?" if close else f"rows: {', '.join(protocol.objectives)}"
+            problems.append(Problem(f"there is no row {name!r} in {protocol.name}", "--objectives", fix=fix))
+    if problems:
+        raise RecipeError(problems)
+    return list(names)

@@ -1,0 +1,122 @@
+"""`vidalign bench run | compare | report`: objectives compared under one budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vidalign.cli.bench_videos import export_videos
+from vidalign.cli.options import Plugins
+from vidalign.errors import UserError
+
+if TYPE_CHECKING:
+    from vidalign.bench.results import Results
+
+bench = typer.Typer(no_args_is_help=True, help="Compare objectives under one budget.")
+bench.command("export-videos")(export_videos)
+ProtocolArgument = Annotated[
+    str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or one that `vidalign list protocols` prints.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the protocol; they change its hash.")
+]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list such as 0,1,2") from None
+
+
+@bench.command()
+def run(
+    protocol: ProtocolArgument,
+    overrides: Changes = None,
+    objectives: Annotated[str | None, typer.Option(help="Rows to run, a,b,c; default all.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Training seeds, 0,1,2; default those of the protocol.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="The protocol's small version.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at the same time; default one for each accelerator or core.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Run a protocol, or what is left of it; cells that are finished are kept."""
+    from vidalign.bench.results import write_results
+    from vidalign.bench.runner import RESULTS, BenchRun
+
+    rows = objectives.split(",") if objectives is not None else None
+    chosen = _numbers(seeds) if seeds is not None else None
+    plugins = list(plugin or [])
+    one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, say=typer.echo)
+    results = one.run()
+    if out is not None:
+        write_results(out, results)
+    typer.echo(f"result: {out or one.folder / RESULTS}")
+    if one.errors:
+        raise UserError(
+            f"{len(one.errors)} cells failed", why="; ".join(f"{row}, seed {seed}" for row, seed in one.errors),
+            fix=f"repair them, then `{one.command()}` runs these alone",
+        )  # fmt: skip
+
+
+@bench.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="RESULT:ROW; RESULT is a file, or a protocol that was run.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="RESULT:ROW, or ROW of the same result.")],
+    split: Annotated[str, typer.Option(help="Prompts: held_out or out_of_domain.")] = "held_out",
+) -> None:
+    """Row B minus row A with 95 % intervals, paired by prompt and training seed.
+
+    For example: vidalign bench compare benchmarks/results/quickstart.json:base astrolabe
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vidalign.bench.bootstrap import compare as difference
+
+    first, row_a = _result_and_row(a, None)
+    second, row_b = _result_and_row(b, first)
+    table = Table(title=f"{row_b} minus {row_a}, {split} prompts, 95 % intervals over prompts and seeds")
+    for column in ("metric", "difference", "95 % interval", ""):
+        table.add_column(column, overflow="fold")
+    for found in difference(first, row_a, row_b, second, split):
+        low, high = found.interval
+        table.add_row(found.metric, f"{found.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", found.verdict)
+    Console().print(table)
+
+
+@bench.command()
+def report(
+    result: Annotated[str, typer.Argument(metavar="RESULT", help="A result file, or a protocol that was run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; default runs/bench/PROTOCOL/report.html.")
+    ] = None,
+) -> None:
+    """Write a result as one self-contained page."""
+    from vidalign.bench.report import write_bench_report
+
+    results = _result(result)
+    target = out or Path("runs") / "bench" / results.protocol.name / "report.html"
+    typer.echo(f"report: {write_bench_report(results, target)}")
+
+
+def _result(name: str) -> Results:
+    """A result by its file, or by the name of a protocol that was run in this folder."""
+    from vidalign.bench.results import read_results
+    from vidalign.bench.runner import RESULTS
+
+    file = Path(name)
+    return read_results(file if file.suffix == ".json" else Path("runs") / "bench" / name / RESULTS)
+
+
+def _result_and_row(text: str, same: Results | None) -> tuple[Results, str]:
+    result, _, row = text.rpartition(":")
+    if not result and same is not None:
+        return same, row
+    if not result or not row:
+        raise UserError(f"{text!r} names no row of a result", fix="write RESULT:ROW, such as quickstart:base")
+    return _result(result), row

@@ -1,0 +1,64 @@
+"""`vidalign bench export-videos`: a suite's prompts as videos that its official scorer can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidalign.cli.options import Plugins
+from vidalign.errors import Interrupted
+
+
+def export_videos(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="vbench or videophy2.")],
+    prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="The suite's own prompt file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where videos and manifest go.")],
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The student of this run.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="RECIPE", help="The student that a recipe starts from.")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(help="Videos of a prompt; default as the suite says.")] = None,
+    rewritten: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="What the student reads instead of the prompts: a text file with a line for each (vbench), "
+            "or a column of the prompt file such as upsampled_caption (videophy2).",
+        ),
+    ] = "",
+    frames: Annotated[int | None, typer.Option(help="Latent frames; default as in the evaluation.")] = None,
+    fps: Annotated[float, typer.Option(help="Frame rate that the student was trained for.")] = 8,
+    batch: Annotated[int, typer.Option(help="Videos generated at once.")] = 8,
+    plugin: Plugins = None,
+) -> None:
+    """Write videos of a public suite's prompts for its official scorer; started again, it goes on."""
+    if (run is None) == (not recipe):
+        raise typer.BadParameter("give one of --run and --recipe", param_hint="--run")
+    from rich.progress import Progress
+
+    from vidalign.bench.suites import ExportConfig, open_suite
+    from vidalign.bench.suites import export_videos as export
+    from vidalign.build import build_student
+    from vidalign.recipe import load_recipe
+    from vidalign.runs import open_run
+
+    chosen = open_suite(suite)
+    config = ExportConfig(seeds, rewritten, frames, fps, batch)
+    if run is not None:
+        opened = open_run(run)
+        source, student = opened.recipe, opened.student
+    else:
+        source = load_recipe(recipe)
+        student = build_student(source)
+    try:
+        with Progress(transient=True) as progress:
+            task = progress.add_task("videos", total=None)
+            export(
+                chosen, prompts, out, source, student, config,
+                report=lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"what lies in {out} is kept", fix="the same command goes on with what is missing") from error
+    typer.echo(str(out))

@@ -1,0 +1,34 @@
+"""`vidalign collect RECIPE --out BUFFER`: groups of candidates for semi-on-policy training, rolled out once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+
+
+def collect(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="BUFFER", help="Folder to fill; gaps are filled again.")],
+    overrides: Overrides = None,
+    groups: Annotated[int, typer.Option(help="Groups to collect, rounded up to whole steps.")] = 100,
+    plugin: Plugins = None,
+) -> None:
+    """Collect a buffer of groups from the student that a recipe begins with."""
+    from vidalign.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    tell_warnings(loaded.warnings)
+    from vidalign.collecting import collect_buffer  # heavy, and not needed to refuse a recipe
+    from vidalign.engine import distributed
+
+    buffer = collect_buffer(loaded, out, groups)
+    if distributed.rank() == 0:
+        counts = sorted(Counter(buffer.pivots().values()).items())
+        forks = ", ".join(f"{count} at chunk {pivot}" for pivot, count in counts)
+        typer.echo(f"{out}: {buffer.header.groups} groups of student {buffer.header.student}, forking {forks}")
+        typer.echo(f"train from it with `vidalign train {recipe} objective.buffer={out}`")

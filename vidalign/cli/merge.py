@@ -1,0 +1,23 @@
+"""`vidalign merge`: the adapters of a semi-on-policy and an on-policy run in one student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge(
+    semi: Annotated[Path, typer.Option("--semi", metavar="RUN", help="Run trained from a buffer.")],
+    on_policy: Annotated[Path, typer.Option("--on-policy", metavar="RUN", help="Run trained on its own rollouts.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the merged student.")],
+    scale: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="s; one is taken as it is, of several the rule chooses. Default: 1, 0.8, ..., 0."),
+    ] = None,
+) -> None:
+    """Merge two adapters: W0 + dW_semi + s dW_on."""
+    from vidalign.merging import SCALES, merge_runs
+
+    merge_runs(semi, on_policy, out, scale or SCALES)

@@ -1,0 +1,221 @@
+"""Merging the adapters of two runs: ``W0 + dW_semi + s dW_on`` (AR-CoPO, 2603.17461), with the paper's choice of s.
+
+PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged on the on-policy recipe's
+held-out prompts with the same noise: the in-domain score is the weighted mean of the rewards that the recipe trains,
+the out-of-domain score is that of the held-out auditor. The rule: the largest s whose in-domain score beats that of W0
+while the out-of-domain score does not fall below W0's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vidalign.bench.bootstrap import interval
+from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student
+from vidalign.bench.judges import AUDITOR, TRAINED
+from vidalign.build import build_student
+from vidalign.errors import CheckpointError, UserError
+from vidalign.provenance import describe_run, weights_hash
+from vidalign.runs import STUDENT, FinishedRun, generator_of, open_run
+from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+ADAPTER = "adapter"
+SCALES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One merge: means over prompts, and their paired differences to W0 with 95 % bootstrap intervals."""
+
+    scale: float
+    in_domain: float
+    out_of_domain: float
+    in_domain_gain: float
+    out_of_domain_gain: float
+    in_domain_interval: tuple[float, float]
+    out_of_domain_interval: tuple[float, float]
+
+
+@dataclass
+class Merge:
+    """What `merge_runs` wrote."""
+
+    folder: Path
+    scale: float
+    judged: list[Judged]
+    """Every scale that was tried; empty when it was given."""
+
+
+def choose_scale(judged: Iterable[Judged]) -> float | None:
+    """The largest scale with an in-domain gain and no out-of-domain loss, by the means; None when there is none."""
+    kept = [one.scale for one in judged if one.in_domain_gain > 0 and one.out_of_domain_gain >= 0]
+    return max(kept, default=None)
+
+
+@torch.no_grad()
+def merge_runs(
+    semi: str | Path,
+    on_policy: str | Path,
+    out: str | Path,
+    scales: Sequence[float] = SCALES,
+    *,
+    console: Console | None = None,
+) -> Merge:
+    """Merge the adapters of two runs into the run folder `out`, ready for ``sample``, ``evaluate`` and ``export``.
+
+    A single scale is taken as it is; of several, the rule chooses, after a table of all of them. Raises
+    `CheckpointError` for a run without an adapter, `UserError` for runs that began with different weights and when
+    no scale keeps the rule.
+    """
+    console, out = console or Console(), Path(out)
+    scales = sorted(set(scales), reverse=True)
+    if not scales or not all(math.isfinite(s) and s >= 0 for s in scales):
+        raise UserError(f"cannot merge at the scales {list(scales)}", where="--scale", fix="use numbers from 0 on")
+    if (out / STUDENT).exists():
+        raise UserError(f"{out} already holds a student", where="--out", fix="name another folder")
+    runs = {"semi": open_run(semi), "on_policy": open_run(on_policy)}
+    recipe = runs["on_policy"].recipe
+    start = _same_start(runs)
+    network = _with_adapters(runs)
+    judged = _sweep(network, recipe, scales) if len(scales) > 1 else []
+    if judged:
+        console.print(_table(judged))
+    scale = choose_scale(judged) if judged else scales[0]
+    if scale is None:
+        raise UserError(
+            "no scale raises the trained rewards without lowering the held-out score", where="--scale",
+            why="the table shows what each of them does", fix="give the one you want with --scale",
+        )  # fmt: skip
+    _add(network, scale)
+    student = network.merge_and_unload(adapter_names=["merged"])
+    origin = {name: {"run": run.folder.name, "recipe_hash": run.recipe.hash} for name, run in runs.items()}
+    document = {"scale": scale, "start": start, **origin, "judged": [asdict(one) for one in judged]}
+    _write(out, runs["on_policy"], student, document)
+    console.print(f"{out}: merged at s = {scale:g}")
+    return Merge(out, scale, judged)
+
+
+def _same_start(runs: Mapping[str, FinishedRun]) -> str:
+    """Hash of W0, which both runs began with."""
+    hashes = {name: weights_hash(build_student(run.recipe).state_dict()) for name, run in runs.items()}
+    if len(set(hashes.values())) > 1:
+        raise UserError(
+            "the two runs began with different weights", where=" and ".join(str(r.folder) for r in runs.values()),
+            why=f"{hashes}", fix="train both adapters on the same student",
+        )  # fmt: skip
+    return hashes["on_policy"]
+
+
+def _with_adapters(runs: Mapping[str, FinishedRun]) -> Any:
+    """W0 under PEFT with the adapter of every run under its name."""
+    import peft
+
+    for name, run in runs.items():
+        file = run.folder / ADAPTER / "adapter_model.safetensors"
+        if not file.is_file():
+            why = "it trained all weights" if run.recipe.student.adapter is None else "its last step was never reached"
+            raise CheckpointError(
+                f"the {name} run has no adapter", where=str(file), why=why,
+                fix="train it with student.adapter={rank: 32}; only adapters are merged",
+            )  # fmt: skip
+    student = build_student(runs["semi"].recipe).requires_grad_(False)
+    folders = {name: str(run.folder / ADAPTER) for name, run in runs.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, on networks that are no transformers models
+        network = peft.PeftModel.from_pretrained(student, folders["semi"], adapter_name="semi")
+        network.load_adapter(folders["on_policy"], adapter_name="on_policy")
+    return network
+
+
+def _add(network: Any, scale: float) -> None:
+    """Make ``dW_semi + scale dW_on`` the active adapter, under the name ``merged``."""
+    if "merged" in network.peft_config:
+        network.set_adapter("semi")
+        network.delete_adapter("merged")
+    network.base_model.add_weighted_adapter(["semi", "on_policy"], [1.0, scale], "merged", combination_type="cat")
+    network.set_adapter("merged")
+
+
+def _sweep(network: Any, recipe: Recipe, scales: Sequence[float]) -> list[Judged]:
+    """Judge W0 and every merge on the same prompts and noise."""
+    prompts, seeds = held_out_prompts(recipe), recipe.evaluation.seeds
+    student = network.get_base_model()
+    scores = _scores(recipe)
+    generate: Callable[..., torch.Tensor] = generator_of(recipe, student)
+    with network.disable_adapter():
+        before = scores(judge_student(generate, prompts, seeds))
+    judged = []
+    for scale in scales:
+        _add(network, scale)
+        after = scores(judge_student(generate, prompts, seeds))
+        inside, outside = after[0] - before[0], after[1] - before[1]
+        judged.append(
+            Judged(
+                scale,
+                in_domain=float(after[0].nanmean()),
+                out_of_domain=float(after[1].nanmean()),
+                in_domain_gain=float(inside.nanmean()),
+                out_of_domain_gain=float(outside.nanmean()),
+                in_domain_interval=interval(inside),
+                out_of_domain_interval=interval(outside),
+            )
+        )
+    return judged
+
+
+def _scores(recipe: Recipe) -> Callable[[Evaluation], tuple[torch.Tensor, torch.Tensor]]:
+    """In-domain and out-of-domain score of every prompt, ``[P]`` each."""
+
+    def scores(evaluation: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
+        trained = {name: values for (judge, name), values in evaluation.metrics.items() if judge == TRAINED}
+        unknown = sorted(recipe.rewards.keys() - trained.keys())
+        if unknown:
+            raise UserError(
+                f"the held-out evaluation does not know the reward {unknown[0]!r}", where="rewards",
+                why=f"it judges {', '.join(trained)}", fix="give one scale with --scale to merge without judging",
+            )  # fmt: skip
+        total = sum(weight * trained[name] for name, weight in recipe.rewards.items())
+        assert isinstance(total, torch.Tensor), "an objective that scores names rewards"
+        return total / sum(recipe.rewards.values()), evaluation.metrics[AUDITOR, "composite"]
+
+    return scores
+
+
+def _table(judged: Sequence[Judged]) -> Table:
+    table = Table(title="W0 + dW_semi + s dW_on against W0 | 95 % bootstrap intervals over prompts")
+    for name in ("s", "trained rewards", "gain", "held-out auditor", "gain"):
+        table.add_column(name, justify="right")
+    for one in judged:
+        gains = [
+            f"{gain:+.4f} [{low:+.4f}, {high:+.4f}]"
+            for gain, (low, high) in (
+                (one.in_domain_gain, one.in_domain_interval),
+                (one.out_of_domain_gain, one.out_of_domain_interval),
+            )
+        ]
+        table.add_row(f"{one.scale:g}", f"{one.in_domain:.4f}", gains[0], f"{one.out_of_domain:.4f}", gains[1])
+    return table
+
+
+def _write(out: Path, run: FinishedRun, student: Any, document: dict[str, Any]) -> None:
+    """The folder of a run that trained nothing: recipe, log header, student and how it was merged."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run.folder / "recipe.yaml", out / "recipe.yaml")
+    header = describe_run(run.recipe)
+    JsonlLog(out / FILE_NAME, header).close()
+    (out / "merge.json").write_text(json.dumps({"header": header, **document}, indent=1), encoding="utf-8")
+    student.save(out / STUDENT, {**header, "merge": json.dumps(document)})

@@ -1,0 +1,75 @@
+"""What one training step costs, said by the objective itself and compared with what a benchmark counts.
+
+Unit of a forward: one chunk of one clip through the network of the student (any of its weight sets) or of a further
+trained role. A pass of teacher forcing over n chunks takes 2 n - 1: the clean past goes through the network too.
+
+For language students: one response with its prompt through the student, whether it is generated (with a key-value
+cache every position goes through the network once) or scored. Lengths are not known beforehand, so numbers of
+tokens are not part of it: forwards of language and of video students are not comparable with each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vidalign.engine.rng import generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidalign.rollout import RolloutPlan
+    from vidalign.students.video.spec import Sampler
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a step, or of many."""
+
+    forwards: float = 0.0
+    """Network calls on one chunk of one clip, or on one response."""
+    reward_calls: float = 0.0
+    """Clips (responses) judged, once for each reward."""
+    teacher_calls: float = 0.0
+    """Clips that the teacher made, and passes of one clip (response) through its network."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forwards + other.forwards,
+            self.reward_calls + other.reward_calls,
+            self.teacher_calls + other.teacher_calls,
+        )
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """What `Objective.cost` may ask about a step; names are those of `TrainContext`."""
+
+    seed: int
+    step: int
+    prompts: int
+    """Prompts of the step, ``trainer.prompts_per_step``."""
+    chunks: int
+    """Chunks of a video; 0 for a language student."""
+    rewards: int
+    """Number of rewards that the recipe names."""
+    sampler: Sampler
+    """Of a video student; one step for a language student, whose objectives do not ask."""
+
+    def shared_generator(self, purpose: str) -> torch.Generator:
+        """The generator of the context: a random fork is known before the step is run."""
+        return generator(self.seed, purpose, self.step)
+
+    def rollout(self, plan: RolloutPlan) -> int:
+        """Forwards of a rollout of every prompt: denoising and clean passes, the prefix once per prompt."""
+        total = 0
+        for chunk in range(plan.chunks):
+            clean = chunk < plan.chunks - 1 or plan.keep_final
+            calls = len(self.sampler.steps(first=chunk == 0)) + clean
+            total += calls * (1 if chunk < plan.prefix else plan.group_size)
+        return self.prompts * total
+
+    @staticmethod
+    def teacher_forcing(chunks: int) -> int:
+        """Forwards of one clip of `chunks` noisy chunks that attend their clean past."""
+        return 2 * chunks - 1

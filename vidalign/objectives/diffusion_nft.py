@@ -1,0 +1,132 @@
+"""DiffusionNFT on whole videos (arXiv 2509.16117): the baseline that Astrolabe shortens to a clip and stabilises.
+
+One step:
+1. every prompt gets `group_size` independent videos, rolled with `old` and scored;
+2. ``A = R - mean_group(R)``, divided by a std; ``r = clip(A / A_max, -1, 1) / 2 + 1/2``   (`losses/advantages.py`);
+3. each video is noised to one of the student's levels and predicted by `current`, `old` and `reference`:
+   ``x+ = beta x0_cur + (1 - beta) x0_old``, ``x- = (1 + beta) x0_old - beta x0_cur``,
+   ``L = A_max / beta mean[ r |x+ - x0|^2 / w+ + (1 - r) |x- - x0|^2 / w- ]`` with the detached weights
+   ``w+- = max(mean |x+- - x0|, 1e-5)`` of every video                           (`losses/forward_process.py`),
+   plus ``kl_weight |x0_cur - x0_ref|^2``;
+4. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``.
+
+What we changed: a causal student predicts all chunks in one teacher-forcing forward on the video's clean chunks; noise
+levels are the sampler's own few; rewards are whitened over the batch before they are added up.
+Adaptive weights collapse distilled students after some 50 steps (Astrolabe, section 4): that is the baseline.
+Knobs that matter: learning rate, group_size, beta, old_decay, kl_weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from vidalign.losses.advantages import reward_weight
+from vidalign.losses.flow_matching import add_noise
+from vidalign.losses.forward_process import forward_process_loss, reference_penalty
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
+from vidalign.rollout import RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class DiffusionNFT(Objective):
+    name = "diffusion_nft"
+    needs = Needs(rewards=True, policies=("old", "reference"), min_group=2)
+
+    @dataclass
+    class Config:
+        group_size: int = 12
+        """Videos per prompt."""
+        beta: float = 1.0
+        """Step of the implicit policies x+ and x-."""
+        advantage_std: Literal["group", "batch", "none"] = "batch"
+        """Which standard deviation divides the advantage."""
+        advantage_clip: float = 5.0
+        """A_max: advantages beyond it count as it."""
+        combine: Literal["whitened", "raw_sum"] = "whitened"
+        """How rewards are added up."""
+        kl_weight: float = 1e-4
+        """Factor of `|x0_cur - x0_ref|^2`; 0 leaves the reference out."""
+        inner_updates: int = 1
+        """Optimiser steps on one set of videos."""
+        old_decay: float | None = None
+        """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
+
+        def __post_init__(self) -> None:
+            for name in ("beta", "advantage_clip"):
+                if getattr(self, name) <= 0:
+                    raise ValueError(f"{name} must be positive")
+            if self.kl_weight < 0:
+                raise ValueError("kl_weight must not be negative")
+            if self.inner_updates < 1:
+                raise ValueError("inner_updates must be at least 1")
+            if self.old_decay is not None and not 0 <= self.old_decay <= 1:
+                raise ValueError("old_decay must lie in 0..1")
+
+    config: Config
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(updates=self.config.inner_updates),)
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        size, count = self.config.group_size, len(batch.prompts)
+        text = ctx.text(batch.prompts)
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        with ctx.policy("old"), ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise=self.config.advantage_std)
+        sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(count)
+        weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
+        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
+        seen = torch.cat([state.x_t[:, -1] for state in rollout.states.values()], 1)
+        level = torch.full((size,), ctx.sigmas[-1], dtype=torch.float64, device=seen.device)
+        with ctx.policy("old"):  # one group tells whether the loss' forward is the rollout's
+            replay = ctx.student.predict_x0(seen[:size], level, text[:1], None, clean=rollout.latents[:size])
+        gap = (replay - rollout.latents[:size]).abs().max() / rollout.latents[:size].std().clamp(min=1e-6)
+        metrics |= judged.metrics | {"health/on_policy_gap/max": float(gap)}
+        group = torch.arange(count).repeat_interleave(size)
+        return Experience(tensors, group, text, batch.prompts, metrics=metrics)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, config = micro_batch.data, self.config
+        x0 = data["x0"]
+        generators = ctx.generators("loss", data["sample"].tolist())
+        noise = ctx.normal(x0.shape[1:], generators)
+        choice = torch.stack([torch.randint(len(ctx.sigmas), (), generator=g) for g in generators])
+        sigma = torch.tensor(ctx.sigmas)[choice].to(x0.device)
+        x_t = add_noise(x0, noise, sigma)
+        current = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+        with torch.no_grad(), ctx.policy("old"):
+            old = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+        policy = forward_process_loss(
+            current, old, x0, data["reward_weight"], beta=config.beta, advantage_clip=config.advantage_clip
+        ).mean()
+        metrics = {"objective/policy/mean": policy.detach()}
+        if config.kl_weight == 0:
+            return LossOut(policy, metrics)
+        with torch.no_grad(), ctx.policy("reference"):
+            reference = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+        penalty = reference_penalty(current, reference).mean()
+        metrics["objective/kl/mean"] = penalty.detach()
+        return LossOut(policy + config.kl_weight * penalty, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        policies = (2 + (self.config.kl_weight > 0)) * self.config.inner_updates
+        passes = plan.group_size + policies * clips
+        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
+
+    def after_step(self, ctx: TrainContext) -> None:
+        decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
+        ctx.policies.lerp("old", "current", decay)

@@ -1,0 +1,150 @@
+"""Flow-GRPO on the re-noising steps of a few-step sampler (arXiv 2505.05470; DanceGRPO, 2505.07818): the SDE policy
+gradient that AR-CoPO (2603.17461) shows flat.
+
+The sampler noises every prediction but the last again, ``x' = (1 - sigma') x0 + sigma' noise``: a Gaussian policy whose
+actions are those draws. One step:
+1. every prompt gets `group_size` videos, rolled with `old`; all states are kept and the whole video is scored;
+2. A = z-score in the group                                                       (`losses/advantages.py`);
+3. each state of each video is predicted again, all chunks in one teacher-forcing forward;
+   ``log p = -mean |x' - (1 - sigma') x0|^2 / (2 sigma'^2)`` of every chunk, ``ratio = p_current / p_old``,
+   ``L = -mean min(ratio A, clip(ratio, 1 +- eps) A)`` over chunks, steps and videos (`losses/policy_gradient.py`);
+4. ``old <- current``.
+
+What we changed: no ODE is turned into an SDE, as these samplers are stochastic already; the keys and values of clean
+chunks are part of the policy and trained too, as in teacher forcing; no KL term.
+Knobs that matter: initial_noise (shared: the re-noising alone tells candidates apart), clip, learning rate, group_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from vidalign.errors import UserError
+from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.scoring import judge, score_groups
+from vidalign.rollout import Noise, Rollout, RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class FlowGRPO(Objective):
+    name = "flow_grpo"
+    needs = Needs(rewards=True, policies=("old",), min_group=2)
+
+    @dataclass
+    class Config:
+        group_size: int = 12
+        """Videos per prompt."""
+        initial_noise: Literal["shared", "independent"] = "independent"
+        """Whether the videos of a prompt begin with the same noise (DanceGRPO) or each with its own (Flow-GRPO)."""
+        clip: float | None = 1e-4
+        """Ratios beyond 1 +- clip gain nothing; null removes the clip."""
+        inner_updates: int = 1
+        """Optimiser steps on one set of videos."""
+        combine: Literal["whitened", "raw_sum"] = "whitened"
+        """How rewards are added up before the z-score in the group."""
+
+        def __post_init__(self) -> None:
+            if self.clip is not None and self.clip <= 0:
+                raise ValueError("clip must be positive, or null")
+            if self.inner_updates < 1:
+                raise ValueError("inner_updates must be at least 1")
+
+    config: Config
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(updates=self.config.inner_updates),)
+
+    # --- collect ---
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        size = self.config.group_size
+        text = ctx.text(batch.prompts)
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        if self.config.initial_noise == "shared":
+            noise = Noise(noise.initial[::size].repeat_interleave(size, 0), noise.renoise)
+        with ctx.policy("old"), ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
+        data = self._experience(rollout, judged.advantage, text, batch.prompts)
+        data.metrics = judged.metrics | metrics
+        return data
+
+    def _experience(
+        self, rollout: Rollout, advantage: torch.Tensor, text: torch.Tensor, prompts: list[str]
+    ) -> Experience:
+        """One entry for every prompt, video and re-noising step; the videos' states are held once a prompt."""
+        count, size = advantage.shape
+        states = list(rollout.states.values())
+        device = rollout.latents.device
+        steps = len(states[-1].sigmas) - 1
+        if steps < 1 or any(len(state.sigmas) != steps + 1 for state in states):
+            raise UserError(
+                f"flow_grpo cannot train a sampler of {[len(state.sigmas) for state in states]} steps a chunk",
+                where="student", why="it needs two or more, the same number for all chunks",
+                fix="use another objective, such as ar_copo",
+            )  # fmt: skip
+        frames = rollout.latents.shape[1] // len(states)
+        levels = torch.tensor([state.sigmas for state in states], dtype=torch.float64, device=device)
+        levels = levels.repeat_interleave(frames, 0).T  # (steps + 1, F)
+        tensors = {
+            "video": torch.arange(size, device=device).repeat_interleave(steps).repeat(count),
+            "step": torch.arange(steps, device=device).repeat(count * size),
+            "sigma": levels[:-1].repeat(count * size, 1),
+            "sigma_next": levels[1:].repeat(count * size, 1),
+            "advantage": advantage.flatten().to(device).repeat_interleave(steps),
+        }
+        shared = {"x0": rollout.latents.unflatten(0, (count, size))}
+        for name in ("x_t", "x0"):
+            shared[f"states.{name}"] = torch.cat([getattr(s, name) for s in states], 2).unflatten(0, (count, size))
+        group = torch.arange(count).repeat_interleave(size * steps)
+        return Experience(tensors, group, text, prompts, shared=shared)
+
+    # --- loss ---
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data, clip = micro_batch.data, self.config.clip
+        step = data["step"]
+        place = (data.group.to(step.device), data["video"])
+        x_t, x_next = data.shared["states.x_t"][*place, step], data.shared["states.x_t"][*place, step + 1]
+        clean, recorded = data.shared["x0"][place], data.shared["states.x0"][*place, step]
+
+        def predict() -> torch.Tensor:
+            return ctx.student.predict_x0(x_t, data["sigma"], data.text, None, clean=clean)
+
+        current = predict()
+        old = current.detach()  # `after_step` has set old to current: the same numbers, one forward less
+        if ctx.update > 0:
+            with torch.no_grad(), ctx.policy("old"):
+                old = predict()
+        now, before = (
+            renoising_log_prob(x_next, x0, data["sigma_next"]).unflatten(1, (-1, ctx.chunk_frames)).mean(2)
+            for x0 in (current, old)
+        )  # (N, chunks)
+        ratio, advantage = (now - before).exp(), data["advantage"].unsqueeze(1)
+        loss = -clipped_surrogate(ratio, advantage, clip).mean()
+        metrics = {
+            "objective/ratio_gap/max": (ratio.detach() - 1).abs().max(),
+            "objective/clip_fraction/mean": clip_fraction(ratio.detach(), advantage.expand_as(ratio), clip),
+            "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+        }
+        return LossOut(loss, metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout of whole videos; the loss predicts each at every re-noising step, `old` from the second update on."""
+        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
+        clips = sizes.prompts * plan.group_size
+        passes = (2 * self.config.inner_updates - 1) * (len(sizes.sampler.sigmas) - 1)
+        forwards = sizes.rollout(plan) + clips * passes * sizes.teacher_forcing(sizes.chunks)
+        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
+
+    def after_step(self, ctx: TrainContext) -> None:
+        ctx.policies.copy("current", "old")

@@ -1,0 +1,87 @@
+"""Plain adversarial imitation of a black-box teacher: the sparse alternative that AFD (arXiv 2605.26105) is compared
+with; self-rollouts and exit steps as in Self-Forcing's GAN variant (arXiv 2506.08009).
+
+One step:
+1. the student rolls out whole videos; each draws one exit step, and its generated video x0 is what the sampler
+   predicted at that step of every chunk (`objectives/dmd.py`);
+2. the discriminator, a trainable reward with a phase of its own (`rewards/discriminator.py`), takes a Bradley-Terry
+   step on those videos against teacher clips of the same prompts;
+3. the exit steps are predicted again with gradient, decoded, and scored by the frozen discriminator D:
+   ``L = -log sigmoid(D(x0, y) - D(x_T, y))``, which is differentiated through D and the decoder.
+
+What we changed (the paper gives no details of its baseline): a relativistic loss, the mirror of the discriminator's;
+no gradient penalty; the discriminator is the one that AFD uses, so that the two differ in the student's update only.
+Needs a discriminator that can be differentiated (`spatiotemporal`). Rewards other than `discriminator` are logged.
+Knobs that matter: learning rate, the discriminator's learning rate and warm-up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign.errors import UserError
+from vidalign.losses.bradley_terry import bradley_terry_loss
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.dmd import exit_states
+from vidalign.rollout import RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+
+
+class GAN(Objective):
+    name = "gan"
+    needs = Needs(rewards=True, discriminator=True, teacher="clips")
+
+    @dataclass
+    class Config:
+        """No settings: what there is to choose stands in the sections `discriminator` and `trainer`."""
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        if not ctx.roles.module("discriminator").differentiable:
+            raise UserError(
+                "gan cannot be trained with this discriminator", where="discriminator.name",
+                why="its scores have no gradient with respect to the clips", fix="use spatiotemporal, or objective afd",
+            )  # fmt: skip
+        text = ctx.text(batch.prompts)
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
+        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
+        with ctx.gathered():
+            rollout = ctx.student.rollout(text, plan, noise)
+        draws = [torch.rand((), generator=g) for g in ctx.generators("exit", batch.ids)]
+        tensors = exit_states(rollout, torch.stack(draws).to(rollout.latents.device))
+        tensors["sample"] = torch.tensor(batch.ids)
+        clips = ctx.decode(tensors["x0"])
+        scores = ctx.score(clips, batch.prompts)
+        ctx.show(clips, batch.prompts, scores)
+        metrics = {f"reward/{name}/mean": float(ctx.gather(value).nanmean()) for name, value in scores.items()}
+        metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+        return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        data = micro_batch.data
+        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        discriminator = ctx.roles.module("discriminator")  # frozen: this is the student's phase
+        teacher = ctx.teacher.clips(data.prompts, ctx.generators("teacher", data["sample"].tolist()))
+        score = discriminator(ctx.decode(x0), data.prompts)
+        with torch.no_grad():
+            winner = discriminator(teacher.to(x0.device), data.prompts)
+        recorded = data["x0"]
+        metrics = {
+            "health/on_policy_gap/max": (x0.detach() - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+            "objective/margin/mean": (winner - score).detach().mean(),
+        }
+        return LossOut(bradley_terry_loss(score - winner).mean(), metrics)
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """Rollout and one replay of every video; the teacher's clips of the loss. The discriminator says its own."""
+        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
+        return Cost(
+            forwards=rollout + sizes.prompts * sizes.teacher_forcing(sizes.chunks),
+            reward_calls=sizes.prompts * sizes.rewards,
+            teacher_calls=sizes.prompts,
+        )

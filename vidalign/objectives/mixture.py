@@ -1,0 +1,190 @@
+"""Several objectives in one run: ``L = sum_i w_i L_i`` on one student with one optimiser.
+
+Every objective collects its own experience from the prompts of the step and judges it by its own rewards; the
+gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
+takes part. What they share: the prompts, the weight sets `old` and `reference` (each moves them by its own rule, in
+the order of the recipe), and the counter RNG, so that equal objectives see equal rollouts.
+
+Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
+settings of these names); the label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
+AdamW follows the direction of the sum alone, so weights matter against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.errors import UserError
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.cost import Cost
+from vidalign.rewards.base import CompositeReward
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+    from vidalign.objectives.cost import StepSizes
+    from vidalign.recipe.schema import Part
+
+STUDENT = "student"
+
+
+@dataclass
+class MixedExperience(Experience):
+    """What every objective that takes part collected, by label; it has no tensors of its own."""
+
+    parts: dict[str, Experience] = field(default_factory=dict)
+
+
+@dataclass
+class MixedBatch(MicroBatch):
+    """A micro-batch of one objective; `weight` holds the objective's weight too."""
+
+    label: str = ""
+
+
+class Mixture(Objective):
+    """`objectives` by label, each with its entry of the recipe; the same labels in both."""
+
+    name = "mixture"
+
+    def __init__(self, objectives: Mapping[str, Objective], parts: Mapping[str, Part]) -> None:
+        super().__init__(None)
+        self.objectives, self.parts = dict(objectives), dict(parts)
+        needs = [objective.needs for objective in objectives.values()]
+        self.needs = Needs(  # type: ignore[misc]  # each mixture has needs of its own
+            policies=tuple(dict.fromkeys(name for n in needs for name in n.policies)),
+            roles=tuple(dict.fromkeys(name for n in needs for name in n.roles)),
+        )
+        self.active = list(objectives)
+        """Labels of the objectives that take part in the present step; all of them before the first one."""
+
+    # --- roles ---
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of all that take part; the student's, which they share, lies between what comes before and after
+        it in any of them and has as many updates as the one with the most."""
+        before: list[Phase] = []
+        after: list[Phase] = []
+        updates: list[int] = []
+        for label in self.active:
+            phases = self.objectives[label].phases()
+            at = [phase.role for phase in phases].index(STUDENT)
+            before += phases[:at]
+            after += phases[at + 1 :]
+            updates.append(phases[at].updates)
+        return (*before, Phase(STUDENT, max(updates)), *after)
+
+    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for label, objective in self.objectives.items():
+            for role, network in objective.networks(student, teacher).items():
+                if role in found:
+                    raise UserError(
+                        f"two objectives train a role called {role!r}", where=f"objectives.{label}",
+                        why="a role has one network and one optimiser", fix="keep one of them",
+                    )  # fmt: skip
+                found[role] = network
+        return found
+
+    def optimizer_changes(self, role: str) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        for objective in self.objectives.values():
+            changes |= objective.optimizer_changes(role)
+        return changes
+
+    # --- one step ---
+
+    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        self.active = self._taking_part(ctx.step)
+        assert self.active, f"no objective takes part in step {ctx.step}: the recipe is checked for that"
+        found: dict[str, Experience] = {}
+        for label in self.active:
+            part, objective = self.parts[label], self.objectives[label]
+            if ctx.step == part.start > 0 and "old" in objective.needs.policies:
+                ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
+            with _own_rewards(ctx, part):
+                found[label] = objective.collect(ctx, batch)
+        nothing = torch.empty(0)
+        return MixedExperience({}, nothing, nothing, batch.prompts, metrics=self._merged(found), parts=found)
+
+    def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
+        assert isinstance(experience, MixedExperience), "a mixture cuts what it collected"
+        for label in self.active:
+            own = self._phase(label, phase.role)
+            if own is None or ctx.update >= own.updates:
+                continue
+            factor = self.parts[label].weight if phase.role == STUDENT else 1.0
+            for piece in self.objectives[label].micro_batches(ctx, experience.parts[label], own):
+                yield MixedBatch(piece.data, factor * piece.weight, piece.index, label)
+
+    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        assert isinstance(micro_batch, MixedBatch), "a mixture cuts what it collected"
+        label = micro_batch.label
+        own = self._phase(label, phase.role)
+        assert own is not None, "only objectives that train the role have micro-batches in its phase"
+        out = self.objectives[label].loss(ctx, micro_batch, own)
+        metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
+        return LossOut(out.loss, {self._name(label, name): value for name, value in metrics.items()})
+
+    def cost(self, sizes: StepSizes) -> Cost:
+        """What those that take part in the step cost together, each with its own rewards."""
+        total = Cost()
+        for label in self._taking_part(sizes.step):
+            own = self.parts[label].rewards
+            total += self.objectives[label].cost(sizes if own is None else replace(sizes, rewards=len(own)))
+        return total
+
+    def after_step(self, ctx: TrainContext) -> None:
+        for label in self.active:
+            self.objectives[label].after_step(ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {label: objective.state_dict() for label, objective in self.objectives.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for label, objective in self.objectives.items():
+            objective.load_state_dict(state[label])
+
+    # --- helpers ---
+
+    def _taking_part(self, step: int) -> list[str]:
+        """Labels of the objectives of a step."""
+        return [label for label, part in self.parts.items() if part.start <= step < _stop(part)]
+
+    def _phase(self, label: str, role: str) -> Phase | None:
+        """The turn of `role` in one objective."""
+        return next((phase for phase in self.objectives[label].phases() if phase.role == role), None)
+
+    def _name(self, label: str, metric: str) -> str:
+        """``objective/kl/mean`` to ``objective/LABEL_kl/mean``; the other groups, which monitors read, stay."""
+        return metric.replace("objective/", f"objective/{label}_", 1) if metric.startswith("objective/") else metric
+
+    def _merged(self, found: dict[str, Experience]) -> dict[str, float]:
+        """Metrics of all collections; of those with one name the mean, or the largest of ``.../max``."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for label, experience in found.items():
+            for name, value in experience.metrics.items():
+                values[self._name(label, name)].append(value)
+        return {name: max(v) if name.endswith("/max") else sum(v) / len(v) for name, v in values.items()}
+
+
+@contextmanager
+def _own_rewards(ctx: TrainContext, part: Part) -> Iterator[None]:
+    """Judge by the rewards of one objective meanwhile."""
+    everyone = ctx.rewards
+    if part.rewards is not None and everyone is not None:
+        ctx.rewards = CompositeReward({name: everyone.rewards[name] for name in part.rewards}, part.rewards)
+    try:
+        yield
+    finally:
+        ctx.rewards = everyone
+
+
+def _stop(part: Part) -> float:
+    return math.inf if part.stop is None else part.stop

@@ -1,0 +1,69 @@
+"""From latents to scores to advantages where candidates of a prompt are compared, with statistics over all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign.engine import distributed
+from vidalign.losses.advantages import combine, group_advantage, group_statistics
+
+if TYPE_CHECKING:
+    from vidalign.context import TrainContext
+
+ZERO_SPREAD = 1e-6
+"""A group whose standard deviation is below it teaches nothing."""
+
+
+@dataclass
+class Judgement:
+    """What the rewards say about this rank's P prompts with G candidates each."""
+
+    advantage: torch.Tensor
+    """``[P, G]``, 0 where a reward failed."""
+    alive: torch.Tensor
+    """``[world size, P]``: which groups of every rank have any spread."""
+    scores: dict[str, torch.Tensor]
+    """What every reward says of all candidates, ``[world size, P, G]``; NaN where it failed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def score_groups(
+    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], size: int
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Scores ``[P, G]`` by reward of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
+
+    prompts: P of them. size: G.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(size)]
+    clips = ctx.decode(latents)
+    scores = ctx.score(clips, repeated)
+    ctx.show(clips, repeated, scores)
+    motion = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+    return {name: value.view(-1, size) for name, value in scores.items()}, {"health/motion/mean": motion}
+
+
+def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
+    """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
+
+    combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`.
+    """
+    prompts, size = next(iter(scores.values())).shape
+    everyone = {name: ctx.gather(value.flatten()) for name, value in scores.items()}
+    group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)
+    reward = combine(everyone, ctx.reward_weights, whitened=combination == "whitened")
+    advantage = group_advantage(reward, group, normalise=normalise)
+    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
+    total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
+    metrics = {}
+    for name, value in {"": total, **{f"{name}/": value for name, value in everyone.items()}}.items():
+        metrics[f"reward/{name}mean"] = float(value.nanmean())
+        metrics[f"reward/{name}group_std"] = float(group_statistics(value, group)[1].mean())
+    metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
+    metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
+    metrics["objective/advantage/max"] = float(advantage.abs().max())
+    mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
+    gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in everyone.items()}
+    return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)

@@ -1,0 +1,190 @@
+"""What the page shows, as plain data. A training run is a report of three rows: before, after and ground truth;
+a benchmark has a row for every objective and reference. Empty parts are left out of the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+NAN = math.nan
+Axis = Literal["step", "forwards", "seconds", "chunk"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the leaderboard."""
+
+    judge: str
+    """Who says so, e.g. `held-out auditor`; metrics of one judge stand together."""
+    name: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row's mean of one metric, with its 95 % interval (NaN: none) and the mean of each training seed."""
+
+    mean: float
+    interval: tuple[float, float] = (NAN, NAN)
+    seeds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the leaderboard, with the same colour everywhere on the page."""
+
+    name: str
+    kind: Literal["objective", "reference"] = "objective"
+    scores: dict[Metric, Score] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    """What made it, e.g. recipe, seeds, device; unfolds under its name."""
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """Two rows compared by one metric on the same prompts: means, paired difference, its 95 % interval."""
+
+    metric: str
+    before: float
+    after: float
+    difference: float
+    interval: tuple[float, float]
+    group: str = ""
+    """Heading in the table, the metric's judge; rows of a group stay together."""
+    ground_truth: float | None = None
+    """The same metric on true clips, where there are some."""
+    higher_is_better: bool = True
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "unclear"]:
+        """`better` or `worse` where the interval excludes zero, `unclear` otherwise."""
+        low, high = self.interval
+        if not low <= high or low <= 0 <= high:
+            return "unclear"
+        return "better" if (low > 0) == self.higher_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The paired differences `after - before` of two rows."""
+
+    before: str
+    after: str
+    metrics: list[EvaluationRow]
+
+    @property
+    def title(self) -> str:
+        return f"{self.after} against {self.before}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A line of a chart. It is drawn in the colour of `row` (and hidden with it), else in one of its own."""
+
+    label: str
+    y: list[float]
+    x: dict[Axis, list[float]]
+    """One list as long as `y` for every axis that it can be drawn against."""
+    row: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    traces: list[Trace]
+    group: str = ""
+    """Charts of a group unfold together."""
+
+
+@dataclass(frozen=True)
+class TrainingPath:
+    """The way of one training run through the hacking plot: both scores at the same points in time."""
+
+    row: str
+    trained: list[float]
+    held_out: list[float]
+
+
+@dataclass(frozen=True)
+class Hacking:
+    """Trained against held-out score: what goes right without going up hacks its reward."""
+
+    trained: Metric
+    held_out: Metric
+    paths: list[TrainingPath] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pane:
+    """The clip of one row, uint8 `[F, H, W, 3]`, with scores by name."""
+
+    row: str
+    frames: np.ndarray
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """The clips of one prompt from the same noise, side by side."""
+
+    prompt: str
+    panes: list[Pane]
+
+
+@dataclass(frozen=True)
+class CellWarning:
+    """A health warning of a run, or of one cell of a benchmark, or why the cell failed."""
+
+    message: str
+    cell: str = ""
+    name: str = ""
+    """Key of the warning in the troubleshooting page."""
+    fix: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A plain table: one label and the values of `columns` a row; NaN is shown as nothing."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[float | str]]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page."""
+
+    title: str
+    summary: str = ""
+    """One or two sentences under the title."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Short facts under the title: hashes, commit, steps, time."""
+    note: str = ""
+    """How the scores were measured: prompts, clips per prompt, kind of interval."""
+    rows: list[Row] = field(default_factory=list)
+    headline: Metric | None = None
+    """The leaderboard is sorted by it first, and its judge is shown first."""
+    baseline: str = ""
+    """Row that the others are compared with in the leaderboard: the student before training."""
+    pairs: list[Pair] = field(default_factory=list)
+    hacking: Hacking | None = None
+    curves: list[Chart] = field(default_factory=list)
+    drift: list[Chart] = field(default_factory=list)
+    """Scores by chunk of a clip; their traces have the axis `chunk`."""
+    prompts: list[ShownPrompt] = field(default_factory=list)
+    prompts_note: str = ""
+    """What the scores under the clips are."""
+    fps: float = 8
+    warnings: list[CellWarning] = field(default_factory=list)
+    diagnostics: list[Table] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    """Shell commands that make this and the page again, one each."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Long texts by title, shown as they are: the recipe or the protocol."""
+    environment: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,198 @@
+"""Renders a `Report` to one HTML file that needs no network.
+
+Tables are written here and work without JavaScript; the script sorts and filters them, draws the charts
+(plotly.js is inlined once, 4.8 MB) and plays all clips from one clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidalign.errors import UserError
+from vidalign.report import charts, sprites
+from vidalign.report.model import EvaluationRow, Metric, Pane, Report, Score
+
+COLOURS = 8  # of objectives, in report.css; later rows take them again
+GREYS = 4  # of references
+
+
+def write_report(path: str | Path, report: Report) -> Path:
+    """Write the page and return its path. Raises `UserError` where it cannot be written."""
+    path = Path(path)
+    html = render(report)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            "cannot write the report",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix="free some space or choose another path; the results themselves are complete",
+        ) from error
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("vidalign.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=format_number, words=lambda name: name.replace("_", " "))
+    sheets = sprites.fit(report.prompts)
+    drawn = charts.payload(report)
+    colours = _colours(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        metrics=_metrics(report),
+        board=_board(report),
+        colours=colours,
+        pairs=[(pair, _by_judge(pair.metrics, report), _centred(pair.metrics)) for pair in report.pairs],
+        hacking=[i for i, chart in enumerate(drawn) if chart["kind"] == "hacking"],
+        curves=_curve_groups(report, drawn),
+        axes=charts.axes(report.curves),
+        drift=[(i, chart["title"]) for i, chart in enumerate(drawn) if chart["kind"] == "drift"],
+        cards=_cards(report, sheets),
+        payload={
+            "rows": [{"name": row.name, "kind": row.kind, "colour": colours[row.name]} for row in report.rows],
+            "charts": drawn,
+            "axes": charts.AXES,
+            "sprites": [sheet for panes in sheets for sheet in panes],
+            "fps": report.fps,
+        },
+        plotly_js=Markup(get_plotlyjs()) if drawn else "",
+    )
+
+
+def format_number(value: float | None, sign: bool = False) -> str:
+    """Three decimals near one, separated thousands for large ones, two digits for tiny ones; `-` for nothing."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if 1e-3 <= size < 100:
+        text = f"{value:+.3f}"
+    elif 100 <= size < 1e9:
+        text = f"{value:+,.0f}"
+    else:
+        text = f"{value:+.1e}"
+    return text if sign else text.removeprefix("+")
+
+
+def _colours(report: Report) -> dict[str, str]:
+    """Names of CSS variables: colours for objectives, greys for references."""
+    names: dict[str, str] = {}
+    counts = {"objective": 0, "reference": 0}
+    for row in report.rows:
+        kind = counts[row.kind]
+        counts[row.kind] += 1
+        names[row.name] = f"--s{kind % COLOURS}" if row.kind == "objective" else f"--r{kind % GREYS}"
+    return names
+
+
+def _metrics(report: Report) -> list[Metric]:
+    """The columns of the leaderboard, those of the headline's judge first."""
+    found = list(dict.fromkeys(metric for row in report.rows for metric in row.scores))
+    judges = list(dict.fromkeys(metric.judge for metric in found))
+    if report.headline and report.headline.judge in judges:
+        judges.insert(0, judges.pop(judges.index(report.headline.judge)))
+    return sorted(found, key=lambda metric: (judges.index(metric.judge), metric != report.headline))
+
+
+def _board(report: Report) -> list[dict[str, Any]]:
+    """Rows of the leaderboard, best headline first, with a cell for every metric."""
+    metrics = _metrics(report)
+    verdicts = {
+        (pair.after, row.group, row.metric): row.verdict
+        for pair in report.pairs
+        if pair.before == report.baseline
+        for row in pair.metrics
+    }
+    places = {metric: _spread([r.scores[metric] for r in report.rows if metric in r.scores]) for metric in metrics}
+    baseline = next((row.scores for row in report.rows if row.name == report.baseline), {})
+    board = []
+    for row in report.rows:
+        cells = [
+            {
+                "score": row.scores.get(metric, Score(math.nan)),
+                "verdict": verdicts.get((row.name, metric.judge, metric.name), ""),
+                "place": places[metric],
+                "zero": baseline[metric].mean if metric in baseline else None,
+            }
+            for metric in metrics
+        ]
+        board.append({"row": row, "cells": cells})
+    return sorted(board, key=lambda line: _rank(line["row"].scores.get(report.headline), report.headline))
+
+
+def _rank(score: Score | None, metric: Metric | None) -> float:
+    if score is None or metric is None or not math.isfinite(score.mean):
+        return math.inf
+    return -score.mean if metric.higher_is_better else score.mean
+
+
+Place = Callable[[float], float]
+
+
+def _spread(scores: Sequence[Score]) -> Place:
+    """Value -> percent of the axis that holds all of the scores' intervals."""
+    return _axis([end for score in scores for end in (score.mean, *score.interval)])
+
+
+def _centred(rows: Sequence[EvaluationRow]) -> Place:
+    """Value -> percent of an axis with zero in its middle that holds all differences."""
+    ends = [abs(end) for row in rows for end in (*row.interval, row.difference)]
+    return _axis([*ends, *(-end for end in ends)])
+
+
+def _axis(values: Sequence[float]) -> Place:
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    span = high - low
+
+    def place(value: float) -> float:
+        if not math.isfinite(value) or span == 0:
+            return 50.0
+        return round(2 + 96 * min(1.0, max(0.0, (value - low) / span)), 2)
+
+    return place
+
+
+def _by_judge(rows: Sequence[EvaluationRow], report: Report) -> dict[str, list[EvaluationRow]]:
+    """Judge -> its rows, in the order of the leaderboard where it has them."""
+    order = list(dict.fromkeys([*(metric.judge for metric in _metrics(report)), *(row.group for row in rows)]))
+    found = {judge: [row for row in rows if row.group == judge] for judge in order}
+    return {judge: members for judge, members in found.items() if members}
+
+
+def _curve_groups(report: Report, drawn: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
+    """Title of a group -> index and title of its charts."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    first = next((index for index, chart in enumerate(drawn) if chart["kind"] == "curve"), 0)
+    for index, chart in enumerate(report.curves, first):
+        groups.setdefault(chart.group, []).append((index, chart.title))
+    return groups
+
+
+def _cards(report: Report, sheets: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The prompts that fit, each with its panes."""
+    cards, first = [], 0
+    for shown, panes in zip(report.prompts, sheets, strict=False):
+        placed: list[tuple[Pane, dict[str, Any], int]] = list(
+            zip(shown.panes, panes, range(first, first + len(panes)), strict=True)
+        )
+        first += len(panes)
+        cards.append({"prompt": shown.prompt, "panes": placed})
+    return cards

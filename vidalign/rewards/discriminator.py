@@ -1,0 +1,204 @@
+"""The discriminator as a trainable reward (AFD, arXiv 2605.26105, section on the discriminator; GAN).
+
+What an objective scores is first compared with teacher clips of the same prompts by the Bradley-Terry loss
+(`losses/bradley_terry.py`), then scored. So one step of the discriminator precedes each scoring, as in AFD, whichever
+objective asks. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out prompts is reached.
+
+What we changed: the loss is the mean over all teacher clips x candidates of a prompt; a share of the prompts, by hash,
+is never trained on and measures the accuracy at no cost. If an objective scores several times in a step, only the
+first scoring trains. A clip that ends early is compared with the beginning of the teacher's, so clips must begin where
+the video begins (Astrolabe: ``clip.score: video``).
+Watch: held-out pair accuracy (memory against judgement), mean sigmoid of the margin (0 = saturated, 1/2 = blind).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign import registry
+from vidalign.engine import distributed
+from vidalign.engine.rng import generator
+from vidalign.errors import UserError
+from vidalign.losses.bradley_terry import bradley_terry_loss, pair_accuracy
+from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.rewards.base import TrainableReward
+from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
+from vidalign.rollout import RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import TrainContext
+    from vidalign.data.prompts import PromptSource
+    from vidalign.recipe import Recipe
+    from vidalign.students.video import VideoStudentSpec
+    from vidalign.text import PromptFeatures
+
+MEMORY = 0.9
+"""Decay of the running held-out accuracy at every update that saw a held-out prompt."""
+ENOUGH_PAIRS = 16
+"""Held-out pairs in the running accuracy before the warm-up may end on it."""
+
+
+class DiscriminatorReward(TrainableReward):
+    name = "discriminator"
+    role = "discriminator"
+
+    def __init__(self, network: Discriminator, config: DiscriminatorConfig) -> None:
+        self.network, self.config, self.updates = network, config, config.updates
+        self._right, self._pairs = 0.0, 0.0  # running sums over held-out pairs
+        self._learned: int | None = None
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> DiscriminatorReward:
+        section = recipe.discriminator
+        assert section is not None, "the recipe was checked"
+        network = registry.get("discriminators", section.name)
+        return cls(network.from_recipe(section.config, spec, features, recipe.seed), section.config)
+
+    def optimizer_changes(self) -> dict[str, Any]:
+        return {"learning_rate": self.config.learning_rate, "warmup_steps": 0, "schedule": "constant"}
+
+    @classmethod
+    def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:
+        """Teacher clips, and in the first step the rollouts of the longest warm-up."""
+        assert recipe.discriminator is not None, "the recipe was checked"
+        config: DiscriminatorConfig = recipe.discriminator.config
+        cost = Cost(teacher_calls=config.updates * config.teacher_clips * sizes.prompts)
+        warm_up = config.warm_up
+        if sizes.step > 0 or warm_up.max_steps == 0:
+            return cost
+        rollout = replace(sizes, prompts=warm_up.prompts).rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
+        clips = config.teacher_clips * warm_up.prompts
+        return cost + Cost(forwards=warm_up.max_steps * rollout, teacher_calls=warm_up.max_steps * clips)
+
+    def attach(self, ctx: TrainContext) -> None:
+        self.ctx = ctx
+
+    @property
+    def held_out_accuracy(self) -> float:
+        """Running pair accuracy on prompts that are not trained on; NaN before the first of them."""
+        return self._right / self._pairs if self._pairs else math.nan
+
+    @torch.no_grad()
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1]; comparable inside a prompt only."""
+        module, size = self.ctx.roles.module(self.role), self.ctx.micro_batch
+        parts = [module(clips[k : k + size], prompts[k : k + size]) for k in range(0, len(clips), size)]
+        return {self.name: torch.cat(parts).float()}
+
+    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
+        """`updates` steps on these clips of the student against fresh teacher clips; once in a training step."""
+        if self._learned == self.ctx.step:
+            return
+        self._learned = self.ctx.step
+        for update in range(self.config.updates):
+            self.ctx.metrics |= self._update(clips, prompts, self.ctx.step, f"update {update}")
+
+    def warm_up(self, prompts: PromptSource) -> None:
+        """Whole videos of the initial student, fresh ones in each step, until the accuracy is reached."""
+        config, ctx, step = self.config.warm_up, self.ctx, 0
+        while step < config.max_steps and not (
+            self._pairs >= ENOUGH_PAIRS and self.held_out_accuracy >= config.accuracy
+        ):
+            first = step * config.prompts
+            ids = list(range(first + distributed.rank(), first + config.prompts, ctx.world_size))
+            chosen = [prompts[i] for i in ids]
+            plan = RolloutPlan(prefix=0, branch=ctx.chunks)
+            noise = ctx.student.draw_noise(plan, [generator(ctx.seed, "discriminator warm-up", 0, i) for i in ids])
+            with torch.no_grad(), ctx.gathered():
+                latents = ctx.student.rollout(ctx.text(chosen), plan, noise).latents
+                clips = ctx.decode(latents)
+            ctx.metrics |= self._update(clips, chosen, step, "warm-up")
+            step += 1
+        ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
+
+    # --- one update ---
+
+    def _update(self, clips: torch.Tensor, prompts: Sequence[str], step: int, purpose: str) -> dict[str, float]:
+        """One optimiser step; the metrics are over all processes."""
+        ctx = self.ctx
+        teacher = self._teacher_clips(prompts, clips, step, purpose)
+        trained = torch.tensor([not is_held_out(p, self.config.held_out) for p in prompts])
+        total = int(ctx.gather(trained.sum().unsqueeze(0)).sum())
+        size = max(1, ctx.micro_batch // (1 + self.config.teacher_clips))
+        distributed.check_equal(len(prompts), "the number of clips that the discriminator compares")
+        margins = []
+        with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
+            for start in range(0, len(prompts), size):
+                part = slice(start, start + size)
+                margin = self._margins(clips[part], prompts[part], teacher)
+                loss = (bradley_terry_loss(margin).mean(1) * trained[part].to(margin)).sum()
+                engine.backward(loss * (ctx.world_size / max(total, 1)))
+                margins.append(margin.detach())
+            norm = engine.step() if total else 0.0
+        metrics = self._measure(ctx.gather(torch.cat(margins).float()), ctx.gather(trained))
+        return metrics | {"health/discriminator_grad_norm/mean": norm}
+
+    def _margins(self, clips: torch.Tensor, prompts: Sequence[str], teacher: dict[str, torch.Tensor]) -> torch.Tensor:
+        """``D(x_T, y) - D(x_hat, y)``, ``[N, teacher_clips]``, with gradient; one forward."""
+        distinct = list(dict.fromkeys(prompts))
+        both = torch.cat([clips, *(teacher[p] for p in distinct)])
+        count = self.config.teacher_clips
+        words = [*prompts, *(p for p in distinct for _ in range(count))]
+        scores = self.ctx.roles.module(self.role)(both, words)
+        student, winners = scores[: len(clips)], scores[len(clips) :].view(len(distinct), count)
+        return winners[[distinct.index(p) for p in prompts]] - student.unsqueeze(1)
+
+    def _teacher_clips(
+        self, prompts: Sequence[str], clips: torch.Tensor, step: int, purpose: str
+    ) -> dict[str, torch.Tensor]:
+        """``[teacher_clips, F, 3, H, W]`` of every distinct prompt, as long as the student's."""
+        ctx, distinct, count = self.ctx, list(dict.fromkeys(prompts)), self.config.teacher_clips
+        repeated = [p for p in distinct for _ in range(count)]
+        draws = [generator(ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in distinct for k in range(count)]
+        found = ctx.teacher.clips(repeated, draws)
+        if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
+            raise UserError(
+                f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
+                where="discriminator", why="size and length would give the student away",
+                fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
+            )  # fmt: skip
+        found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
+        if self.config.reencode:
+            with torch.no_grad():
+                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
+        return dict(zip(distinct, found.split(count), strict=True))
+
+    def _measure(self, margin: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
+        """What to log of the margins ``[N, teacher_clips]`` of all processes, before the update."""
+        right, trained = pair_accuracy(margin).mean(1), trained.to(margin.device)
+        metrics = {
+            "reward/discriminator_margin/mean": float(margin.mean()),
+            "health/discriminator_margin_sigmoid/mean": float(torch.sigmoid(-margin).mean()),
+        }
+        if trained.any():
+            metrics["objective/discriminator_loss/mean"] = float(bradley_terry_loss(margin[trained]).mean())
+            metrics["health/discriminator_pair_accuracy/mean"] = float(right[trained].mean())
+        if not trained.all():
+            self._right = MEMORY * self._right + float(right[~trained].sum())
+            self._pairs = MEMORY * self._pairs + int((~trained).sum())
+        if self._pairs:
+            metrics["health/discriminator_held_out_accuracy/mean"] = self.held_out_accuracy
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"right": self._right, "pairs": self._pairs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._right, self._pairs = state["right"], state["pairs"]
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """Whether the discriminator is never trained on a prompt: the same on every machine, by a hash of the text."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _size(clips: torch.Tensor) -> str:
+    frames, _, height, width = clips.shape[1:]
+    return f"{frames} frames of {height}x{width}"

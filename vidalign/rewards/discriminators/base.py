@@ -1,0 +1,90 @@
+"""The contract of a discriminator network, and the settings that every one of them shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from vidalign.students.video import VideoStudentSpec
+
+Features = Callable[[Sequence[str]], torch.Tensor]
+"""Prompt features ``[B, L, D]`` of the student's text encoder."""
+
+
+@dataclass
+class WarmUpConfig:
+    """Training on the initial student, before the student moves."""
+
+    accuracy: float = 0.8
+    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1."""
+    max_steps: int = 100
+    """It ends here at the latest; 0 = no warm-up."""
+    prompts: int = 16
+    """Prompts, and clips of the student, in each of its steps, over all processes."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.accuracy <= 1:
+            raise ValueError("accuracy must lie in 0.5..1")
+        if self.max_steps < 0:
+            raise ValueError("max_steps must be at least 0")
+        if self.prompts < 1:
+            raise ValueError("prompts must be at least 1")
+
+
+@dataclass
+class DiscriminatorConfig:
+    """How a discriminator is trained; networks add their own sizes."""
+
+    learning_rate: float = 5e-6
+    """Constant learning rate; other optimiser settings are the trainer section's. AFD: 5e-6 and 1e-5 work, 1e-6
+    saturates, 5e-5 kills the signal, 0 gets hacked (for LoRA on a 2B network)."""
+    updates: int = 1
+    """Optimiser steps in each training step, before the candidates are scored."""
+    teacher_clips: int = 1
+    """Teacher clips drawn for each prompt in each update; every candidate is compared with all of them."""
+    reencode: bool = False
+    """Pass the teacher's clips through the student's autoencoder, whose traces would give the student away."""
+    held_out: float = 0.125
+    """Share of the prompts, by a hash of their text, that the discriminator is never trained on: its pair accuracy
+    there tells judgement from memory."""
+    warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
+    """Training on the initial student, before the student moves."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError("learning_rate must be positive: a frozen discriminator is hacked")
+        for name in ("updates", "teacher_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if not 0 < self.held_out <= 0.5:
+            raise ValueError("held_out must lie above 0 and be at most 0.5")
+
+
+class Discriminator(nn.Module):
+    """Scores clips for prompts; the head has no bias, since its gradient is exactly 0 and Adam would make drift of
+    the rounding noise."""
+
+    Config: ClassVar[type[DiscriminatorConfig]]
+    differentiable: ClassVar[bool] = True
+    """Whether scores have a gradient with respect to the clips."""
+
+    @classmethod
+    def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:
+        """The network for the clips and prompts of a student."""
+        raise NotImplementedError
+
+    def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; comparable inside a prompt only."""
+        raise NotImplementedError
+
+
+def full_precision_head(head: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
+    """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight: bf16 has three digits, and the loss lives on
+    differences of scores."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        return head(pooled.to(head.weight.dtype)).squeeze(1)

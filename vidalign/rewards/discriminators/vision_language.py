@@ -1,0 +1,119 @@
+"""Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, bias-free scalar head.
+
+AFD (arXiv 2605.26105) initialises from KlingTeam/VideoReward (Qwen2-VL-2B, LoRA of rank 64 on the language linears). A
+clip is shown as `frames` pictures in one user turn with the prompt; the head reads the last hidden state of the last
+token. The vision tower and the embeddings stay as they are. Pictures go through the processor of the backbone as 8-bit
+pixels, so scores have no gradient with respect to the clips: `afd` and any reward-driven objective can use it, `gan`
+cannot.
+
+What we changed: pictures instead of the video input, which only some backbones have; the last token instead of
+VideoReward's three special tokens; the head is new, not its `rm_head`.
+Knobs that matter: learning_rate (5e-6; 5e-5 kills the signal), frames, rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from vidalign.engine.config import AdapterConfig
+from vidalign.engine.policies import inject_adapters
+from vidalign.engine.rng import generator
+from vidalign.errors import UserError
+from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
+from vidalign.students.video import VideoStudentSpec
+
+ADAPTER = "current"
+
+
+class VisionLanguage(Discriminator):
+    differentiable = False
+
+    @dataclass
+    class Config(DiscriminatorConfig):
+        path: str = ""
+        """Folder or hub name of the backbone and its processor."""
+        rank: int = 64
+        """Rank of the low-rank update of every linear layer of the language model."""
+        alpha: float = 128.0
+        """The update is scaled by alpha / rank."""
+        frames: int = 8
+        """Frames of a clip that are shown, evenly spaced, first and last included."""
+        question: str = "Does the video show this, with natural motion and physics: {prompt}"
+        """What the backbone reads after the frames; {prompt} is replaced."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not self.path:
+                raise ValueError("path must name the folder or the hub name of a vision-language model")
+            if self.rank < 1:
+                raise ValueError("rank must be at least 1")
+            if self.frames < 2:
+                raise ValueError("frames must be at least 2: a single picture shows no motion")
+            if "{prompt}" not in self.question:
+                raise ValueError("question must contain {prompt}")
+
+    def __init__(self, backbone: Any, processor: Any, config: Config, seed: int) -> None:
+        super().__init__()
+        self.processor, self.config = processor, config
+        self.backbone: Any = backbone.eval()
+        adapter = AdapterConfig(rank=config.rank, alpha=config.alpha, targets=f"{_decoder_name(backbone)}.*")
+        inject_adapters(backbone, [ADAPTER], adapter, seed)
+        width = int(self.backbone.config.get_text_config().hidden_size)
+        self.head = nn.Linear(width, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=width**-0.5, generator=generator(seed, "discriminator head", 0))
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+
+    @classmethod
+    def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> VisionLanguage:
+        """The backbone without its language head, in the precision of its files, and its processor."""
+        from transformers import AutoModel, AutoProcessor
+
+        try:
+            backbone = AutoModel.from_pretrained(config.path, dtype="auto")
+            processor = AutoProcessor.from_pretrained(config.path)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"the vision-language model {config.path!r} cannot be loaded", where="discriminator.path", why=why,
+                fix="name a folder or hub model that holds a transformers vision-language model with its processor",
+            ) from error  # fmt: skip
+        return cls(backbone, processor, config, seed)
+
+    def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        inputs = self.inputs(clips, prompts).to(self.head.weight.device)
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # [B, L, D]
+        mask = inputs["attention_mask"]
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(1)  # the last token that is no padding, on either side
+        return full_precision_head(self.head, hidden[torch.arange(len(last), device=last.device), last])
+
+    def inputs(self, clips: torch.Tensor, prompts: Sequence[str]) -> Any:
+        """What the backbone reads: tokens and pixels of clips ``[B, F, 3, H, W]`` in [0, 1]."""
+        chosen = torch.linspace(0, clips.shape[1] - 1, self.config.frames).round().long().tolist()
+        pictures = (clips[:, chosen].detach().float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+        shown = [{"type": "image"} for _ in chosen]
+        texts = []
+        for prompt in prompts:
+            words = {"type": "text", "text": self.config.question.replace("{prompt}", prompt)}
+            turn = {"role": "user", "content": [*shown, words]}
+            texts.append(self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
+        images = [[Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames] for frames in pictures]
+        return self.processor(text=texts, images=images, return_tensors="pt", padding=True)
+
+
+def _decoder_name(backbone: Any) -> str:
+    """Name of the language model inside the backbone."""
+    decoder = backbone.get_decoder() if hasattr(backbone, "get_decoder") else None
+    names = [name for name, module in backbone.named_modules() if module is decoder]
+    if not names or not names[0]:
+        raise UserError(
+            f"{type(backbone).__name__} holds no language model beside a vision tower", where="discriminator.path",
+            why="adapters go on its language layers", fix="name a vision-language model",
+        )  # fmt: skip
+    return names[0]

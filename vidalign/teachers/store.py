@@ -1,0 +1,223 @@
+"""A black-box teacher as finished clips on disk, keyed by prompt: a folder of files, or a table of `datasets`.
+
+Folder: mp4, webm, gif, npz or safetensors files; which prompt a file belongs to stands in ``metadata.jsonl`` (lines
+with ``file_name`` and ``prompt``, the layout of a `datasets` video folder), else in the metadata of a safetensors file,
+else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk`` wrote,
+with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.engine import distributed
+from vidalign.errors import DataError, nearest
+from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
+
+if TYPE_CHECKING:
+    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.students.video import VideoStudentSpec
+
+REMEMBERED = 64
+"""Normalised clips kept in memory."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A clip that has not been read yet."""
+
+    prompt: str
+    name: str
+    kind: str
+    """Its extension, ``.mp4`` and the like."""
+    load: Callable[[], Path | bytes]
+
+
+class ClipStore:
+    """Clips of a folder or a table, normalised to the student's shape. Offers ``clips``.
+
+    All clips are read once when it is made, shared out to the processes: `DataError` lists every one that cannot be
+    used. With `skip_corrupt` they are left out with a warning instead.
+    """
+
+    offers = ("clips",)
+
+    def __init__(self, path: Path, shape: ClipShape, *, fps: float = 0.0, skip_corrupt: bool = False) -> None:
+        self.path, self.shape, self.fps = path, shape, fps
+        entries = index_clips(path)
+        broken = self._broken(entries)
+        if broken and not skip_corrupt:
+            raise DataError(
+                f"{len(broken)} of {len(entries)} clips cannot be used: {_some(list(broken))}", where=str(path),
+                why=next(iter(broken.values())), fix="repair or delete them, or set teacher.skip_corrupt: true",
+            )  # fmt: skip
+        if broken:
+            warnings.warn(f"{path}: {len(broken)} clips are skipped: {_some(list(broken))}", stacklevel=2)
+        self.entries: dict[str, list[Entry]] = {}
+        for entry in entries:
+            if entry.name not in broken:
+                self.entries.setdefault(entry.prompt, []).append(entry)
+        if not self.entries:
+            raise DataError("no clip is left", where=str(path))
+        self._clip = lru_cache(maxsize=REMEMBERED)(self._read)
+
+    @classmethod
+    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ClipStore:
+        shape = ClipShape.of(spec, frames)
+        return cls(Path(config.path), shape, fps=config.fps, skip_corrupt=config.skip_corrupt)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that has a clip."""
+        return list(self.entries)
+
+    def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """One of the clips of each prompt, drawn by its generator: ``[B, F, 3, H, W]`` in [0, 1], float32."""
+        chosen = []
+        for prompt, generator in zip(prompts, generators, strict=True):
+            if prompt not in self.entries:
+                close = nearest(prompt, self.entries)
+                fix = f"did you mean {close!r}?" if close else "train on prompts that have clips"
+                raise DataError(f"the teacher has no clip for {prompt!r}", where=str(self.path), fix=fix)
+            found = self.entries[prompt]
+            chosen.append(self._clip(found[int(torch.randint(len(found), (), generator=generator))]))
+        return torch.stack(chosen).float() / 255
+
+    def _read(self, entry: Entry) -> torch.Tensor:
+        return normalise(read_clip(entry.load(), entry.kind), self.shape, self.fps)
+
+    def _broken(self, entries: list[Entry]) -> dict[str, str]:
+        """Names of unusable clips with the reason, the same on every process."""
+        mine = {}
+        for entry in entries[distributed.rank() :: distributed.world_size()]:
+            try:
+                self._read(entry)
+            except DataError as error:
+                mine[entry.name] = str(error)
+        found: dict[str, str] = {}
+        for part in distributed.all_gather_object(mine):
+            found |= part
+        return dict(sorted(found.items()))
+
+
+def index_clips(path: Path) -> list[Entry]:
+    """Every clip of a folder or table, nothing decoded; `DataError` when there is none or the prompts are missing."""
+    if path.is_dir() and not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
+        entries = _folder(path)
+    elif path.suffix == ".parquet" and path.is_file() or path.is_dir():
+        entries = _table(path)
+    else:
+        known = "a folder of clips, a parquet file, or a folder that Dataset.save_to_disk wrote"
+        raise DataError(f"{str(path)!r} holds no clips", why=f"it is not {known}", fix="check teacher.path")
+    if not entries:
+        raise DataError(f"{str(path)!r} holds no clips", why=f"known kinds: {', '.join(EXTENSIONS)}")
+    return entries
+
+
+def _folder(path: Path) -> list[Entry]:
+    listed = path / "metadata.jsonl"
+    if listed.is_file():
+        pairs = _listed(listed)
+    else:
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+        pairs = [(file, _prompt_of(file)) for file in files]
+    return [_entry(file, prompt, str(file.relative_to(path))) for file, prompt in pairs]
+
+
+def _listed(listed: Path) -> list[tuple[Path, str]]:
+    pairs = []
+    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            pairs.append((listed.parent / row["file_name"], str(row["prompt"]).strip()))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                "a line of metadata.jsonl cannot be used", where=f"{listed}:{number}",
+                why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
+            ) from error  # fmt: skip
+    return pairs
+
+
+def _prompt_of(file: Path) -> str:
+    """From the metadata of a safetensors file, else from the name without a trailing ``-N``."""
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as opened:
+                prompt = (opened.metadata() or {}).get("prompt", "")
+        except SafetensorError:
+            prompt = ""  # reading it will say why
+        if prompt:
+            return prompt
+    return re.sub(r"-\d+$", "", file.stem).strip()
+
+
+def _entry(file: Path, prompt: str, name: str) -> Entry:
+    return Entry(prompt, name, file.suffix.lower(), lambda: file)
+
+
+def _table(path: Path) -> list[Entry]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "a table of clips needs the package datasets", where=str(path), fix="pip install 'vidalign[datasets]'"
+        ) from error
+    table: Any
+    if path.is_file():
+        table = datasets.Dataset.from_parquet(str(path))
+    else:
+        table = datasets.load_from_disk(str(path))
+    columns = getattr(table, "column_names", None)
+    if not isinstance(columns, list) or not {"prompt", "video"} <= set(columns):
+        raise DataError(
+            "the table has no columns prompt and video", where=str(path), why=f"it has {columns}",
+            fix="save one split with these two columns",
+        )  # fmt: skip
+    if isinstance(table.features["video"], datasets.Video):
+        table = table.cast_column("video", datasets.Video(decode=False))
+    base = path.parent if path.is_file() else path
+    names = _file_names(table.data.column("video"))
+    pairs = zip(table["prompt"], names, strict=True)
+    return [_row(table, number, str(prompt).strip(), name, base) for number, (prompt, name) in enumerate(pairs)]
+
+
+def _file_names(column: Any) -> list[str]:
+    """The path in each row of an Arrow column of strings, bytes or ``{bytes, path}``; no bytes are read."""
+    import pyarrow.compute as compute
+    import pyarrow.types as kinds
+
+    if kinds.is_struct(column.type):
+        column = compute.struct_field(column, "path")
+    elif kinds.is_binary(column.type) or kinds.is_large_binary(column.type):
+        return [""] * len(column)
+    return [name or "" for name in column.to_pylist()]
+
+
+def _row(table: Any, number: int, prompt: str, name: str, base: Path) -> Entry:
+    """A row of a table; its kind is that of its path, mp4 for bare bytes."""
+
+    def load() -> Path | bytes:
+        video = table[number]["video"]
+        if isinstance(video, dict):
+            video = video.get("bytes") or video.get("path")
+        return video if isinstance(video, bytes) else base / str(video)
+
+    kind = Path(name).suffix.lower() or ".mp4"
+    return Entry(prompt, f"row {number}" + (f" ({name})" if name else ""), kind, load)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
