@@ -199,7 +199,8 @@ def render() -> str:
     """The whole page: benchmarks by name, then what the judges and rollouts are measured by."""
     parts = [HEAD.rstrip()]
     others = {
-        "perturbations": perturbations, "rollout": rollout, "long_tuning": long_tuning, "lm_head_memory": lm_head_memory,
+        "perturbations": perturbations, "rollout": rollout, "long_tuning": long_tuning,
+        "lm_head_memory": lm_head_memory,
     }  # fmt: skip
     for file in sorted((FOLDER / "results").glob("*.json"), key=lambda f: (f.stem in others, f.stem)):
         result = json.loads(file.read_text(encoding="utf-8"))
