@@ -25,7 +25,7 @@ import torch
 
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
-from vidalign.bench.protocol import Protocol, load_protocol
+from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import machine, world_hash
@@ -143,6 +143,11 @@ class BenchRun:
             except UserError as error:
                 self.errors[row, seed] = str(error)
                 self.say(f"{row}, seed {seed}: FAILED: {error}")
+
+        teacher, file = self.protocol.teacher, self._file(("teacher", 0))
+        if teacher is not None and file.is_file():
+            if read_finished(file, self.protocol).recipe_hash != teacher_hash(teacher):
+                file.unlink()  # of other weights, or another sampler: judged anew
 
     def _command_of(self, cell: Cell) -> str:
         if cell.kind == "reference":
