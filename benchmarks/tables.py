@@ -30,6 +30,8 @@ SHOWN = {
     "quarters/last": "last quarter, long",
 }
 """Metrics of a benchmark's table and what their columns are called."""
+LEAST_GAP = 0.01
+"""Distance of the start weights to the ground truth below which no share of it is told."""
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:
@@ -70,7 +72,9 @@ def bench(results: Results) -> str:
         f"`{cell.row}`, seed {cell.seed}, failed: {cell.error}" for cell in results.cells if cell.error is not None
     ]
     if results.health:
-        parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(results.health["hacking_probe"])]
+        falls, probe = results.health["falls"], results.health["hacking_probe"]
+        parts += ["Ground truth spoiled on purpose, as the auditor sees it:", _falls(falls)] if falls else []
+        parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(probe)] if probe else []
     return "\n\n".join(parts)
 
 
@@ -87,15 +91,22 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
 
 
 def _gains(results: Results, rows: list[str]) -> str:
-    lines = []
+    truth = compare(results, "base", "ground_truth") if "ground_truth" in rows else []
+    lines, gaps = [], {d.metric: d.difference for d in truth}
     for row in rows:
         if row != "base":
             found = {d.metric: d for d in compare(results, "base", row)}
             for metric in (m for m in SHOWN if m in found):
                 d = found[metric]
                 low, high = d.interval
-                lines.append([row, SHOWN[metric], f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}", d.verdict])
-    return table(["row", "metric", "difference", "95 % interval", ""], lines)
+                difference, ends = f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}"
+                lines.append([row, SHOWN[metric], difference, ends, d.verdict, _closed(d.difference, gaps.get(metric))])
+    return table(["row", "metric", "difference", "95 % interval", "", "gap closed"], lines)
+
+
+def _closed(difference: float, gap: float | None) -> str:
+    """Share of the distance from the start weights to the ground truth; nothing where there is none to close."""
+    return f"{difference / gap:.0%}" if gap is not None and gap > LEAST_GAP else ""
 
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:
@@ -106,6 +117,14 @@ def _with_interval(mean: float, interval: tuple[float, float]) -> str:
 def _spent(row: str, cells: list[Cell]) -> list[str]:
     names = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
     return [row, *(f"{sum(getattr(cell.spent, name) for cell in cells) / len(cells):.0f}" for name in names)]
+
+
+def _falls(falls: dict[str, Any]) -> str:
+    lines = []
+    for row, fall in falls.items():
+        low, high = fall["interval"]
+        lines.append([row, f"{fall['mean']:.3f} ({low:.3f} .. {high:.3f})", "yes" if fall["told_apart"] else "no"])
+    return table(["clips", "the auditor falls by", "told apart"], lines)
 
 
 def _probe(probe: dict[str, Any]) -> str:
