@@ -72,7 +72,7 @@ def bench(results: Results) -> str:
         f"`{cell.row}`, seed {cell.seed}, failed: {cell.error}" for cell in results.cells if cell.error is not None
     ]
     if results.health:
-        falls, probe = results.health["falls"], results.health["hacking_probe"]
+        falls, probe = results.health.get("falls", {}), results.health["hacking_probe"]
         parts += ["Ground truth spoiled on purpose, as the auditor sees it:", _falls(falls)] if falls else []
         parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(probe)] if probe else []
     return "\n\n".join(parts)

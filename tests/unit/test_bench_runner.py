@@ -161,6 +161,9 @@ def test_finished_cells_are_checked_when_read(tmp_path: Path, monkeypatch: pytes
     write_json(file, {"protocol": protocol.hash, "cell": {**plain, "seed": 3}})
     with pytest.raises(DataError, match="was changed after it was measured"):
         runner.read_finished(file, protocol)
+    write_json(file, {"protocol": protocol.hash, "cell": {"row": "a"}})
+    with pytest.raises(DataError, match="cannot read a finished cell.*digest"):
+        runner.read_finished(file, protocol)
     file.write_text(json.dumps({})[:1])
     with pytest.raises(DataError, match="cannot read a finished cell"):
         runner.read_finished(file, protocol)

@@ -304,7 +304,7 @@ def _bench_diagnostics(results: Results) -> list[Table]:
         names = dict.fromkeys(name for values in perturbations.values() for name in values)
         columns = sorted(names, key=lambda name: name not in (HELD_OUT_KEY, TRAINED_KEY))
         rows: list[tuple[str, list[float | str]]] = [
-            (row, [*_told_apart(health["falls"].get(row)), *(_number(values.get(name)) for name in columns)])
+            (row, [*_told_apart(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
             for row, values in perturbations.items()
         ]
         titles = ["told apart", "fall", "low", "high", *(name.replace("/", ": ") for name in columns)]

@@ -268,7 +268,11 @@ def prepare(protocol: Protocol) -> None:
 
 def read_finished(file: Path, protocol: Protocol) -> Cell:
     """A finished cell; `DataError` when it was changed by hand or belongs to another protocol."""
-    return read_cell(_read_document(file, protocol, "cell"), str(file))
+    plain = _read_document(file, protocol, "cell")
+    try:
+        return read_cell(plain, str(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError("cannot read a finished cell", where=str(file), why=repr(error), fix="remove it") from error
 
 
 def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
