@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import shlex
 import sys
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -64,6 +65,7 @@ def training_report(
     """
     log = folder / FILE_NAME
     history = read_history(log)
+    place = folder.name if folder.is_absolute() else str(folder)
     prompts = judged["after"].prompts
     return Report(
         title=f"{recipe.objective.name} | {recipe.name}",
@@ -80,7 +82,7 @@ def training_report(
         curves=history_charts(history),
         prompts=_evaluated_clips(judged),
         warnings=_logged_warnings(log),
-        commands=[header["command"], f"vidalign evaluate --run {folder.name}"],
+        commands=[header["command"], shlex.join(["vidalign", "evaluate", "--run", place])],
         texts={"Recipe": (folder / "recipe.yaml").read_text(encoding="utf-8")},
         environment={"machine": header["machine"], "python": sys.version.split()[0]},
     )
