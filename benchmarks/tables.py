@@ -30,8 +30,6 @@ SHOWN = {
     "quarters/last": "last quarter, long",
 }
 """Metrics of a benchmark's table and what their columns are called."""
-LEAST_GAP = 0.01
-"""Distance of the start weights to the ground truth below which no share of it is told."""
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:
@@ -58,7 +56,8 @@ def bench(results: Results) -> str:
         parts += ["Out-of-domain prompts:", _scores(results, rows, "out_of_domain")]
     if "base" in rows and len(rows) > 1:
         parts += [
-            "Paired differences to `base`; a win is claimed only where the interval excludes zero:",
+            "Paired differences to `base`; a win is claimed only where the interval excludes zero. Gap closed: the "
+            "share of the distance to the ground truth, where that is clear of zero:",
             _gains(results, rows),
         ]
     trained = [row for row in rows if results.of_row(row)[0].kind == "objective"]
@@ -92,7 +91,7 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
 
 def _gains(results: Results, rows: list[str]) -> str:
     truth = compare(results, "base", "ground_truth") if "ground_truth" in rows else []
-    lines, gaps = [], {d.metric: d.difference for d in truth}
+    lines, gaps = [], {d.metric: d.difference for d in truth if d.verdict == "better"}
     for row in rows:
         if row != "base":
             found = {d.metric: d for d in compare(results, "base", row)}
@@ -100,13 +99,9 @@ def _gains(results: Results, rows: list[str]) -> str:
                 d = found[metric]
                 low, high = d.interval
                 difference, ends = f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}"
-                lines.append([row, SHOWN[metric], difference, ends, d.verdict, _closed(d.difference, gaps.get(metric))])
+                closed = f"{d.difference / gaps[metric]:.0%}" if metric in gaps and row != "ground_truth" else ""
+                lines.append([row, SHOWN[metric], difference, ends, d.verdict, closed])
     return table(["row", "metric", "difference", "95 % interval", "", "gap closed"], lines)
-
-
-def _closed(difference: float, gap: float | None) -> str:
-    """Share of the distance from the start weights to the ground truth; nothing where there is none to close."""
-    return f"{difference / gap:.0%}" if gap is not None and gap > LEAST_GAP else ""
 
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:

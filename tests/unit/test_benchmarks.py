@@ -33,6 +33,7 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     fall = {"mean": 0.2, "interval": [-0.1, 0.3], "told_apart": False}
     results.health = {"falls": {"blur 1 px": fall}, "hacking_probe": {}}
     page = tables["bench"](results)
+    assert "| ground_truth | auditor | +0.500 | +0.500 .. +0.500 | better |  |" in page
     assert "| blur 1 px | 0.200 (-0.100 .. 0.300) | no |" in page
     assert "| base | 0.300 (0.200 .. 0.400) |" in page
     assert "| sft | auditor | +0.100 | +0.100 .. +0.100 | better | 20% |" in page

@@ -211,6 +211,7 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
     names = [(BASE, name) for name in rows if name != BASE] if BASE in rows else []
     names += list(itertools.combinations(objectives, 2))
     means = {(split, s.row, s.metric): s.mean for split in splits for s in summaries(results, split)}
+    gaps = _clear_gaps(results, splits) if {BASE, TRUTH} <= set(rows) else set()
     pairs = []
     for before, after in names:
         found = [
@@ -221,13 +222,19 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
                 d.difference,
                 d.interval,
                 metric.judge,
-                means.get((split, TRUTH, d.metric)),
+                means[split, TRUTH, d.metric] if before == BASE and (split, d.metric) in gaps else None,
             )
             for split in splits
             for d in compare(results, before, after, split=split)
         ]
         pairs.append(Pair(before, after, found))
     return pairs
+
+
+def _clear_gaps(results: Results, splits: Sequence[str]) -> set[tuple[str, str]]:
+    """Splits and metrics in which the base student falls short of the ground truth: there is a gap to close."""
+    found = ((split, d) for split in splits for d in compare(results, BASE, TRUTH, split=split))
+    return {(split, d.metric) for split, d in found if d.verdict == "better"}
 
 
 def _bench_paths(cells: Sequence[Cell]) -> list[TrainingPath]:
@@ -348,16 +355,7 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
         low, high = (_number(end) for end in found["interval"])
         told = "yes" if found["told_apart"] else "no"
         rows.append((reward, [*scores, _number(found["excess"]), low, high, told]))
-    columns = [
-        "reward before",
-        "reward after",
-        "auditor before",
-        "auditor after",
-        "excess",
-        "low",
-        "high",
-        "told apart",
-    ]
+    columns = ["reward before", "reward after", "auditor before", "auditor after", "excess", "low", "high", "told apart"]
     note = (
         "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
         "the held-out auditor's composite, mean over clips and its 95 % interval; told apart where that is above zero."
