@@ -355,7 +355,8 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
         low, high = (_number(end) for end in found["interval"])
         told = "yes" if found["told_apart"] else "no"
         rows.append((reward, [*scores, _number(found["excess"]), low, high, told]))
-    columns = ["reward before", "reward after", "auditor before", "auditor after", "excess", "low", "high", "told apart"]
+    columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
+    columns += ["excess", "low", "high", "told apart"]
     note = (
         "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
         "the held-out auditor's composite, mean over clips and its 95 % interval; told apart where that is above zero."
