@@ -93,15 +93,15 @@ def test_rows_hold_means_seeds_and_costs(clips: Path) -> None:
 def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
     report = bench_report(results(), clips)
     assert [pair.title for pair in report.pairs] == [
-        "ground_truth against base", "sft against base", "astrolabe against base", "astrolabe against sft",
+        "sft against base", "astrolabe against base", "ground_truth against base", "astrolabe against sft",
     ]  # fmt: skip
     (row,) = [row for row in report.pairs[3].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
     assert (row.before, row.after, row.difference) == pytest.approx((0.56, 0.66, 0.1))
     assert row.interval == pytest.approx((0.1, 0.1)) and row.verdict == "better"  # equal in all prompts and seeds
     assert row.ground_truth is None, "the gap is that of the base student"
-    (row,) = [row for row in report.pairs[2].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
+    (row,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
     assert row.ground_truth == pytest.approx(0.99) and row.gap_closed == pytest.approx(0.16 / 0.49)
-    (moving,) = [row for row in report.pairs[2].metrics if (row.group, row.metric) == ("motion", "amount")]
+    (moving,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("motion", "amount")]
     assert moving.gap_closed is None, "the base student moves as much as the world"
 
 

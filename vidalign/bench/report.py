@@ -205,15 +205,17 @@ def _made(first: Cell, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
-    """Every row against the base student, then the objectives against each other."""
+    """Objectives and then references against the base student, then the objectives against each other."""
     rows = [name for name in results.row_names() if results.of_row(name)]
     objectives = [name for name in rows if results.of_row(name)[0].kind == "objective"]
-    names = [(BASE, name) for name in rows if name != BASE] if BASE in rows else []
+    others = [name for name in rows if name not in (BASE, *objectives)]
+    names = [(BASE, name) for name in (*objectives, *others)] if BASE in rows else []
     names += list(itertools.combinations(objectives, 2))
     means = {(split, s.row, s.metric): s.mean for split in splits for s in summaries(results, split)}
     gaps = _clear_gaps(results, splits) if {BASE, TRUTH} <= set(rows) else set()
     pairs = []
     for before, after in names:
+        closing = before == BASE and after != TRUTH
         found = [
             EvaluationRow(
                 (metric := _metric(d.metric, split)).name,
@@ -222,7 +224,7 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
                 d.difference,
                 d.interval,
                 metric.judge,
-                means[split, TRUTH, d.metric] if before == BASE and (split, d.metric) in gaps else None,
+                means[split, TRUTH, d.metric] if closing and (split, d.metric) in gaps else None,
             )
             for split in splits
             for d in compare(results, before, after, split=split)
