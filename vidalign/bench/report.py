@@ -65,7 +65,6 @@ def training_report(
     """
     log = folder / FILE_NAME
     history = read_history(log)
-    place = folder.name if folder.is_absolute() else str(folder)
     prompts = judged["after"].prompts
     return Report(
         title=f"{recipe.objective.name} | {recipe.name}",
@@ -82,10 +81,15 @@ def training_report(
         curves=history_charts(history),
         prompts=_evaluated_clips(judged),
         warnings=_logged_warnings(log),
-        commands=[header["command"], shlex.join(["vidalign", "evaluate", "--run", place])],
+        commands=[header["command"], f"vidalign evaluate --run {_place(folder)}"],
         texts={"Recipe": (folder / "recipe.yaml").read_text(encoding="utf-8")},
         environment={"machine": header["machine"], "python": sys.version.split()[0]},
     )
+
+
+def _place(folder: Path) -> str:
+    """A run's folder as an argument, without where it lies on somebody's disk."""
+    return shlex.quote(folder.name if folder.is_absolute() else str(folder))
 
 
 def _evaluated(name: str, evaluation: Evaluation) -> Row:
