@@ -171,8 +171,11 @@ class BenchRun:
 
         teacher, file = self.protocol.teacher, self._file(("teacher", 0))
         if teacher is not None and file.is_file():
-            if read_finished(file, self.protocol).recipe_hash != teacher_hash(teacher):
-                file.unlink()  # of other weights, or another sampler: judged anew
+            try:
+                if read_finished(file, self.protocol).recipe_hash != teacher_hash(teacher):
+                    file.unlink()  # of other weights, or another sampler: judged anew
+            except UserError as error:
+                self._fail(("teacher", 0), str(error))
 
     def _command_of(self, cell: Cell) -> str:
         if cell.kind == "reference":
