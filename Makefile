@@ -47,8 +47,9 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 
 bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes where it stopped
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation examples/plugin_objective
-	$(BIN)/vidalign collect world/ar_copo_semi --out buffers/ar_copo
-	failed=0; for protocol in $(PROTOCOLS); do \
+	failed=0; $(BIN)/vidalign collect world/ar_copo_semi --out buffers/ar_copo || failed=$$?; \
+	test $$failed -ne 130 || exit 130; \
+	for protocol in $(PROTOCOLS); do \
 		$(BIN)/vidalign bench run $$protocol --small || failed=$$?; \
 		test $$failed -ne 130 || exit 130; \
 		$(BIN)/vidalign bench report $$protocol-small || failed=$$?; \

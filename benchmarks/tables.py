@@ -56,7 +56,8 @@ def bench(results: Results) -> str:
         parts += ["Out-of-domain prompts:", _scores(results, rows, "out_of_domain")]
     if "base" in rows and len(rows) > 1:
         parts += [
-            "Paired differences to `base`; a win is claimed only where the interval excludes zero:",
+            "Paired differences to `base`; a win is claimed only where the interval excludes zero. Gap closed: the "
+            "share of the distance to the ground truth, where that is clear of zero:",
             _gains(results, rows),
         ]
     trained = [row for row in rows if results.of_row(row)[0].kind == "objective"]
@@ -70,7 +71,9 @@ def bench(results: Results) -> str:
         f"`{cell.row}`, seed {cell.seed}, failed: {cell.error}" for cell in results.cells if cell.error is not None
     ]
     if results.health:
-        parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(results.health["hacking_probe"])]
+        falls, probe = results.health.get("falls", {}), results.health["hacking_probe"]
+        parts += ["Ground truth spoiled on purpose, as the auditor sees it:", _falls(falls)] if falls else []
+        parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(probe)] if probe else []
     return "\n\n".join(parts)
 
 
@@ -87,15 +90,18 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
 
 
 def _gains(results: Results, rows: list[str]) -> str:
-    lines = []
+    truth = compare(results, "base", "ground_truth") if "ground_truth" in rows else []
+    lines, gaps = [], {d.metric: d.difference for d in truth if d.verdict == "better"}
     for row in rows:
         if row != "base":
             found = {d.metric: d for d in compare(results, "base", row)}
             for metric in (m for m in SHOWN if m in found):
                 d = found[metric]
                 low, high = d.interval
-                lines.append([row, SHOWN[metric], f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}", d.verdict])
-    return table(["row", "metric", "difference", "95 % interval", ""], lines)
+                difference, ends = f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}"
+                closed = f"{d.difference / gaps[metric]:.0%}" if metric in gaps and row != "ground_truth" else ""
+                lines.append([row, SHOWN[metric], difference, ends, d.verdict, closed])
+    return table(["row", "metric", "difference", "95 % interval", "", "gap closed"], lines)
 
 
 def _with_interval(mean: float, interval: tuple[float, float]) -> str:
@@ -106,6 +112,14 @@ def _with_interval(mean: float, interval: tuple[float, float]) -> str:
 def _spent(row: str, cells: list[Cell]) -> list[str]:
     names = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
     return [row, *(f"{sum(getattr(cell.spent, name) for cell in cells) / len(cells):.0f}" for name in names)]
+
+
+def _falls(falls: dict[str, Any]) -> str:
+    lines = []
+    for row, fall in falls.items():
+        low, high = fall["interval"]
+        lines.append([row, f"{fall['mean']:.3f} ({low:.3f} .. {high:.3f})", "yes" if fall["told_apart"] else "no"])
+    return table(["clips", "the auditor falls by", "told apart"], lines)
 
 
 def _probe(probe: dict[str, Any]) -> str:

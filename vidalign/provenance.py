@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def machine() -> str:
 def command() -> str:
     """The command line of this process without the folders of the program and of the run."""
     program = Path(sys.argv[0]).name
-    return without_run_folder(" ".join(["vidalign" if program == "__main__.py" else program, *sys.argv[1:]]))
+    return without_run_folder(shlex.join(["vidalign" if program == "__main__.py" else program, *sys.argv[1:]]))
 
 
 def without_run_folder(line: str) -> str:

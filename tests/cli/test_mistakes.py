@@ -37,6 +37,25 @@ def test_a_full_disk_keeps_the_older_checkpoint(
     assert_same_student("run", "straight")
 
 
+@pytest.mark.parametrize(("number", "code"), [(28, 3), (13, 3), (5, None)])
+def test_a_disk_that_takes_no_more_is_told_without_a_traceback(
+    number: int, code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever was to be written; a fault of another kind is no mistake of the user."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(number, "odd", "run/evaluation.json")
+
+    monkeypatch.setattr("vidalign.runs.evaluate_run", full)
+    if code is None:
+        with pytest.raises(OSError, match="odd"):
+            vidalign("evaluate", "--run", "run")
+        return
+    assert vidalign("evaluate", "--run", "run") == code
+    told = capsys.readouterr().err
+    assert "run/evaluation.json - odd - free some space" in told and "Traceback" not in told
+
+
 def test_a_run_that_is_not_there(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["evaluate"], ["sample", "--prompt", "a", "--out", "x.gif"], ["export", "--out", "x.safetensors"]):
         assert vidalign(*verb, "--run", "nowhere") == 3

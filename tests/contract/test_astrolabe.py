@@ -16,6 +16,7 @@ from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
+from vidalign.objectives.replay import on_policy_gap
 from vidalign.rewards.base import CompositeReward
 from vidalign.rollout import Noise, Rollout, RolloutPlan
 from vidalign.students.video import VideoStudent
@@ -128,9 +129,9 @@ def test_a_gap_is_seen(folder: Path) -> None:
     plan = objective._plan(ctx)
     text = ctx.text(PROMPTS)
     rollout = ctx.student.rollout(text, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", [0, 1])))
-    assert objective._on_policy_gap(ctx, rollout, text) < 1e-4
+    assert on_policy_gap(ctx, rollout, text, GROUP) < 1e-4
     rollout.context = ctx.student.begin(text)
-    assert objective._on_policy_gap(ctx, rollout, text) > 1e-2
+    assert on_policy_gap(ctx, rollout, text, GROUP) > 1e-2
 
 
 def test_reward_weights_are_the_formula(folder: Path) -> None:

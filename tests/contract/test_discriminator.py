@@ -183,7 +183,7 @@ def test_other_sizes_are_refused(clips: Tensor, folder: Path) -> None:
 # --- warm-up ---
 
 
-@pytest.mark.parametrize(("accuracy", "steps"), [("0.5", 5), ("1.0", 8)])
+@pytest.mark.parametrize(("accuracy", "steps"), [("0.5", 5), ("1.0", 8), ("null", 8)])
 def test_warm_up_ends_at_the_accuracy_or_at_the_last_step(
     accuracy: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

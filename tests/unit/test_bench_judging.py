@@ -173,5 +173,11 @@ def test_the_perturbation_table_is_judged_by_the_protocols_metrics(monkeypatch: 
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)
     means = {row: values["world_auditor/composite"] for row, values in found["perturbations"].items()}
     assert means["ground truth"] > 0.95 and means["uniform noise"] < 0.2
+    assert list(found["falls"]) == list(perturbations.ROWS[1:])
+    noise, blurred = found["falls"]["uniform noise"], found["falls"]["blur 2 px"]
+    for fall, row in ((noise, "uniform noise"), (blurred, "blur 2 px")):
+        assert fall["mean"] == pytest.approx(means["ground truth"] - means[row], abs=1e-6)
+        assert fall["told_apart"] and 0 < fall["interval"][0] <= fall["mean"] <= fall["interval"][1]
+    assert not health._fall(torch.tensor([0.1, -0.1, 0.05, -0.05]))["told_apart"]
     assert set(health.REWARDS) == {"text_alignment", "motion_quality", "visual_quality"}
     assert health.examine(SimpleNamespace(held_out=["a whale"], health=HealthConfig())) is None  # type: ignore[arg-type]

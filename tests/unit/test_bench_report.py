@@ -59,7 +59,11 @@ def results() -> Results:
     return Results(
         ProtocolStamp("demo", text_hash(BUDGET), BUDGET), "beef",
         "vidalign bench run demo", {"cpu": "2 cores"}, PROMPTS, cells,
-        {"perturbations": {"blur 1 px": {"motion/amount": 0.1, HELD_OUT: None}}, "hacking_probe": {"motion": probe}},
+        {
+            "perturbations": {row: {"motion/amount": 0.1, HELD_OUT: None} for row in ("ground truth", "blur 1 px")},
+            "falls": {"blur 1 px": {"mean": 0.2, "interval": [0.1, 0.3], "told_apart": True}},
+            "hacking_probe": {"motion": probe},
+        },
     )  # fmt: skip
 
 
@@ -89,11 +93,16 @@ def test_rows_hold_means_seeds_and_costs(clips: Path) -> None:
 def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
     report = bench_report(results(), clips)
     assert [pair.title for pair in report.pairs] == [
-        "ground_truth against base", "sft against base", "astrolabe against base", "astrolabe against sft",
+        "sft against base", "astrolabe against base", "ground_truth against base", "astrolabe against sft",
     ]  # fmt: skip
     (row,) = [row for row in report.pairs[3].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
     assert (row.before, row.after, row.difference) == pytest.approx((0.56, 0.66, 0.1))
     assert row.interval == pytest.approx((0.1, 0.1)) and row.verdict == "better"  # equal in all prompts and seeds
+    assert row.ground_truth is None, "the gap is that of the base student"
+    (row,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
+    assert row.ground_truth == pytest.approx(0.99) and row.gap_closed == pytest.approx(0.16 / 0.49)
+    (moving,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("motion", "amount")]
+    assert moving.gap_closed is None, "the base student moves as much as the world"
 
 
 def test_curves_drift_and_the_hacking_plot_have_a_line_a_cell(clips: Path) -> None:
@@ -130,8 +139,10 @@ def test_health_says_what_failed_what_warned_and_what_was_spent(clips: Path) -> 
     ]  # fmt: skip
     cost, perturbations, probe = report.diagnostics
     assert cost.rows[0] == ("sft, seed 0", [900, 900, 100, 100, 0, 0, 5.0, 700])
-    assert perturbations.columns == ["world_auditor: composite", "motion: amount"]
-    assert math.isnan(perturbations.rows[0][1][0]) and perturbations.rows[0][1][1] == 0.1  # type: ignore[arg-type]
+    assert perturbations.columns == ["told apart", "fall", "low", "high", "world_auditor: composite", "motion: amount"]
+    (_, truth), (_, blurred) = perturbations.rows
+    assert truth[0] == "" and math.isnan(truth[4]) and truth[5] == 0.1  # type: ignore[arg-type]
+    assert blurred[:4] == ["yes", 0.2, 0.1, 0.3]
     assert probe.rows == [("motion", [0.2, 0.9, 0.3, 0.31, 0.7, 0.6, 0.8, "yes"])]
     assert report.commands[0] == "vidalign bench run demo" and report.commands[-1] == "vidalign bench report demo"
     assert len(report.commands) == 8 and report.summary == "Every objective may spend 90,000 forwards a seed."

@@ -120,7 +120,7 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("change", ["metrics", "spent", "seed", "protocol"])
+@pytest.mark.parametrize("change", ["metrics", "spent", "seed", "protocol", "health", "prompts"])
 def test_a_number_changed_by_hand_is_found(change: str, tmp_path: Path) -> None:
     path = write_results(tmp_path / "p.json", make_results([make_cell("a", 1, [0.1, 0.2])]))
     document = json.loads(path.read_text())
@@ -131,10 +131,14 @@ def test_a_number_changed_by_hand_is_found(change: str, tmp_path: Path) -> None:
         cell["spent"]["forwards"] = 1.0
     elif change == "seed":
         cell["seed"] = 2
+    elif change == "health":
+        document["health"] = {"hacking_probe": {}}
+    elif change == "prompts":
+        document["prompts"][0] = "another"
     else:
         document["protocol"]["text"] += "extra: 1\n"
     path.write_text(json.dumps(document))
-    with pytest.raises(DataError, match="('a, seed [12]'|the protocol) was changed after it was measured"):
+    with pytest.raises(DataError, match="('a, seed [12]'|the protocol|the result) was changed after it was measured"):
         read_results(path)
 
 

@@ -110,6 +110,23 @@ def test_ctrl_c_stops_every_cell_and_keeps_what_is_finished(folder: Path) -> Non
     assert results.row_names() == ["base", "ground_truth", "good"] and not any(cell.error for cell in results.cells)
 
 
+def test_an_edited_cell_is_named_and_the_others_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path, protocol: object) -> Cell:
+        if file.stem == "good-0":
+            raise DataError("the cell 'good, seed 0' was changed after it was measured")
+        return read(file, protocol)
+
+    monkeypatch.setattr(runner, "read_finished", refuse)
+    bench = run("good", seeds=[0, 1])
+    (bench.folder).mkdir(parents=True)
+    (bench.folder / "health.json").write_text("{")
+    results = bench.run()
+    errors = {(cell.row, cell.seed): cell.error for cell in results.cells if cell.error}
+    assert set(errors) == set(bench.errors) == {("good", 0), ("health", 0)} and results.health is None
+    assert "was changed after" in str(errors["good", 0]) and "cannot read a finished cell" in str(errors["health", 0])
+    assert [cell.seed for cell in read_results(bench.folder / "results.json").of_row("good")] == [1]
+
+
 def test_a_folder_of_another_protocol_is_refused(folder: Path) -> None:
     run("good").run()
     (folder / "p.yaml").write_text((folder / "p.yaml").read_text().replace("amount: 130", "amount: 140"))
@@ -143,6 +160,9 @@ def test_finished_cells_are_checked_when_read(tmp_path: Path, monkeypatch: pytes
         runner.read_finished(file, protocol)
     write_json(file, {"protocol": protocol.hash, "cell": {**plain, "seed": 3}})
     with pytest.raises(DataError, match="was changed after it was measured"):
+        runner.read_finished(file, protocol)
+    write_json(file, {"protocol": protocol.hash, "cell": {"row": "a"}})
+    with pytest.raises(DataError, match="cannot read a finished cell.*digest"):
         runner.read_finished(file, protocol)
     file.write_text(json.dumps({})[:1])
     with pytest.raises(DataError, match="cannot read a finished cell"):

@@ -29,7 +29,7 @@ from vidalign.bench.differences import first_difference
 from vidalign.bench.evaluation import student_generator
 from vidalign.bench.judging import Source, as_source, judge, judge_few, save_clips
 from vidalign.bench.metrics.base import Metric
-from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol
+from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, write_json
 from vidalign.build import build_features
 from vidalign.codecs import build_codec
@@ -130,6 +130,7 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
         return _finish(protocol, cell, source, metrics)
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol.teacher.path).eval(), protocol.teacher
+    cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
     codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
     teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift)
     shape = (evaluation.frames, *network.chunk_shape[1:])

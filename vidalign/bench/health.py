@@ -1,9 +1,10 @@
 """Are the judges of the embedded world fit to judge? Spoiled ground truth, and an adversary on one reward alone.
 
 `examine` returns ``perturbations``: the mean of every metric over ground-truth clips spoiled in each way of the
-world's table; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the held-out auditor,
-beside what both say of the ground truth. The auditor tells the adversary apart when the reward gains more than the
-auditor, with a 95 % interval over clips that excludes zero.
+world's table; ``falls``: by row, how far the auditor's composite falls below that of the same clips unspoiled, with
+a 95 % interval over clips; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the
+held-out auditor, beside what both say of the ground truth. The auditor tells the adversary apart when the reward gains
+more than the auditor, with a 95 % interval over clips that excludes zero.
 """
 
 from __future__ import annotations
@@ -33,14 +34,22 @@ def examine(protocol: Protocol) -> dict[str, Any] | None:
     if not captions or not protocol.health.clips:
         return None
     spoiled = [captions[n % len(captions)] for n in range(protocol.health.clips)]
-    table = {}
+    table, audited = {}, {}
     metrics = [metric for metric in build_metrics(protocol) if metric.judges == "clips"]
     for row, clips, prompts in perturbations.table(spoiled, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
         table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
+        audited[row] = auditor.audit(clips, prompts)["composite"]
+    falls = {row: _fall(audited[perturbations.ROWS[0]] - found) for row, found in list(audited.items())[1:]}
     attacked = [captions[n % len(captions)] for n in range(protocol.health.probe_clips)]
     probe = {reward: hack(reward, attacked, protocol.health.probe_steps) for reward in REWARDS if attacked}
-    return {"perturbations": table, "hacking_probe": probe}
+    return {"perturbations": table, "falls": falls, "hacking_probe": probe}
+
+
+def _fall(fall: torch.Tensor) -> dict[str, Any]:
+    """Mean of a fall ``[B]``, its interval, and whether that is above zero."""
+    low, high = interval(fall)
+    return {"mean": float(fall.mean()), "interval": [low, high], "told_apart": low > 0}
 
 
 def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:

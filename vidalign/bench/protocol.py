@@ -2,8 +2,8 @@
 
 `load_protocol` reads a file or a shipped one (``quickstart``), lays overrides and on demand its ``small`` section over
 it, and pins what the file only names: prompts, start weights, sampler, world and metric versions go into the hash.
-The rows under ``objectives`` do not: a later objective joins a protocol without making the earlier ones incomparable,
-and every cell carries the hash of its own recipe.
+The rows under ``objectives`` and the teacher do not: a later one joins a protocol without making the earlier ones
+incomparable, and every cell carries the hash of its own recipe or weights.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class ProtocolSections:
     out_of_domain: PromptsConfig | None = None
     """Prompts further away from training, reported apart."""
     teacher: TeacherWeights | None = None
-    """A teacher to judge as a row; for objectives it stands in their own recipes."""
+    """A teacher to judge as a row, not part of the hash; for objectives it stands in their own recipes."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Training seeds."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -297,16 +297,23 @@ def _pin(protocol: Protocol, tree: Node) -> None:
             why=f"{protocol.student.path} visits {spec.sampler.sigmas}, the protocol {evaluation.sigmas}",
             fix="name other start weights, or their levels",
         )  # fmt: skip
-    plain = {f.name: _plain(getattr(protocol, f.name)) for f in fields(ProtocolSections) if f.name != "objectives"}
+    pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
+    plain = {name: _plain(getattr(protocol, name)) for name in pinned}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
     if protocol.out_of_domain is not None:
         plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
     plain["student"]["sha256"] = _weights_hash(protocol.student, tree.locate("student"))
     if protocol.teacher is not None and find_teacher(protocol) is not None:
-        plain["teacher"]["sha256"] = _weights_hash(protocol.teacher, tree.locate("teacher"))
+        _weights_hash(protocol.teacher, tree.locate("teacher"))
     plain["evaluation"]["sigmas"] = spec.sampler.sigmas
     versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
     protocol.pinned = {"world": world_hash(), **plain, "metric_versions": versions}
+
+
+def teacher_hash(teacher: TeacherWeights) -> str:
+    """Tells the teacher's row from that of other weights or of another sampler, as a recipe's hash tells objectives."""
+    weights = hashlib.sha256(resolve(teacher.path).read_bytes()).hexdigest()
+    return text_hash(f"{weights} {teacher.steps} {teacher.shift}")
 
 
 def find_teacher(protocol: Protocol) -> Path | None:

@@ -1,6 +1,7 @@
 """The result file of a benchmark, ``benchmarks/results/PROTOCOL.json``: protocol, machine, one cell a row and seed.
 
-Every cell carries a digest of its contents, so that a number changed by hand is found when the file is read.
+Every cell carries a digest of its contents, and the file one of all, so that a number changed by hand is found when the
+file is read.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ def digest_of(cell: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(document: dict[str, Any]) -> str:
+    """SHA-256 of a result file as plain data; of its cells their digests."""
+    return digest_of({**document, "cells": [cell["digest"] for cell in document["cells"]]})
+
+
 def read_results(path: str | Path) -> Results:
     """Read a result file. Raises `DataError` when it is missing, damaged, or was changed after it was written."""
     path = Path(path)
@@ -132,7 +138,11 @@ def read_results(path: str | Path) -> Results:
         if hashlib.sha256(stamp.text.encode()).hexdigest()[:12] != stamp.hash:
             fix = "restore the file, or measure again"
             raise DataError("the protocol was changed after it was measured", where=str(path), fix=fix)
-        cells = [read_cell(cell, str(path)) for cell in document.pop("cells")]
+        cells = [read_cell(cell, str(path)) for cell in document["cells"]]
+        if file_digest(document | {"protocol": asdict(stamp)}) != document.pop("digest", ""):
+            fix = "restore the file, or write it anew by its command: finished cells are not run again"
+            raise DataError("the result was changed after it was measured", where=str(path), fix=fix)
+        del document["cells"]
         return Results(stamp, cells=cells, **document)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -164,7 +174,8 @@ def _predicted(plain: dict[str, float | None]) -> Predicted:
 
 def write_results(path: str | Path, results: Results) -> Path:
     """Write a result file whole or not at all."""
-    return write_json(Path(path), asdict(results))
+    document = asdict(results)
+    return write_json(Path(path), document | {"digest": file_digest(document)})
 
 
 def write_json(path: Path, data: Any) -> Path:

@@ -25,7 +25,7 @@ import torch
 
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
-from vidalign.bench.protocol import Protocol, load_protocol
+from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import machine, world_hash
@@ -112,23 +112,49 @@ class BenchRun:
         protocol = self.protocol
         seeds = sorted({*protocol.seeds, *self.chosen_seeds})
         cells = []
-        for row, seed in reference_jobs(protocol) + [(row, s) for row in protocol.objectives for s in seeds]:
-            if (row, seed) not in self.errors and self._file((row, seed)).is_file():
-                cells.append(read_finished(self._file((row, seed)), protocol))
+        health = self._health()
+        jobs = reference_jobs(protocol) + [(row, s) for row in protocol.objectives for s in seeds]
+        for row, seed in [*jobs, ("health", 0)]:
+            if cell := self._finished((row, seed)):
+                cells.append(cell)
             elif (row, seed) in self.errors:
                 kind = "objective" if row in protocol.objectives else "reference"
                 recipe = protocol.objectives[row].recipe if kind == "objective" else None
-                cells.append(Cell(row, kind, seed, recipe=recipe, error=self.errors[row, seed]).sealed())
+                cells.append(Cell(row, kind, seed, recipe=recipe, error=self.errors[row, seed]))
         for cell in cells:
             cell.command = self._command_of(cell)
             cell.sealed()
-        health = self._file(("health", 0))
         return Results(
             ProtocolStamp(protocol.name, protocol.hash, protocol.text), world_hash(), self.command(),
             {"description": machine(), "python": sys.version.split()[0], "cores": os.cpu_count()},
-            protocol.all_prompts, cells,
-            json.loads(health.read_text(encoding="utf-8"))["health"] if health.is_file() else None,
+            protocol.all_prompts, cells, health,
         )  # fmt: skip
+
+    def _finished(self, job: Job) -> Cell | None:
+        """The cell of a job; None when it is not finished, failed, or cannot be read, which is an error like others."""
+        if job in self.errors or job[0] == "health" or not self._file(job).is_file():
+            return None
+        try:
+            return read_finished(self._file(job), self.protocol)
+        except DataError as error:
+            self._fail(job, str(error))
+            return None
+
+    def _health(self) -> dict[str, Any] | None:
+        """The examination of the judges, likewise."""
+        file = self._file(("health", 0))
+        if ("health", 0) in self.errors or not file.is_file():
+            return None
+        try:
+            found: dict[str, Any] | None = _read_document(file, self.protocol, "health")
+        except DataError as error:
+            self._fail(("health", 0), str(error))
+            return None
+        return found
+
+    def _fail(self, job: Job, why: str) -> None:
+        self.errors[job] = why
+        self.say(f"{job[0]}, seed {job[1]}: FAILED: {why}")
 
     def _check_finished(self) -> None:
         """A finished cell whose recipe is another by now is named as failed: its numbers are not this row's."""
@@ -141,8 +167,15 @@ class BenchRun:
                 steps = timed_steps(self.protocol, row, seed, folder) if timed else None
                 check_same_recipe(folder, cell_recipe(self.protocol, row, seed, steps))
             except UserError as error:
-                self.errors[row, seed] = str(error)
-                self.say(f"{row}, seed {seed}: FAILED: {error}")
+                self._fail((row, seed), str(error))
+
+        teacher, file = self.protocol.teacher, self._file(("teacher", 0))
+        if teacher is not None and file.is_file():
+            try:
+                if read_finished(file, self.protocol).recipe_hash != teacher_hash(teacher):
+                    file.unlink()  # of other weights, or another sampler: judged anew
+            except UserError as error:
+                self._fail(("teacher", 0), str(error))
 
     def _command_of(self, cell: Cell) -> str:
         if cell.kind == "reference":
@@ -203,8 +236,7 @@ class BenchRun:
         if self.stopping:
             return
         if why := done.result():
-            self.errors[job] = why
-            self.say(f"{row}, seed {seed}: FAILED: {why}")
+            self._fail(job, why)
         else:
             self.say(f"{row}, seed {seed}: done")
 
@@ -244,15 +276,24 @@ def prepare(protocol: Protocol) -> None:
 
 def read_finished(file: Path, protocol: Protocol) -> Cell:
     """A finished cell; `DataError` when it was changed by hand or belongs to another protocol."""
+    plain = _read_document(file, protocol, "cell")
+    try:
+        return read_cell(plain, str(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError("cannot read a finished cell", where=str(file), why=repr(error), fix="remove it") from error
+
+
+def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
+    """The content of a file that a cell wrote last."""
     try:
         document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        made_by, cell = document["protocol"], read_cell(document["cell"], str(file))
+        made_by, found = document["protocol"], document[content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
     if made_by != protocol.hash:
         raise DataError("a cell belongs to another protocol", where=str(file), why=f"{made_by}, not {protocol.hash}",
                         fix="remove it to measure again")  # fmt: skip
-    return cell
+    return found
 
 
 def reference_jobs(protocol: Protocol) -> list[Job]:

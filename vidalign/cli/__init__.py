@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistak
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from typing import TextIO
@@ -17,6 +18,8 @@ from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample,
 from vidalign.errors import UserError
 
 INTERRUPTED = 130
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
+"""What goes wrong with a disk, not with us."""
 
 app = typer.Typer(
     name="vidalign",
@@ -45,6 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _tell(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        fix = "free some space or choose another folder; what had been saved is kept"
+        _tell(UserError("cannot write or read", where=str(error.filename or ""), why=str(error.strerror), fix=fix))
+        sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as leaving:

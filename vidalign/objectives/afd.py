@@ -29,13 +29,15 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
-from vidalign.losses.advantages import group_statistics, reward_weight
+from vidalign.losses.advantages import reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.rollout import Rollout, RolloutPlan
+from vidalign.objectives.replay import on_policy_gap, sampler_levels
+from vidalign.objectives.scoring import advantage_metrics, gather_scores, score_groups, score_metrics
+from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -89,50 +91,23 @@ class AFD(Objective):
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(text, plan, noise)
-        prompts = [p for p in batch.prompts for _ in range(size)]
-        clips = ctx.decode(rollout.latents)
-        scores = ctx.score(clips, prompts)
+        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        weight, judged = self._judge(ctx, scores)
+        metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, 1)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        weight, metrics = self._judge(ctx, scores, group)
-        metrics |= {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        metrics |= {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
-        ctx.show(clips, prompts, scores)
         sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(len(batch.prompts))
         tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
 
-    def _judge(
-        self, ctx: TrainContext, scores: dict[str, torch.Tensor], group: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weight w ``[N]`` of this process' videos, with statistics over all processes."""
-        here = slice(distributed.rank() * len(group), (distributed.rank() + 1) * len(group))
-        groups = int(group.max()) + 1
-        group = torch.cat([group + rank * groups for rank in range(ctx.world_size)])
-        metrics = {}
-        for name, value in scores.items():
-            value = ctx.gather(value)
-            spread = group_statistics(value, group)[1]
-            metrics[f"reward/{name}/mean"] = float(value.nanmean())
-            metrics[f"reward/{name}/group_std"] = float(spread.mean())
-            if name == "discriminator":
-                advantage = margin_advantage(value, group, floor=self.config.std_floor)
-                metrics["health/reward_nan/mean"] = float((~value.isfinite()).float().mean())
-                metrics["health/zero_std_groups/mean"] = float((spread < 1e-6).float().mean())
-        metrics["objective/advantage/max"] = float(advantage.abs().max())
+    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """Weight w of this rank's videos ``[N]``, from scores ``[P, G]``; what to log."""
+        everyone, group = gather_scores(ctx, scores)
+        score = everyone["discriminator"]
+        advantage = margin_advantage(score, group, floor=self.config.std_floor)
+        metrics = score_metrics(everyone, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
-        return reward_weight(advantage, self.config.advantage_clip)[here], metrics
-
-    def _on_policy_gap(self, ctx: TrainContext, rollout: Rollout, text: torch.Tensor) -> float:
-        """How far the loss' forward is from the rollout on the rollout's own states (last denoising step, first
-        video): largest difference over the spread of the prediction."""
-        states = [rollout.states[chunk] for chunk in sorted(rollout.states)]
-        x_t = torch.cat([state.x_t[:1, -1] for state in states], 1)
-        recorded = torch.cat([state.x0[:1, -1] for state in states], 1)
-        levels = [torch.full(state.x_t.shape[2:3], state.sigmas[-1], dtype=torch.float64) for state in states]
-        sigma = torch.cat(levels).unsqueeze(0).to(x_t.device)
-        with ctx.policy("old"):
-            replay = ctx.student.predict_x0(x_t, sigma, text[:1], None, clean=rollout.latents[:1])
-        return float((replay - recorded).abs().max() / recorded.std().clamp(min=1e-6))
+        mine = advantage.view(ctx.world_size, -1)[distributed.rank()]
+        return reward_weight(mine, self.config.advantage_clip), metrics
 
     # --- loss ---
 
@@ -163,13 +138,7 @@ class AFD(Objective):
 
     def _draw(self, ctx: TrainContext, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
-        levels = [sigma for sigma in ctx.sigmas if sigma <= self.config.sigma_max]
-        if not levels:
-            raise UserError(
-                f"sigma_max {self.config.sigma_max} leaves no noise level to train on",
-                where="objective.sigma_max", why=f"the student's sampler visits {ctx.sigmas}",
-                fix=f"use at least {ctx.sigmas[-1]}",
-            )  # fmt: skip
+        levels = sampler_levels(ctx, self.config.sigma_max)
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
         choice = torch.stack([torch.randint(len(levels), (ctx.chunks,), generator=g) for g in generators])

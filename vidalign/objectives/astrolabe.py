@@ -42,6 +42,7 @@ from vidalign.losses.forward_process import forward_process_loss, reference_pena
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.replay import on_policy_gap, sampler_levels
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
@@ -176,7 +177,7 @@ class Astrolabe(Objective):
         samples = torch.tensor(batch.ids).repeat_interleave(size) * size
         samples += torch.arange(size).repeat(len(batch.prompts))
         tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in weights.items()}
-        metrics |= judged | {"health/on_policy_gap/max": self._on_policy_gap(ctx, rollout, text)}
+        metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
@@ -247,18 +248,6 @@ class Astrolabe(Objective):
         mask = uncertain(gap, self.kl.rho)
         return mask.double() * len(gap) / mask.sum().clamp(min=1)
 
-    def _on_policy_gap(self, ctx: TrainContext, rollout: Rollout, text: torch.Tensor) -> float:
-        """How far the loss' forward is from the rollout on the rollout's own states (last denoising step, first
-        group): largest difference over the spread of the prediction; about 0 when both see the same cache."""
-        rows, states = slice(0, self.config.group_size), rollout.states.values()
-        x_t = torch.cat([state.x_t[rows, -1] for state in states], 1)
-        recorded = torch.cat([state.x0[rows, -1] for state in states], 1)
-        clean = rollout.latents[rows, rollout.branch]
-        with ctx.policy("old"):
-            sigma = torch.full((len(x_t),), ctx.sigmas[-1], device=x_t.device)
-            replay = ctx.student.predict_x0(x_t, sigma, text[:1], rollout.context.rows(slice(0, 1)), clean=clean)
-        return float((replay - recorded).abs().max() / recorded.std().clamp(min=1e-6))
-
     # --- loss ---
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
@@ -267,7 +256,7 @@ class Astrolabe(Objective):
         shared = config.group_size if config.loss_noise == "group" else 1
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
-        levels = torch.tensor(self._levels(ctx), device=x0.device)
+        levels = torch.tensor(sampler_levels(ctx, config.sigma_max), device=x0.device)
         choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
         sigma = levels[choice]
         x_t = add_noise(x0, noise, sigma)
@@ -299,17 +288,6 @@ class Astrolabe(Objective):
             if (choice == k).any():
                 metrics[f"objective/alpha_{level:.2f}/mean"] = weight[choice == k].mean()
         return LossOut(loss, metrics)
-
-    def _levels(self, ctx: TrainContext) -> list[float]:
-        """The sampler's own noise levels up to `sigma_max`."""
-        levels = [sigma for sigma in ctx.sigmas if sigma <= self.config.sigma_max]
-        if not levels:
-            raise UserError(
-                f"sigma_max {self.config.sigma_max} leaves no noise level to train on",
-                where="objective.sigma_max", why=f"the student's sampler visits {ctx.sigmas}",
-                fix=f"use at least {ctx.sigmas[-1]}",
-            )  # fmt: skip
-        return levels
 
     def _record_drift(self, distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> None:
         """Sums that `after_step` adds up over micro-batches and ranks."""

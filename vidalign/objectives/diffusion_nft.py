@@ -28,6 +28,7 @@ from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.replay import on_policy_gap
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import RolloutPlan
 
@@ -86,12 +87,7 @@ class DiffusionNFT(Objective):
         sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(count)
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
         tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
-        seen = torch.cat([state.x_t[:, -1] for state in rollout.states.values()], 1)
-        level = torch.full((size,), ctx.sigmas[-1], dtype=torch.float64, device=seen.device)
-        with ctx.policy("old"):  # one group tells whether the loss' forward is the rollout's
-            replay = ctx.student.predict_x0(seen[:size], level, text[:1], None, clean=rollout.latents[:size])
-        gap = (replay - rollout.latents[:size]).abs().max() / rollout.latents[:size].std().clamp(min=1e-6)
-        metrics |= judged.metrics | {"health/on_policy_gap/max": float(gap)}
+        metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
         group = torch.arange(count).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
 

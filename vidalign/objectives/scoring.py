@@ -51,19 +51,39 @@ def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: st
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`.
     """
     prompts, size = next(iter(scores.values())).shape
-    everyone = {name: ctx.gather(value.flatten()) for name, value in scores.items()}
-    group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)
+    everyone, group = gather_scores(ctx, scores)
     reward = combine(everyone, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
-    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-    metrics = {}
-    for name, value in {"": total, **{f"{name}/": value for name, value in everyone.items()}}.items():
-        metrics[f"reward/{name}mean"] = float(value.nanmean())
-        metrics[f"reward/{name}group_std"] = float(group_statistics(value, group)[1].mean())
-    metrics["health/reward_nan/mean"] = float(reward.isnan().float().mean())
-    metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
-    metrics["objective/advantage/max"] = float(advantage.abs().max())
+    metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
+    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
     gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in everyone.items()}
     return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
+
+
+def gather_scores(ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Scores ``[N]`` of all ranks by reward and their groups ``[N]``, from this rank's scores ``[P, G]``."""
+    prompts, size = next(iter(scores.values())).shape
+    group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)
+    return {name: ctx.gather(value.flatten()) for name, value in scores.items()}, group
+
+
+def score_metrics(scores: dict[str, torch.Tensor], group: torch.Tensor) -> dict[str, float]:
+    """What to log of scores ``[N]`` by reward; the name '' is all rewards together."""
+    metrics = {}
+    for name, value in scores.items():
+        prefix = f"reward/{name}/" if name else "reward/"
+        metrics[f"{prefix}mean"] = float(value.nanmean())
+        metrics[f"{prefix}group_std"] = float(group_statistics(value, group)[1].mean())
+    return metrics
+
+
+def advantage_metrics(reward: torch.Tensor, advantage: torch.Tensor, group: torch.Tensor) -> dict[str, float]:
+    """What to log of advantages ``[N]`` and of the reward that they come from."""
+    spread = group_statistics(reward, group)[1]
+    return {
+        "health/reward_nan/mean": float((~reward.isfinite()).float().mean()),
+        "health/zero_std_groups/mean": float((spread <= ZERO_SPREAD).float().mean()),
+        "objective/advantage/max": float(advantage.abs().max()),
+    }

@@ -59,6 +59,12 @@ class EvaluationRow:
     higher_is_better: bool = True
 
     @property
+    def gap_closed(self) -> float | None:
+        """Share of the distance from `before` to the ground truth that was covered; None below a distance of 0.01."""
+        gap = NAN if self.ground_truth is None else self.ground_truth - self.before
+        return self.difference / gap if gap > 0.01 else None
+
+    @property
     def verdict(self) -> Literal["better", "worse", "unclear"]:
         """`better` or `worse` where the interval excludes zero, `unclear` otherwise."""
         low, high = self.interval

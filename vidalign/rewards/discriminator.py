@@ -102,9 +102,7 @@ class DiscriminatorReward(TrainableReward):
     def warm_up(self, prompts: PromptSource) -> None:
         """Whole videos of the initial student, fresh ones in each step, until the accuracy is reached."""
         config, ctx, step = self.config.warm_up, self.ctx, 0
-        while step < config.max_steps and not (
-            self._pairs >= ENOUGH_PAIRS and self.held_out_accuracy >= config.accuracy
-        ):
+        while step < config.max_steps and not self._ready(config.accuracy):
             first = step * config.prompts
             ids = list(range(first + distributed.rank(), first + config.prompts, ctx.world_size))
             chosen = [prompts[i] for i in ids]
@@ -116,6 +114,9 @@ class DiscriminatorReward(TrainableReward):
             ctx.metrics |= self._update(clips, chosen, step, "warm-up")
             step += 1
         ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
+
+    def _ready(self, accuracy: float | None) -> bool:
+        return accuracy is not None and self._pairs >= ENOUGH_PAIRS and self.held_out_accuracy >= accuracy
 
     # --- one update ---
 

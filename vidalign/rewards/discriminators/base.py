@@ -20,15 +20,16 @@ Features = Callable[[Sequence[str]], torch.Tensor]
 class WarmUpConfig:
     """Training on the initial student, before the student moves."""
 
-    accuracy: float = 0.8
-    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1."""
+    accuracy: float | None = 0.8
+    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1; null = after `max_steps`, so that its
+    cost is known beforehand, as equal budgets need it."""
     max_steps: int = 100
     """It ends here at the latest; 0 = no warm-up."""
     prompts: int = 16
     """Prompts, and clips of the student, in each of its steps, over all processes."""
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.accuracy <= 1:
+        if self.accuracy is not None and not 0.5 <= self.accuracy <= 1:
             raise ValueError("accuracy must lie in 0.5..1")
         if self.max_steps < 0:
             raise ValueError("max_steps must be at least 0")
