@@ -210,14 +210,15 @@ def test_the_loss_is_the_method_written_out(chunks: int, weighting: str, folder:
     assert float(out.metrics[f"objective/alpha_{sigma:.2f}/mean"]) == pytest.approx(r)
 
 
-def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
-    def levels(sigma_max: float) -> set[str]:
-        objective, ctx = astrolabe(folder, f"sigma_max={sigma_max}", "group_size=16")
+def test_noise_levels_can_be_left_out(folder: Path) -> None:
+    def levels(sigma_max: float, sigma_min: float = 0.0) -> set[str]:
+        objective, ctx = astrolabe(folder, f"sigma_max={sigma_max}", f"sigma_min={sigma_min}", "group_size=16")
         return {key for key in whole(objective, ctx, collect(objective, ctx)).metrics if "alpha" in key}
 
     assert levels(1.0) == {f"objective/alpha_{level:.2f}/mean" for level in (1.0, 0.8, 0.6, 0.4)}
     assert levels(0.6) == {f"objective/alpha_{level:.2f}/mean" for level in (0.6, 0.4)}
-    with pytest.raises(UserError, match=r"sigma_max 0\.3 leaves no noise level"):
+    assert levels(0.8, 0.6) == {f"objective/alpha_{level:.2f}/mean" for level in (0.8, 0.6)}
+    with pytest.raises(UserError, match=r"0\.0 to 0\.3 leaves no noise level"):
         levels(0.3)
 
 

@@ -24,7 +24,7 @@ rewards (the released code repeats prompts, trains under a frame-causal mask on 
 and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
 judges history and clip together, for rewards that cannot read a law of motion from the clip alone. The drift that
 resets the reference is relative to the variance of what is predicted, not absolute (0.15 in the released code).
-Knobs that matter: learning rate, group_size, space, sigma_max, loss_noise, clip, beta, kl.
+Knobs that matter: learning rate, group_size, space, sigma_min, sigma_max, loss_noise, clip, beta, kl.
 """
 
 from __future__ import annotations
@@ -128,9 +128,12 @@ class Astrolabe(Objective):
         """How rewards are added up; raw_sum is the released code."""
         space: Literal["x0", "velocity"] = "x0"
         """Space of the loss; x0-space is sigma^2 times velocity-space."""
+        sigma_min: float = 0.0
+        """Lowest of the sampler's noise levels to train on. At low levels a noised clip tells its own reward, and the
+        update pulls predictions of good clips towards their mean: it blurs (`alpha` leaves 1/2 there)."""
         sigma_max: float = 1.0
-        """Highest of the sampler's noise levels to train on. At high levels a noised clip says little about which
-        candidate it came from, so the gradient is mostly noise when batches are small."""
+        """Highest of them. At high levels a noised clip says little about which candidate it came from, so the
+        gradient is mostly noise when batches are small."""
         loss_noise: Literal["sample", "group"] = "sample"
         """Who shares the noise and the level of the loss: nobody, or the candidates of a prompt, whose differences are
         then seen through common random numbers."""
@@ -256,7 +259,7 @@ class Astrolabe(Objective):
         shared = config.group_size if config.loss_noise == "group" else 1
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
-        levels = torch.tensor(sampler_levels(ctx, config.sigma_max), device=x0.device)
+        levels = torch.tensor(sampler_levels(ctx, config.sigma_max, config.sigma_min), device=x0.device)
         choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
         sigma = levels[choice]
         x_t = add_noise(x0, noise, sigma)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from vidalign.rollout import Rollout
 
 
-def sampler_levels(ctx: TrainContext, sigma_max: float) -> list[float]:
-    """The sampler's own noise levels up to `sigma_max`, descending. Raises `UserError` when there is none."""
-    levels = [sigma for sigma in ctx.sigmas if sigma <= sigma_max]
+def sampler_levels(ctx: TrainContext, sigma_max: float, sigma_min: float = 0.0) -> list[float]:
+    """The sampler's own noise levels in ``[sigma_min, sigma_max]``, descending; `UserError` when there is none."""
+    levels = [sigma for sigma in ctx.sigmas if sigma_min <= sigma <= sigma_max]
     if not levels:
         raise UserError(
-            f"sigma_max {sigma_max} leaves no noise level to train on",
+            f"{sigma_min} to {sigma_max} leaves no noise level to train on",
             where="objective.sigma_max", why=f"the student's sampler visits {ctx.sigmas}",
-            fix=f"use at least {ctx.sigmas[-1]}",
+            fix="let the range hold one of them",
         )  # fmt: skip
     return levels
 
