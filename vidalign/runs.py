@@ -26,7 +26,7 @@ from vidalign.bench.evaluation import (
     student_generator,
 )
 from vidalign.bench.language import EXACT, held_out_examples, judge_language
-from vidalign.bench.report import training_report
+from vidalign.bench.training_report import training_report
 from vidalign.build import LANGUAGE, build_features, build_student
 from vidalign.codecs import build_codec
 from vidalign.data.examples import Example
