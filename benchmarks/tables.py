@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.bench.bootstrap import compare, summaries
+from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results, read_results
 
 FOLDER = Path(__file__).parent
@@ -92,15 +93,17 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
 def _gains(results: Results, rows: list[str]) -> str:
     truth = compare(results, "base", "ground_truth") if "ground_truth" in rows else []
     lines, gaps = [], {d.metric: d.difference for d in truth if d.verdict == "better"}
+    single = sum(row not in REFERENCES for row in rows) == 1  # then every metric of the judges, else the main ones
     for row in rows:
         if row != "base":
             found = {d.metric: d for d in compare(results, "base", row)}
-            for metric in (m for m in SHOWN if m in found):
+            judged = [m for m in found if single and m.startswith(("world_scorer/", "world_auditor/"))]
+            for metric in (m for m in dict.fromkeys([*judged, *SHOWN]) if m in found):
                 d = found[metric]
                 low, high = d.interval
                 difference, ends = f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}"
                 closed = f"{d.difference / gaps[metric]:.0%}" if metric in gaps and row != "ground_truth" else ""
-                lines.append([row, SHOWN[metric], difference, ends, d.verdict, closed])
+                lines.append([row, SHOWN.get(metric, metric), difference, ends, d.verdict, closed])
     return table(["row", "metric", "difference", "95 % interval", "", "gap closed"], lines)
 
 
@@ -131,24 +134,6 @@ def _probe(probe: dict[str, Any]) -> str:
         lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", told])
     columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "told apart"]
     return table(columns, lines)
-
-
-def quickstart(result: dict[str, Any]) -> str:
-    """Three seeds of the quickstart recipe, in the format of before the shared benchmark."""
-    rows = []
-    for row in result["rows"]:
-        low, high = row["interval"]
-        closed = "" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"
-        means = [f"{row[role]:.3f}" for role in ("before", "after", "ground_truth")]
-        rows.append([row["metric"], *means, f"{row['difference']:+.3f}", f"{low:+.3f} .. {high:+.3f}", closed])
-    seconds = ", ".join(f"{s:.0f} s (seed {seed})" for seed, s in result["training_seconds"].items())
-    prompts = len(next(iter(result["runs"].values()))["prompts"])
-    return (
-        f"## Quickstart: Astrolabe on the embedded world\n\n`{result['command']}`, commit {result['commit']}, "
-        f"{result['machine']}.\n{prompts} held-out prompts, means over seeds; 95 % bootstrap intervals of the paired "
-        f"difference over prompts.\nTraining took {seconds}.\n\n"
-        + table(["metric", "before", "after", "ground truth", "difference", "95 % interval", "gap closed"], rows)
-    )
 
 
 def perturbations(result: dict[str, Any]) -> str:
@@ -221,7 +206,7 @@ def render() -> str:
         if "cells" in result:
             parts.append(bench(read_results(file)))
         else:
-            parts.append((others | {"quickstart": quickstart})[file.stem](result))
+            parts.append(others[file.stem](result))
     return "\n\n".join(parts) + "\n"
 
 
