@@ -26,6 +26,7 @@ from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
+from vidalign.recipe.differences import differences
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -206,24 +207,13 @@ def _check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
     if not file.is_file():
         return
-    began, now = (_flat(yaml.safe_load(text)) for text in (file.read_text(encoding="utf-8"), recipe.to_yaml()))
-    changed = [
-        f"{key}: {began.get(key)} -> {now.get(key)}"
-        for key in sorted(began.keys() | now.keys())
-        if began.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
-    ]
+    began, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), recipe.to_yaml()))
+    changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
     if changed:
         raise UserError(
             "the run in this folder began with another recipe",
             where=str(file), why="; ".join(changed), fix="resume with that recipe, or start anew in another --run",
         )  # fmt: skip
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
 
 
 def _role_name(metric: str, role: str) -> str:

@@ -6,10 +6,12 @@ import itertools
 import json
 import os
 import shutil
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
+from vidalign.recipe.differences import MISSING, differences
 
 VIDEOS = "videos"
 MANIFEST = "manifest.json"
@@ -110,14 +112,13 @@ class Folder:
             raise _cannot_write(target, error) from error
 
 
-def first_difference(old: Any, new: Any, where: str = "") -> str:
+def first_difference(old: Any, new: Any) -> str:
     """The first value in which two nested settings differ, as a sentence; '' when they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            if found := first_difference(old.get(name), new.get(name), f"{where}.{name}".lstrip(".")):
-                return found
-        return ""
-    return "" if old == new else f"{where} was {old!r} and is now {new!r}"
+    for name, *values in sorted(differences(old, new), key=itemgetter(0)):
+        was, now = (None if value is MISSING else value for value in values)
+        if was != now:
+            return f"{name} was {was!r} and is now {now!r}"
+    return ""
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
