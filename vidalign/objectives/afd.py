@@ -35,7 +35,14 @@ from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import on_policy_gap, sampler_levels
+from vidalign.objectives.replay import (
+    candidate_ids,
+    decay_old,
+    old_prediction,
+    on_policy_gap,
+    roll_videos,
+    sampler_levels,
+)
 from vidalign.objectives.scoring import advantage_metrics, gather_scores, score_groups, score_metrics
 from vidalign.rollout import RolloutPlan
 
@@ -87,16 +94,13 @@ class AFD(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         _check_weights(ctx.reward_weights)
         size, text = self.config.group_size, ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
+        rollout = roll_videos(ctx, text, batch.ids, size)
         scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
         weight, judged = self._judge(ctx, scores)
         metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, 1)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(len(batch.prompts))
-        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
+        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
+        tensors["sample"] = candidate_ids(batch.ids, size)
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
 
     def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -121,11 +125,7 @@ class AFD(Objective):
             return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
 
         current = velocity()
-        if config.old_decay == 0 and ctx.update == 0:
-            old = current.detach()  # `after_step` has just set old to current: the same numbers, one forward less
-        else:
-            with torch.no_grad(), ctx.policy("old"):
-                old = velocity()
+        old = old_prediction(ctx, velocity, current, config.old_decay)
         policy = forward_process_loss(current, old, noise - x0, weight, beta=config.beta).mean()
         metrics = {"objective/policy/mean": policy.detach()}
         if config.kl_weight == 0:
@@ -156,7 +156,7 @@ class AFD(Objective):
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
-        ctx.policies.lerp("old", "current", self.config.old_decay)
+        decay_old(ctx, self.config.old_decay)
 
 
 def _check_weights(weights: dict[str, float]) -> None:

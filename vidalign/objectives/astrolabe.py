@@ -42,7 +42,7 @@ from vidalign.losses.forward_process import forward_process_loss, reference_pena
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import on_policy_gap, sampler_levels
+from vidalign.objectives.replay import candidate_ids, decay_old, old_prediction, on_policy_gap, sampler_levels
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
@@ -177,9 +177,8 @@ class Astrolabe(Objective):
         seen = rollout.latents if self.config.clip.score == "video" else x0
         scores, metrics = score_groups(ctx, seen, batch.prompts, size)
         weights, judged = self._judge(ctx, scores)
-        samples = torch.tensor(batch.ids).repeat_interleave(size) * size
-        samples += torch.arange(size).repeat(len(batch.prompts))
-        tensors = {"x0": x0, "sample": samples} | {name: value.to(x0.device) for name, value in weights.items()}
+        tensors = {"x0": x0} | {name: value.to(x0.device) for name, value in weights.items()}
+        tensors["sample"] = candidate_ids(batch.ids, size)
         metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
@@ -270,11 +269,7 @@ class Astrolabe(Objective):
 
         target = x0 if config.space == "x0" else noise - x0
         current = predict()
-        if config.old_decay == 0 and ctx.update == 0:
-            old = current.detach()  # `after_step` has just set old to current: the same numbers, one forward less
-        else:
-            with torch.no_grad(), ctx.policy("old"):
-                old = predict()
+        old = old_prediction(ctx, predict, current, config.old_decay)
         clip = config.advantage_clip if config.weighting == "adaptive" else None
         policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
         loss = policy.mean()
@@ -310,8 +305,7 @@ class Astrolabe(Objective):
     def after_step(self, ctx: TrainContext) -> None:
         if self._drift:
             self._reset_reference(ctx)
-        decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
-        ctx.policies.lerp("old", "current", decay)
+        decay_old(ctx, self.config.old_decay)
 
     def _reset_reference(self, ctx: TrainContext) -> None:
         """``reference <- current`` when the penalised samples have drifted far, or when the reference is old."""

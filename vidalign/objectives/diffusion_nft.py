@@ -28,7 +28,7 @@ from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import on_policy_gap
+from vidalign.objectives.replay import candidate_ids, decay_old, on_policy_gap, roll_videos
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import RolloutPlan
 
@@ -78,15 +78,12 @@ class DiffusionNFT(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, count = self.config.group_size, len(batch.prompts)
         text = ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
+        rollout = roll_videos(ctx, text, batch.ids, size)
         scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
         judged = judge(ctx, scores, combination=self.config.combine, normalise=self.config.advantage_std)
-        sample = torch.tensor(batch.ids).repeat_interleave(size) * size + torch.arange(size).repeat(count)
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
-        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device), "sample": sample}
+        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
+        tensors["sample"] = candidate_ids(batch.ids, size)
         metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
         group = torch.arange(count).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
@@ -124,5 +121,4 @@ class DiffusionNFT(Objective):
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
-        decay = self.config.old_decay if self.config.old_decay is not None else min(0.001 * ctx.step, 0.5)
-        ctx.policies.lerp("old", "current", decay)
+        decay_old(ctx, self.config.old_decay)

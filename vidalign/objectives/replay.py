@@ -1,16 +1,47 @@
-"""What objectives share that predict their rollouts again: the noise levels, and whether they see what was rolled."""
+"""What objectives share that roll out with `old` and predict their rollouts again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.errors import UserError
+from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.rollout import Rollout
+
+
+def roll_videos(ctx: TrainContext, text: torch.Tensor, ids: list[int], size: int) -> Rollout:
+    """`size` independent whole videos of each of the texts ``[P, L, D]`` by the old policy, all states recorded."""
+    plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
+    noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+    with ctx.policy("old"), ctx.gathered():
+        return ctx.student.rollout(text, plan, noise)
+
+
+def candidate_ids(ids: list[int], size: int) -> torch.Tensor:
+    """Numbers ``[P * size]`` of the candidates of the samples `ids`, for the counter RNG of the loss."""
+    return torch.tensor(ids).repeat_interleave(size) * size + torch.arange(size).repeat(len(ids))
+
+
+def old_prediction(
+    ctx: TrainContext, predict: Callable[[], torch.Tensor], current: torch.Tensor, decay: float | None
+) -> torch.Tensor:
+    """What the old policy predicts, without gradient. Without decay `after_step` has just set it to the current one:
+    the first update needs no forward of its own."""
+    if decay == 0 and ctx.update == 0:
+        return current.detach()
+    with torch.no_grad(), ctx.policy("old"):
+        return predict()
+
+
+def decay_old(ctx: TrainContext, decay: float | None) -> None:
+    """``old <- d old + (1 - d) current``; None is the schedule ``d = min(0.001 step, 0.5)`` of DiffusionNFT."""
+    ctx.policies.lerp("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
 
 
 def sampler_levels(ctx: TrainContext, sigma_max: float, sigma_min: float = 0.0) -> list[float]:
