@@ -26,6 +26,7 @@ import torch
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
 from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
+from vidalign.bench.reuse import Finished
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import machine, world_hash
@@ -54,6 +55,8 @@ class BenchRun:
     """Cells at the same time; None means one for each accelerator or core."""
     plugins: list[Path] = field(default_factory=list)
     """Python files that register metrics or what a recipe names."""
+    known: list[Path] = field(default_factory=list)
+    """Result files whose cells are taken over where protocol and recipe have the same hashes."""
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class BenchRun:
         """Run what is left and write the result; raises `Interrupted` after Ctrl-C, with what is finished written."""
         prepare(self.protocol)
         self._check_finished()
+        self._take_over()
         left, slots = self.jobs_left(), devices(self.jobs)
         self.say(f"{self.protocol.name} ({self.protocol.hash}): {len(left)} cells to run, {len(slots)} at a time")
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
@@ -165,7 +169,9 @@ class BenchRun:
             try:
                 timed = self.protocol.budget.currency == "seconds"
                 steps = timed_steps(self.protocol, row, seed, folder) if timed else None
-                check_same_recipe(folder, cell_recipe(self.protocol, row, seed, steps))
+                recipe = cell_recipe(self.protocol, row, seed, steps)
+                check_same_recipe(folder, recipe)
+                _check_same_hash(self._file((row, seed)), recipe.hash)
             except UserError as error:
                 self._fail((row, seed), str(error))
 
@@ -176,6 +182,18 @@ class BenchRun:
                     file.unlink()  # of other weights, or another sampler: judged anew
             except UserError as error:
                 self._fail(("teacher", 0), str(error))
+
+    def _take_over(self) -> None:
+        """What was measured elsewhere under the same conditions is not measured again."""
+        if self.protocol.budget.currency == "seconds":
+            return  # seconds of another run are not seconds of this one
+        finished = Finished(self.protocol, self.known)
+        for row, seed in self.jobs_left():
+            try:
+                if finished.take(row, seed):
+                    self.say(f"{row}, seed {seed}: taken over")
+            except UserError:
+                continue  # its cell will say what is wrong with it
 
     def _command_of(self, cell: Cell) -> str:
         if cell.kind == "reference":
@@ -294,6 +312,17 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
         raise DataError("a cell belongs to another protocol", where=str(file), why=f"{made_by}, not {protocol.hash}",
                         fix="remove it to measure again")  # fmt: skip
     return found
+
+
+def _check_same_hash(file: Path, recipe_hash: str) -> None:
+    """A cell that was taken over has no run folder to compare with. Raises `UserError` for another recipe's."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["cell"]["recipe_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # told when the cell is read
+    if found != recipe_hash:
+        raise UserError("the cell was measured with another recipe", where=str(file),
+                        why=f"its hash is {found}, the row's is {recipe_hash}", fix="remove the file to measure anew")  # fmt: skip
 
 
 def reference_jobs(protocol: Protocol) -> list[Job]:

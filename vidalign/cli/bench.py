@@ -41,7 +41,7 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at the same time; default one for each accelerator or core.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too; cells that it holds already are kept.")] = None,
     plugin: Plugins = None,
 ) -> None:
     """Run a protocol, or what is left of it; cells that are finished are kept."""
@@ -51,7 +51,8 @@ def run(
     rows = objectives.split(",") if objectives is not None else None
     chosen = _numbers(seeds) if seeds is not None else None
     plugins = list(plugin or [])
-    one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, say=typer.echo)
+    known = [out] if out is not None else []
+    one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, known, say=typer.echo)
     results = one.run()
     if out is not None:
         write_results(out, results)

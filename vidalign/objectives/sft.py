@@ -3,13 +3,15 @@
 Loss (Lipman et al. 2210.02747; Self-Forcing 2506.08009, section 3, for the causal form):
 ``x_t = (1 - sigma) x0 + sigma noise``, ``L = |velocity - (noise - x0)|^2``.
 
-- ``attention: bidirectional`` trains a multi-step teacher: one sigma a clip, every frame sees every frame.
+- ``attention: bidirectional`` trains a multi-step teacher: one sigma a clip, every frame sees every frame. With
+  ``continuation`` the chunks before a random one are clean, so that the teacher can also go on from a beginning
+  (levels per frame as in Diffusion Forcing 2407.01392, of which this is the case of a clean past).
 - ``attention: causal`` trains a causal student by teacher forcing: one sigma a chunk, each noisy chunk sees the
   clean chunks before it and itself.
 
 What we changed: ``levels: sampler`` draws sigma from the student's own few noise levels, so that a small network
 spends its capacity where the sampler goes; ``sigma_floor`` tames the last levels of an x0-predicting network.
-Knobs that matter: ``levels``, ``shift``, ``sigma_floor``.
+Knobs that matter: ``levels``, ``shift``, ``sigma_floor``, ``continuation``.
 """
 
 from __future__ import annotations
@@ -41,6 +43,12 @@ class SFT(Objective):
         """Timestep shift of continuous levels; above 1 it favours high noise."""
         sigma_floor: float = 0.1
         """Levels below it count less, as (sigma / floor)^2; 0 is the plain loss."""
+        continuation: bool = False
+        """Keep the chunks before a random one of each clip clean; needs bidirectional attention and a sigma_floor."""
+
+        def __post_init__(self) -> None:
+            if self.continuation and not (self.attention == "bidirectional" and self.sigma_floor > 0):
+                raise ValueError("continuation needs attention: bidirectional and sigma_floor above 0")
 
     config: Config
 
@@ -73,14 +81,19 @@ class SFT(Objective):
         return Cost(forwards=sizes.prompts * forwards, teacher_calls=sizes.prompts)
 
     def _sigma(self, ctx: TrainContext, x0: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """One level a clip ``[N]`` or one a chunk, repeated over its frames ``[N, F]``."""
+        """The level of every frame ``[N, F]``: one a chunk (causal), or one a clip behind a clean past."""
         causal = self.config.attention == "causal"
         chunk = ctx.chunk_frames
-        draws = x0.shape[1] // chunk if causal else 1
+        chunks = x0.shape[1] // chunk
+        draws = chunks if causal else 1
         uniform = torch.stack([torch.rand(draws, generator=g) for g in generators]).to(x0.device)
         if self.config.levels == "sampler":
             levels = torch.tensor(ctx.sigmas, device=x0.device)
             sigma = levels[(uniform * len(levels)).long()]
         else:
             sigma = warp_sigma(uniform, self.config.shift).clamp(min=1e-3)
-        return sigma.repeat_interleave(chunk, 1) if causal else sigma[:, 0]
+        sigma = sigma.expand(-1, chunks)
+        if self.config.continuation:
+            first = torch.stack([torch.randint(chunks, (1,), generator=g) for g in generators])
+            sigma = sigma * (torch.arange(chunks) >= first).to(sigma)
+        return sigma.repeat_interleave(chunk, 1)

@@ -27,16 +27,23 @@ class ModelTeacher:
 
     @torch.no_grad()
     def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """``[N, F, C, H, W]`` at noise levels ``[N]``; every frame sees every frame."""
+        """``[N, F, C, H, W]`` at noise levels ``[N]`` or ``[N, F]``; every frame sees every frame."""
         return self.model.bidirectional(x_t, sigma, text)
 
     @torch.no_grad()
     def sample(self, noise: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Euler integration from noise ``[N, F, C, H, W]`` to clean latents in ``steps`` steps."""
+        """Clean latents from noise ``[N, F, C, H, W]``, chunk by chunk in ``steps`` Euler steps each.
+
+        The chunks that are not done yet are denoised together behind the ones that are, which stay clean.
+        """
         grid = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
         sigmas = warp_sigma(grid, self.shift).tolist()
-        x = noise
-        for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
-            level = torch.full((len(x),), now, device=x.device)
-            x = x + (after - now) * self.velocity(x, level, text)
+        chunk, x = self.model.spec.cache.chunk_frames, noise.clone()
+        for start in range(0, x.shape[1], chunk):
+            x[:, start:] = noise[:, start:]
+            for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+                level = torch.full(x.shape[:2], now, device=x.device)
+                level[:, :start] = 0.0
+                velocity = self.velocity(x, level, text)
+                x[:, start:] += (after - now) * velocity[:, start:]
         return x

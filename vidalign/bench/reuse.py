@@ -1,0 +1,79 @@
+"""Finished cells of other protocols under the same conditions are taken over instead of being run again.
+
+A protocol's hash covers everything that cells depend on but their recipe. So two cells with the same protocol hash, recipe
+hash and training seed are the same measurement, whatever their protocols and rows are called. They are looked for in the
+folders beside the protocol's own, and in result files, such as the one that a bench is about to write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vidalign.bench.cell import cell_recipe
+from vidalign.bench.protocol import Protocol, teacher_hash
+from vidalign.bench.results import Cell, Results, read_cell, read_results, write_json
+from vidalign.errors import DataError
+
+
+class Finished:
+    """Every usable finished cell under the conditions of a protocol, and the examination of the judges."""
+
+    def __init__(self, protocol: Protocol, result_files: Sequence[Path] = ()) -> None:
+        self.protocol = protocol
+        self.cells: dict[tuple[str, str, int], Cell] = {}
+        self.health: dict[str, Any] | None = None
+        for file in result_files:
+            if file.is_file():
+                self._from_results(read_results(file))
+        for file in sorted(protocol.folder.parent.glob("*/*.json")):
+            if file.parent != protocol.folder:
+                self._from_cell(file)
+
+    def take(self, row: str, seed: int) -> bool:
+        """Write the finished cell of a row into the protocol's folder; False when there is none."""
+        if row == "health":
+            return self._write(row, {"health": self.health}) if self.health is not None else False
+        found = self.cells.get(self._key(row, seed))
+        if found is None:
+            return False
+        return self._write(f"{row}-{seed}", {"cell": asdict(replace(found, row=row).sealed())})
+
+    def _write(self, name: str, content: dict[str, Any]) -> bool:
+        write_json(self.protocol.folder / f"{name}.json", {"protocol": self.protocol.hash, **content})
+        return True
+
+    def _key(self, row: str, seed: int) -> tuple[str, str, int]:
+        protocol = self.protocol
+        if row in protocol.objectives:
+            return "", cell_recipe(protocol, row, seed).hash, seed
+        if row == "teacher" and protocol.teacher is not None:
+            return row, teacher_hash(protocol.teacher), seed
+        return row, "", seed
+
+    def _add(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            if cell.error is None:
+                name = "" if cell.kind == "objective" else cell.row
+                self.cells.setdefault((name, cell.recipe_hash or "", cell.seed), cell)
+
+    def _from_results(self, results: Results) -> None:
+        if results.protocol.hash == self.protocol.hash:
+            self._add(results.cells)
+            self.health = self.health or results.health
+
+    def _from_cell(self, file: Path) -> None:
+        """A cell's own file; what cannot be read, or was changed, is another protocol's business."""
+        try:
+            plain = json.loads(file.read_text(encoding="utf-8"))
+            if plain["protocol"] != self.protocol.hash:
+                return
+            if "health" in plain:
+                self.health = self.health or plain["health"]
+            else:
+                self._add([read_cell(plain["cell"], str(file))])
+        except (OSError, ValueError, DataError, KeyError, TypeError, AttributeError):
+            return
