@@ -127,7 +127,39 @@ def test_supervised_levels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     free = levels_seen(monkeypatch, folder)
     assert free.shape == (16, 9) and free.unique().numel() == 16 * 3 and 0 < free.min() and free.max() < 1
     both = levels_seen(monkeypatch, folder, "objective.attention=bidirectional")
-    assert both.shape == (16,) and both.unique().numel() == 16
+    assert both.shape == (16, 9) and both.unique().numel() == 16 and (both == both[:, :1]).all()
+
+
+def test_a_clean_past_of_every_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ("objective.attention=bidirectional", "objective.continuation=true", "objective.sigma_floor=0.5")
+    levels = levels_seen(monkeypatch, folder, *changes).unflatten(1, (3, CHUNK))
+    assert (levels == levels[..., :1]).all(), "one level a chunk"
+    clean = levels[..., 0] == 0
+    assert set(clean.sum(1).tolist()) == {0, 1, 2}, "nobody is clean to the end"
+    for row, past in zip(levels[..., 0], clean.sum(1).tolist(), strict=True):
+        assert not clean[levels[..., 0].eq(row).all(1)][0][past:].any() and row[past:].unique().numel() == 1
+
+
+def test_the_clean_past_is_no_part_of_the_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ("objective.attention=bidirectional", "objective.continuation=true", "objective.sigma_floor=0.5")
+    objective, ctx = make(folder, "sft", *changes)
+    data = collect(objective, ctx, captions.prompts("basic/train")[:8])
+    losses, forward = [], VideoStudent.forward
+    for offset in (0.0, 3.0):
+
+        def wrong(self: VideoStudent, x_t: Tensor, sigma: Tensor, *args: Any, off: float = offset, **kw: Any) -> Tensor:
+            velocity = forward(self, x_t, sigma, *args, **kw)
+            return velocity + off * (sigma == 0)[..., None, None, None]
+
+        monkeypatch.setattr(VideoStudent, "forward", wrong)
+        losses.append(float(whole(objective, ctx, data).loss))
+    assert losses[0] == losses[1]
+
+
+def test_continuation_is_refused_where_it_means_nothing(folder: Path) -> None:
+    for changes in ([], ["objective.attention=bidirectional", "objective.sigma_floor=0"]):
+        with pytest.raises(RecipeError, match="continuation needs"):
+            make(folder, "sft", "objective.continuation=true", *changes)
 
 
 def test_misspelt_settings_of_supervised_training_are_refused(folder: Path) -> None:

@@ -26,8 +26,8 @@ import torch
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
 from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
-from vidalign.bench.reuse import Finished
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
+from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import machine, world_hash
 
@@ -321,8 +321,10 @@ def _check_same_hash(file: Path, recipe_hash: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return  # told when the cell is read
     if found != recipe_hash:
-        raise UserError("the cell was measured with another recipe", where=str(file),
-                        why=f"its hash is {found}, the row's is {recipe_hash}", fix="remove the file to measure anew")  # fmt: skip
+        raise UserError(
+            "the cell was measured with another recipe", where=str(file),
+            why=f"its hash is {found}, the row's is {recipe_hash}", fix="remove the file to measure anew",
+        )  # fmt: skip
 
 
 def reference_jobs(protocol: Protocol) -> list[Job]:

@@ -41,7 +41,9 @@ def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at the same time; default one for each accelerator or core.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too; cells that it holds already are kept.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the result here too; cells that it holds already are kept.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Run a protocol, or what is left of it; cells that are finished are kept."""
