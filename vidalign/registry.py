@@ -65,6 +65,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "clip_score": "vidalign.bench.metrics.clip_score:ClipScore",
         "diversity": "vidalign.bench.metrics.world:Diversity",
         "drift": "vidalign.bench.metrics.world:Drift",
+        "exact_match": "vidalign.bench.metrics.exact_match:ExactMatch",
         "motion": "vidalign.bench.metrics.world:Motion",
         "quarters": "vidalign.bench.metrics.world:Quarters",
         "world_auditor": "vidalign.bench.metrics.world:WorldAuditor",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.recipe import Recipe
 
-FIELDS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
+FIELDS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib", "responses")
 AUDITED = "world_auditor/composite"
 TIMED = 3
 """Steps timed for a budget in seconds, after one that warms up."""
@@ -47,7 +47,7 @@ class BudgetedTrainer(Trainer):
         log = run_dir / "metrics.jsonl"
         if self.step and log.is_file():
             spent = spent_of(read_history(log), self.step)
-            self.counter.start_from(Cost(spent.forwards, spent.reward_calls, spent.teacher_calls))
+            self.counter.start_from(Cost(spent.forwards, spent.reward_calls, spent.teacher_calls, spent.responses))
             self.seconds, self.peak = spent.seconds, spent.peak_memory_mib
 
     @property
@@ -63,7 +63,7 @@ class BudgetedTrainer(Trainer):
         self.seconds += time.perf_counter() - self._started
         self.peak = max(self.peak, peak_memory())
         cost = self.counter.total()
-        totals = (cost.forwards, cost.reward_calls, cost.teacher_calls, self.seconds, self.peak)
+        totals = (cost.forwards, cost.reward_calls, cost.teacher_calls, self.seconds, self.peak, cost.responses)
         metrics = {f"perf/spent/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
         if self.curve is not None and (self.step in self.points or self.done):
             with self.counter.paused(), torch.no_grad(), self.ctx.gathered():

@@ -23,15 +23,16 @@ from typing import Any
 import torch
 
 from vidalign import registry
+from vidalign.bench.answers import answers_of, judge_answers, judge_few_answers
 from vidalign.bench.budget import BudgetedTrainer, spent_of, time_steps
 from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.evaluation import student_generator
-from vidalign.bench.judging import Source, as_source, judge, judge_few, save_clips
+from vidalign.bench.judging import Judged, Source, as_source, judge, judge_few, save_clips
 from vidalign.bench.metrics.base import Metric
 from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, write_json
-from vidalign.build import build_features
+from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
@@ -43,6 +44,7 @@ from vidalign.teachers.model import ModelTeacher
 from vidalign.teachers.world import WorldTeacher
 from vidalign.tracking.jsonl import read_history, read_records
 
+VIDEO = "video"
 STEPS = "bench-steps"
 """File in a run folder: how many steps a budget in seconds buys on this machine."""
 
@@ -56,15 +58,29 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     config = protocol.objectives[row]
     if config.plugin:
         registry.load_plugin_file(config.plugin)
-    _check_latents(protocol, config)
+    if not protocol.language:
+        _check_latents(protocol, config)
     fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
     fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
     recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
-    if recipe.student.name != "video":
+    judged = LANGUAGE if protocol.language else VIDEO
+    if recipe.student.name != judged:
         raise UserError(
             f"{config.recipe} trains a student of kind {recipe.student.name!r}", where=f"objectives.{row}.recipe",
-            why="the benchmark judges videos", fix="name a recipe of a video student",
+            why=f"the protocol judges students of kind {judged!r}", fix="name a recipe of such a student",
         )  # fmt: skip
+    if not protocol.language:
+        _check_unseen(protocol, recipe)
+    budget = protocol.budget
+    if steps is None and budget.currency != "seconds":
+        steps = steps_within(recipe, budget.currency, budget.amount)
+    if steps is None:
+        return recipe
+    return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
+
+
+def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
+    """Captions that are judged are not trained on; splits of problems are disjoint by construction."""
     trained = {prompt for group in open_prompts(recipe.data.prompts, 0).groups for prompt in group}
     seen = trained & set(protocol.all_prompts)
     if seen:
@@ -72,12 +88,6 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
             f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}", where="data.prompts",
             fix="train on another split",
         )  # fmt: skip
-    budget = protocol.budget
-    if steps is None and budget.currency != "seconds":
-        steps = steps_within(recipe, budget.currency, budget.amount)
-    if steps is None:
-        return recipe
-    return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
 
 
 def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
@@ -91,13 +101,15 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
         evaluation = protocol.evaluation
 
         def curve(ctx: Any) -> dict[str, float]:
+            if protocol.language:
+                return judge_few_answers(answers_of(ctx.student, protocol), protocol, metrics)
             generate = student_generator(ctx.student, ctx.features, ctx.codec, evaluation.frames)
             return judge_few(generate, protocol, metrics)
 
         seconds = protocol.budget.amount if protocol.budget.currency == "seconds" else None
         trainer = BudgetedTrainer(recipe, folder, curve, evaluation.curve_points, seconds)
         trainer.fit()
-    student = VideoStudent.load(folder / "student.safetensors", device=distributed.device())
+    student = _load(protocol, folder / "student.safetensors")
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row=row, kind="objective", seed=seed, recipe=protocol.objectives[row].recipe, recipe_hash=recipe.hash)
     cell.spent = spent_of(history)
@@ -106,13 +118,13 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
     cell.warnings = list(dict.fromkeys(f"step {r['step']}, {r['name']}: {r['message']}" for r in records))
     cell.warnings += off_prediction(cell)
-    return _finish(protocol, cell, _student_source(protocol, student), metrics)
+    return _finish(protocol, cell, _judge(protocol, student, metrics))
 
 
 def off_prediction(cell: Cell) -> list[str]:
     """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
     found = []
-    for name in ("forwards", "reward_calls", "teacher_calls"):
+    for name in ("forwards", "reward_calls", "teacher_calls", "responses"):
         spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
         if abs(spent - predicted) > 0.01 * predicted:
             found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
@@ -124,13 +136,18 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
     cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
     metrics = build_metrics(protocol)
     if row == "base":
-        return _finish(protocol, cell, _student_source(protocol, _load(protocol.student.path)), metrics)
+        return _finish(protocol, cell, _judge(protocol, _load(protocol, protocol.student.path), metrics))
+    if row == "ground_truth" and protocol.language:
+        written = judge_answers(lambda examples, seed: [e.response for e in examples], protocol, metrics)
+        return _finish(protocol, cell, written)
     if row == "ground_truth":
         source = as_source(lambda n: WorldTeacher(n).clips, evaluation.frames, evaluation.long_factor)
-        return _finish(protocol, cell, source, metrics)
+        return _finish(protocol, cell, judge(source, protocol, metrics))
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
-    network, config = _load(protocol.teacher.path).eval(), protocol.teacher
+    network, config = _load(protocol, protocol.teacher.path).eval(), protocol.teacher
     cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
+    if protocol.language:
+        return _finish(protocol, cell, _judge(protocol, network, metrics))
     codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
     teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift)
     shape = (evaluation.frames, *network.chunk_shape[1:])
@@ -140,15 +157,21 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
         return codec.decode(teacher.sample(noise, features(prompts).to(network.device)))
 
     # no long clips: a bidirectional teacher makes none beyond the length that it was trained on
-    return _finish(protocol, cell, Source(generate), metrics)
+    return _finish(protocol, cell, judge(Source(generate), protocol, metrics))
 
 
-def _finish(protocol: Protocol, cell: Cell, source: Source, metrics: list[Metric]) -> Cell:
-    """Judge, keep a few clips, and write the cell: the last thing that happens to it."""
-    judged = judge(source, protocol, metrics)
+def _judge(protocol: Protocol, student: Any, metrics: list[Metric]) -> Judged:
+    """A student by everything that the protocol asks for."""
+    if protocol.language:
+        return judge_answers(answers_of(student, protocol), protocol, metrics)
+    return judge(_student_source(protocol, student), protocol, metrics)
+
+
+def _finish(protocol: Protocol, cell: Cell, judged: Judged) -> Cell:
+    """Keep a few clips and write the cell: the last thing that happens to it."""
     cell.metrics, cell.drift, cell.prompt_split = judged.metrics, judged.drift, protocol.split
     name = f"{cell.row}-{cell.seed}"
-    if protocol.evaluation.shown:
+    if len(judged.shown):
         save_clips(protocol.folder / f"{name}.npz", judged.shown)
         cell.clips = f"{protocol.name}/{name}.npz"
     cell.commit, cell.device = commit(), machine()
@@ -156,8 +179,10 @@ def _finish(protocol: Protocol, cell: Cell, source: Source, metrics: list[Metric
     return cell
 
 
-def _load(path: str) -> VideoStudent:
-    return VideoStudent.load(path, device=distributed.device())
+def _load(protocol: Protocol, path: str | Path) -> Any:
+    """Weights of the kind of student that the protocol judges."""
+    kind = registry.get("students", LANGUAGE if protocol.language else VIDEO)
+    return kind.load(path, device=distributed.device())
 
 
 def _student_source(protocol: Protocol, student: VideoStudent) -> Source:
@@ -213,17 +238,19 @@ def _predicted(recipe: Recipe, steps: int) -> Predicted:
     try:
         cost = predict(recipe)
     except UserError:
-        return Predicted(float("nan"), float("nan"), float("nan"))
-    return Predicted(cost.forwards, cost.reward_calls, cost.teacher_calls)
+        return Predicted(*[float("nan")] * 4)
+    return Predicted(cost.forwards, cost.reward_calls, cost.teacher_calls, cost.responses)
 
 
 def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]]:
-    """Points at which the student was judged during training."""
+    """Points at which the student was judged during training; of a language student with the entropy of its tokens."""
     series = {
         name.removeprefix("health/judged/"): dict(v) for name, v in history.items() if name.startswith("health/judged/")
     }
     spent = {name: dict(history[f"perf/spent/{name}"]) for name in ("forwards", "seconds")}
-    steps = sorted({step for points in series.values() for step in points})
+    if "objective/entropy/mean" in history:
+        series["training/entropy"] = dict(history["objective/entropy/mean"])
+    steps = sorted({step for name, points in series.items() if name != "training/entropy" for step in points})
     return [
         {"step": step, **{name: points[step] for name, points in spent.items()}}
         | {name: points[step] for name, points in series.items() if step in points}

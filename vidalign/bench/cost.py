@@ -67,13 +67,13 @@ def predict(recipe: Recipe) -> Cost:
 
 
 def steps_within(recipe: Recipe, currency: str, amount: float) -> int:
-    """The most steps that cost no more than `amount` forwards, or (``calls``) reward and teacher calls.
+    """The most steps that cost no more than `amount` forwards, responses, or (``calls``) reward and teacher calls.
 
     Raises `UserError` when not even one step fits, or when a step costs nothing in that currency.
     """
     spent = 0.0
     for steps, cost in enumerate(step_costs(recipe)):
-        price = cost.forwards if currency == "forwards" else cost.reward_calls + cost.teacher_calls
+        price = cost.reward_calls + cost.teacher_calls if currency == "calls" else getattr(cost, currency)
         if price <= 0 or steps >= LONGEST:
             raise UserError(
                 f"the objective {recipe.objective.name or 'mixture'!r} spends no {currency}", where="budget.currency",
@@ -98,7 +98,7 @@ class Counter:
     """
 
     def __init__(self, ctx: TrainContext) -> None:
-        self.forwards = self.reward_calls = self.teacher_calls = 0.0
+        self.forwards = self.reward_calls = self.teacher_calls = self.responses = 0.0
         self._on = True
         for engine in ctx.roles.engines.values():
             for network in denoisers(engine.network):
@@ -115,11 +115,12 @@ class Counter:
 
     def total(self) -> Cost:
         """Everything counted so far."""
-        return Cost(self.forwards, self.reward_calls, self.teacher_calls)
+        return Cost(self.forwards, self.reward_calls, self.teacher_calls, self.responses)
 
     def start_from(self, cost: Cost) -> None:
         """Go on from what an interrupted run had spent."""
-        self.forwards, self.reward_calls, self.teacher_calls = cost.forwards, cost.reward_calls, cost.teacher_calls
+        self.forwards, self.responses = cost.forwards, cost.responses
+        self.reward_calls, self.teacher_calls = cost.reward_calls, cost.teacher_calls
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -145,12 +146,15 @@ class Counter:
         self._hook_language_models(network, "teacher_calls")
 
     def _hook_language_models(self, network: Any, counted: str) -> None:
-        """Count rows as they begin; the later calls of a generation, which find a filled cache, go on with them."""
+        """Count rows as they begin; the later calls of a generation, which find a filled cache, go on with them.
+        Only a generation of the student brings a cache, an empty one at first: then its rows are responses."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             past = kwargs.get("past_key_values")
             if past is None or past.get_seq_length() == 0:
                 self._add(counted, len(kwargs["attention_mask"]))
+                if past is not None and counted == "forwards":
+                    self._add("responses", len(kwargs["attention_mask"]))
 
         for module in network.modules():
             if isinstance(module, LanguageStudent):

@@ -84,9 +84,14 @@ def make_clips(generate: Generate, prompts: Sequence[str], seed: int, purpose: s
 
 
 def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected: int) -> dict[str, torch.Tensor]:
+    """What a metric says of clips, see `checked`."""
+    return checked(metric, metric.score(clips, list(prompts)), expected)
+
+
+def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:
     """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts."""
     out = {}
-    for name, values in metric.score(clips, list(prompts)).items():
+    for name, values in found.items():
         if len(values) != expected:
             raise PluginError(
                 f"the metric {metric.name!r} returned {len(values)} values for {expected} prompts",

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.bench.evaluation import Evaluation
+from vidalign.bench.metrics.exact_match import ExactMatch
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples
 from vidalign.engine.rng import generator
-from vidalign.tasks.grader import ExactMatch
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -43,23 +43,22 @@ def held_out_examples(recipe: Recipe) -> list[Example]:
     return evaluation_examples(settings.prompts or recipe.data.eval_prompts, settings.count)
 
 
-@torch.no_grad()
 def judge_language(student: Any, examples: Sequence[Example], seeds: int, temperature: float) -> LanguageEvaluation:
     """Answer every example `seeds` times and grade it; the generators depend on example and seed only."""
-    sampling = replace(student.spec.sampling, temperature=temperature)
-    scores: list[torch.Tensor] = []
-    responses: list[str] = []
-    for seed in range(seeds):
-        for start in range(0, len(examples), BATCH):
-            part = list(examples[start : start + BATCH])
-            generators = [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]
-            texts = student.decode(student.generate(student.prompts(part), generators, sampling))
-            scores.append(ExactMatch().score(texts, part)[ExactMatch.name])
-            responses += texts if seed == 0 else []
-    exact = torch.cat(scores).view(seeds, -1).mean(0)
-    metrics = {(EXACT, ALL): exact}
-    for family in dict.fromkeys(example.family for example in examples if example.family):
-        inside = torch.tensor([example.family == family for example in examples])
-        metrics[EXACT, family] = exact.masked_fill(~inside, float("nan"))
+    given = [answer(student, examples, seed, temperature=temperature) for seed in range(seeds)]
+    graded = [ExactMatch().grade(texts, examples) for texts in given]
+    metrics = {(EXACT, name): torch.stack([found[name] for found in graded]).mean(0) for name in graded[0]}
     prompts = [example.prompt for example in examples]
-    return LanguageEvaluation(prompts, metrics, torch.empty(0, 0, 3, 0, 0), [], responses)
+    return LanguageEvaluation(prompts, metrics, torch.empty(0, 0, 3, 0, 0), [], given[0])
+
+
+@torch.no_grad()
+def answer(student: Any, examples: Sequence[Example], seed: int, *, temperature: float) -> list[str]:
+    """One response to every example; the generators depend on example and seed only."""
+    sampling = replace(student.spec.sampling, temperature=temperature)
+    texts: list[str] = []
+    for start in range(0, len(examples), BATCH):
+        part = list(examples[start : start + BATCH])
+        generators = [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]
+        texts += student.decode(student.generate(student.prompts(part), generators, sampling))
+    return texts

@@ -19,6 +19,8 @@ import vidalign
 from vidalign import registry
 from vidalign.bench.cost import read_spec
 from vidalign.bench.metrics.base import Metric
+from vidalign.data.examples import Example
+from vidalign.data.language import evaluation_examples, is_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import world_hash
@@ -37,7 +39,8 @@ class PromptsConfig:
     """Prompts to judge on."""
 
     source: str
-    """`world:SPLIT` or a text file with one prompt a line."""
+    """`world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`, `pictures:SPLIT` or a
+    table of examples."""
     count: int = 64
     """Prompts taken from it, in a fixed order."""
     sha256: str = ""
@@ -63,7 +66,7 @@ class TeacherWeights(WeightsConfig):
     """A bidirectional teacher, judged as a row."""
 
     steps: int = 24
-    """Denoising steps."""
+    """Denoising steps of a video teacher."""
     shift: float = 2.0
     """Timestep shift of those steps."""
 
@@ -72,9 +75,9 @@ class TeacherWeights(WeightsConfig):
 class BudgetConfig:
     """What every objective may spend on training."""
 
-    currency: Literal["forwards", "calls", "seconds"]
+    currency: Literal["forwards", "calls", "seconds", "responses"]
     """`forwards` of one chunk of one clip through trained networks; `calls` of rewards and teacher; `seconds` of
-    training on this device."""
+    training on this device; `responses` that a language student generates."""
     amount: float
     """How much of it."""
 
@@ -90,7 +93,9 @@ class EvaluationConfig:
     frames: int = 12
     """Length of the judged clips in frames."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
-    """Noise seeds: one clip for each prompt and seed, the same noise in every row."""
+    """Noise seeds: one clip (response) for each prompt and seed, the same noise in every row."""
+    temperature: float = 0.0
+    """Of a language student's responses; 0 takes the likeliest tokens."""
     long_factor: int = 4
     """Long clips are so many times longer; 0 makes none."""
     long_prompts: int = 16
@@ -171,8 +176,15 @@ class Protocol(ProtocolSections):
     held_out: list[str] = field(default_factory=list, init=False)
     far: list[str] = field(default_factory=list, init=False)
     """The out-of-domain prompts."""
+    examples: list[Example] = field(default_factory=list, init=False)
+    """What a language student is asked, those of `held_out` first; empty for video students."""
     pinned: dict[str, Any] = field(default_factory=dict, init=False)
     """What is hashed, as plain data."""
+
+    @property
+    def language(self) -> bool:
+        """Whether language students are compared."""
+        return is_examples(self.prompts.source)
 
     @property
     def all_prompts(self) -> list[str]:
@@ -286,17 +298,10 @@ def _node(value: Any) -> Node:
 
 def _pin(protocol: Protocol, tree: Node) -> None:
     """Look up what the file names; raises `UserError` for prompts or weights that are not what it says."""
-    protocol.held_out = _prompts(protocol.prompts, tree.locate("prompts"))
+    protocol.held_out = _prompts(protocol, protocol.prompts, tree.locate("prompts"))
     if protocol.out_of_domain is not None:
-        protocol.far = _prompts(protocol.out_of_domain, tree.locate("out_of_domain"))
-    spec = read_spec(protocol.student.path)
-    evaluation = protocol.evaluation
-    if evaluation.sigmas and evaluation.sigmas != spec.sampler.sigmas:
-        raise UserError(
-            "the start weights have another sampler than the protocol", where=tree.locate("evaluation.sigmas"),
-            why=f"{protocol.student.path} visits {spec.sampler.sigmas}, the protocol {evaluation.sigmas}",
-            fix="name other start weights, or their levels",
-        )  # fmt: skip
+        protocol.far = _prompts(protocol, protocol.out_of_domain, tree.locate("out_of_domain"))
+    sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
     plain = {name: _plain(getattr(protocol, name)) for name in pinned}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
@@ -305,7 +310,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
     plain["student"]["sha256"] = _weights_hash(protocol.student, tree.locate("student"))
     if protocol.teacher is not None and find_teacher(protocol) is not None:
         _weights_hash(protocol.teacher, tree.locate("teacher"))
-    plain["evaluation"]["sigmas"] = spec.sampler.sigmas
+    plain["evaluation"]["sigmas"] = sigmas
     versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
     protocol.pinned = {"world": world_hash(), **plain, "metric_versions": versions}
 
@@ -314,6 +319,18 @@ def teacher_hash(teacher: TeacherWeights) -> str:
     """Tells the teacher's row from that of other weights or of another sampler, as a recipe's hash tells objectives."""
     weights = hashlib.sha256(resolve(teacher.path).read_bytes()).hexdigest()
     return text_hash(f"{weights} {teacher.steps} {teacher.shift}")
+
+
+def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
+    """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
+    wanted, found = protocol.evaluation.sigmas, read_spec(protocol.student.path).sampler.sigmas
+    if wanted and wanted != found:
+        raise UserError(
+            "the start weights have another sampler than the protocol", where=tree.locate("evaluation.sigmas"),
+            why=f"{protocol.student.path} visits {found}, the protocol {wanted}",
+            fix="name other start weights, or their levels",
+        )  # fmt: skip
+    return found
 
 
 def find_teacher(protocol: Protocol) -> Path | None:
@@ -326,17 +343,25 @@ def find_teacher(protocol: Protocol) -> Path | None:
         return None
 
 
-def _prompts(config: PromptsConfig, where: str) -> list[str]:
+def _prompts(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
+    """The prompts of one section; the examples of a language protocol are kept beside them."""
+    if is_examples(config.source) != protocol.language:
+        raise UserError("one protocol judges videos or answers, not both", where=where,
+                        fix="take both kinds of prompts from sources of the same kind")  # fmt: skip
+    if protocol.language:
+        found = evaluation_examples(config.source, config.count)
+        protocol.examples += found
+        return [example.prompt for example in found]
     if not config.source.startswith("world:") and config.sha256:
         _same_hash(Path(config.source), config.sha256, where)
     source = open_prompts(config.source, 0)
     wanted = min(config.count, len(source))
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for n in range(64 * len(source)):
-        found.setdefault(source[n])
-        if len(found) == wanted:
+        distinct.setdefault(source[n])
+        if len(distinct) == wanted:
             break
-    return list(found)
+    return list(distinct)
 
 
 def _weights_hash(config: WeightsConfig, where: str) -> str:

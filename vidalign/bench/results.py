@@ -31,6 +31,8 @@ class Spent:
     """Wall time of the training steps."""
     peak_memory_mib: float = 0.0
     """Largest resident memory of the process, on an accelerator that of the device."""
+    responses: float = 0.0
+    """Responses that a language student generated in training."""
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Predicted:
     forwards: float = 0.0
     reward_calls: float = 0.0
     teacher_calls: float = 0.0
+    responses: float = 0.0
 
 
 @dataclass

@@ -102,6 +102,11 @@ def evaluation_examples(source: str, count: int, form: str = "none") -> list[Exa
     return [examples[n] for n in range(count)]
 
 
+def is_examples(source: str) -> bool:
+    """Whether a source of prompts holds examples of a language student, not prompts of a video student."""
+    return source.partition(":")[0] in (*WORLDS, "datasets") or Path(source).suffix in FILES
+
+
 def check_world(source: str) -> None:
     """Raises `DataError` when a source names a split that its embedded world does not have; reads nothing."""
     from vidalign.tasks import pictures, tokens

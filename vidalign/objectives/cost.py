@@ -32,12 +32,15 @@ class Cost:
     """Clips (responses) judged, once for each reward."""
     teacher_calls: float = 0.0
     """Clips that the teacher made, and passes of one clip (response) through its network."""
+    responses: float = 0.0
+    """Responses that a language student generated."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.forwards + other.forwards,
             self.reward_calls + other.reward_calls,
             self.teacher_calls + other.teacher_calls,
+            self.responses + other.responses,
         )
 
 

@@ -216,7 +216,8 @@ class DOPD(Objective):
         sources = {self._of(name).source for name in names if self._of(name).weight}
         responses = sizes.prompts * config.group_size
         own = "student" in sources and config.privilege != "none"
-        return Cost(forwards=(3 + own) * responses, teacher_calls=(1 + ("teacher" in sources)) * responses)
+        calls = (1 + ("teacher" in sources)) * responses
+        return Cost(forwards=(3 + own) * responses, teacher_calls=calls, responses=responses)
 
     def _of(self, name: str) -> RegimeConfig:
         settings: RegimeConfig = getattr(self.config, name)

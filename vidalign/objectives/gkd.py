@@ -83,4 +83,4 @@ class GKD(Objective):
 
     def cost(self, sizes: StepSizes) -> Cost:
         responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=2 * responses, teacher_calls=responses)
+        return Cost(forwards=2 * responses, teacher_calls=responses, responses=responses)

@@ -44,4 +44,4 @@ class OPD(Objective):
 
     def cost(self, sizes: StepSizes) -> Cost:
         responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=2 * responses, teacher_calls=responses)
+        return Cost(forwards=2 * responses, teacher_calls=responses, responses=responses)

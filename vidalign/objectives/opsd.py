@@ -42,4 +42,5 @@ class OPSD(Objective):
         return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)
 
     def cost(self, sizes: StepSizes) -> Cost:
-        return Cost(forwards=3 * sizes.prompts * self.config.group_size)
+        responses = sizes.prompts * self.config.group_size
+        return Cost(forwards=3 * responses, responses=responses)

@@ -1,4 +1,4 @@
-"""The contract of a metric: judges finished clips for their prompts, in a benchmark only and never in training.
+"""The contract of a metric: judges finished clips or answers, in a benchmark only and never in training.
 
 Registered under the kind ``metrics`` (entry point group ``vidalign.metrics``). The version is part of a protocol's
 hash: change it whenever the numbers change.
@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from vidalign.data.examples import Example
+
 
 class Metric:
     """Base of every metric. Subclasses give ``name``, ``version``, a nested dataclass ``Config`` with a docstring under
@@ -19,9 +21,10 @@ class Metric:
 
     name: ClassVar[str] = ""
     version: ClassVar[str] = "1"
-    judges: ClassVar[Literal["clips", "seeds", "long"]] = "clips"
+    judges: ClassVar[Literal["clips", "seeds", "long", "answers"]] = "clips"
     """What `score` is given: ``clips`` of one evaluation seed, one a prompt; ``seeds``: the clips of all S seeds, seed
-    after seed, with the prompts repeated S times; ``long``: clips of the protocol's long evaluation."""
+    after seed, with the prompts repeated S times; ``long``: clips of the protocol's long evaluation; ``answers``: the
+    responses of a language student, through `grade`."""
 
     @dataclass
     class Config:
@@ -37,4 +40,8 @@ class Metric:
         ``[B, K]`` is a series over the K chunks of the clip: its mean over prompts is stored as drift.
         Raises `UserError` when it cannot judge at all, for example without its weights.
         """
+        raise NotImplementedError
+
+    def grade(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Judge B responses to B examples: ``[B]`` by name, higher is better, NaN = not judged."""
         raise NotImplementedError

@@ -1,0 +1,26 @@
+"""Exact match of a language student's final answers, over all examples and for every family of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vidalign.bench.metrics.base import Metric
+from vidalign.data.examples import Example
+from vidalign.tasks import grader
+
+
+class ExactMatch(Metric):
+    """``all``: 1 for the right answer; one entry a family, NaN outside of it."""
+
+    name = "exact_match"
+    judges = "answers"
+
+    def grade(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        exact = grader.ExactMatch().score(responses, examples)[grader.ExactMatch.name]
+        found = {"all": exact}
+        for family in dict.fromkeys(example.family for example in examples if example.family):
+            inside = torch.tensor([example.family == family for example in examples])
+            found[family] = exact.masked_fill(~inside, float("nan"))
+        return found
