@@ -29,8 +29,10 @@ SHOWN = {
     "diversity/seeds": "diversity",
     "drift/visual": "drift, visual",
     "quarters/last": "last quarter, long",
+    "exact_match/all": "exact match",
 }
 """Metrics of a benchmark's table and what their columns are called."""
+SPENT = ("forwards", "reward_calls", "teacher_calls", "responses", "seconds", "peak_memory_mib")
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> str:
@@ -58,12 +60,12 @@ def bench(results: Results) -> str:
     if "base" in rows and len(rows) > 1:
         parts += [
             "Paired differences to `base`; a win is claimed only where the interval excludes zero. Gap closed: the "
-            "share of the distance to the ground truth, where that is clear of zero:",
+            f"share of the distance to `{_goal(results)}`, where that is clear of zero:",
             _gains(results, rows),
         ]
     trained = [row for row in rows if results.of_row(row)[0].kind == "objective"]
     if trained:
-        columns = ["row", "forwards", "reward calls", "teacher calls", "seconds", "peak memory, MiB"]
+        columns = ["row", *(name.replace("_", " ").replace("mib", "MiB") for name in SPENT)]
         parts += [
             "Spent on training, means over seeds:",
             table(columns, [_spent(r, results.of_row(r)) for r in trained]),
@@ -90,9 +92,15 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
     return table(["row", *(SHOWN[metric] for metric in metrics)], lines)
 
 
+def _goal(results: Results) -> str:
+    """What the gap is measured to: a language student is to reach its teacher, a video student the world itself."""
+    return "teacher" if results.of_row("teacher") and "exact_match" in results.protocol.text else "ground_truth"
+
+
 def _gains(results: Results, rows: list[str]) -> str:
-    truth = compare(results, "base", "ground_truth") if "ground_truth" in rows else []
-    lines, gaps = [], {d.metric: d.difference for d in truth if d.verdict == "better"}
+    goal = _goal(results)
+    best = compare(results, "base", goal) if goal in rows else []
+    lines, gaps = [], {d.metric: d.difference for d in best if d.verdict == "better"}
     single = sum(row not in REFERENCES for row in rows) == 1  # then every metric of the judges, else the main ones
     for row in rows:
         if row != "base":
@@ -102,7 +110,7 @@ def _gains(results: Results, rows: list[str]) -> str:
                 d = found[metric]
                 low, high = d.interval
                 difference, ends = f"{d.difference:+.3f}", f"{low:+.3f} .. {high:+.3f}"
-                closed = f"{d.difference / gaps[metric]:.0%}" if metric in gaps and row != "ground_truth" else ""
+                closed = f"{d.difference / gaps[metric]:.0%}" if metric in gaps and row not in REFERENCES else ""
                 lines.append([row, SHOWN.get(metric, metric), difference, ends, d.verdict, closed])
     return table(["row", "metric", "difference", "95 % interval", "", "gap closed"], lines)
 
@@ -113,8 +121,7 @@ def _with_interval(mean: float, interval: tuple[float, float]) -> str:
 
 
 def _spent(row: str, cells: list[Cell]) -> list[str]:
-    names = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
-    return [row, *(f"{sum(getattr(cell.spent, name) for cell in cells) / len(cells):.0f}" for name in names)]
+    return [row, *(f"{sum(getattr(cell.spent, name) for cell in cells) / len(cells):.0f}" for name in SPENT)]
 
 
 def _falls(falls: dict[str, Any]) -> str:

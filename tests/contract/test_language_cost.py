@@ -21,13 +21,13 @@ N = PROMPTS * GROUP
 VARIANTS = [
     ("lm_sft", (), Cost(forwards=PROMPTS)),
     ("lm_sft", ("objective.privileged_share=1", "trainer.micro_batch=1"), Cost(forwards=PROMPTS)),
-    ("opd", (), Cost(forwards=2 * N, teacher_calls=N)),
-    ("gkd", ("objective.on_policy=0.5", "trainer.micro_batch=4"), Cost(forwards=2 * N, teacher_calls=N)),
-    ("opsd", (), Cost(forwards=3 * N)),
-    ("dopd", (), Cost(forwards=4 * N, teacher_calls=2 * N)),
-    ("dopd", ("objective.routing=uniform", "trainer.micro_batch=4"), Cost(forwards=3 * N, teacher_calls=2 * N)),
-    ("dopd", ("objective.privilege=none",), Cost(forwards=3 * N, teacher_calls=2 * N)),
-    ("dopd", ("objective.lh.source=student", "objective.ht.weight=0"), Cost(forwards=4 * N, teacher_calls=N)),
+    ("opd", (), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
+    ("gkd", ("objective.on_policy=0.5", "trainer.micro_batch=4"), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
+    ("opsd", (), Cost(forwards=3 * N, responses=N)),
+    ("dopd", (), Cost(forwards=4 * N, teacher_calls=2 * N, responses=N)),
+    ("dopd", ("objective.routing=uniform", "trainer.micro_batch=4"), Cost(3 * N, teacher_calls=2 * N, responses=N)),
+    ("dopd", ("objective.privilege=none",), Cost(forwards=3 * N, teacher_calls=2 * N, responses=N)),
+    ("dopd", ("objective.lh.source=student", "objective.ht.weight=0"), Cost(4 * N, teacher_calls=N, responses=N)),
 ]
 
 
@@ -76,12 +76,12 @@ def test_a_generation_counts_once_whatever_its_length(folder: Path) -> None:
         for longest in (1, 6):
             ctx.student.spec.sampling.max_new_tokens = longest
             batch = ctx.student.generate(ctx.student.prompts(examples(3)), ctx.generators("rollout", [0, 1, 2]))
-        assert batch.response.shape[1] > 1 and counter.total() == Cost(forwards=6)
+        assert batch.response.shape[1] > 1 and counter.total() == Cost(forwards=6, responses=6)
         with counter.paused():
             ctx.student.response_hidden(batch)
-        assert counter.total() == Cost(forwards=6)
+        assert counter.total() == Cost(forwards=6, responses=6)
         ctx.student.response_hidden(batch)
-        assert counter.total() == Cost(forwards=9)
+        assert counter.total() == Cost(forwards=9, responses=6)
 
 
 def test_what_belongs_to_videos_is_refused(folder: Path) -> None:

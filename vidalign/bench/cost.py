@@ -150,11 +150,12 @@ class Counter:
         Only a generation of the student brings a cache, an empty one at first: then its rows are responses."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            past = kwargs.get("past_key_values")
+            past, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+            rows = len(ids if ids is not None else kwargs["inputs_embeds"])  # models of pictures embed them themselves
             if past is None or past.get_seq_length() == 0:
-                self._add(counted, len(kwargs["attention_mask"]))
+                self._add(counted, rows)
                 if past is not None and counted == "forwards":
-                    self._add("responses", len(kwargs["attention_mask"]))
+                    self._add("responses", rows)
 
         for module in network.modules():
             if isinstance(module, LanguageStudent):
