@@ -35,11 +35,11 @@ types: $(INSTALLED)  ## mypy
 	$(BIN)/mypy
 
 assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 cores); resumes where it stopped
-	$(BIN)/vidalign train world/pretrain/teacher --run runs/assets/teacher --resume
-	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
 	$(BIN)/vidalign train world/pretrain/student --run runs/assets/student --resume
 	$(BIN)/vidalign train world/pretrain/student_anneal --run runs/assets/student_anneal --resume
 	$(BIN)/vidalign export --run runs/assets/student_anneal --out vidalign/weights/world/student.safetensors
+	$(BIN)/vidalign train world/pretrain/teacher --run runs/assets/teacher --resume
+	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
 	for name in tokens/pretrain/teacher tokens/pretrain/student pictures/pretrain/teacher pictures/pretrain/student; do \
 		out=vidalign/weights/$$(dirname $$(dirname $$name))/$$(basename $$name).safetensors; \
 		$(BIN)/vidalign train $$name --run runs/assets/$$name --resume && mkdir -p $$(dirname $$out) && \
