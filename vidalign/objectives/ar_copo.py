@@ -37,6 +37,7 @@ from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import Judgement, judge, score_groups
 from vidalign.provenance import weights_hash
 from vidalign.rollout import RolloutPlan
@@ -230,7 +231,7 @@ class ARCoPO(Objective):
         metrics = {
             "objective/ratio_gap/max": gap,
             "objective/clip_fraction/mean": found.clipped,
-            "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+            "health/on_policy_gap/max": replay_gap(old, recorded),
         }
         return LossOut((data["weight"] * found.loss).mean(), metrics)
 

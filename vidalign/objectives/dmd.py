@@ -31,6 +31,7 @@ from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.replay import replay_gap
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class DMD(Objective):
         metrics = {
             "objective/teacher_gap/mean": (replayed - real).abs().mean(),
             "objective/score_gap/mean": (fake - real).abs().mean(),
-            "health/on_policy_gap/max": (replayed - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+            "health/on_policy_gap/max": replay_gap(replayed, recorded),
         }
         return LossOut(distribution_matching_loss(x0, fake, real).mean(), metrics)
 

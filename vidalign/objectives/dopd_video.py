@@ -41,6 +41,7 @@ from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost
+from vidalign.objectives.replay import replay_gap
 from vidalign.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts, rollout_captions
 
@@ -217,7 +218,7 @@ class DOPDVideo(Objective):
         a, b = (policy.over_units(x.to(capability.dtype), frames, block) for x in (a, b))
         data.tensors |= {"regime": regime, "shift": a * capability + b * information}
         recorded = data["x0"]
-        replay = float((x_t - level * bare - recorded).abs().max() / recorded.std().clamp(min=1e-6))
+        replay = float(replay_gap(x_t - level * bare, recorded))
         spread = policy.unit_gap(information, data["weight"], frames, block)
         means = {"capability": gap, "consistency": c, "information": spread, "endorsed": endorsed}
         metrics = {f"objective/{k}/mean": float(ctx.gather(v.double().mean()[None]).mean()) for k, v in means.items()}

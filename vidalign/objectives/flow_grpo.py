@@ -26,6 +26,7 @@ from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
+from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Noise, Rollout, RolloutPlan
 
@@ -134,7 +135,7 @@ class FlowGRPO(Objective):
         metrics = {
             "objective/ratio_gap/max": (ratio.detach() - 1).abs().max(),
             "objective/clip_fraction/mean": clip_fraction(ratio.detach(), advantage.expand_as(ratio), clip),
-            "health/on_policy_gap/max": (old - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+            "health/on_policy_gap/max": replay_gap(old, recorded),
         }
         return LossOut(loss, metrics)
 

@@ -27,6 +27,7 @@ from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.dmd import exit_states
+from vidalign.objectives.replay import replay_gap
 from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class GAN(Objective):
             winner = discriminator(teacher.to(x0.device), data.prompts)
         recorded = data["x0"]
         metrics = {
-            "health/on_policy_gap/max": (x0.detach() - recorded).abs().max() / recorded.std().clamp(min=1e-6),
+            "health/on_policy_gap/max": replay_gap(x0.detach(), recorded),
             "objective/margin/mean": (winner - score).detach().mean(),
         }
         return LossOut(bradley_terry_loss(score - winner).mean(), metrics)
