@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vidalign.bench.bootstrap import compare, summaries
+from vidalign.bench.bootstrap import compare, goal_row, summaries
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results, read_results
 
@@ -60,7 +60,7 @@ def bench(results: Results) -> str:
     if "base" in rows and len(rows) > 1:
         parts += [
             "Paired differences to `base`; a win is claimed only where the interval excludes zero. Gap closed: the "
-            f"share of the distance to `{_goal(results)}`, where that is clear of zero:",
+            f"share of the distance to `{goal_row(results)}`, where that is clear of zero:",
             _gains(results, rows),
         ]
     trained = [row for row in rows if results.of_row(row)[0].kind == "objective"]
@@ -92,13 +92,8 @@ def _scores(results: Results, rows: list[str], split: str) -> str:
     return table(["row", *(SHOWN[metric] for metric in metrics)], lines)
 
 
-def _goal(results: Results) -> str:
-    """What the gap is measured to: a language student is to reach its teacher, a video student the world itself."""
-    return "teacher" if results.of_row("teacher") and "exact_match" in results.protocol.text else "ground_truth"
-
-
 def _gains(results: Results, rows: list[str]) -> str:
-    goal = _goal(results)
+    goal = goal_row(results)
     best = compare(results, "base", goal) if goal in rows else []
     lines, gaps = [], {d.metric: d.difference for d in best if d.verdict == "better"}
     single = sum(row not in REFERENCES for row in rows) == 1  # then every metric of the judges, else the main ones

@@ -98,9 +98,9 @@ def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
     (row,) = [row for row in report.pairs[3].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
     assert (row.before, row.after, row.difference) == pytest.approx((0.56, 0.66, 0.1))
     assert row.interval == pytest.approx((0.1, 0.1)) and row.verdict == "better"  # equal in all prompts and seeds
-    assert row.ground_truth is None, "the gap is that of the base student"
+    assert row.goal is None, "the gap is that of the base student"
     (row,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
-    assert row.ground_truth == pytest.approx(0.99) and row.gap_closed == pytest.approx(0.16 / 0.49)
+    assert row.goal == pytest.approx(0.99) and row.gap_closed == pytest.approx(0.16 / 0.49)
     (moving,) = [row for row in report.pairs[1].metrics if (row.group, row.metric) == ("motion", "amount")]
     assert moving.gap_closed is None, "the base student moves as much as the world"
 

@@ -81,9 +81,9 @@ def test_comparison_is_paired() -> None:
         pytest.approx((before + gain).mean().item()),
     )
     assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(interval(gain))
-    assert row.ground_truth == pytest.approx(float(before.mean()) + 1)
+    assert row.goal == pytest.approx(float(before.mean()) + 1)
     (row,) = compare(judged(before + gain), judged(before))
-    assert row.verdict == "worse" and row.ground_truth is None
+    assert row.verdict == "worse" and row.goal is None
     (row,) = compare(judged(before), judged(before + numbers(50, seed=2)))
     assert row.verdict == "unclear"
 

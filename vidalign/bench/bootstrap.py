@@ -88,6 +88,12 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
     return found
 
 
+def goal_row(results: Results) -> str:
+    """The row whose distance from the start weights is to be closed: a language student's teacher, else the truth."""
+    graded = any(metric.startswith("exact_match/") for cell in results.cells for metric in cell.metrics)
+    return "teacher" if graded and results.of_row("teacher") else "ground_truth"
+
+
 def check_same_protocol(a: Results, b: Results) -> None:
     """Raises `UserError` naming the first difference of two protocols."""
     if a.protocol.hash == b.protocol.hash and a.prompts == b.prompts:

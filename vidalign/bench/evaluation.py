@@ -131,7 +131,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
                 difference=float((second - first).nanmean()),
                 interval=interval(second - first),
                 group=judge,
-                ground_truth=float(truth.metrics[judge, name].nanmean()) if truth else None,
+                goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
             )
         )
     return rows

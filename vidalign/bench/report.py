@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from vidalign.bench.bootstrap import HELD_OUT, compare, summaries, values_of
+from vidalign.bench.bootstrap import HELD_OUT, compare, goal_row, summaries, values_of
+from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
 from vidalign.report import (
     CellWarning,
@@ -36,7 +37,7 @@ from vidalign.report import (
 log = logging.getLogger(__name__)
 
 CLIPS = Path("runs") / "bench"
-BASE, TRUTH = "base", "ground_truth"
+BASE = "base"
 HELD_OUT_KEY, TRAINED_KEY = "world_auditor/composite", "world_scorer/composite"
 EXACT_KEY = "exact_match/all"
 COSTS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
@@ -137,10 +138,11 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
     names = [(BASE, name) for name in (*objectives, *others)] if BASE in rows else []
     names += list(itertools.combinations(objectives, 2))
     means = {(split, s.row, s.metric): s.mean for split in splits for s in summaries(results, split)}
-    gaps = _clear_gaps(results, splits) if {BASE, TRUTH} <= set(rows) else set()
+    goal = goal_row(results)
+    gaps = _clear_gaps(results, goal, splits) if {BASE, goal} <= set(rows) else set()
     pairs = []
     for before, after in names:
-        closing = before == BASE and after != TRUTH
+        closing = before == BASE and after not in REFERENCES
         found = [
             EvaluationRow(
                 (metric := _metric(d.metric, split)).name,
@@ -149,7 +151,8 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
                 d.difference,
                 d.interval,
                 metric.judge,
-                means[split, TRUTH, d.metric] if closing and (split, d.metric) in gaps else None,
+                means[split, goal, d.metric] if closing and (split, d.metric) in gaps else None,
+                goal.replace("_", " "),
             )
             for split in splits
             for d in compare(results, before, after, split=split)
@@ -158,9 +161,9 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
     return pairs
 
 
-def _clear_gaps(results: Results, splits: Sequence[str]) -> set[tuple[str, str]]:
-    """Splits and metrics in which the base student falls short of the ground truth: there is a gap to close."""
-    found = ((split, d) for split in splits for d in compare(results, BASE, TRUTH, split=split))
+def _clear_gaps(results: Results, goal: str, splits: Sequence[str]) -> set[tuple[str, str]]:
+    """Splits and metrics in which the base student falls short of the row `goal`: there is a gap to close."""
+    found = ((split, d) for split in splits for d in compare(results, BASE, goal, split=split))
     return {(split, d.metric) for split, d in found if d.verdict == "better"}
 
 

@@ -54,14 +54,16 @@ class EvaluationRow:
     interval: tuple[float, float]
     group: str = ""
     """Heading in the table, the metric's judge; rows of a group stay together."""
-    ground_truth: float | None = None
-    """The same metric on true clips, where there are some."""
+    goal: float | None = None
+    """The same metric of what is to be reached, where there is such a row."""
+    goal_name: str = "ground truth"
+    """What that is: true clips, or a language student's teacher."""
     higher_is_better: bool = True
 
     @property
     def gap_closed(self) -> float | None:
-        """Share of the distance from `before` to the ground truth that was covered; None below a distance of 0.01."""
-        gap = NAN if self.ground_truth is None else self.ground_truth - self.before
+        """Share of the distance from `before` to the goal that was covered; None below a distance of 0.01."""
+        gap = NAN if self.goal is None else self.goal - self.before
         return self.difference / gap if gap > 0.01 else None
 
     @property
