@@ -77,7 +77,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
 
 
 def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
-    """How the recipe's evaluation samples a network: the causal few-step sampler, or a teacher's Euler steps."""
+    """How the recipe's evaluation samples a network: the causal few-step sampler, or a teacher's own."""
     student = student.eval().to(distributed.device())
     codec = build_codec(student.spec.codec).to(student.device)
     features, frames = build_features(student.spec), recipe.evaluation.frames
@@ -86,9 +86,7 @@ def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.T
     teacher = ModelTeacher(student, frames)
 
     def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        shape = (frames, *student.chunk_shape[1:])
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(student.device)
-        return codec.decode(teacher.sample(noise, features(prompts).to(student.device)))
+        return codec.decode(teacher.sample(features(prompts).to(student.device), generators))
 
     return generate
 

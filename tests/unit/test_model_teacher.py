@@ -1,25 +1,27 @@
-"""The bidirectional teacher's sampler against an oracle whose Euler steps are exact."""
+"""The bidirectional teacher's sampler against an oracle that knows the clip."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from vidalign.teachers.model import ModelTeacher
 
-CHUNK, STEPS = 2, 5
+CHUNK, STEPS, SHAPE = 2, 5, (3, 4, 4)
 
 
 class Oracle(torch.nn.Module):
-    """Knows the clip: ``velocity = (x_t - x0) / sigma`` where there is noise, nonsense where there is none."""
+    """``velocity = (x_t - x0) / sigma`` where there is noise, nonsense where there is none."""
 
     def __init__(self, x0: Tensor) -> None:
         super().__init__()
         self.x0, self.asked = x0, []
         self.spec = SimpleNamespace(cache=SimpleNamespace(chunk_frames=CHUNK))
+        self.chunk_shape = (CHUNK, *x0.shape[2:])
 
     def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Any) -> Tensor:
         self.asked.append((x_t.clone(), sigma.clone()))
@@ -27,24 +29,41 @@ class Oracle(torch.nn.Module):
         return torch.where(level > 0, (x_t - self.x0) / level.clamp(min=1e-9), 100.0)
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
-    g = torch.Generator().manual_seed(0)
-    x0 = torch.randn(2, 3 * CHUNK, 3, 4, 4, generator=g, dtype=torch.float64)
-    noise = torch.randn(x0.shape, generator=g, dtype=torch.float64)
-    before, oracle = noise.clone(), Oracle(x0)
-    made = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0).sample(noise, torch.zeros(2, 1, 1))
-    assert torch.allclose(made, x0, atol=1e-12) and torch.equal(noise, before)
-    assert len(oracle.asked) == 3 * STEPS
+    x0 = torch.randn(2, 3 * CHUNK, *SHAPE, generator=torch.Generator().manual_seed(0))
+    oracle, seen = Oracle(x0), []
+    made = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0).sample(torch.zeros(2, 1, 1), generators(1, 2))
+    assert torch.allclose(made, x0, atol=1e-5) and len(oracle.asked) == 3 * STEPS
     for call, (x_t, sigma) in enumerate(oracle.asked):
         done = call // STEPS * CHUNK
-        assert (sigma[:, :done] == 0).all() and torch.allclose(x_t[:, :done], x0[:, :done], atol=1e-12)
-        assert (sigma[:, done:] == sigma[:, -1:]).all() and (sigma[:, done:] > 0).all()
-        if call % STEPS == 0:
-            assert torch.equal(x_t[:, done:], noise[:, done:]) and (sigma[:, done:] == 1).all()
+        assert (sigma[:, :done] == 0).all() and torch.allclose(x_t[:, :done], x0[:, :done], atol=1e-5)
+        level = sigma[:, -1:]
+        assert (sigma[:, done:] == level).all() and (level == 1).all() == (call % STEPS == 0)
+        sigma_now = float(level[0])
+        seen.append(((x_t - (1 - sigma_now) * x0) / sigma_now)[:, done:].flatten())
+    assert all(abs(float(noise.std()) - 1) < 0.2 for noise in seen), "x_t = (1 - sigma) x0 + sigma noise"
+    pairs = [
+        torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(seen, seen[1:], strict=False) if len(a) == len(b)
+    ]
+    assert all(abs(float(c)) < 0.3 for c in pairs), "every step draws anew"
 
 
 def test_levels_are_warped() -> None:
     oracle = Oracle(torch.zeros(1, CHUNK, 1, 1, 1))
-    ModelTeacher(oracle, CHUNK, steps=4, shift=3.0).sample(torch.ones(1, CHUNK, 1, 1, 1), torch.zeros(1, 1, 1))
-    levels = [float(sigma[0, 0]) for _, sigma in oracle.asked]
-    assert levels == [1.0, *(float(torch.tensor(3 * s / (1 + 2 * s))) for s in (0.75, 0.5, 0.25))]
+    ModelTeacher(oracle, CHUNK, steps=4, shift=3.0).sample(torch.zeros(1, 1, 1), generators(0))
+    assert [float(sigma[0, 0]) for _, sigma in oracle.asked] == pytest.approx([1.0, 0.9, 0.75, 0.5])
+
+
+def test_a_sample_depends_on_its_own_generator() -> None:
+    class Drift(Oracle):
+        def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Any) -> Tensor:
+            return 0.5 * x_t
+
+    model = Drift(torch.zeros(1, CHUNK, *SHAPE))
+    teacher = ModelTeacher(model, 2 * CHUNK, steps=3)
+    both = teacher.sample(torch.zeros(2, 1, 1), generators(5, 6))
+    assert torch.equal(both[1:], teacher.sample(torch.zeros(1, 1, 1), generators(6))) and not both[0].equal(both[1])

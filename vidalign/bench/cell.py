@@ -150,11 +150,9 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
         return _finish(protocol, cell, _judge(protocol, network, metrics))
     codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
     teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift)
-    shape = (evaluation.frames, *network.chunk_shape[1:])
 
     def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(network.device)
-        return codec.decode(teacher.sample(noise, features(prompts).to(network.device)))
+        return codec.decode(teacher.sample(features(prompts).to(network.device), generators))
 
     # no long clips: a bidirectional teacher makes none beyond the length that it was trained on
     return _finish(protocol, cell, judge(Source(generate), protocol, metrics))

@@ -65,9 +65,9 @@ class WeightsConfig:
 class TeacherWeights(WeightsConfig):
     """A bidirectional teacher, judged as a row."""
 
-    steps: int = 24
-    """Denoising steps of a video teacher."""
-    shift: float = 2.0
+    steps: int = 8
+    """Denoising steps a chunk of a video teacher."""
+    shift: float = 3.0
     """Timestep shift of those steps."""
 
 

@@ -91,9 +91,7 @@ class TeacherConfig:
     """Weights of a `model`, `few_step` or `language` teacher (a safetensors file or a shipped name such as
     `world/teacher`), folder or table of a `store`, folder or hub name of a `pipeline` or of a language model."""
     steps: int = 24
-    """Denoising steps of a `model` or `pipeline` when it makes clips."""
-    shift: float = 2.0
-    """Timestep shift of a `model`'s steps."""
+    """Denoising steps of a `pipeline`."""
     fps: float = 0.0
     """Frame rate of the student's videos, to which the clips of a `store` are resampled; 0 takes frames as they are."""
     skip_corrupt: bool = False
@@ -197,7 +195,7 @@ class EvaluationConfig:
     frames: int = 12
     """Length of the judged clips in frames."""
     sampler: Literal["causal", "teacher"] = "causal"
-    """How clips are made: the causal few-step sampler, or a bidirectional teacher's Euler steps."""
+    """How clips are made: the causal few-step sampler, or that of a bidirectional teacher."""
     temperature: float = 0.0
     """Temperature of a language student's answers; 0 takes the likeliest tokens."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.losses.flow_matching import warp_sigma
+from vidalign.losses.flow_matching import add_noise, expand_sigma, warp_sigma
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
@@ -18,12 +20,12 @@ class ModelTeacher:
 
     offers = ("velocity",)
 
-    def __init__(self, model: VideoStudent, frames: int, *, steps: int = 24, shift: float = 2.0) -> None:
+    def __init__(self, model: VideoStudent, frames: int, *, steps: int = 8, shift: float = 3.0) -> None:
         self.model, self.frames, self.steps, self.shift = model.eval().requires_grad_(False), frames, steps, shift
 
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
-        return cls(VideoStudent.load(config.path), frames, steps=config.steps, shift=config.shift)
+        return cls(VideoStudent.load(config.path), frames)
 
     @torch.no_grad()
     def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -31,19 +33,27 @@ class ModelTeacher:
         return self.model.bidirectional(x_t, sigma, text)
 
     @torch.no_grad()
-    def sample(self, noise: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Clean latents from noise ``[N, F, C, H, W]``, chunk by chunk in ``steps`` Euler steps each.
+    def sample(self, text: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each, chunk by chunk.
 
-        The chunks that are not done yet are denoised together behind the ones that are, which stay clean.
+        The chunks that are not done yet go together from noise through ``steps`` levels behind the ones that are, which
+        stay clean; between two levels the predicted x0 is noised anew, as in the student's sampler, which forgives
+        errors that Euler steps carry along.
         """
         grid = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
         sigmas = warp_sigma(grid, self.shift).tolist()
-        chunk, x = self.model.spec.cache.chunk_frames, noise.clone()
-        for start in range(0, x.shape[1], chunk):
-            x[:, start:] = noise[:, start:]
-            for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        chunk, shape = self.model.spec.cache.chunk_frames, self.model.chunk_shape[1:]
+
+        def noise(frames: int) -> torch.Tensor:
+            return torch.stack([torch.randn((frames, *shape), generator=g) for g in generators]).to(text.device)
+
+        done = noise(0)
+        for start in range(0, self.frames, chunk):
+            x = torch.cat([done, noise(self.frames - start)], 1)
+            for now, after in pairwise(sigmas):
                 level = torch.full(x.shape[:2], now, device=x.device)
                 level[:, :start] = 0.0
-                velocity = self.velocity(x, level, text)
-                x[:, start:] += (after - now) * velocity[:, start:]
-        return x
+                x0 = (x - expand_sigma(level, x) * self.velocity(x, level, text))[:, start:]
+                x = torch.cat([done, add_noise(x0, noise(x0.shape[1]), after) if after else x0], 1)
+            done = x[:, : start + chunk]
+        return done
