@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,10 +47,8 @@ def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
         sigma_now = float(level[0])
         seen.append(((x_t - (1 - sigma_now) * x0) / sigma_now)[:, done:].flatten())
     assert all(abs(float(noise.std()) - 1) < 0.2 for noise in seen), "x_t = (1 - sigma) x0 + sigma noise"
-    pairs = [
-        torch.corrcoef(torch.stack([a, b]))[0, 1] for a, b in zip(seen, seen[1:], strict=False) if len(a) == len(b)
-    ]
-    assert all(abs(float(c)) < 0.3 for c in pairs), "every step draws anew"
+    pairs = [torch.stack(pair) for pair in itertools.pairwise(seen) if len(pair[0]) == len(pair[1])]
+    assert all(abs(float(torch.corrcoef(pair)[0, 1])) < 0.3 for pair in pairs), "every step draws anew"
 
 
 def test_levels_are_warped() -> None:
