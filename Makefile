@@ -50,6 +50,8 @@ bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes w
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation examples/plugin_objective
 	failed=0; $(BIN)/vidalign collect world/ar_copo_semi --out buffers/ar_copo || failed=$$?; \
 	test $$failed -ne 130 || exit 130; \
+	test -f runs/aligned/student.safetensors || $(BIN)/vidalign train world/astrolabe --run runs/aligned --resume || failed=$$?; \
+	test $$failed -ne 130 || exit 130; \
 	for protocol in $(PROTOCOLS); do \
 		$(BIN)/vidalign bench run $$protocol --small || failed=$$?; \
 		test $$failed -ne 130 || exit 130; \
