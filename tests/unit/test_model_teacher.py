@@ -37,7 +37,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
     x0 = torch.randn(2, 3 * CHUNK, *SHAPE, generator=torch.Generator().manual_seed(0))
     oracle, seen = Oracle(x0), []
-    made = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0).sample(torch.zeros(2, 1, 1), generators(1, 2))
+    made = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0, eta=1.0).sample(torch.zeros(2, 1, 1), generators(1, 2))
     assert torch.allclose(made, x0, atol=1e-5) and len(oracle.asked) == 3 * STEPS
     for call, (x_t, sigma) in enumerate(oracle.asked):
         done = call // STEPS * CHUNK
@@ -49,6 +49,19 @@ def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
     assert all(abs(float(noise.std()) - 1) < 0.2 for noise in seen), "x_t = (1 - sigma) x0 + sigma noise"
     pairs = [torch.stack(pair) for pair in itertools.pairwise(seen) if len(pair[0]) == len(pair[1])]
     assert all(abs(float(torch.corrcoef(pair)[0, 1])) < 0.3 for pair in pairs), "every step draws anew"
+
+
+def test_eta_zero_is_euler() -> None:
+    class Field(Oracle):
+        def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Any) -> Tensor:
+            return torch.sin(x_t) + sigma[..., None, None, None]
+
+    x = torch.randn(1, CHUNK, *SHAPE, generator=generators(3)[0]).double()
+    levels = torch.linspace(1, 0, STEPS + 1).double()
+    made = ModelTeacher(Field(x), CHUNK, steps=STEPS, shift=1.0, eta=0.0).sample(torch.zeros(1, 1, 1), generators(3))
+    for now, after in itertools.pairwise(levels.tolist()):
+        x = x + (after - now) * (x.sin() + now)
+    assert torch.allclose(made.double(), x, atol=1e-5)
 
 
 def test_levels_are_warped() -> None:

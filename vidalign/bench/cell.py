@@ -149,7 +149,7 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
     if protocol.language:
         return _finish(protocol, cell, _judge(protocol, network, metrics))
     codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
-    teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift)
+    teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift, eta=config.eta)
 
     def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
         return codec.decode(teacher.sample(features(prompts).to(network.device), generators))

@@ -65,10 +65,12 @@ class WeightsConfig:
 class TeacherWeights(WeightsConfig):
     """A bidirectional teacher, judged as a row."""
 
-    steps: int = 8
+    steps: int = 24
     """Denoising steps a chunk of a video teacher."""
     shift: float = 3.0
     """Timestep shift of those steps."""
+    eta: float = 0.7
+    """Fresh noise between those steps, in 0..1: 0 for Euler steps."""
 
 
 @dataclass
@@ -318,7 +320,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
 def teacher_hash(teacher: TeacherWeights) -> str:
     """Tells the teacher's row from that of other weights or of another sampler, as a recipe's hash tells objectives."""
     weights = hashlib.sha256(resolve(teacher.path).read_bytes()).hexdigest()
-    return text_hash(f"{weights} {teacher.steps} {teacher.shift}")
+    return text_hash(f"{weights} {teacher.steps} {teacher.shift} {teacher.eta}")
 
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:

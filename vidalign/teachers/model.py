@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.losses.flow_matching import add_noise, expand_sigma, warp_sigma
+from vidalign.losses.flow_matching import add_noise, warp_sigma
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 
 class ModelTeacher:
-    """A frozen bidirectional network with a sampler of its own. Offers ``velocity``."""
+    """A frozen bidirectional network with a sampler of its own. Offers ``velocity``.
+
+    steps, shift: levels of a chunk. eta in 0..1: how much fresh noise enters between two levels, as in DDIM
+    (2010.02502): with 0 they are Euler steps, with 1 the predicted x0 is noised anew, as in the student's sampler.
+    """
 
     offers = ("velocity",)
 
-    def __init__(self, model: VideoStudent, frames: int, *, steps: int = 8, shift: float = 3.0) -> None:
-        self.model, self.frames, self.steps, self.shift = model.eval().requires_grad_(False), frames, steps, shift
+    def __init__(
+        self, model: VideoStudent, frames: int, *, steps: int = 24, shift: float = 3.0, eta: float = 0.7
+    ) -> None:
+        self.model, self.frames = model.eval().requires_grad_(False), frames
+        self.steps, self.shift, self.eta = steps, shift, eta
 
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
@@ -37,8 +44,7 @@ class ModelTeacher:
         """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each, chunk by chunk.
 
         The chunks that are not done yet go together from noise through ``steps`` levels behind the ones that are, which
-        stay clean; between two levels the predicted x0 is noised anew, as in the student's sampler, which forgives
-        errors that Euler steps carry along.
+        stay clean.
         """
         grid = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
         sigmas = warp_sigma(grid, self.shift).tolist()
@@ -53,7 +59,9 @@ class ModelTeacher:
             for now, after in pairwise(sigmas):
                 level = torch.full(x.shape[:2], now, device=x.device)
                 level[:, :start] = 0.0
-                x0 = (x - expand_sigma(level, x) * self.velocity(x, level, text))[:, start:]
-                x = torch.cat([done, add_noise(x0, noise(x0.shape[1]), after) if after else x0], 1)
+                velocity, x_t = self.velocity(x, level, text)[:, start:], x[:, start:]
+                x0, predicted = x_t - now * velocity, x_t + (1 - now) * velocity
+                fresh = (1 - self.eta**2) ** 0.5 * predicted + self.eta * noise(x0.shape[1])
+                x = torch.cat([done, add_noise(x0, fresh, after)], 1)
             done = x[:, : start + chunk]
         return done
