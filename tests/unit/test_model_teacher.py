@@ -37,7 +37,8 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
     x0 = torch.randn(2, 3 * CHUNK, *SHAPE, generator=torch.Generator().manual_seed(0))
     oracle, seen = Oracle(x0), []
-    made = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0, eta=1.0).sample(torch.zeros(2, 1, 1), generators(1, 2))
+    teacher = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0, eta=1.0)
+    made = teacher.sample(torch.zeros(2, 1, 1), generators(1, 2))
     assert torch.allclose(made, x0, atol=1e-5) and len(oracle.asked) == 3 * STEPS
     for call, (x_t, sigma) in enumerate(oracle.asked):
         done = call // STEPS * CHUNK
