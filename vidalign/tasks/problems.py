@@ -50,7 +50,8 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        facts = "".join(f" {' '.join(fact)} ," for fact in self.facts)
+        edges = [(node, colour, end) for node, *ends in self.facts for colour, end in zip(EDGES, ends, strict=True)]
+        facts = "".join(f" {' '.join(edge)} ," for edge in edges)
         told = "".join(f" | {n + 1} : {' '.join(self.steps[n])}" for n in self.told)
         return f"{self.family} : {' '.join(self.start)}{facts}{told}"
 
