@@ -221,8 +221,11 @@ def test_a_saved_student_answers_the_same(name: str, tmp_path: Path) -> None:
     assert len(heads) == (1 if name == "qwen3" else 2), "a tied head is stored once"
     again = LanguageStudent.load(tmp_path / "s.safetensors")
     assert again.spec == student.spec
+    weights = again.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in student.state_dict().items())
     first, second = (s.generate(s.prompts(asked), numbers(0, 1, 2)) for s in (student, again))
-    assert torch.equal(first.ids, second.ids) and torch.equal(first.logprobs, second.logprobs)
+    assert torch.equal(first.ids, second.ids)
+    same(second.logprobs, first.logprobs)  # kernels round by how the weights lie in memory
 
 
 def test_a_transformers_folder_is_a_student(tmp_path: Path) -> None:
