@@ -37,8 +37,8 @@ def solve(prompt: str) -> str:
         elif name == "change":
             state = " ".join(state).replace(*arguments).split()
         elif name in ("red", "blue"):
-            (end,) = [edge[2] for edge in table if edge[:2] == [state[0], name]]
-            state = [end]
+            (row,) = [row for row in table if row[0] == state[0]]
+            state = [row[1] if name == "red" else row[2]]
         else:
             a, b, c, d = state
             orders = {"reverse": (d, c, b, a), "rotate": (b, c, d, a), "swap": (b, a, c, d), "double": (a, a, b, c)}

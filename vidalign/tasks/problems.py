@@ -50,8 +50,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        edges = [(node, colour, end) for node, *ends in self.facts for colour, end in zip(EDGES, ends, strict=True)]
-        facts = "".join(f" {' '.join(edge)} ," for edge in edges)
+        facts = "".join(f" {' '.join(fact)} ," for fact in self.facts)
         told = "".join(f" | {n + 1} : {' '.join(self.steps[n])}" for n in self.told)
         return f"{self.family} : {' '.join(self.start)}{facts}{told}"
 
