@@ -67,9 +67,9 @@ class TeacherWeights(WeightsConfig):
 
     steps: int = 24
     """Denoising steps a chunk of a video teacher."""
-    shift: float = 3.0
+    shift: float = 5.0
     """Timestep shift of those steps."""
-    eta: float = 0.7
+    eta: float = 0.85
     """Fresh noise between those steps, in 0..1: 0 for Euler steps."""
 
 

@@ -25,7 +25,7 @@ class ModelTeacher:
     offers = ("velocity",)
 
     def __init__(
-        self, model: VideoStudent, frames: int, *, steps: int = 24, shift: float = 3.0, eta: float = 0.7
+        self, model: VideoStudent, frames: int, *, steps: int = 24, shift: float = 5.0, eta: float = 0.85
     ) -> None:
         self.model, self.frames = model.eval().requires_grad_(False), frames
         self.steps, self.shift, self.eta = steps, shift, eta
