@@ -2,7 +2,8 @@
 
 One to three objects (four in the split `crowded`), each in a quadrant of its own, no two of the same colour and shape.
 Families: `colour`, `count`, `position`, `relation`. Privilege: boxes and labels of the objects that the question is
-about. Splits: train, held_out (other scenes), combinations (pairs of colour and shape never trained on), crowded.
+about. A worked answer tells the whole scene first. Splits: train, held_out (other scenes), combinations (pairs of colour
+and shape never trained on), crowded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ FAMILIES = ("colour", "count", "position", "relation")
 SPLITS: dict[str, tuple[int, int]] = {"train": (1, 3), "held_out": (1, 3), "combinations": (1, 3), "crowded": (4, 4)}
 """Fewest and most objects of a scene."""
 PLACES = (("top", "left"), ("top", "right"), ("bottom", "left"), ("bottom", "right"))
+RADII = (SIZES["large"], 5.5)
+"""Radii of objects in pixels: at fewer, circles, squares and diamonds of one area differ in a few pixels only."""
 RELATIONS = {"above": (0, "top"), "below": (0, "bottom"), "left": (1, "left"), "right": (1, "right")}
 PAIRS = tuple((colour, shape) for colour in range(len(COLOURS)) for shape in range(len(SHAPES)))
 UNSEEN = tuple(pair for pair in PAIRS if (pair[0] + 2 * pair[1]) % len(COLOURS) == 0)
@@ -70,7 +73,7 @@ def draw_things(split: str, g: torch.Generator) -> list[Thing]:
 
 
 def _thing(pair: tuple[int, int], place: int, g: torch.Generator) -> Thing:
-    radius = list(SIZES.values())[_below(len(SIZES), g)]
+    radius = RADII[_below(len(RADII), g)]
     half = radius * EXTENT[SHAPES[pair[1]]]
     quarter = SIZE / 2
     jitter = (torch.rand(2, generator=g, dtype=torch.float64) * 2 - 1) * (quarter / 2 - half - 0.5)
@@ -128,7 +131,7 @@ def example(split: str, seed: int, sample: int, form: str) -> Example:
         things = draw_things(split, numbers)
     about = [t for t in things if (t.colour, t.shape) in UNSEEN] or things  # unseen pairs are what is asked about
     text, relevant, answer = question(family, about[_below(len(about), numbers)], things, numbers)
-    worked = "".join(f"{t.label} {t.where} | " for t in relevant)
+    worked = "".join(f"{t.label} {t.where} | " for t in things)
     boxes = " | ".join(f"{t.label} {' '.join(map(str, t.box))}" for t in relevant)
     hint = "" if form == "none" else f"boxes : {boxes}"
     return Example(text, hint, (picture(things),), answer, f"{worked}= {answer}", family, len(relevant))
