@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
-# Protocols of the token world need weights that are not shipped yet.
-UNREADY := $(if $(wildcard vidalign/weights/tokens/student.safetensors),,dopd_%)
+# Protocols of the language worlds need weights that are not shipped yet.
+shipped = $(wildcard vidalign/weights/$(1)/student.safetensors)
+UNREADY := $(if $(call shipped,tokens),,dopd_table dopd_ablation) $(if $(call shipped,pictures),,dopd_pictures)
 PROTOCOLS ?= $(filter-out $(UNREADY),$(basename $(notdir $(wildcard benchmarks/protocols/*.yaml))))
 
 .PHONY: help venv quickstart test lint types assets slow bench tables clean

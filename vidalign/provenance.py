@@ -62,7 +62,8 @@ def machine() -> str:
 def command() -> str:
     """The command line of this process without the folders of the program and of the run."""
     program = Path(sys.argv[0]).name
-    return without_run_folder(shlex.join(["vidalign" if program == "__main__.py" else program, *sys.argv[1:]]))
+    names = {"__main__.py": ["vidalign"], "cell.py": ["python", "-m", "vidalign.bench.cell"]}
+    return without_run_folder(shlex.join([*names.get(program, [program]), *sys.argv[1:]]))
 
 
 def without_run_folder(line: str) -> str:

@@ -108,13 +108,14 @@ def test_text_in_brackets_is_not_markup(
     assert "error: found [3, 4] - use [/red]" in capsys.readouterr().err
 
 
-def test_interrupt_gives_one_message_and_130(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupt_gives_one_message_and_130(name: str, folder: Path) -> None:
     Path("slow.py").write_text("import time\nprint('started', flush=True)\ntime.sleep(30)\n")
     command = [sys.executable, "-m", "vidalign.cli", "list", "rewards", "--plugin", "slow.py"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[name])
     _, told = process.communicate(timeout=20)
     assert process.returncode == 130
     assert told.startswith("Interrupted:") and told.count("\n") == 1

@@ -10,9 +10,10 @@ from bench_helpers import PROTOCOL, make_cell, make_folder
 
 from vidalign.bench.cell import cell_recipe
 from vidalign.bench.protocol import Protocol, load_protocol
-from vidalign.bench.results import ProtocolStamp, Results, write_json, write_results
+from vidalign.bench.results import ProtocolStamp, Results, sealed_health, write_json, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.bench.runner import BenchRun, read_finished
+from vidalign.errors import UserError
 
 
 @pytest.fixture
@@ -66,15 +67,49 @@ def test_a_cell_that_was_changed_by_hand_is_not(protocols: tuple[Protocol, Proto
 
 def test_a_bench_goes_on_from_the_result_that_it_is_to_write(protocols: tuple[Protocol, Protocol]) -> None:
     first, _ = protocols
-    values = [0.5] * len(first.all_prompts)
-    cells = [make_cell(row, 0, values, "reference") for row in ("base", "ground_truth")]
-    cells.append(make_cell("astrolabe", 0, values))
-    cells[2].recipe_hash = cell_recipe(first, "astrolabe", 0).hash
-    stamp = ProtocolStamp(first.name, first.hash, first.text)
-    held = Results(stamp, "w", "", {}, first.all_prompts, [c.sealed() for c in cells], {"perturbations": {}})
-    write_results("known.json", held)
+    write_results("known.json", results_of(first, [0]))
     said: list[str] = []
     bench = BenchRun("first.yaml", seeds=[0], known=[Path("known.json")], say=said.append)
     bench.run()
     assert bench.jobs_left() == [] and not bench.errors
     assert sum(text.endswith("taken over") for text in said) == len(said) - 1
+
+
+def results_of(protocol: Protocol, seeds: list[int]) -> Results:
+    values = [0.5] * len(protocol.all_prompts)
+    cells = [make_cell(row, 0, values, "reference") for row in ("base", "ground_truth")]
+    for seed in seeds:
+        cells.append(replace(make_cell("astrolabe", seed, values), recipe_hash=_hash(protocol, seed)))
+    stamp = ProtocolStamp(protocol.name, protocol.hash, protocol.text)
+    return Results(stamp, "w", "", {}, protocol.all_prompts, [c.sealed() for c in cells], {"perturbations": {}})
+
+
+def _hash(protocol: Protocol, seed: int) -> str:
+    return cell_recipe(protocol, "astrolabe", seed).hash
+
+
+def test_a_result_that_is_written_anew_keeps_its_other_cells(protocols: tuple[Protocol, Protocol]) -> None:
+    first, _ = protocols
+    write_results("known.json", results_of(first, [0, 1, 7]))
+    found = BenchRun("first.yaml", seeds=[0, 0], known=[Path("known.json")], say=lambda text: None).run()
+    assert [cell.seed for cell in found.of_row("astrolabe")] == [0, 1, 7]
+    again = BenchRun("first.yaml", seeds=[0], say=lambda text: None).run()  # by then they lie in the folder
+    assert [cell.seed for cell in again.of_row("astrolabe")] == [0, 1, 7]
+
+
+def test_a_result_of_another_protocol_is_not_overwritten(protocols: tuple[Protocol, Protocol]) -> None:
+    first, _ = protocols
+    write_results("known.json", results_of(load_protocol("first.yaml", ["budget.amount=999999"]), [0]))
+    with pytest.raises(UserError, match=r"known.json holds results of another protocol.*amount"):
+        BenchRun("first.yaml", known=[Path("known.json")]).run()
+
+
+def test_an_examination_that_was_changed_is_not_taken_over(protocols: tuple[Protocol, Protocol]) -> None:
+    first, second = protocols
+    first.folder.mkdir(parents=True)
+    examined = {"protocol": first.hash, "health": sealed_health({"perturbations": {"base": 0.25}})}
+    write_json(first.folder / "health.json", examined)
+    assert Finished(second).take("health", 0)
+    examined["health"]["perturbations"]["base"] = 0.5
+    write_json(first.folder / "health.json", examined)
+    assert not Finished(second).take("health", 0)

@@ -31,7 +31,7 @@ from vidalign.bench.evaluation import student_generator
 from vidalign.bench.judging import Judged, Source, as_source, judge, judge_few, save_clips
 from vidalign.bench.metrics.base import Metric
 from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol, teacher_hash
-from vidalign.bench.results import Cell, Predicted, write_json
+from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
 from vidalign.data.prompts import open_prompts
@@ -111,7 +111,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
         trainer.fit()
     student = _load(protocol, folder / "student.safetensors")
     history = read_history(folder / "metrics.jsonl")
-    cell = Cell(row=row, kind="objective", seed=seed, recipe=protocol.objectives[row].recipe, recipe_hash=recipe.hash)
+    cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].told, recipe_hash=recipe.hash)
     cell.spent = spent_of(history)
     cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)
@@ -261,7 +261,8 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
     if row == "health":
         from vidalign.bench.health import examine
 
-        write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": examine(protocol)})
+        health = sealed_health(examine(protocol))
+        write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
     elif row in protocol.objectives:
         run_row(protocol, row, seed)
     else:

@@ -9,6 +9,7 @@ incomparable, and every cell carries the hash of its own recipe or weights.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,14 @@ class RowConfig:
     """Other start weights than the protocol's; they must share its latents, text features and sampler."""
     plugin: str = ""
     """A Python file that registers what the recipe names."""
+    prepare: str = ""
+    """The command that makes what the recipe reads, such as a buffer; only told."""
+
+    @property
+    def told(self) -> str:
+        """The recipe with its changes, as in a command."""
+        weights = [f"student.path={self.student}"] if self.student else []
+        return shlex.join([self.recipe, *self.overrides, *weights])
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Cell:
     """``objective`` or ``reference``."""
     seed: int
     recipe: str | None = None
+    """Of an objective with the changes that make it this row; of the teacher its weights."""
     recipe_hash: str | None = None
     commit: str = ""
     device: str = ""
@@ -168,6 +169,19 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
     return Cell(**values)
+
+
+def sealed_health(health: dict[str, Any]) -> dict[str, Any]:
+    """The examination of the judges with its digest."""
+    return {**health, "digest": digest_of(health)}
+
+
+def read_health(health: dict[str, Any], where: str) -> dict[str, Any]:
+    """The examination of the judges without its digest; `DataError` when that does not fit."""
+    if health.get("digest") != digest_of(health):
+        raise DataError("the examination of the judges was changed after it was measured", where=where,
+                        fix="restore the file, or remove it to examine them anew")  # fmt: skip
+    return {name: value for name, value in health.items() if name != "digest"}
 
 
 def _predicted(plain: dict[str, float | None]) -> Predicted:

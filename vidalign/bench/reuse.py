@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.bench.cell import cell_recipe
+from vidalign.bench.differences import first_difference
 from vidalign.bench.protocol import Protocol, teacher_hash
-from vidalign.bench.results import Cell, Results, read_cell, read_results, write_json
-from vidalign.errors import DataError
+from vidalign.bench.results import Cell, Results, read_cell, read_health, read_results, sealed_health, write_json
+from vidalign.errors import DataError, UserError
 
 
 class Finished:
-    """Every usable finished cell under the conditions of a protocol, and the examination of the judges."""
+    """Every usable finished cell under the conditions of a protocol, and the examination of the judges.
+
+    Raises `UserError` for a result file of another protocol, which would be lost when it is written.
+    """
 
     def __init__(self, protocol: Protocol, result_files: Sequence[Path] = ()) -> None:
         self.protocol = protocol
@@ -28,15 +32,20 @@ class Finished:
         self.health: dict[str, Any] | None = None
         for file in result_files:
             if file.is_file():
-                self._from_results(read_results(file))
+                self._from_results(read_results(file), file)
         for file in sorted(protocol.folder.parent.glob("*/*.json")):
             if file.parent != protocol.folder:
                 self._from_cell(file)
 
+    @property
+    def seeds(self) -> list[int]:
+        """Training seeds of the cells."""
+        return sorted({seed for _, _, seed in self.cells})
+
     def take(self, row: str, seed: int) -> bool:
         """Write the finished cell of a row into the protocol's folder; False when there is none."""
         if row == "health":
-            return self._write(row, {"health": self.health}) if self.health is not None else False
+            return self._write(row, {"health": sealed_health(self.health)}) if self.health is not None else False
         found = self.cells.get(self._key(row, seed))
         if found is None:
             return False
@@ -60,10 +69,15 @@ class Finished:
                 name = "" if cell.kind == "objective" else cell.row
                 self.cells.setdefault((name, cell.recipe_hash or "", cell.seed), cell)
 
-    def _from_results(self, results: Results) -> None:
-        if results.protocol.hash == self.protocol.hash:
-            self._add(results.cells)
-            self.health = self.health or results.health
+    def _from_results(self, results: Results, file: Path) -> None:
+        if results.protocol.hash != self.protocol.hash:
+            raise UserError(
+                f"{file} holds results of another protocol", where=self.protocol.name,
+                why=first_difference(self.protocol.text, results.protocol.text) or results.protocol.name,
+                fix="name another file, or move this one away",
+            )  # fmt: skip
+        self._add(results.cells)
+        self.health = self.health or results.health
 
     def _from_cell(self, file: Path) -> None:
         """A cell's own file; what cannot be read, or was changed, is another protocol's business."""
@@ -72,7 +86,7 @@ class Finished:
             if plain["protocol"] != self.protocol.hash:
                 return
             if "health" in plain:
-                self.health = self.health or plain["health"]
+                self.health = self.health or read_health(plain["health"], str(file))
             else:
                 self._add([read_cell(plain["cell"], str(file))])
         except (OSError, ValueError, DataError, KeyError, TypeError, AttributeError):

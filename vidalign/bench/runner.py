@@ -10,6 +10,7 @@ import collections
 import json
 import os
 import queue
+import re
 import shlex
 import signal
 import subprocess
@@ -26,7 +27,7 @@ import torch
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
 from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
-from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, write_results
+from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.provenance import machine, world_hash
@@ -36,6 +37,7 @@ CELL = (sys.executable, "-m", "vidalign.bench.cell")
 """The program of a cell."""
 GRACE = 20.0
 """Seconds that a cell has to end after Ctrl-C before it is killed."""
+SEED = re.compile(r"-(\d+)\.json$")
 Job = tuple[str, int]
 """(row, training seed)"""
 
@@ -62,7 +64,7 @@ class BenchRun:
     def __post_init__(self) -> None:
         self.protocol = load_protocol(self.protocol_name, self.overrides, small=self.small)
         self.rows = _chosen(self.protocol, self.objectives)
-        self.chosen_seeds = self.seeds if self.seeds is not None else self.protocol.seeds
+        self.chosen_seeds = list(dict.fromkeys(self.seeds if self.seeds is not None else self.protocol.seeds))
         self.processes: list[subprocess.Popen[str]] = []
         self.errors: dict[Job, str] = {}
         self.stopping = False
@@ -88,8 +90,9 @@ class BenchRun:
     def run(self) -> Results:
         """Run what is left and write the result; raises `Interrupted` after Ctrl-C, with what is finished written."""
         prepare(self.protocol)
+        finished = Finished(self.protocol, self.known)
         self._check_finished()
-        self._take_over()
+        self._take_over(finished)
         left, slots = self.jobs_left(), devices(self.jobs)
         self.say(f"{self.protocol.name} ({self.protocol.hash}): {len(left)} cells to run, {len(slots)} at a time")
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
@@ -114,7 +117,8 @@ class BenchRun:
     def collect(self) -> Results:
         """The finished cells of every row and seed in the folder, and the failures of this call."""
         protocol = self.protocol
-        seeds = sorted({*protocol.seeds, *self.chosen_seeds})
+        stored = {int(found[1]) for file in self.folder.glob("*-*.json") if (found := SEED.search(file.name))}
+        seeds = sorted({*protocol.seeds, *self.chosen_seeds, *stored})
         cells = []
         health = self._health()
         jobs = reference_jobs(protocol) + [(row, s) for row in protocol.objectives for s in seeds]
@@ -123,7 +127,7 @@ class BenchRun:
                 cells.append(cell)
             elif (row, seed) in self.errors:
                 kind = "objective" if row in protocol.objectives else "reference"
-                recipe = protocol.objectives[row].recipe if kind == "objective" else None
+                recipe = protocol.objectives[row].told if kind == "objective" else None
                 cells.append(Cell(row, kind, seed, recipe=recipe, error=self.errors[row, seed]))
         for cell in cells:
             cell.command = self._command_of(cell)
@@ -150,7 +154,7 @@ class BenchRun:
         if ("health", 0) in self.errors or not file.is_file():
             return None
         try:
-            found: dict[str, Any] | None = _read_document(file, self.protocol, "health")
+            found: dict[str, Any] | None = read_health(_read_document(file, self.protocol, "health"), str(file))
         except DataError as error:
             self._fail(("health", 0), str(error))
             return None
@@ -183,14 +187,15 @@ class BenchRun:
             except UserError as error:
                 self._fail(("teacher", 0), str(error))
 
-    def _take_over(self) -> None:
-        """What was measured elsewhere under the same conditions is not measured again."""
+    def _take_over(self, finished: Finished) -> None:
+        """What was measured elsewhere under the same conditions is not measured again, and a result file that is
+        written anew loses none of its cells."""
         if self.protocol.budget.currency == "seconds":
             return  # seconds of another run are not seconds of this one
-        finished = Finished(self.protocol, self.known)
-        for row, seed in self.jobs_left():
+        jobs = [*self.jobs_left(), *((row, seed) for row in self.protocol.objectives for seed in finished.seeds)]
+        for row, seed in dict.fromkeys(jobs):
             try:
-                if finished.take(row, seed):
+                if not self._file((row, seed)).is_file() and finished.take(row, seed):
                     self.say(f"{row}, seed {seed}: taken over")
             except UserError:
                 continue  # its cell will say what is wrong with it
@@ -198,9 +203,12 @@ class BenchRun:
     def _command_of(self, cell: Cell) -> str:
         if cell.kind == "reference":
             return ""
+        row = self.protocol.objectives.get(cell.row)
+        first = row.prepare if row is not None else ""
         small = ["--small"] if self.small else []
         only = ["--objectives", cell.row, "--seeds", str(cell.seed), *self._plugin_words()]
-        return shlex.join(["vidalign", "bench", "run", self.protocol_name, *self.overrides, *small, *only])
+        train = shlex.join(["vidalign", "bench", "run", self.protocol_name, *self.overrides, *small, *only])
+        return f"{first} && {train}" if first else train
 
     def _plugin_words(self) -> list[str]:
         return [word for file in self.plugins for word in ("--plugin", str(file))]
@@ -356,4 +364,4 @@ def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
             problems.append(Problem(f"there is no row {name!r} in {protocol.name}", "--objectives", fix=fix))
     if problems:
         raise RecipeError(problems)
-    return list(names)
+    return list(dict.fromkeys(names))

@@ -7,7 +7,9 @@ Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistak
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
 import warnings
 from typing import TextIO
 
@@ -41,8 +43,10 @@ app.command("validate")(validate.validate)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and leave with its exit code."""
+    """Run one command and leave with its exit code. A polite kill (SIGTERM) ends it as Ctrl-C does."""
     warnings.showwarning = _warn
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(arguments)
     except UserError as error:

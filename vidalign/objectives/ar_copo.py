@@ -6,7 +6,7 @@ log-probability is needed. One step:
 2. fork: `group_size` neighbours of the pivot's initial noise, ``eps_i = sqrt(1 - s^2) eps* + s delta_i``; all other
    noise, the pivot's re-noising too, is drawn once and shared. The pivot's states and predictions are recorded;
 3. every candidate finishes the video, the whole of which is scored; A = z-score in the group; groups without spread
-   are skipped and counted;
+   weigh nothing and are counted;
 4. the first `anchors` candidates give states ``x_t^(k)``; at each of the sampler's T steps
    ``d_i = mean |x0_old^(i) - F(x_t^(k), h, t)|^2``, ``pi(i) = softmax_i(-d_i / tau)``, ``rho = pi_current / pi_old``,
    ``L = -mean min(rho A, clip(rho, 1 +- eps) A)`` over candidates, steps and anchors  (`losses/neighbor_grpo.py`);
@@ -112,13 +112,11 @@ class ARCoPO(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         groups, context, metrics = self._draw(ctx, batch) if self.config.buffer else self.fork(ctx, batch)
         judged = judge(ctx, groups.rewards, combination=self.config.combine, normalise="group")
-        kept, weight = _alive(judged)
-        if kept != list(range(len(groups.prompts))):
-            groups, context = groups.rows(kept), context.rows(kept)
-        advantage = judged.advantage[kept].to(groups.x0.device)
+        weight = _weights(judged)
+        advantage = judged.advantage.to(groups.x0.device)
         if self.config.quasi_norm is not None:
             advantage = quasi_normalise(advantage, self.config.quasi_norm)
-        data = self._experience(ctx, groups, advantage, weight[kept], context)
+        data = self._experience(ctx, groups, advantage, weight, context)
         if self.config.buffer:  # the scores of stored groups say nothing about the student as it is now
             judged.metrics = {name: v for name, v in judged.metrics.items() if not name.startswith("reward/")}
         data.metrics = metrics | judged.metrics
@@ -237,7 +235,7 @@ class ARCoPO(Objective):
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, or the clean passes that rebuild the context of stored groups, and the current and old forwards of
-        the pivot. Groups without spread, which are not known beforehand, cost no forwards of the loss."""
+        the pivot."""
         config = self.config
         if config.buffer:
             pivot = self.buffer.pivots()[self.buffer.draw(sizes.prompts, sizes.shared_generator("buffer"))[0]]
@@ -253,16 +251,11 @@ class ARCoPO(Objective):
             ctx.policies.copy("current", "old")
 
 
-def _alive(judged: Judgement) -> tuple[list[int], torch.Tensor]:
-    """This rank's groups that are used, and the weight of each ``[P]``.
+def _weights(judged: Judgement) -> torch.Tensor:
+    """The weight of each of this rank's groups ``[P]``: 0 without spread, else so that the mean over all groups of all
+    ranks is the mean over those that have spread.
 
-    Every rank uses as many as the rank with the most groups that have spread, so that all take part in the same
-    collectives; the ones that fill up weigh nothing. With the weights, the mean over the used entries of all ranks is
-    the mean over the groups that have spread, on any number of ranks.
+    Groups without spread are predicted like the others: their number is not known beforehand, and a step shall cost
+    what its recipe says.
     """
-    counts = judged.alive.sum(1)
-    used = max(1, int(counts.max()))
-    mine = judged.alive[distributed.rank()]
-    order = torch.argsort((~mine).int(), stable=True)[:used].sort().values.tolist()
-    scale = used * len(counts) / max(1, int(counts.sum()))
-    return order, mine.float() * scale
+    return judged.alive[distributed.rank()].float() * (judged.alive.numel() / max(1, int(judged.alive.sum())))

@@ -56,13 +56,17 @@ def sampler_levels(ctx: TrainContext, sigma_max: float, sigma_min: float = 0.0) 
     return levels
 
 
+FLAT = 0.05
+"""Least spread that a gap is measured by: of a clip that shows next to nothing, rounding would count as a gap."""
+
+
 def replay_gap(replayed: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     """Root mean square of the difference of two predictions over the spread of the recorded one, a scalar.
 
     About 0 in fp32 and 0.01 in bf16, whose largest single difference is thirty times that.
     """
     difference = (replayed - recorded).to(torch.promote_types(recorded.dtype, torch.float32))
-    return difference.square().mean().sqrt() / recorded.std().clamp(min=1e-6)
+    return difference.square().mean().sqrt() / recorded.std().clamp(min=FLAT)
 
 
 def on_policy_gap(ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int) -> float:
