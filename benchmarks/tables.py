@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vidalign.bench.bootstrap import compare, goal_row, summaries
+from vidalign.bench.bootstrap import compare, goal_row, summaries, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results, read_results
 
@@ -51,8 +51,8 @@ def bench(results: Results) -> str:
     parts = [
         f"## {results.protocol.name}\n\n`{results.command}`, protocol {results.protocol.hash}, commit "
         f"{commits}, {results.machine['description']}.\n{held_out} held-out prompts, "
-        f"training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over prompts and "
-        "seeds.",
+        f"training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over "
+        f"{varied(len(seeds))}.",
         _scores(results, rows, "held_out"),
     ]
     if "out_of_domain" in cells[0].prompt_split:

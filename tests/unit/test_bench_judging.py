@@ -140,6 +140,9 @@ def test_a_metric_that_breaks_its_contract_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Mean, "score", lambda self, clips, prompts: {"all": torch.zeros(2)})
     with pytest.raises(PluginError, match="'mean' returned 2 values for 4 prompts"):
         judge(Source(noisy(2)), PROTOCOL, [Mean()])
+    monkeypatch.setattr(Mean, "score", lambda self, clips, prompts: {"all": torch.zeros(4, 3)})
+    with pytest.raises(PluginError, match=r"'mean' returned 'all' of shape \[4, 3\].*series are for"):
+        judge(Source(noisy(2)), PROTOCOL, [Mean()])
 
 
 def test_clips_are_saved_for_the_report(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def test_prompts_are_fixed_distinct_and_split(folder: Path) -> None:
     assert load_protocol("p.yaml").all_prompts == protocol.all_prompts
 
 
+def test_splits_that_share_prompts_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"3 prompts are in both splits, the first is 'a .*p.yaml:3"):
+        load_protocol("p.yaml", ["out_of_domain={source: world:basic/unseen, count: 3}"])
+
+
 def test_the_hash_follows_conditions_not_rows(folder: Path) -> None:
     plain = load_protocol("p.yaml").hash
     assert load_protocol("p.yaml", ["objectives.more.recipe=recipe.yaml"]).hash == plain

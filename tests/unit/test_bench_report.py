@@ -113,6 +113,13 @@ def test_curves_drift_and_the_hacking_plot_have_a_line_a_cell(clips: Path) -> No
     traces = report.curves[1].traces
     assert len(traces) == 6 and traces[0].label == "sft, seed 0" and traces[0].y == [0.4, 0.5]
     assert traces[0].x == {"step": [0, 10], "forwards": [0, 900], "seconds": [0, 5]}
+    of_calls = results()
+    of_calls.protocol.text = "budget: {currency: calls, amount: 10}"
+    for one in of_calls.cells:
+        one.curve = [{**point, "reward_calls": 2.0, "teacher_calls": 1.0, "responses": 0.0} for point in one.curve]
+    first = bench_report(of_calls, clips).curves[1].traces[0]
+    assert list(first.x) == ["calls", "step", "forwards", "seconds"], "the budget's currency is shown"
+    assert first.x["calls"] == [3.0, 3.0]
     assert report.hacking is not None and len(report.hacking.paths) == 6
     assert report.hacking.paths[0].trained == [0.4, 0.5] and report.hacking.paths[0].held_out == [0.5, 0.5]
     (drift,) = report.drift

@@ -92,6 +92,8 @@ def test_summaries_leave_failures_out() -> None:
         compare(results, "a", "b")
     with pytest.raises(UserError, match="no row 'astrolab'.*did you mean 'astrolabe'"):
         compare(make_results([make_cell("astrolabe", 0, [1.0])]), "astrolabe", "astrolab")
+    with pytest.raises(UserError, match="no prompts 'held_in'.*did you mean 'held_out'"):
+        compare(make_results([make_cell("a", 0, [1.0])]), "a", "a", split="held_in")
 
 
 def test_other_protocols_are_refused_by_their_first_difference() -> None:

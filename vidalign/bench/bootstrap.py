@@ -77,6 +77,7 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
     """
     other = other if other is not None else results
     check_same_protocol(results, other)
+    check_split(results, split)
     first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
     found = []
     for metric in metric_names(second):
@@ -103,6 +104,15 @@ def check_same_protocol(a: Results, b: Results) -> None:
         "results of different protocols cannot be compared", where=f"{a.protocol.name} and {b.protocol.name}",
         why=f"the first difference is {difference}", fix="measure both by the same protocol",
     )  # fmt: skip
+
+
+def check_split(results: Results, split: str) -> None:
+    """Raises `UserError` with the nearest name when a result has no such split of its prompts."""
+    known = list(dict.fromkeys(name for cell in results.cells for name in cell.prompt_split))
+    if split not in known:
+        close = nearest(split, known)
+        fix = f"did you mean {close!r}?" if close else f"splits: {', '.join(known)}"
+        raise UserError(f"the result has no prompts {split!r}", where=results.protocol.name, fix=fix)
 
 
 def cells_of(results: Results, row: str) -> list[Cell]:
@@ -143,6 +153,11 @@ def interval(values: torch.Tensor, level: float = 0.95) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
     return _percentiles(values[rows].mean(1), level)
+
+
+def varied(seeds: int) -> str:
+    """What an interval over so many training seeds is over."""
+    return "prompts and training seeds" if seeds > 1 else "prompts, of one training seed"
 
 
 def hierarchical_interval(values: torch.Tensor, level: float = 0.95) -> tuple[float, float]:

@@ -24,7 +24,7 @@ import torch
 
 from vidalign import registry
 from vidalign.bench.answers import answers_of, judge_answers, judge_few_answers
-from vidalign.bench.budget import BudgetedTrainer, spent_of, time_steps
+from vidalign.bench.budget import FIELDS, BudgetedTrainer, spent_of, time_steps
 from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.evaluation import student_generator
@@ -245,7 +245,7 @@ def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]
     series = {
         name.removeprefix("health/judged/"): dict(v) for name, v in history.items() if name.startswith("health/judged/")
     }
-    spent = {name: dict(history[f"perf/spent/{name}"]) for name in ("forwards", "seconds")}
+    spent = {name: dict(history[f"perf/spent/{name}"]) for name in FIELDS if name != "peak_memory_mib"}
     if "objective/entropy/mean" in history:
         series["training/entropy"] = dict(history["objective/entropy/mean"])
     steps = sorted({step for name, points in series.items() if name != "training/entropy" for step in points})

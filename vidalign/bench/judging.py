@@ -89,7 +89,8 @@ def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected
 
 
 def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:
-    """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts."""
+    """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts, or a series of other
+    than long clips."""
     out = {}
     for name, values in found.items():
         if len(values) != expected:
@@ -97,6 +98,11 @@ def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> di
                 f"the metric {metric.name!r} returned {len(values)} values for {expected} prompts",
                 where=type(metric).__qualname__,
             )
+        if values.ndim != 1 and not (values.ndim == 2 and metric.judges == "long"):
+            raise PluginError(
+                f"the metric {metric.name!r} returned {name!r} of shape {list(values.shape)}",
+                where=type(metric).__qualname__, fix="give one number a clip; series are for `judges = 'long'`",
+            )  # fmt: skip
         out[f"{metric.name}/{name}"] = values.float().cpu()
     return out
 

@@ -312,15 +312,22 @@ def _pin(protocol: Protocol, tree: Node) -> None:
     protocol.held_out = _prompts(protocol, protocol.prompts, tree.locate("prompts"))
     if protocol.out_of_domain is not None:
         protocol.far = _prompts(protocol, protocol.out_of_domain, tree.locate("out_of_domain"))
+        shared = set() if protocol.language else set(protocol.held_out) & set(protocol.far)
+        if shared:
+            raise UserError(
+                f"{len(shared)} prompts are in both splits, the first is {min(shared)!r}",
+                where=tree.locate("out_of_domain"), fix="take them from sources that share none",
+            )  # fmt: skip
     sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
     plain = {name: _plain(getattr(protocol, name)) for name in pinned}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
     if protocol.out_of_domain is not None:
         plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
-    plain["student"]["sha256"] = _weights_hash(protocol.student, tree.locate("student"))
+    weights = protocol.student
+    plain["student"]["sha256"] = _same_hash(resolve(weights.path), weights.sha256, tree.locate("student"))
     if protocol.teacher is not None and find_teacher(protocol) is not None:
-        _weights_hash(protocol.teacher, tree.locate("teacher"))
+        _same_hash(resolve(protocol.teacher.path), protocol.teacher.sha256, tree.locate("teacher"))
     plain["evaluation"]["sigmas"] = sigmas
     versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
     protocol.pinned = {"world": world_hash(), **plain, "metric_versions": versions}
@@ -373,10 +380,6 @@ def _prompts(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]
         if len(distinct) == wanted:
             break
     return list(distinct)
-
-
-def _weights_hash(config: WeightsConfig, where: str) -> str:
-    return _same_hash(resolve(config.path), config.sha256, where)
 
 
 def _same_hash(path: Path, wanted: str, where: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from vidalign.bench.bootstrap import HELD_OUT, compare, goal_row, summaries, values_of
+from vidalign.bench.bootstrap import HELD_OUT, compare, goal_row, summaries, values_of, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
 from vidalign.report import (
@@ -33,6 +33,7 @@ from vidalign.report import (
     TrainingPath,
     write_report,
 )
+from vidalign.report.model import Axis
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ CLIPS = Path("runs") / "bench"
 BASE = "base"
 HELD_OUT_KEY, TRAINED_KEY = "world_auditor/composite", "world_scorer/composite"
 EXACT_KEY = "exact_match/all"
-COSTS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib")
+COUNTED = ("forwards", "reward_calls", "teacher_calls", "responses")
+COSTS = (*COUNTED, "seconds", "peak_memory_mib")
 
 
 def write_bench_report(results: Results, out: Path, clips_folder: Path = CLIPS) -> Path:
@@ -70,7 +72,7 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
         baseline=BASE if BASE in results.row_names() else "",
         pairs=_bench_pairs(results, splits),
         hacking=Hacking(trained, held_out, _bench_paths(finished)) if both else None,
-        curves=_bench_curves(finished),
+        curves=_bench_curves(finished, _budget_of(results).get("currency", "step")),
         drift=_bench_drift(finished),
         prompts=_bench_clips(results, clips_folder),
         prompts_note="Under each clip the scores of its prompt, mean over the evaluation seeds.",
@@ -120,6 +122,8 @@ def _costs(cells: Sequence[Cell]) -> dict[Metric, Score]:
     found = {}
     for name in COSTS:
         values = tuple(float(getattr(cell.spent, name)) for cell in cells)
+        if name == "responses" and not any(values):
+            continue  # a student of videos
         found[Metric("cost", name, higher_is_better=False)] = Score(sum(values) / len(values), seeds=values)
     return found
 
@@ -176,7 +180,7 @@ def _bench_paths(cells: Sequence[Cell]) -> list[TrainingPath]:
     return paths
 
 
-def _bench_curves(cells: Sequence[Cell]) -> list[Chart]:
+def _bench_curves(cells: Sequence[Cell], currency: str) -> list[Chart]:
     """One chart a metric, one line a cell, those of the held-out judge first and composites first."""
     keys = dict.fromkeys(key for cell in cells for point in cell.curve for key in point if "/" in key)
     charts = []
@@ -185,10 +189,22 @@ def _bench_curves(cells: Sequence[Cell]) -> list[Chart]:
         for cell in cells:
             points = [point for point in cell.curve if key in point]
             if points:
-                x = {axis: [float(p[axis]) for p in points] for axis in ("step", "forwards", "seconds")}
-                traces.append(Trace(_label(cell), [_number(p[key]) for p in points], x, cell.row))  # type: ignore[arg-type]
+                y = [_number(point[key]) for point in points]
+                traces.append(Trace(_label(cell), y, _spent_along(points, currency), cell.row))
         charts.append(Chart(metric.name, traces, metric.judge))
     return charts
+
+
+def _spent_along(points: list[dict[str, float]], currency: str) -> dict[Axis, list[float]]:
+    """What the points of a curve can be drawn against, the budget's currency first; older cells hold less of it."""
+    known: dict[Axis, list[float]] = {"step": [point["step"] for point in points]}
+    for axis in ("forwards", "responses", "seconds"):
+        if all(axis in point for point in points):
+            known[axis] = [point[axis] for point in points]
+    if all("reward_calls" in point for point in points):
+        known["calls"] = [point["reward_calls"] + point["teacher_calls"] for point in points]
+    known = {axis: values for axis, values in known.items() if axis in ("step", currency) or any(values)}
+    return dict(sorted(known.items(), key=lambda item: item[0] != currency))
 
 
 def _bench_drift(cells: Sequence[Cell]) -> list[Chart]:
@@ -267,14 +283,14 @@ def _told_apart(fall: dict[str, Any] | None) -> list[float | str]:
 def _cost_table(results: Results) -> Table:
     """Spent against predicted, for every trained cell."""
     rows: list[tuple[str, list[float | str]]] = []
+    names = [name for name in COUNTED if name != "responses" or any(cell.spent.responses for cell in results.cells)]
     for cell in results.cells:
         if cell.kind == "objective" and cell.error is None:
             values: list[float | str] = []
-            for name in ("forwards", "reward_calls", "teacher_calls"):
+            for name in names:
                 values += [_number(getattr(cell.spent, name)), _number(getattr(cell.predicted, name))]
             rows.append((_label(cell), [*values, cell.spent.seconds, cell.spent.peak_memory_mib]))
-    names = ("forwards", "reward calls", "teacher calls")
-    columns = [f"{name}{suffix}" for name in names for suffix in ("", ", predicted")]
+    columns = [f"{name.replace('_', ' ')}{suffix}" for name in names for suffix in ("", ", predicted")]
     return Table("Spent and predicted", [*columns, "seconds", "peak memory, MiB"], rows)
 
 
@@ -298,8 +314,13 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def _budget_of(results: Results) -> dict[str, Any]:
+    found: dict[str, Any] = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
+    return found
+
+
 def _budget(results: Results) -> str:
-    budget = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
+    budget = _budget_of(results)
     if "amount" not in budget or "currency" not in budget:
         return ""
     return f"Every objective may spend {budget['amount']:,.0f} {budget['currency']} a seed."
@@ -320,6 +341,6 @@ def _bench_note(results: Results) -> str:
     seeds = sorted({cell.seed for cell in results.cells if cell.kind == "objective"})
     return (
         f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % "
-        "bootstrap intervals over prompts and training seeds. Differences are paired by "
+        f"bootstrap intervals over {varied(len(seeds))}. Differences are paired by "
         "prompt and by the training seeds that both rows have."
     )

@@ -70,7 +70,7 @@ class Cell:
     drift: dict[str, list[float]] = field(default_factory=dict)
     """By METRIC/NAME one value a chunk of the long clips, mean over prompts."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Points along training: step, forwards, seconds and METRIC/NAME values."""
+    """Points along training: step, what was spent by then under the names of `Spent`, and METRIC/NAME values."""
     clips: str | None = None
     """Clips shown in the report, ``PROTOCOL/ROW-SEED.npz`` below ``runs/bench``, key ``clips`` uint8
     ``[P_shown, F, H, W, 3]`` of the first prompts."""
@@ -171,13 +171,15 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
     return Cell(**values)
 
 
-def sealed_health(health: dict[str, Any]) -> dict[str, Any]:
-    """The examination of the judges with its digest."""
-    return {**health, "digest": digest_of(health)}
+def sealed_health(health: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The examination of the judges with its digest; None where there was nothing to examine."""
+    return None if health is None else {**health, "digest": digest_of(health)}
 
 
-def read_health(health: dict[str, Any], where: str) -> dict[str, Any]:
+def read_health(health: dict[str, Any] | None, where: str) -> dict[str, Any] | None:
     """The examination of the judges without its digest; `DataError` when that does not fit."""
+    if health is None:
+        return None
     if health.get("digest") != digest_of(health):
         raise DataError("the examination of the judges was changed after it was measured", where=where,
                         fix="restore the file, or remove it to examine them anew")  # fmt: skip

@@ -154,11 +154,10 @@ class BenchRun:
         if ("health", 0) in self.errors or not file.is_file():
             return None
         try:
-            found: dict[str, Any] | None = read_health(_read_document(file, self.protocol, "health"), str(file))
+            return read_health(_read_document(file, self.protocol, "health"), str(file))
         except DataError as error:
             self._fail(("health", 0), str(error))
             return None
-        return found
 
     def _fail(self, job: Job, why: str) -> None:
         self.errors[job] = why

@@ -80,15 +80,18 @@ def compare(
     from rich.table import Table
 
     from vidalign.bench.bootstrap import compare as difference
+    from vidalign.bench.bootstrap import varied
 
     first, row_a = _result_and_row(a, None)
     second, row_b = _result_and_row(b, first)
-    table = Table(title=f"{row_b} minus {row_a}, {split} prompts, 95 % intervals over prompts and seeds")
+    found = difference(first, row_a, row_b, second, split)
+    seeds = max(len(first.of_row(row_a)), len(second.of_row(row_b)))
+    table = Table(title=f"{row_b} minus {row_a}, {split} prompts, 95 % intervals over {varied(seeds)}")
     for column in ("metric", "difference", "95 % interval", ""):
         table.add_column(column, overflow="fold")
-    for found in difference(first, row_a, row_b, second, split):
-        low, high = found.interval
-        table.add_row(found.metric, f"{found.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", found.verdict)
+    for one in found:
+        low, high = one.interval
+        table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
     Console().print(table)
 
 

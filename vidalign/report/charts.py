@@ -14,7 +14,14 @@ MAX_POINTS = 500  # a longer curve is thinned to about this many points
 CHART_ORDER = {"mean reward": 0, "held-out judge": 1, "standard deviation within groups": 2}
 GROUP_TITLES = {"reward": "Rewards", "objective": "Objective", "health": "Health", "perf": "Time and memory"}
 STEP_SECONDS = "perf/step/seconds"
-AXES: dict[Axis, str] = {"step": "step", "forwards": "student forwards", "seconds": "seconds", "chunk": "chunk"}
+AXES: dict[Axis, str] = {
+    "step": "step",
+    "forwards": "student forwards",
+    "calls": "reward and teacher calls",
+    "responses": "responses",
+    "seconds": "seconds",
+    "chunk": "chunk",
+}
 
 
 def history_charts(history: History) -> list[Chart]:
@@ -69,9 +76,8 @@ def payload(report: Report) -> list[dict[str, Any]]:
 
 
 def axes(charts: Sequence[Chart]) -> dict[Axis, str]:
-    """Axes that some trace of the charts has, with their labels."""
-    present = {axis for chart in charts for trace in chart.traces for axis in trace.x}
-    return {axis: label for axis, label in AXES.items() if axis in present}
+    """Axes that some trace of the charts has, in their order, with their labels; the first is shown."""
+    return {axis: AXES[axis] for chart in charts for trace in chart.traces for axis in trace.x}
 
 
 def _lines(kind: str, chart: Chart, indices: dict[str, int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 NAN = math.nan
-Axis = Literal["step", "forwards", "seconds", "chunk"]
+Axis = Literal["step", "forwards", "calls", "responses", "seconds", "chunk"]
 
 
 @dataclass(frozen=True)

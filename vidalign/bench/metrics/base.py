@@ -36,8 +36,8 @@ class Metric:
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Judge clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; higher is better, NaN = not judged.
 
-        Returns ``[B]`` by name (``[P]`` of the distinct prompts, in their order, when it judges ``seeds``). A value
-        ``[B, K]`` is a series over the K chunks of the clip: its mean over prompts is stored as drift.
+        Returns ``[B]`` by name (``[P]`` of the distinct prompts, in their order, when it judges ``seeds``). What
+        judges ``long`` may give ``[B, K]``, a series over the K chunks of the clip: its mean over prompts is drift.
         Raises `UserError` when it cannot judge at all, for example without its weights.
         """
         raise NotImplementedError
