@@ -131,7 +131,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         rewards=rewards,
         teacher=teacher,
         features=features,
-        codec=None if language else build_codec(student.spec.codec).to(device),
+        codec=None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False),
         tracker=tracker,
         clips_every=recipe.tracking.clips_every,
     )

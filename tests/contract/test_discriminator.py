@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,11 @@ def test_other_sizes_are_refused(clips: Tensor, folder: Path) -> None:
 # --- warm-up ---
 
 
-@pytest.mark.parametrize(("accuracy", "steps"), [("0.5", 5), ("1.0", 8), ("null", 8)])
+@pytest.mark.parametrize(("accuracy", "steps"), [("0.5", 4), ("1.0", 8), ("null", 8)])
 def test_warm_up_ends_at_the_accuracy_or_at_the_last_step(
     accuracy: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four held-out pairs a step, three of them right; 4 (1 - 0.9^n) / 0.1 pairs of running count pass 16 at n = 5."""
+    """Four held-out pairs a step, three of them right: 16 pairs are enough to end."""
     reward, ctx = discriminator(
         folder, f"discriminator.warm_up.accuracy={accuracy}", "discriminator.warm_up.max_steps=8"
     )
@@ -244,6 +245,25 @@ def test_positions_are_distinct() -> None:
 
 
 # --- in a run ---
+
+
+def test_ar_copo_can_be_driven_by_it_alone(folder: Path) -> None:
+    """A reward of weight 0 is logged, and does not count even where it fails."""
+    changes = ["rewards={discriminator: 1.0, visual_quality: 0.0}", "discriminator.name=spatiotemporal"]
+    objective, ctx = make(folder, "ar_copo", *changes, "discriminator.width=16", "teacher.name=world")
+    score, before = ctx.score, weights(ctx)
+
+    def changed(clips: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        found = score(clips, prompts)
+        level = torch.arange(len(prompts), dtype=torch.float32)  # also apart between prompts
+        return {"discriminator": found["discriminator"] + level, "visual_quality": level * math.nan}
+
+    ctx.score = changed  # type: ignore[method-assign, assignment]
+    data = collect(objective, ctx)
+    assert not same(before, weights(ctx))
+    first, second = data.shared["advantage"]
+    assert first.abs().sum() > 1 and data.metrics["health/reward_nan/mean"] == 0
+    torch.testing.assert_close(first, second, atol=0.05, rtol=0)  # the level of a prompt says nothing
 
 
 def test_any_objective_can_be_driven_by_it(folder: Path) -> None:

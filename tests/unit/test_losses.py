@@ -252,6 +252,12 @@ def test_combining_rewards() -> None:
     torch.testing.assert_close(heavier - white, 2 * whiten(components["narrow"]), **EXACT)
 
 
+def test_a_component_of_weight_nought_has_no_part() -> None:
+    components = {"used": numbers(6), "logged": torch.full((6,), torch.nan)}
+    weights = {"used": 1.0, "logged": 0.0}
+    torch.testing.assert_close(combine(components, weights), whiten(components["used"]), **EXACT)
+
+
 def test_a_failed_component_fails_the_sum() -> None:
     components = {"a": torch.tensor([1.0, torch.nan, 3.0, 4.0]), "b": torch.tensor([1.0, 2.0, 3.0, 4.0])}
     assert combine(components, {"a": 1.0, "b": 1.0}).isnan().tolist() == [False, True, False, False]

@@ -55,7 +55,12 @@ def reward_weight(advantage: torch.Tensor, clip: float) -> torch.Tensor:
 def combine(components: dict[str, torch.Tensor], weights: dict[str, float], *, whitened: bool = True) -> torch.Tensor:
     """Weighted sum of reward components, each ``[N]``; every one whitened first, unless raw sums are asked for.
 
+    A component of weight 0 has no part in it, not even where it is NaN.
     Raw sums let the component with the widest scale decide (the released Astrolabe code does that).
     """
-    parts = [weights[name] * (whiten(value) if whitened else value) for name, value in components.items()]
+    parts = [
+        weights[name] * (whiten(value) if whitened else value)
+        for name, value in components.items()
+        if weights[name] != 0
+    ]
     return torch.stack(parts).sum(0)

@@ -222,7 +222,7 @@ class ARCoPO(Objective):
         )
         gap = (found.ratio - 1).abs().max()
         if ctx.update == 0 and (not config.buffer or ctx.step == 0):
-            assert not gap > RATIO_GAP, (
+            assert gap <= RATIO_GAP, (
                 f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
             )
         recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]

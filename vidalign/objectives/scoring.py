@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vidalign.context import TrainContext
 
 ZERO_SPREAD = 1e-6
-"""A group whose standard deviation is below it teaches nothing."""
+"""A group in which no score has a larger standard deviation teaches nothing."""
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Judgement:
     alive: torch.Tensor
     """``[world size, P]``: which groups of every rank have any spread."""
     scores: dict[str, torch.Tensor]
-    """What every reward says of all candidates, ``[world size, P, G]``; NaN where it failed."""
+    """What every reward says of all candidates, ``[world size, P, G]``, of one that learns over the mean of the group;
+    NaN where it failed."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -48,18 +49,28 @@ def score_groups(
 def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
-    combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`.
+    combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
+    comparable inside a prompt only: the mean of the group is taken off before anything spans prompts. A group in which
+    no reward that counts has any spread gets advantage 0: whitening would blow rounding up.
     """
     prompts, size = next(iter(scores.values())).shape
     everyone, group = gather_scores(ctx, scores)
-    reward = combine(everyone, ctx.reward_weights, whitened=combination == "whitened")
-    advantage = group_advantage(reward, group, normalise=normalise)
+    compared = {name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
+                for name, value in everyone.items()}  # fmt: skip
+    reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
+    spread = [group_statistics(value, group)[1] for name, value in everyone.items() if ctx.reward_weights[name] != 0]
+    alive = torch.stack(spread).amax(0) > ZERO_SPREAD
+    advantage = group_advantage(reward, group, normalise=normalise) * alive[group]
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
     metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
-    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
+    metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
-    gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in everyone.items()}
+    gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in compared.items()}
     return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
+
+
+def _learned(ctx: TrainContext) -> set[str]:
+    return {reward.name for reward in ctx.rewards.trainable} if ctx.rewards is not None else set()
 
 
 def gather_scores(ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

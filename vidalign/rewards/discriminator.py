@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MEMORY = 0.9
 """Decay of the running held-out accuracy at every update that saw a held-out prompt."""
 ENOUGH_PAIRS = 16
-"""Held-out pairs in the running accuracy before the warm-up may end on it."""
+"""Held-out pairs that were seen before the warm-up may end on it."""
 
 
 class DiscriminatorReward(TrainableReward):
@@ -51,6 +51,7 @@ class DiscriminatorReward(TrainableReward):
     def __init__(self, network: Discriminator, config: DiscriminatorConfig) -> None:
         self.network, self.config, self.updates = network, config, config.updates
         self._right, self._pairs = 0.0, 0.0  # running sums over held-out pairs
+        self._seen = 0  # held-out pairs so far
         self._learned: int | None = None
 
     @classmethod
@@ -116,7 +117,7 @@ class DiscriminatorReward(TrainableReward):
         ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
 
     def _ready(self, accuracy: float | None) -> bool:
-        return accuracy is not None and self._pairs >= ENOUGH_PAIRS and self.held_out_accuracy >= accuracy
+        return accuracy is not None and self._seen >= ENOUGH_PAIRS and self.held_out_accuracy >= accuracy
 
     # --- one update ---
 
@@ -183,15 +184,16 @@ class DiscriminatorReward(TrainableReward):
         if not trained.all():
             self._right = MEMORY * self._right + float(right[~trained].sum())
             self._pairs = MEMORY * self._pairs + int((~trained).sum())
+            self._seen += int((~trained).sum())
         if self._pairs:
             metrics["health/discriminator_held_out_accuracy/mean"] = self.held_out_accuracy
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"right": self._right, "pairs": self._pairs}
+        return {"right": self._right, "pairs": self._pairs, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._right, self._pairs = state["right"], state["pairs"]
+        self._right, self._pairs, self._seen = state["right"], state["pairs"], state["seen"]
 
 
 def is_held_out(prompt: str, share: float) -> bool:
