@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vidalign.context import TrainContext
 
 ZERO_SPREAD = 1e-6
-"""A group in which no score has a larger standard deviation teaches nothing."""
+"""A group whose standard deviation is below it teaches nothing."""
 
 
 @dataclass
@@ -50,20 +50,17 @@ def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: st
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
-    comparable inside a prompt only: the mean of the group is taken off before anything spans prompts. A group in which
-    no reward that counts has any spread gets advantage 0: whitening would blow rounding up.
+    comparable inside a prompt only: the mean of the group is taken off before anything spans prompts.
     """
     prompts, size = next(iter(scores.values())).shape
     everyone, group = gather_scores(ctx, scores)
     compared = {name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
                 for name, value in everyone.items()}  # fmt: skip
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
-    spread = [group_statistics(value, group)[1] for name, value in everyone.items() if ctx.reward_weights[name] != 0]
-    alive = torch.stack(spread).amax(0) > ZERO_SPREAD
-    advantage = group_advantage(reward, group, normalise=normalise) * alive[group]
+    advantage = group_advantage(reward, group, normalise=normalise)
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
     metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
-    metrics["health/zero_std_groups/mean"] = float((~alive).float().mean())
+    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
     gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in compared.items()}
     return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
