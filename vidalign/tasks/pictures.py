@@ -105,8 +105,7 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
     if family == "position":
         return f"where is the {one.label} ?", [one], one.where
     if family == "count":
-        by_shape = _below(2, g) == 0
-        word = SHAPES[one.shape] if by_shape else COLOURS[one.colour]
+        word = _counted(one, things, g)
         found = [t for t in things if word in t.label.split()]
         return f"how many objects are {word} ?", found, str(len(found))
     others = [t for t in things if t is not one]
@@ -121,6 +120,18 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
     return f"is the {one.label} {word} of the {other.label} ?", [one, other], "yes" if holds else "no"
 
 
+def _counted(one: Thing, things: list[Thing], g: torch.Generator) -> str:
+    """A colour or shape to count: each number of objects that the scene allows is as likely; one of `one`'s own where
+    its pair is unseen."""
+    if (one.colour, one.shape) in UNSEEN:
+        return one.label.split()[_below(2, g)]
+    by_count: dict[int, list[str]] = {}
+    for word in (*COLOURS, *SHAPES):
+        by_count.setdefault(sum(word in t.label.split() for t in things), []).append(word)
+    words = by_count[sorted(by_count)[_below(len(by_count), g)]]
+    return words[_below(len(words), g)]
+
+
 def example(split: str, seed: int, sample: int, form: str) -> Example:
     """Question `sample` of a split; `form` none leaves the boxes out, every other form gives them."""
     check_split(split)
@@ -133,7 +144,7 @@ def example(split: str, seed: int, sample: int, form: str) -> Example:
     text, relevant, answer = question(family, about[_below(len(about), numbers)], things, numbers)
     worked = "".join(f"{t.label} {t.where} | " for t in things)
     boxes = " | ".join(f"{t.label} {' '.join(map(str, t.box))}" for t in relevant)
-    hint = "" if form == "none" else f"boxes : {boxes}"
+    hint = "" if form == "none" else f"boxes : {boxes}".rstrip()
     return Example(text, hint, (picture(things),), answer, f"{worked}= {answer}", family, len(relevant))
 
 

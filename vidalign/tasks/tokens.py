@@ -15,6 +15,8 @@ from vidalign.tasks.problems import FAMILIES, Problem, draw
 
 FORMS = ("hints", "executed", "summary", "answer", "none")
 """What a privileged policy may be told."""
+MIXED = ("hints", "executed", "hints", "summary", "hints", "answer")
+"""The turns of form `mixed`: hints, the hardest to use, come three times."""
 TRAINED = FAMILIES[:4]
 SPLITS: dict[str, tuple[Sequence[str], Sequence[int]]] = {
     "train": (TRAINED, (2, 3, 4)),
@@ -39,10 +41,10 @@ def problem(split: str, seed: int, sample: int) -> Problem:
 
 
 def example(split: str, seed: int, sample: int, form: str) -> Example:
-    """The problem with its privileged text; form `mixed` draws one of the forms for every sample."""
+    """The problem with its privileged text; form `mixed` takes the turns of `MIXED`."""
     found = problem(split, seed, sample)
     if form == "mixed":
-        form = FORMS[sample // len(SPLITS[split][0]) // len(SPLITS[split][1]) % (len(FORMS) - 1)]
+        form = MIXED[sample // len(SPLITS[split][0]) // len(SPLITS[split][1]) % len(MIXED)]
     steps = len(found.steps)
     return Example(found.prompt, found.privileged(form), (), found.answer, found.response, found.family, steps)
 
