@@ -26,6 +26,7 @@ VARIANTS = [(name, ()) for name in NAMES] + [
     ("astrolabe", ("objective.old_decay=0", "objective.inner_updates=2", "objective.clip.chunks=0")),
     ("afd", ("objective.kl_weight=0", "objective.updates=2", "objective.old_decay=0.5")),
     ("afd", ("discriminator.teacher_clips=3", "discriminator.updates=2", "discriminator.warm_up.max_steps=0")),
+    ("afd", ("discriminator.warm_up.max_steps=3", "discriminator.warm_up.rollouts=2")),
     ("sft", ("objective.attention=bidirectional",)),
     ("dmd", ("objective.fake_score.updates=2", "trainer.micro_batch=1")),
     (

@@ -206,6 +206,27 @@ def test_warm_up_ends_at_the_accuracy_or_at_the_last_step(
     assert all(len(c[1]) == 4 for c in calls)
 
 
+def test_warm_up_goes_through_its_videos_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["max_steps=5", "rollouts=2", "accuracy=null"]
+    reward, _ = discriminator(folder, *(f"discriminator.warm_up.{change}" for change in changes))
+    seen: list[float] = []
+    steps: list[int] = []
+    monkeypatch.setattr(reward, "_update", lambda c, p, step, _: steps.append(step) or seen.append(float(c.sum())) or {})
+    reward.warm_up(open_prompts("world:basic/train", 0, 4))
+    assert steps == [0, 1, 2, 3, 4] and seen == [seen[0], seen[1], seen[0], seen[1], seen[0]] and seen[0] != seen[1]
+
+
+def test_its_learning_rate_rises(folder: Path) -> None:
+    _, ctx = discriminator(folder, "discriminator.warmup_steps=4", "discriminator.learning_rate=0.1")
+    _, sudden = discriminator(folder, "discriminator.learning_rate=0.1")
+    changes = []
+    for each in (ctx, sudden):
+        before, reward = weights(each), each.rewards.rewards["discriminator"]
+        reward.learn(student_clips(TRAINED[:4]), TRAINED[:4])
+        changes.append(max(float((weights(each)[k] - v).abs().max()) for k, v in before.items()))
+    assert 0 < changes[0] < 0.5 * changes[1]
+
+
 def test_warm_up_trains_the_discriminator_only(folder: Path) -> None:
     reward, ctx = discriminator(folder)
     student, before = weights(ctx, "student"), weights(ctx)
@@ -331,6 +352,8 @@ def test_a_run_learns_from_a_store_of_clips(folder: Path, tmp_path: Path) -> Non
         ("afd", ["discriminator.held_out=0.9"], "held_out"),
         ("afd", ["discriminator.learning_rate=0"], "hacked"),
         ("afd", ["discriminator.warm_up.accuracy=0.3"], "accuracy"),
+        ("afd", ["discriminator.warm_up.rollouts=0"], "rollouts"),
+        ("afd", ["discriminator.warmup_steps=-1"], "warmup_steps"),
     ],
 )
 def test_mistakes_are_refused(name: str, changes: list[str], message: str, folder: Path) -> None:

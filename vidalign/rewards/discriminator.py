@@ -62,7 +62,8 @@ class DiscriminatorReward(TrainableReward):
         return cls(network.from_recipe(section.config, spec, features, recipe.seed), section.config)
 
     def optimizer_changes(self) -> dict[str, Any]:
-        return {"learning_rate": self.config.learning_rate, "warmup_steps": 0, "schedule": "constant"}
+        config = self.config
+        return {"learning_rate": config.learning_rate, "warmup_steps": config.warmup_steps, "schedule": "constant"}
 
     @classmethod
     def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:
@@ -75,7 +76,7 @@ class DiscriminatorReward(TrainableReward):
             return cost
         rollout = replace(sizes, prompts=warm_up.prompts).rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
         clips = config.teacher_clips * warm_up.prompts
-        return cost + Cost(forwards=warm_up.max_steps * rollout, teacher_calls=warm_up.max_steps * clips)
+        return cost + Cost(forwards=warm_up.rounds * rollout, teacher_calls=warm_up.max_steps * clips)
 
     def attach(self, ctx: TrainContext) -> None:
         self.ctx = ctx
@@ -101,20 +102,28 @@ class DiscriminatorReward(TrainableReward):
             self.ctx.metrics |= self._update(clips, prompts, self.ctx.step, f"update {update}")
 
     def warm_up(self, prompts: PromptSource) -> None:
-        """Whole videos of the initial student, fresh ones in each step, until the accuracy is reached."""
+        """Whole videos of the initial student, until the accuracy is reached."""
         config, ctx, step = self.config.warm_up, self.ctx, 0
+        kept: list[tuple[torch.Tensor, list[str]]] = []  # latents, which are small, on the CPU
         while step < config.max_steps and not self._ready(config.accuracy):
-            first = step * config.prompts
-            ids = list(range(first + distributed.rank(), first + config.prompts, ctx.world_size))
-            chosen = [prompts[i] for i in ids]
-            plan = RolloutPlan(prefix=0, branch=ctx.chunks)
-            noise = ctx.student.draw_noise(plan, [generator(ctx.seed, "discriminator warm-up", 0, i) for i in ids])
-            with torch.no_grad(), ctx.gathered():
-                latents = ctx.student.rollout(ctx.text(chosen), plan, noise).latents
-                clips = ctx.decode(latents)
+            if step < config.rounds:
+                kept.append(self._first_videos(prompts, step))
+            latents, chosen = kept[step % config.rounds]
+            with torch.no_grad():
+                clips = ctx.decode(latents.to(ctx.device))
             ctx.metrics |= self._update(clips, chosen, step, "warm-up")
             step += 1
         ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
+
+    @torch.no_grad()
+    def _first_videos(self, prompts: PromptSource, step: int) -> tuple[torch.Tensor, list[str]]:
+        """This process' share of fresh videos of the student: latents ``[B, F, C, H, W]`` on the CPU, and prompts."""
+        ctx, first, count = self.ctx, step * self.config.warm_up.prompts, self.config.warm_up.prompts
+        ids = list(range(first + distributed.rank(), first + count, ctx.world_size))
+        chosen, plan = [prompts[i] for i in ids], RolloutPlan(prefix=0, branch=ctx.chunks)
+        noise = ctx.student.draw_noise(plan, [generator(ctx.seed, "discriminator warm-up", 0, i) for i in ids])
+        with ctx.gathered():
+            return ctx.student.rollout(ctx.text(chosen), plan, noise).latents.cpu(), chosen
 
     def _ready(self, accuracy: float | None) -> bool:
         return accuracy is not None and self._seen >= ENOUGH_PAIRS and self.held_out_accuracy >= accuracy

@@ -27,6 +27,9 @@ class WarmUpConfig:
     """It ends here at the latest; 0 = no warm-up."""
     prompts: int = 16
     """Prompts, and clips of the student, in each of its steps, over all processes."""
+    rollouts: int | None = None
+    """Steps with fresh videos of the student; later steps go through these again, against fresh teacher clips where
+    the teacher has more. null = all steps."""
 
     def __post_init__(self) -> None:
         if self.accuracy is not None and not 0.5 <= self.accuracy <= 1:
@@ -35,6 +38,13 @@ class WarmUpConfig:
             raise ValueError("max_steps must be at least 0")
         if self.prompts < 1:
             raise ValueError("prompts must be at least 1")
+        if self.rollouts is not None and self.rollouts < 1:
+            raise ValueError("rollouts must be at least 1, or null")
+
+    @property
+    def rounds(self) -> int:
+        """Steps with fresh videos."""
+        return self.max_steps if self.rollouts is None else min(self.rollouts, self.max_steps)
 
 
 @dataclass
@@ -42,8 +52,10 @@ class DiscriminatorConfig:
     """How a discriminator is trained; networks add their own sizes."""
 
     learning_rate: float = 5e-6
-    """Constant learning rate; other optimiser settings are the trainer section's. AFD: 5e-6 and 1e-5 work, 1e-6
-    saturates, 5e-5 kills the signal, 0 gets hacked (for LoRA on a 2B network)."""
+    """Learning rate; other optimiser settings are the trainer section's. AFD: 5e-6 and 1e-5 work, 1e-6 saturates, 5e-5
+    kills the signal, 0 gets hacked (for LoRA on a 2B network)."""
+    warmup_steps: int = 0
+    """Optimiser steps in which its learning rate rises to that, from the first of the warm-up on; constant then."""
     updates: int = 1
     """Optimiser steps in each training step, before the candidates are scored."""
     teacher_clips: int = 1
@@ -59,6 +71,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError("learning_rate must be positive: a frozen discriminator is hacked")
+        if self.warmup_steps < 0:
+            raise ValueError("warmup_steps must be at least 0")
         for name in ("updates", "teacher_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
