@@ -140,12 +140,14 @@ def test_controls_of_the_target(targets: str, a: float | None, b: float, folder:
     assert targets == "literal" or (data["regime"] == Regime.HT).all()
 
 
-def test_shuffled_privilege_is_that_of_another_sample(folder: Path) -> None:
+@pytest.mark.parametrize("group", [1, 2])
+def test_shuffled_privilege_is_that_of_another_prompt(group: int, folder: Path) -> None:
     found = {}
     for pairing in ("own", "shuffled"):
-        objective, ctx = dopd(folder, "privilege=future", f"pairing={pairing}")
+        objective, ctx = dopd(folder, "privilege=future", f"pairing={pairing}", f"group_size={group}")
         found[pairing] = collect(objective, ctx)["privilege"]
-    assert torch.equal(found["shuffled"], found["own"].flip(0)) and not torch.equal(found["own"][0], found["own"][1])
+    assert torch.equal(found["shuffled"], found["own"].roll(group, 0))
+    assert not torch.equal(found["own"][0], found["own"][group])
 
 
 @pytest.mark.parametrize("privilege", ["caption", "future"])

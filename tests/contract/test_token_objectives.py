@@ -230,6 +230,22 @@ def test_dopd_is_the_method_token_by_token(ablation: str, folder: Path) -> None:
     assert whole(objective, ctx, data).loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_logged_parts_do_not_depend_on_the_micro_batch(folder: Path) -> None:
+    """Each regime's part of the loss is a mean over all tokens: parts of micro-batches average to that of the batch."""
+    objective, ctx = make(folder, "dopd")
+    data = collect(objective, ctx)
+    names = [f"objective/loss_{name}/mean" for name in ("lh", "ll", "ht", "hs")]
+    found = []
+    for ctx.micro_batch in (len(data), 2):
+        total = dict.fromkeys(names, 0.0)
+        for piece in objective.micro_batches(ctx, data, Phase()):
+            out = objective.loss(ctx, piece, Phase())
+            for name in names:
+                total[name] += piece.weight * float(out.metrics[name])
+        found.append(total)
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and sum(found[0].values()) > 0
+
+
 def test_what_dopd_logs(folder: Path) -> None:
     objective, ctx = make(folder, "dopd")
     data = collect(objective, ctx)

@@ -23,7 +23,7 @@ CONFIG = dict(
 RECIPE = """
 student: {{name: language, path: {folder}/student.safetensors, sampling: {{max_new_tokens: 8, stop: ['1', '2', '3']}}}}
 teacher: {{name: language, path: {folder}/teacher.safetensors}}
-objective: {{name: dopd, group_size: 2, top_k: 8}}
+objective: {{name: dopd, group_size: 2, top_k: 8, privilege: {privilege}}}
 data: {{prompts: 'tokens:train', eval_prompts: 'tokens:held_out'}}
 trainer: {{steps: 2, prompts_per_step: 4, micro_batch: 2, learning_rate: 1.0e-3, optimizer: sgd}}
 engine: {{precision: fp64}}
@@ -51,14 +51,15 @@ def train(folder: Path, size: int) -> list[dict[str, float]]:
     return [r for r in read_records(run / "metrics.jsonl") if r["kind"] == "metrics"]
 
 
-def test_two_processes_route_and_learn_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("privilege", ["own", "shuffled"])
+def test_two_processes_route_and_learn_as_one(privilege: str, tmp_path: Path) -> None:
     for seed, name in enumerate(("student", "teacher")):
         network = LanguageStudent.from_spec(LanguageSpec.from_dict({"config": CONFIG}), seed)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
         network.save(tmp_path / f"{name}.safetensors")
-    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path, privilege=privilege), encoding="utf-8")
     one, two = train(tmp_path, 1), train(tmp_path, 2)
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):

@@ -95,6 +95,13 @@ def test_noise_is_not_blown_up() -> None:
     assert found.abs().max() < 0.05
 
 
+def test_group_std_weighs_prompts_alike_and_keeps_the_floor() -> None:
+    score = torch.tensor([1.0, 3.0, 10.0, 50.0, 0.0, 0.02], dtype=torch.float64)
+    found = margin_advantage(score, torch.tensor([0, 0, 1, 1, 2, 2]), floor=0.1, std_of="group")
+    expected = torch.tensor([-1.0, 1.0, -1.0, 1.0, -0.1, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 def test_a_failed_score_is_left_out() -> None:
     score = torch.tensor([1.0, torch.nan, 3.0, 5.0, 5.0, 5.0])
     found = margin_advantage(score, torch.tensor([0, 0, 0, 1, 1, 1]), floor=1e-3)

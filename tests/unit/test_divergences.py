@@ -19,7 +19,7 @@ from vidalign.losses.divergences import (
     log_probs,
     reverse_kl,
 )  # fmt: skip
-from vidalign.losses.projected import projected_divergence, projected_statistics
+from vidalign.losses.projected import projected_cross_entropy, projected_divergence, projected_statistics
 
 KINDS = ("reverse_kl", "forward_kl", "js", "jsd")
 V = 11
@@ -230,6 +230,20 @@ def test_sampled_tokens_and_entropy() -> None:
     logp, spread = projected_statistics(ours, student, tokens, temperature=1.5, rows=3)
     torch.testing.assert_close(logp, expected[torch.arange(10), tokens].detach())
     torch.testing.assert_close(spread, entropy(expected).detach())
+
+
+def test_cross_entropy_in_chunks_is_that_of_torch() -> None:
+    student, _, ours, _ = heads()
+    ours.requires_grad_(True)
+    tokens, weight = torch.arange(10) % V, torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    plain = torch.nn.functional.cross_entropy(student(ours), tokens, reduction="none")
+    expected = torch.autograd.grad((plain * weight).sum(), [ours, *student.parameters()])
+    losses, right = projected_cross_entropy(ours, student, tokens, rows=3)
+    found = torch.autograd.grad((losses * weight).sum(), [ours, *student.parameters()])
+    torch.testing.assert_close(losses, plain)
+    assert torch.equal(right.bool(), student(ours).argmax(-1) == tokens)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_no_rows_are_no_loss() -> None:

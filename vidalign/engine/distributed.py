@@ -121,6 +121,22 @@ def broadcast_object(value: T, source: int = 0) -> T:
     return box[0]
 
 
+def places_of_next(count: int) -> list[int]:
+    """Where the next prompt of the step lies, for each of this rank's `count`, in what `all_gather` concatenates.
+
+    The prompts of a step are dealt out in turn, so the answer does not depend on the number of ranks; after the last
+    comes the first. Raises `UserError` when the step has one prompt only.
+    """
+    ranks = world_size()
+    if count * ranks < 2:
+        raise UserError(
+            "another prompt's privilege needs another prompt", where="trainer.prompts_per_step",
+            why="the step has one", fix="use at least 2",
+        )  # fmt: skip
+    following = [(place * ranks + rank() + 1) % (count * ranks) for place in range(count)]
+    return [number % ranks * count + number // ranks for number in following]
+
+
 def check_equal(value: int, what: str) -> None:
     """Raise `UserError` on every rank when `value` differs between ranks.
 

@@ -8,6 +8,8 @@ optimum ``D = log(pi_teacher / pi_student) + c(y)`` with c(y) arbitrary for each
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn.functional import softplus
 
@@ -24,16 +26,21 @@ def pair_accuracy(margin: torch.Tensor) -> torch.Tensor:
     return (margin > 0).to(margin.dtype) + 0.5 * (margin == 0).to(margin.dtype)
 
 
-def margin_advantage(score: torch.Tensor, group: torch.Tensor, *, floor: float) -> torch.Tensor:
+def margin_advantage(
+    score: torch.Tensor, group: torch.Tensor, *, floor: float, std_of: Literal["batch", "group"] = "batch"
+) -> torch.Tensor:
     """``A = (D - mean_group(D)) / max(std, floor)``, ``[N]``: the score less its prompt's baseline.
 
     score, group: ``[N]``, over all processes; a score that is not finite gets 0. std is the standard deviation of the
-    *centred* scores over the whole batch, because c(y) is no signal. `floor`, in units of D: where the candidates of
-    all prompts differ by less, their differences are noise of D and are not blown up to unit size.
+    *centred* scores over the whole batch, because c(y) is no signal, or that of each group. `floor`, in units of D:
+    where candidates differ by less, their differences are noise of D and are not blown up to unit size.
     """
-    mean, _ = group_statistics(score, group)
-    centred = score - mean[group.to(score.device)]
+    mean, spread = group_statistics(score, group)
+    places = group.to(score.device)
+    centred = score - mean[places]
     finite = centred.isfinite()
     centred = torch.where(finite, centred, torch.zeros_like(centred))
+    if std_of == "group":
+        return centred / spread[places].nan_to_num(0.0).clamp(min=floor)
     std = (centred.square().sum() / finite.sum().clamp(min=1)).sqrt()
     return centred / std.clamp(min=floor)

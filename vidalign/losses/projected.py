@@ -48,6 +48,23 @@ def projected_divergence(
     return _in_chunks(chunk, (hidden, target_hidden.detach()), rows)
 
 
+def projected_cross_entropy(
+    hidden: Tensor, head: Head, targets: Tensor, *, rows: int = ROWS
+) -> tuple[Tensor, Tensor]:
+    """``-log p(target)`` ``[R]`` in fp32 or wider, with gradient, and whether the target is the likeliest entry ``[R]``.
+
+    targets: ``[R]``, entries of the vocabulary.
+    """
+
+    def chunk(states: Tensor, wanted: Tensor) -> Tensor:
+        logp = log_probs(head(states))
+        right = (logp.argmax(-1) == wanted).to(logp.dtype)
+        return torch.stack([-logp.gather(-1, wanted[:, None])[:, 0], right], -1)
+
+    losses, right = _in_chunks(chunk, (hidden, targets), rows).reshape(-1, 2).unbind(-1)
+    return losses, right.detach()
+
+
 @torch.no_grad()
 def projected_statistics(
     hidden: Tensor, head: Head, tokens: Tensor, *, temperature: float = 1.0, rows: int = ROWS

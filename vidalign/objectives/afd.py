@@ -15,7 +15,7 @@ No teacher clip enters the student, no gradient flows through D.
 
 What we changed: the paper leaves the baseline open; at the optimum of D its level is arbitrary for each prompt, so the
 baseline is the mean over the group, of at least 4. The standard deviation is that of the centred scores over all
-processes and has a floor, because a D that cannot tell clips apart gives noise. One noise level a chunk, not a video.
+processes (`advantage_std`: or of each group) and has a floor, because a D that cannot tell clips apart gives noise. One noise level a chunk, not a video.
 Rewards other than `discriminator` are logged and must weigh 0; to train on both, use `astrolabe`.
 Knobs that matter: the discriminator's learning rate and warm-up, group_size, learning rate, beta, sigma_max, std_floor.
 """
@@ -23,7 +23,7 @@ Knobs that matter: the discriminator's learning rate and warm-up, group_size, le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -62,6 +62,9 @@ class AFD(Objective):
         """Step of the implicit policies v+ and v-; the loss minimiser moves by (2w - 1) (v* - v_old) / beta."""
         advantage_clip: float = 5.0
         """A_max: advantages beyond it count as it."""
+        advantage_std: Literal["batch", "group"] = "batch"
+        """Whose standard deviation divides centred scores; group: prompts on which D tells much and little weigh
+        alike."""
         std_floor: float = 0.1
         """Least standard deviation, in units of D, by which centred scores are divided: the signal floor."""
         sigma_max: float = 1.0
@@ -107,7 +110,7 @@ class AFD(Objective):
         """Weight w of this rank's videos ``[N]``, from scores ``[P, G]``; what to log."""
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
-        advantage = margin_advantage(score, group, floor=self.config.std_floor)
+        advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
         metrics = score_metrics(everyone, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
         mine = advantage.view(ctx.world_size, -1)[distributed.rank()]

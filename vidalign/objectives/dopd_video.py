@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses import gaussian_policy as policy
 from vidalign.losses.advantages import combine
@@ -86,7 +87,7 @@ class DOPDVideo(Objective):
         dense_prompts: str = ""
         """JSON file, an object from prompts to denser ones."""
         pairing: Literal["own", "shuffled"] = "own"
-        """shuffled: every sample gets the privilege of another one, a control."""
+        """shuffled: every sample gets the privilege of one of the step's next prompt, a control."""
         targets: Literal["routed", "literal", "uniform"] = "routed"
         """literal: the teacher or the privileged student as a whole; uniform: one target for all units."""
         capability: float = 1.0
@@ -159,7 +160,10 @@ class DOPDVideo(Objective):
                 else dense_prompts(prompts, self.config.dense_prompts)
             )
             found = ctx.text(texts)
-        data.tensors["privilege"] = found.roll(-1, 0) if self.config.pairing == "shuffled" else found
+        if self.config.pairing == "shuffled":
+            groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
+            found = groups[distributed.places_of_next(len(data.prompts))].flatten(0, 1)
+        data.tensors["privilege"] = found
 
     def _velocities(self, ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Tensor]:
         """v_S, v_S^p and v_T^p, ``[N, F, C, H, W]`` each, without gradient."""
@@ -218,7 +222,7 @@ class DOPDVideo(Objective):
         a, b = (policy.over_units(x.to(capability.dtype), frames, block) for x in (a, b))
         data.tensors |= {"regime": regime, "shift": a * capability + b * information}
         recorded = data["x0"]
-        replay = float(replay_gap(x_t - level * bare, recorded))
+        replay = float(ctx.gather(replay_gap(x_t - level * bare, recorded).view(1)).max())
         spread = policy.unit_gap(information, data["weight"], frames, block)
         means = {"capability": gap, "consistency": c, "information": spread, "endorsed": endorsed}
         metrics = {f"objective/{k}/mean": float(ctx.gather(v.double().mean()[None]).mean()) for k, v in means.items()}
@@ -239,14 +243,14 @@ class DOPDVideo(Objective):
         return torch.where(wide[1], nearer, wide[0])
 
     def _thresholds(self, ctx: TrainContext, gap: Tensor, c: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Trimmed means of the gap ``[N, chunks, 1, 1]`` and of c ``[N, 1, 1, 1]``, per denoising step (and chunk)."""
+        """Trimmed means of the gap and of c, ``[N, chunks, 1, 1]`` each, per chunk and its denoising step."""
         gaps, scores, steps = (ctx.gather(x) for x in (gap, c, step))
-        gap_mean = torch.zeros(*gap.shape[:2], 1, 1, dtype=torch.float64, device=gap.device)
-        c_mean = torch.zeros(len(c), 1, 1, 1, dtype=torch.float64, device=gap.device)
-        for k in step.unique().tolist():
-            here, everywhere = step == k, steps == k
-            c_mean[here] = trimmed_mean(scores[everywhere], self.config.trim)
-            for chunk in range(gap.shape[1]):
+        gap_mean = torch.zeros(*step.shape, 1, 1, dtype=torch.float64, device=gap.device)
+        c_mean = torch.zeros_like(gap_mean)
+        for chunk in range(step.shape[1]):
+            for k in step[:, chunk].unique().tolist():
+                here, everywhere = step[:, chunk] == k, steps[:, chunk] == k
+                c_mean[here, chunk] = trimmed_mean(scores[everywhere], self.config.trim)
                 gap_mean[here, chunk] = trimmed_mean(gaps[everywhere, chunk].flatten(), self.config.trim)
         return gap_mean, c_mean
 
@@ -277,11 +281,8 @@ class DOPDVideo(Objective):
         values = torch.where(data["regime"] == Regime.HT, full, coarse)
         factors = torch.tensor([getattr(self.config.weights, name) for name in NAMES], device=values.device)
         loss = (factors.to(values.dtype)[data["regime"]] * values).mean()
-        metrics = {}
-        for regime in Regime:
-            if (data["regime"] == regime).any():
-                metrics[f"objective/loss_{NAMES[regime]}/mean"] = values.detach()[data["regime"] == regime].mean()
-        return LossOut(loss, metrics)
+        parts = {name: values.detach() * (data["regime"] == n) for n, name in enumerate(NAMES)}  # add up, unweighted
+        return LossOut(loss, {f"objective/loss_{name}/mean": part.mean() for name, part in parts.items()})
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Three passes of every clip: bare, with p, and that of the loss; the teacher makes one. Future frames take a
@@ -303,15 +304,15 @@ class DOPDVideo(Objective):
 def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:
     """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
 
-    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N]``; latents: the finished
-    video. A chunk with its own list of levels is at the same fraction of it.
+    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N, chunks]``; latents: the
+    finished video. A chunk with its own list of levels is at the same fraction of it.
     """
     rows = torch.arange(len(uniform), device=uniform.device)
-    columns: dict[str, list[Tensor]] = {"x_t": [], "x0": [], "sigma": [], "weight": []}
-    step = torch.zeros_like(rows)
+    columns: dict[str, list[Tensor]] = {"x_t": [], "x0": [], "sigma": [], "weight": [], "step": []}
     for chunk in sorted(rollout.states):
         state = rollout.states[chunk]
         step = (uniform * len(state.sigmas)).long()
+        columns["step"].append(step.unsqueeze(1))
         columns["x_t"].append(state.x_t[rows, step])
         columns["x0"].append(state.x0[rows, step])
         for name, values in (("sigma", state.sigmas), ("weight", policy.transition_weights(state.sigmas))):
@@ -319,4 +320,4 @@ def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:
             columns[name].append(table[step].unsqueeze(1).expand(-1, state.x_t.shape[2]))
     found = {name: torch.cat(values, 1) for name, values in columns.items()}
     found["weight"] = found["weight"].to(found["x_t"].dtype)
-    return found | {"latents": rollout.latents, "step": step}
+    return found | {"latents": rollout.latents}

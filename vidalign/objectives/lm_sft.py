@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.errors import DataError
+from vidalign.losses.projected import projected_cross_entropy
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost
 
@@ -58,12 +59,9 @@ class LanguageSFT(Objective):
         hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]
         batch = student.compose(data.prompts, data["ids"], data["response"], hints)
         rows = batch.response
-        logits = student.response_logits(batch)  # [tokens, V]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = batch.response_ids[rows]
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        hidden = student.response_hidden(batch)[rows]  # [tokens, D]
+        losses, right = projected_cross_entropy(hidden, student.project, batch.response_ids[rows])
         weights = (rows.to(losses) / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
-        right = (logits.argmax(-1) == targets).to(losses.dtype)
         loss = (losses * weights).sum()
         return LossOut(
             loss,

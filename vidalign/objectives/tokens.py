@@ -83,9 +83,12 @@ def temperature_of(ctx: TrainContext) -> float:
 
 
 def privileged_texts(examples: Sequence[Any], privilege: Privilege) -> list[str]:
-    """The privileged text of every prompt: its own, that of the next prompt of the batch (a control), or none."""
+    """The privileged text of every prompt: its own, that of the next prompt of the step (a control), or none."""
     own = ["" if privilege == "none" else example.privileged for example in examples]
-    return own if privilege != "shuffled" else own[1:] + own[:1]
+    if privilege != "shuffled":
+        return own
+    everyone = [text for texts in distributed.all_gather_object(own) for text in texts]
+    return [everyone[place] for place in distributed.places_of_next(len(own))]
 
 
 def check_heads(student: Any, teacher: Any) -> None:

@@ -212,10 +212,6 @@ class LanguageStudent(nn.Module):
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
         return self.lm_head(hidden)
 
-    def response_logits(self, batch: TokenBatch) -> Tensor:
-        """Logits ``[T, V]`` that predict the T response tokens of the batch, row by row, without padding."""
-        return self.project(self.response_hidden(batch)[batch.response])
-
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
         logp = log_probabilities(self.project(self.response_hidden(batch)), temperature)
