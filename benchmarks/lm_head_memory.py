@@ -12,12 +12,12 @@ compares, in one process and on the same tensors, with student head and hidden s
 - ``routed``: dopd's own loss: `--high` of the rows take the full vocabulary, the others the top 128 and a tail;
 - ``trl``: the chunked divergence of TRL's `DistillationTrainer`, its most frugal loss, from hidden states and heads too
   (`GKDTrainer` holds full logits); it reports the student's entropy besides;
-- ``projected_autocast``, ``trl_autocast`` with `--autocast`: the two under bf16 autocast, at `--paired-tokens` only. On a
-  CPU TRL rounds hidden states and head to bf16 and projects in fp32; ours rounds the logits to bf16 as well.
+- ``projected_autocast``, ``trl_autocast`` with `--autocast`: the two under bf16 autocast, at `--paired-tokens` only.
+  On a CPU TRL rounds hidden states and head to bf16 and projects in fp32; ours rounds the logits to bf16 as well.
 
 In three parts: every loss at `--paired-tokens`, `--repeats` rounds of one run each, so that another load on the machine
-hits all alike; ``naive`` at `--naive-tokens`, as far as memory goes; the others once at `--tokens`. A ``naive`` too large to
-be run is the line through its two largest counts, and marked ``extrapolated``.
+hits all alike; ``naive`` at `--naive-tokens`, as far as memory goes; the others once at `--tokens`. A ``naive`` too
+large to be run is the line through its two largest counts, and marked ``extrapolated``.
 
 ``peak_gib`` is that of tensors alive between the start of the loss and the end of its backward pass, beyond the inputs
 and with the gradients: the allocator's count on an accelerator, the allocations that the profiler reports on a CPU.
