@@ -12,8 +12,9 @@ compares, in one process and on the same tensors, with student head and hidden s
 - ``routed``: dopd's own loss: `--high` of the rows take the full vocabulary, the others the top 128 and a tail;
 - ``trl``: the chunked divergence of TRL's `DistillationTrainer`, its most frugal loss, from hidden states and heads too
   (`GKDTrainer` holds full logits); it reports the student's entropy besides;
-- ``projected_autocast``, ``trl_autocast`` with `--autocast`: the two under bf16 autocast, at `--paired-tokens` only.
-  On a CPU TRL rounds hidden states and head to bf16 and projects in fp32; ours rounds the logits to bf16 as well.
+- ``projected_autocast``, ``trl_autocast`` with `--autocast`: the two under bf16 autocast, the latter at
+  `--paired-tokens` only. On a CPU TRL rounds hidden states and head to bf16 and projects in fp32; ours rounds the
+  logits to bf16 as well.
 
 In three parts: every loss at `--paired-tokens`, `--repeats` rounds of one run each, so that another load on the machine
 hits all alike; ``naive`` at `--naive-tokens`, as far as memory goes; the others once at `--tokens`. A ``naive`` too
@@ -53,8 +54,8 @@ from vidalign.losses.projected import ROWS, projected_divergence
 from vidalign.provenance import commit, machine
 
 RESULT = Path(__file__).parent / "results" / "lm_head_memory.json"
-FULL = ("projected", "trl", "routed")
-"""What is run at all tokens, the comparison that is claimed first; the others are too slow or too large."""
+FULL = ("projected", "trl", "routed", "projected_autocast")
+"""What is run at all tokens, the comparison that is claimed first; `naive` is too large, TRL's under autocast slow."""
 MISSING = "trl is left out ({}); its rows need: pip install -c constraints.txt -e '.[bench]'"
 Inputs = dict[str, Tensor]
 Loss = Callable[[Inputs], Tensor]
