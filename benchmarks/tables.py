@@ -184,16 +184,82 @@ def long_tuning(result: dict[str, Any]) -> str:
 
 def lm_head_memory(result: dict[str, Any]) -> str:
     """Memory and time of token losses behind the language model's head."""
-    sizes = result["sizes"]
+    sizes, place, measured = result["sizes"], result["machine"], [r for r in result["rows"] if not r["extrapolated"]]
+    load = result["load"]
+    trl = result["versions"]["trl"] or "not installed"
     rows = [
-        [name, f"{r['peak_gib']:.2f}", f"{r['memory_of_naive']:.0%}", f"{r['seconds']:.2f}"]
-        for name, r in result["rows"].items()
-    ]
-    return (
-        f"## Losses behind the head\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
-        f"{sizes['tokens']} tokens, hidden size {sizes['hidden']}, vocabulary {sizes['vocabulary']}, {sizes['dtype']}; "
-        "one forward and backward.\n\n" + table(["loss", "peak, GiB", "of `naive`", "seconds"], rows)
+        [
+            row["tokens"], row["loss"] + (" (extrapolated)" if row["extrapolated"] else ""), f"{row['peak_gib']:.2f}",
+            f"{row['resident_gib']:.2f}" if "resident_gib" in row else "", _share(row, result["rows"]),
+            f"{min(row['seconds']):.1f}", f"{min(row['cpu_seconds']):.1f}", _ratio(row),
+            0 if row["extrapolated"] else len(row["seconds"]),
+        ]
+        for row in sorted(result["rows"], key=lambda row: row["tokens"])
+    ]  # fmt: skip
+    naive = max((r["tokens"] for r in measured if r["loss"] == "naive"), default=0)
+    columns = [
+        "tokens", "loss", "peak, GiB", "resident, GiB", "of `naive`", "seconds", "CPU seconds", "time of TRL's", "runs",
+    ]  # fmt: skip
+    text = (
+        f"## Losses behind the head\n\n`{result['command']}`, commit {result['commit']}, {place}, TRL {trl}.\n"
+        f"Hidden size {sizes['hidden']}, vocabulary {sizes['vocabulary']}, {sizes['dtype']}; one forward and backward, "
+        "all in one process. Peaks lie above the inputs\nand include the gradients; resident memory is what the "
+        "process grew by. Times are the least of the runs; ratios to TRL's loss\npair runs of the same round "
+        f"(median, least .. largest) by {result['clock'].replace('_', ' ')}. 1-minute load of the machine "
+        f"{min(load):.1f} to {max(load):.1f} on {result['cores']} cores, this\nprocess included: above its threads, "
+        f"other programs ran beside it and lengthened the seconds. `naive` was run up to\n"
+        f"{naive} tokens; beyond, it is the line through its two largest counts."
     )
+    return "\n\n".join([text, table(columns, rows), _claims(result)])
+
+
+def _share(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Peak as a share of `naive`'s at the same tokens, with a mark where that is a line and no run."""
+    whole = next((r for r in rows if r["loss"] == "naive" and r["tokens"] == row["tokens"]), None)
+    if whole is None or row["extrapolated"]:
+        return ""
+    return f"{row['peak_gib'] / whole['peak_gib']:.0%}" + (" of a line" if whole["extrapolated"] else "")
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    if "time_of_trl" not in row:
+        return ""
+    low, middle, high = row["time_of_trl"]
+    return f"{middle:.2f}" + (f" ({low:.2f} .. {high:.2f})" if len(row["seconds"]) > 1 else "")
+
+
+def _claims(result: dict[str, Any]) -> str:
+    """Whether the two losses of this package keep what was asked: a quarter of `naive`'s memory, TRL's time."""
+    tokens, paired = result["sizes"]["tokens"], result["sizes"]["paired_tokens"]
+    found = {(row["loss"], row["tokens"]): row for row in result["rows"]}
+    whole, other = found.get(("naive", tokens)), found.get(("trl", tokens))
+    lines = []
+    for name in ("projected", "routed"):
+        row, small = found.get((name, tokens)), found.get((name, paired), {})
+        if row is None or whole is None:
+            continue
+        times = whole["peak_gib"] / row["peak_gib"]
+        lines.append(
+            f"- `{name}`, {tokens} tokens: {times:.1f} times less peak memory than the "
+            f"{'extrapolated' if whole['extrapolated'] else 'measured'} `naive` (asked: 4, {_kept(times >= 4)}),\n  "
+            f"in {_least(row, result) / _least(whole, result):.1f} times its time"
+        )
+        if other is None:
+            lines[-1] += "; not compared with TRL's loss."
+            continue
+        memory, share = row["peak_gib"] / other["peak_gib"], row["time_of_trl"][1]
+        lines[-1] += f"; {memory:.2f} of the peak of TRL's loss and {share:.2f} of its time "
+        lines[-1] += f"(asked: 1, {_kept(share <= 1)}; runs: {len(row['seconds'])})"
+        lines[-1] += f";\n  at {paired} tokens {_ratio(small)} of its time." if "time_of_trl" in small else "."
+    return "\n".join(lines)
+
+
+def _kept(kept: bool) -> str:
+    return "kept" if kept else "missed"
+
+
+def _least(row: dict[str, Any], result: dict[str, Any]) -> float:
+    return min(row[result["clock"]])
 
 
 def render() -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 from bench_helpers import make_cell, make_results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -41,15 +45,65 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     assert "| sft | 150 | 0 |" in page and "`vidalign bench run p`" in page and "training seeds 0, 1" in page
 
 
-def test_losses_behind_the_head_are_shown_beside_the_naive_one() -> None:
-    sizes = {"tokens": 64, "hidden": 8, "vocabulary": 100, "dtype": "fp32"}
-    rows = {
-        "naive": {"peak_gib": 8.0, "memory_of_naive": 1.0, "seconds": 2.0},
-        "chunked": {"peak_gib": 1.0, "memory_of_naive": 0.125, "seconds": 3.5},
-    }
-    result = {"command": "python x.py", "commit": "abc", "machine": "2 cores", "sizes": sizes, "rows": rows}
+def head_row(loss: str, tokens: int, peak: float, *, extrapolated: bool = False, **more: object) -> dict[str, Any]:
+    row = {"loss": loss, "tokens": tokens, "extrapolated": extrapolated, "peak_gib": peak}
+    return row | {"seconds": [2.0 * peak, 3.0], "cpu_seconds": [1.0 * peak, 2.0]} | more
+
+
+def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None:
+    result = {
+        "command": "python x.py", "commit": "abc", "machine": "2 cores", "cores": 2, "load": [1.0, 3.5],
+        "versions": {"trl": "1.16.0"}, "clock": "cpu_seconds",
+        "sizes": {"tokens": 64, "paired_tokens": 16, "hidden": 8, "vocabulary": 100, "dtype": "fp32"},
+        "rows": [
+            head_row("naive", 16, 2.0), head_row("naive", 32, 4.0), head_row("naive", 64, 8.0, extrapolated=True),
+            head_row("projected", 64, 1.0, time_of_trl=[0.7, 0.75, 0.8]), head_row("trl", 64, 0.5),
+            head_row("routed", 64, 4.0, time_of_trl=[1.2, 1.2, 1.2]),
+            head_row("routed", 16, 1.0, time_of_trl=[0.9, 1.0, 1.1]),
+        ],
+    }  # fmt: skip
     page = runpy.run_path(str(BENCHMARKS / "tables.py"))["lm_head_memory"](result)
-    assert "| chunked | 1.00 | 12% | 3.50 |" in page and "vocabulary 100" in page and "`python x.py`" in page
+    assert "| 64 | projected | 1.00 |  | 12% of a line | 2.0 | 1.0 | 0.75 (0.70 .. 0.80) | 2 |" in page
+    assert "| 64 | naive (extrapolated) | 8.00 |" in page
+    page = " ".join(page.split())
+    assert "`naive` was run up to 32 tokens" in page
+    assert "8.0 times less peak memory than the extrapolated `naive` (asked: 4, kept), in 0.5 times its time" in page
+    assert "2.00 of the peak of TRL's loss and 0.75 of its time (asked: 1, kept; runs: 2)." in page
+    assert "2.0 times less peak memory than the extrapolated `naive` (asked: 4, missed)" in page
+    assert "1.20 of its time (asked: 1, missed; runs: 2); at 16 tokens 1.00 (0.90 .. 1.10) of its time." in page
+    assert "vocabulary 100" in page and "`python x.py`" in page and "load of the machine 1.0 to 3.5 on 2" in page
+
+
+def test_losses_behind_the_head_are_measured_side_by_side() -> None:
+    """Small, and with as many tables as at full size: `naive` holds at least eight, the chunks far fewer."""
+    script = runpy.run_path(str(BENCHMARKS / "lm_head_memory.py"))
+    args = script["parse"](
+        "--tokens 128 --paired-tokens 32 --naive-tokens 32 64 --hidden 8 --vocabulary 4096 --rows 8 --repeats 2 "
+        "--autocast --dry".split()
+    )
+    rows = {(row["loss"], row["tokens"]): row for row in script["measure"](args)["rows"]}
+    naive, projected = rows["naive", 32], rows["projected", 32]
+    tables = naive["peak_gib"] * 2**30 / (32 * 4096 * 4)
+    assert naive["value"] == pytest.approx(projected["value"], rel=1e-4) and 7.5 < tables < 10
+    assert len(naive["seconds"]) == 2 and rows["naive", 64]["peak_gib"] > 1.8 * naive["peak_gib"]
+    assert rows["naive", 128]["extrapolated"] and "value" not in rows["naive", 128]
+    assert rows["naive", 128]["peak_gib"] == pytest.approx(4 * naive["peak_gib"], rel=0.1)
+    assert rows["projected", 128]["memory_of_naive"] < 0.25 and rows["routed", 128]["memory_of_naive"] < 0.25
+    assert rows["projected_autocast", 32]["value"] == pytest.approx(projected["value"], rel=1e-2)
+    if importlib.util.find_spec("trl"):
+        assert rows["trl", 32]["value"] == pytest.approx(naive["value"], rel=1e-4)
+        assert rows["projected", 128]["time_of_trl"][1] > 0
+
+
+def test_a_benchmark_without_trl_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("trl", "trl.kernels", "trl.kernels.chunked_divergence"):  # an earlier test may have imported them
+        monkeypatch.setitem(sys.modules, name, None)
+    script = runpy.run_path(str(BENCHMARKS / "lm_head_memory.py"))
+    found = script["losses"](script["parse"](["--autocast"]))
+    assert list(found) == ["naive", "projected", "routed", "projected_autocast"]
+    assert "pip install -c constraints.txt -e '.[bench]'" in capsys.readouterr().err
 
 
 def test_every_result_names_its_command_and_machine() -> None:
