@@ -33,12 +33,13 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
     old_prediction,
+    old_rule,
     on_policy_gap,
     roll_videos,
     sampler_levels,
@@ -88,6 +89,9 @@ class AFD(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.updates),)
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
 
     # --- collect ---
 

@@ -35,7 +35,7 @@ import torch
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import Judgement, judge, score_groups
@@ -106,6 +106,9 @@ class ARCoPO(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": "fixed" if self.config.buffer else "current"}
 
     # --- collect ---
 

@@ -40,9 +40,9 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import candidate_ids, decay_old, old_prediction, on_policy_gap, sampler_levels
+from vidalign.objectives.replay import candidate_ids, decay_old, old_prediction, old_rule, on_policy_gap, sampler_levels
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
@@ -165,6 +165,10 @@ class Astrolabe(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        reset = self.config.kl.reset_drift is not None or self.config.kl.reset_every is not None
+        return {"old": old_rule(self.config.old_decay), "reference": "own" if reset else "fixed"}
 
     # --- collect ---
 

@@ -26,9 +26,9 @@ import torch
 from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import candidate_ids, decay_old, on_policy_gap, roll_videos
+from vidalign.objectives.replay import candidate_ids, decay_old, old_rule, on_policy_gap, roll_videos
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import RolloutPlan
 
@@ -74,6 +74,9 @@ class DiffusionNFT(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, count = self.config.group_size, len(batch.prompts)

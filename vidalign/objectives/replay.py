@@ -12,6 +12,7 @@ from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
+    from vidalign.objectives.base import PolicyRule
     from vidalign.rollout import Rollout
 
 
@@ -42,6 +43,11 @@ def old_prediction(
 def decay_old(ctx: TrainContext, decay: float | None) -> None:
     """``old <- d old + (1 - d) current``; None is the schedule ``d = min(0.001 step, 0.5)`` of DiffusionNFT."""
     ctx.policies.lerp("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
+
+
+def old_rule(decay: float | None) -> PolicyRule:
+    """The rule of an `old` that `decay_old` moves."""
+    return "current" if decay == 0 else "own"
 
 
 def sampler_levels(ctx: TrainContext, sigma_max: float, sigma_min: float = 0.0) -> list[float]:
