@@ -38,11 +38,11 @@ from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
+    draw_levels,
     old_prediction,
     old_rule,
     on_policy_gap,
     roll_videos,
-    sampler_levels,
 )
 from vidalign.objectives.scoring import advantage_metrics, gather_scores, score_groups, score_metrics
 from vidalign.rollout import RolloutPlan
@@ -142,12 +142,9 @@ class AFD(Objective):
 
     def _draw(self, ctx: TrainContext, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
-        levels = sampler_levels(ctx, self.config.sigma_max)
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
-        choice = torch.stack([torch.randint(len(levels), (ctx.chunks,), generator=g) for g in generators])
-        sigma = torch.tensor(levels)[choice].repeat_interleave(ctx.chunk_frames, 1)
-        return noise, sigma.to(noise.device)
+        return noise, draw_levels(ctx, generators, ctx.chunks, each=True, sigma_max=self.config.sigma_max)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss; the

@@ -163,12 +163,12 @@ class ARCoPO(Objective):
 
     def settings(self, ctx: TrainContext) -> dict[str, Any]:
         """What shapes a group in a buffer."""
-        config = self.config
+        config, own = self.config, ctx.student.spec.sampler.first_sigmas
         return {
             "objective.group_size": config.group_size, "objective.noise_scale": config.noise_scale,
             "objective.neighbours": config.neighbours, "objective.pivots": config.pivots,
             "data.frames": ctx.frames, "rewards": sorted(ctx.reward_weights), "sampler": ctx.sigmas,
-            "chunk": list(ctx.student.chunk_shape),
+            "chunk": list(ctx.student.chunk_shape), **({"sampler of the first chunk": own} if own else {}),
         }  # fmt: skip
 
     @cached_property
