@@ -254,6 +254,13 @@ def test_the_discriminator_sees_clips_of_one_making(
         seen.clear()
 
 
+@pytest.mark.parametrize("name", ["afd", "gan"])
+def test_the_mean_of_what_is_trained_on_is_logged(name: str, folder: Path) -> None:
+    objective, ctx = make(folder, name, "rewards.visual_quality=0.0")
+    metrics = collect(objective, ctx).metrics
+    assert metrics["reward/mean"] == metrics["reward/discriminator/mean"] != metrics["reward/visual_quality/mean"]
+
+
 def test_a_discriminator_without_gradient_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, ctx = make(folder, "gan")
     monkeypatch.setattr(SpatioTemporal, "differentiable", False)

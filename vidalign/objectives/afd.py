@@ -112,7 +112,7 @@ class AFD(Objective):
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
         advantage = margin_advantage(score, group, floor=self.config.std_floor)
-        metrics = score_metrics(everyone, group) | advantage_metrics(score, advantage, group)
+        metrics = score_metrics({"": score, **everyone}, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
         mine = advantage.view(ctx.world_size, -1)[distributed.rank()]
         return reward_weight(mine, self.config.advantage_clip), metrics

@@ -62,6 +62,7 @@ class GAN(Objective):
         scores = ctx.score(clips, batch.prompts)
         ctx.show(clips, batch.prompts, scores)
         metrics = {f"reward/{name}/mean": float(ctx.gather(value).nanmean()) for name, value in scores.items()}
+        metrics["reward/mean"] = metrics["reward/discriminator/mean"]  # the only one that is trained on
         metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
         return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
 
