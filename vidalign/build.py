@@ -107,16 +107,15 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     networks = objective.networks(student, teacher)  # before adapters change the student
     networks |= {role: reward.network for role, reward in trainable.items()}
     policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
-    updates = {phase.role: phase.updates for phase in objective.phases()}
-    updates |= {role: reward.updates for role, reward in trainable.items()}
+    updates = objective.planned_updates(recipe.trainer.steps)
+    updates |= {role: recipe.trainer.steps * reward.updates for role, reward in trainable.items()}
     engines: dict[str, Engine] = {}
     for role, network in {"student": student, **networks}.items():
         owner = trainable.get(role, objective)
         changes = owner.optimizer_changes() if isinstance(owner, TrainableReward) else owner.optimizer_changes(role)
         settings = replace(optimizer_of(recipe), **changes)
-        steps = recipe.trainer.steps * updates.get(role, 1)
         engines[role] = build_engine(
-            recipe.engine, settings, network.to(device), steps, policies if role == "student" else None
+            recipe.engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
         )
     roles = Roles(engines, _frozen_networks(teacher, recipe, device), precision=recipe.engine.precision)
     if hasattr(teacher, "model"):

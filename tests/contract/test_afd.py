@@ -194,11 +194,19 @@ def test_the_adversarial_loss_is_the_definition(folder: Path) -> None:
         for parameter in score.parameters():
             parameter *= 2
 
+    def decoded() -> Tensor:
+        x0 = student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        return ((x0 + 1) / 2).clamp(0, 1)
+
+    with torch.no_grad():
+        rounding = (decoded() * 255).round() / 255 - decoded()
+
     @torch.no_grad()
     def definition() -> float:
+        """Rounded clips, whose rounding errors the gradient takes for constants."""
         teacher = [clips([p], 9, generator=g) for p, g in zip(PROMPTS, ctx.generators("teacher", [0, 1]), strict=True)]
-        x0 = student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
-        margin = score(((x0 + 1) / 2).clamp(0, 1), PROMPTS) - score(torch.cat(teacher), PROMPTS)
+        rounded = (torch.cat(teacher) * 255).round() / 255
+        margin = score(decoded() + rounding, PROMPTS) - score(rounded, PROMPTS)
         return float(torch.log1p(torch.exp(-margin)).mean())
 
     with ctx.roles.phase("student") as engine:
@@ -218,6 +226,39 @@ def test_the_adversarial_loss_is_the_definition(folder: Path) -> None:
             weight[place] -= sign * step
     slope = (values[0] - values[1]) / (2 * step)
     assert slope == pytest.approx(float(gradient[place]), rel=0.02) and abs(slope) > 1e-7
+
+
+@pytest.mark.parametrize("name", ["afd", "gan"])
+def test_the_discriminator_sees_clips_of_one_making(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole bytes of everybody, and teacher clips that went through the student's autoencoder, if that is asked for:
+    in the update, where candidates are scored, and in the loss that is differentiated."""
+    seen: list[tuple[bool, Tensor]] = []
+    plain = SpatioTemporal.forward
+
+    def watched(self: SpatioTemporal, clips: Tensor, prompts: list[str]) -> Tensor:
+        seen.append((clips.requires_grad, clips.detach()))
+        return plain(self, clips, prompts)
+
+    monkeypatch.setattr(SpatioTemporal, "forward", watched)
+    for reencode in ("false", "true"):
+        objective, ctx = make(folder, name, f"discriminator.reencode={reencode}")
+        monkeypatch.setattr(ctx.codec, "encode", lambda clips: torch.zeros_like(clips))  # grey
+        whole(objective, ctx, collect(objective, ctx))
+        found = torch.cat([clips for _, clips in seen])
+        assert torch.equal((found * 255).round() / 255, found) and found.unique().numel() > 2
+        teachers = [seen[0][1][-len(PROMPTS) :], *([seen[-1][1]] if name == "gan" else [])]
+        assert all(bool((clips == 128 / 255).all()) is (reencode == "true") for clips in teachers)
+        assert [grad for grad, _ in seen].count(True) == (name == "gan")
+        seen.clear()
+
+
+@pytest.mark.parametrize("name", ["afd", "gan"])
+def test_the_mean_of_what_is_trained_on_is_logged(name: str, folder: Path) -> None:
+    objective, ctx = make(folder, name, "rewards.visual_quality=0.0")
+    metrics = collect(objective, ctx).metrics
+    assert metrics["reward/mean"] == metrics["reward/discriminator/mean"] != metrics["reward/visual_quality/mean"]
 
 
 def test_a_discriminator_without_gradient_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,8 @@ def labels(objective: Mixture, ctx: TrainContext, data: Experience) -> set[str]:
 
 
 def test_objectives_come_and_go(folder: Path) -> None:
-    """early: steps 0 and 1; late: from step 1 on. A late one begins with old as the student is by then."""
+    """early: steps 0 and 1; late: from step 1 on. A late one begins with old as the student is by then, and leaves the
+    early one's alone."""
     objective, ctx = mixed(
         folder, {"early": {**ASTROLABE, "stop": 2, "old_decay": 1.0}, "late": {**ASTROLABE, "start": 1}}
     )
@@ -144,11 +145,86 @@ def test_objectives_come_and_go(folder: Path) -> None:
         data = collect(objective, ctx)
         assert isinstance(data, MixedExperience) and list(data.parts) == objective.active
         active.append(objective.active)
-        equal.append(torch.equal(ctx.policies.weights("old")[key], ctx.policies.weights("current")[key]))
+        now = ctx.policies.weights("current")[key]
+        equal.append(tuple(torch.equal(ctx.policies.weights(name)[key], now) for name in ("old", "old_2")))
         assert labels(objective, ctx, data) == set(objective.active)
         nudge(network_of(ctx), 0.001)
     assert active == [["early"], ["early", "late"], ["late"], ["late"]]
-    assert equal == [True, True, False, False]
+    assert equal == [(True, True), (False, True), (False, False), (False, False)]
+
+
+def test_each_objective_moves_its_own_weight_sets(folder: Path, tmp_path: Path) -> None:
+    """One keeps its old policy, one lets it follow, one decays it and resets its reference: none moves another's."""
+    settings = {
+        "kept": {**ASTROLABE, "old_decay": 1.0},
+        "resets": {**ASTROLABE, "old_decay": 0.5, "kl": {"reset_every": 1}},
+        "follows": {**ASTROLABE, "old_decay": 0.0},
+    }
+    trainer = Trainer(load_recipe(recipe_file(folder, settings), ["trainer.learning_rate=0.01"]), tmp_path / "run")
+    policies, key = trainer.ctx.policies, "transformer.proj_out.weight"
+    start = policies.weights("current")[key]
+    trainer.train_step()
+    now = policies.weights("current")[key]
+    expected = {"old": start, "old_2": (start + now) / 2, "old_3": now, "reference": start, "reference_2": now}
+    assert set(policies.names) == set(expected) and not torch.equal(now, start)
+    for name, value in expected.items():
+        torch.testing.assert_close(policies.weights(name)[key], value, rtol=0, atol=1e-12)
+
+
+def test_weight_sets_of_one_rule_are_held_once(folder: Path) -> None:
+    """The student after every step, and the initial student."""
+    copo = {"name": "ar_copo", "group_size": GROUP}
+    settings = {
+        "semi": {**copo, "buffer": "a folder"}, "on": copo, "grpo": {"name": "flow_grpo", "group_size": GROUP},
+        "nft": {"name": "diffusion_nft", "group_size": GROUP}, "rl": {**ASTROLABE, "old_decay": 0.0},
+    }  # fmt: skip
+    objective = build_objective(load_recipe(recipe_file(folder, settings)))
+    assert isinstance(objective, Mixture)
+    assert {label: sets["old"] for label, sets in objective.sets.items()} == {
+        "semi": "old", "on": "old_2", "grpo": "old_2", "nft": "old_3", "rl": "old_2",
+    }  # fmt: skip
+    assert objective.sets["nft"]["reference"] == objective.sets["rl"]["reference"] == "reference"
+
+
+def test_a_late_trust_region_lies_around_the_initial_student(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copo = {"name": "ar_copo", "group_size": GROUP, "buffer": "a folder", "start": 1}
+    objective, ctx = mixed(folder, {"rl": ASTROLABE, "semi": copo})
+    found, start, key = [], ctx.policies.weights("current"), "transformer.proj_out.weight"
+
+    def collected(ctx: TrainContext, batch: Any) -> Experience:
+        found.append(ctx.policies.weights("old")[key])
+        return Experience({}, torch.empty(0), None, batch.prompts)
+
+    monkeypatch.setattr(objective.objectives["semi"], "collect", collected)
+    for ctx.step in range(2):
+        collect(objective, ctx)
+        objective.after_step(ctx)
+        nudge(network_of(ctx), 0.001)
+    assert len(found) == 1 and torch.equal(found[0], start[key])
+
+
+def test_learning_rates_fall_over_the_updates_that_are_made(folder: Path, tmp_path: Path) -> None:
+    """rl: three updates in steps 0 and 1; dmd: its student and fake score from step 1 on; the last rates are equal."""
+    settings = {
+        "rl": {**ASTROLABE, "inner_updates": 3, "stop": 2},
+        "dmd": {"start": 1, "fake_score": {"updates": 2}},
+    }
+    recipe = load_recipe(recipe_file(folder, settings, "dmd"), ["trainer.schedule=cosine"])
+    planned = build_objective(recipe).planned_updates(4)
+    assert planned == {"student": 3 + 3 + 1 + 1, "fake_score": 3 * 2}
+    trainer = Trainer(recipe, tmp_path / "run")
+    made = dict.fromkeys(planned, 0)
+    for role, engine in trainer.ctx.roles.engines.items():
+        step = engine.step
+
+        def counted(role: str = role, step: Any = step) -> float:
+            made[role] += 1
+            return step()
+
+        engine.step = counted  # type: ignore[method-assign]
+    trainer.fit()
+    assert made == planned
+    assert all(engine.learning_rate == pytest.approx(0) for engine in trainer.ctx.roles.engines.values())
 
 
 def test_an_objective_leaves_the_updates_that_it_does_not_ask_for(folder: Path) -> None:

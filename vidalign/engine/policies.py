@@ -15,7 +15,7 @@ import fnmatch
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Policies:
         self.names = tuple(names)
         assert not {CURRENT, BASE} & set(self.names), "current and base exist without being named"
         self.active = CURRENT
+        self._aliases: dict[str, str] = {}
         self._snapshots: dict[str, list[Tensor]] = {}
         if adapter is not None:
             self._layers = inject_adapters(network, (CURRENT, *self.names), adapter, seed)
@@ -68,6 +69,7 @@ class Policies:
     def use(self, name: str) -> Iterator[None]:
         """Compute with the weights of `name` meanwhile; no backward and no optimiser step inside."""
         known = (CURRENT, *self.names, *([BASE] if self.adapter else []))
+        name = self._aliases.get(name, name)
         assert name in known, f"no weight set {name}; there are {known}"
         before = self.active
         self._switch(name)
@@ -75,6 +77,15 @@ class Policies:
             yield
         finally:
             self._switch(before)
+
+    @contextmanager
+    def standing_in(self, sets: Mapping[str, str]) -> Iterator[None]:
+        """Whoever asks for a name in `sets` (``{"old": "old_2"}``) gets that weight set instead meanwhile."""
+        before, self._aliases = self._aliases, dict(sets)
+        try:
+            yield
+        finally:
+            self._aliases = before
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:
@@ -86,6 +97,7 @@ class Policies:
         """target <- decay * target + (1 - decay) * source, in the dtype of the weights."""
         assert self.active == CURRENT, "weight sets are not written while one of them is swapped in"
         assert 0.0 <= decay <= 1.0, f"decay must be in [0, 1], got {decay}"
+        target, source = self._aliases.get(target, target), self._aliases.get(source, source)
         for ours, theirs in zip(self._tensors(target), self._tensors(source), strict=True):
             if decay == 0.0:
                 ours.copy_(theirs)
@@ -103,6 +115,7 @@ class Policies:
 
         Keys, shapes and dtypes are those of the network before adapters. All ranks call it under ZeRO-3.
         """
+        name = self._aliases.get(name, name)
         with self.use(name), torch.no_grad():
             merged = self._merged(name) if self.adapter else {}
             state = {}

@@ -51,7 +51,7 @@ def projected_divergence(
 def projected_cross_entropy(
     hidden: Tensor, head: Head, targets: Tensor, *, rows: int = ROWS
 ) -> tuple[Tensor, Tensor]:
-    """``-log p(target)`` ``[R]`` in fp32 or wider, with gradient, and whether the target is the likeliest entry ``[R]``.
+    """``-log p(target)`` ``[R]``, fp32 or wider, with gradient, and whether the target is the likeliest entry ``[R]``.
 
     targets: ``[R]``, entries of the vocabulary.
     """

@@ -15,7 +15,8 @@ No teacher clip enters the student, no gradient flows through D.
 
 What we changed: the paper leaves the baseline open; at the optimum of D its level is arbitrary for each prompt, so the
 baseline is the mean over the group, of at least 4. The standard deviation is that of the centred scores over all
-processes (`advantage_std`: or of each group) and has a floor, because a D that cannot tell clips apart gives noise. One noise level a chunk, not a video.
+processes (`advantage_std`: or of each group) and has a floor, because a D that cannot tell clips apart gives noise.
+One noise level a chunk, not a video.
 Rewards other than `discriminator` are logged and must weigh 0; to train on both, use `astrolabe`.
 Knobs that matter: the discriminator's learning rate and warm-up, group_size, learning rate, beta, sigma_max, std_floor.
 """
@@ -33,15 +34,16 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
+    draw_levels,
     old_prediction,
+    old_rule,
     on_policy_gap,
     roll_videos,
-    sampler_levels,
 )
 from vidalign.objectives.scoring import advantage_metrics, gather_scores, score_groups, score_metrics
 from vidalign.rollout import RolloutPlan
@@ -92,6 +94,9 @@ class AFD(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.updates),)
 
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
+
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
@@ -111,7 +116,7 @@ class AFD(Objective):
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
         advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
-        metrics = score_metrics(everyone, group) | advantage_metrics(score, advantage, group)
+        metrics = score_metrics({"": score, **everyone}, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
         mine = advantage.view(ctx.world_size, -1)[distributed.rank()]
         return reward_weight(mine, self.config.advantage_clip), metrics
@@ -141,12 +146,9 @@ class AFD(Objective):
 
     def _draw(self, ctx: TrainContext, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
-        levels = sampler_levels(ctx, self.config.sigma_max)
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
-        choice = torch.stack([torch.randint(len(levels), (ctx.chunks,), generator=g) for g in generators])
-        sigma = torch.tensor(levels)[choice].repeat_interleave(ctx.chunk_frames, 1)
-        return noise, sigma.to(noise.device)
+        return noise, draw_levels(ctx, generators, ctx.chunks, each=True, sigma_max=self.config.sigma_max)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss; the

@@ -35,7 +35,7 @@ import torch
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import Judgement, judge, score_groups
@@ -107,6 +107,9 @@ class ARCoPO(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": "fixed" if self.config.buffer else "current"}
+
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
@@ -160,12 +163,12 @@ class ARCoPO(Objective):
 
     def settings(self, ctx: TrainContext) -> dict[str, Any]:
         """What shapes a group in a buffer."""
-        config = self.config
+        config, own = self.config, ctx.student.spec.sampler.first_sigmas
         return {
             "objective.group_size": config.group_size, "objective.noise_scale": config.noise_scale,
             "objective.neighbours": config.neighbours, "objective.pivots": config.pivots,
             "data.frames": ctx.frames, "rewards": sorted(ctx.reward_weights), "sampler": ctx.sigmas,
-            "chunk": list(ctx.student.chunk_shape),
+            "chunk": list(ctx.student.chunk_shape), **({"sampler of the first chunk": own} if own else {}),
         }  # fmt: skip
 
     @cached_property

@@ -40,9 +40,9 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import candidate_ids, decay_old, old_prediction, on_policy_gap, sampler_levels
+from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_prediction, old_rule, on_policy_gap
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
@@ -166,6 +166,10 @@ class Astrolabe(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        reset = self.config.kl.reset_drift is not None or self.config.kl.reset_every is not None
+        return {"old": old_rule(self.config.old_decay), "reference": "own" if reset else "fixed"}
+
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
@@ -258,9 +262,10 @@ class Astrolabe(Objective):
         shared = config.group_size if config.loss_noise == "group" else 1
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
-        levels = torch.tensor(sampler_levels(ctx, config.sigma_max, config.sigma_min), device=x0.device)
-        choice = torch.stack([torch.randint(len(levels), (), generator=g) for g in generators]).to(x0.device)
-        sigma = levels[choice]
+        sigma = draw_levels(
+            ctx, generators, x0.shape[1] // ctx.chunk_frames, each=False, first=self._plan(ctx).prefix == 0,
+            sigma_max=config.sigma_max, sigma_min=config.sigma_min,
+        )  # fmt: skip
         x_t = add_noise(x0, noise, sigma)
 
         def predict() -> torch.Tensor:
@@ -282,9 +287,9 @@ class Astrolabe(Objective):
             loss = loss + config.kl.weight * penalty
             metrics["objective/kl/mean"] = penalty.detach()
             self._record_drift(distance.detach(), chosen > 0, target)
-        for k, level in enumerate(levels.tolist()):
-            if (choice == k).any():
-                metrics[f"objective/alpha_{level:.2f}/mean"] = weight[choice == k].mean()
+        last = sigma[:, -1]
+        for level in last.unique().tolist():
+            metrics[f"objective/alpha_{level:.2f}/mean"] = weight[last == level].mean()
         return LossOut(loss, metrics)
 
     def _record_drift(self, distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> None:

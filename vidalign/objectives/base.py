@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.students.video import Context
+
+PolicyRule = Literal["fixed", "current", "own"]
+"""How an objective moves a weight set, see `Objective.policy_rules`."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,15 @@ class Objective:
     def phases(self) -> tuple[Phase, ...]:
         """Which roles are trained in one step, in order."""
         return (Phase(),)
+
+    def planned_updates(self, steps: int) -> dict[str, int]:
+        """Optimiser steps of every role in a run of `steps` training steps: how long its learning rate falls."""
+        return {phase.role: steps * phase.updates for phase in self.phases()}
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        """How each of ``needs.policies`` moves: ``fixed``, the initial student for good; ``current``, the student after
+        every step; ``own``, any other way. Parts of a mixture share those of the first two rules."""
+        return dict.fromkeys(self.needs.policies, "own")
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
         """The network of every further role in ``needs.roles``, made before the student gets its adapters."""

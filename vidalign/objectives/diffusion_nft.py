@@ -26,9 +26,9 @@ import torch
 from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.objectives.replay import candidate_ids, decay_old, on_policy_gap, roll_videos
+from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_rule, on_policy_gap, roll_videos
 from vidalign.objectives.scoring import judge, score_groups
 from vidalign.rollout import RolloutPlan
 
@@ -75,6 +75,9 @@ class DiffusionNFT(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
+
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, count = self.config.group_size, len(batch.prompts)
         text = ctx.text(batch.prompts)
@@ -93,8 +96,7 @@ class DiffusionNFT(Objective):
         x0 = data["x0"]
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(x0.shape[1:], generators)
-        choice = torch.stack([torch.randint(len(ctx.sigmas), (), generator=g) for g in generators])
-        sigma = torch.tensor(ctx.sigmas)[choice].to(x0.device)
+        sigma = draw_levels(ctx, generators, ctx.chunks, each=False)
         x_t = add_noise(x0, noise, sigma)
         current = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
         with torch.no_grad(), ctx.policy("old"):

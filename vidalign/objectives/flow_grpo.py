@@ -24,7 +24,7 @@ import torch
 
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import judge, score_groups
@@ -61,6 +61,9 @@ class FlowGRPO(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
+
+    def policy_rules(self) -> dict[str, PolicyRule]:
+        return {"old": "current"}
 
     # --- collect ---
 

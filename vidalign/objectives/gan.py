@@ -7,7 +7,8 @@ One step:
 2. the discriminator, a trainable reward with a phase of its own (`rewards/discriminator.py`), takes a Bradley-Terry
    step on those videos against teacher clips of the same prompts;
 3. the exit steps are predicted again with gradient, decoded, and scored by the frozen discriminator D:
-   ``L = -log sigmoid(D(x0, y) - D(x_T, y))``, which is differentiated through D and the decoder.
+   ``L = -log sigmoid(D(x0, y) - D(x_T, y))``, which is differentiated through D, straight through the rounding to
+   bytes, and the decoder.
 
 What we changed (the paper gives no details of its baseline): a relativistic loss, the mirror of the discriminator's;
 no gradient penalty; the discriminator is the one that AFD uses, so that the two differ in the student's update only.
@@ -28,6 +29,7 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.dmd import exit_states
 from vidalign.objectives.replay import replay_gap
+from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -60,17 +62,19 @@ class GAN(Objective):
         scores = ctx.score(clips, batch.prompts)
         ctx.show(clips, batch.prompts, scores)
         metrics = {f"reward/{name}/mean": float(ctx.gather(value).nanmean()) for name, value in scores.items()}
+        metrics["reward/mean"] = metrics["reward/discriminator/mean"]  # the only one that is trained on
         metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
         return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
-        discriminator = ctx.roles.module("discriminator")  # frozen: this is the student's phase
-        teacher = ctx.teacher.clips(data.prompts, ctx.generators("teacher", data["sample"].tolist()))
-        score = discriminator(ctx.decode(x0), data.prompts)
+        discriminator = _discriminator(ctx)  # frozen: this is the student's phase
+        clips = ctx.decode(x0)
+        score = discriminator.judge(clips, data.prompts)
         with torch.no_grad():
-            winner = discriminator(teacher.to(x0.device), data.prompts)
+            draws = ctx.generators("teacher", data["sample"].tolist())
+            winner = discriminator.judge(discriminator.teacher_clips(data.prompts, draws, clips), data.prompts)
         recorded = data["x0"]
         metrics = {
             "health/on_policy_gap/max": replay_gap(x0.detach(), recorded),
@@ -86,3 +90,9 @@ class GAN(Objective):
             reward_calls=sizes.prompts * sizes.rewards,
             teacher_calls=sizes.prompts,
         )
+
+
+def _discriminator(ctx: TrainContext) -> DiscriminatorReward:
+    reward = ctx.rewards.rewards["discriminator"] if ctx.rewards is not None else None
+    assert isinstance(reward, DiscriminatorReward), "the recipe is checked for it"
+    return reward

@@ -2,8 +2,10 @@
 
 Every objective collects its own experience from the prompts of the step and judges it by its own rewards; the
 gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
-takes part. What they share: the prompts, the weight sets `old` and `reference` (each moves them by its own rule, in
-the order of the recipe), and the counter RNG, so that equal objectives see equal rollouts.
+takes part. What they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight
+sets `old` and `reference` are each objective's own, since one would move them under the other; only those that stay
+the initial student, or are the student after every step, are held once (`Objective.policy_rules`). An `old` begins as
+the student is when its objective starts, or stays the initial student.
 
 Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
 settings of these names); the label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
@@ -57,8 +59,10 @@ class Mixture(Objective):
         super().__init__(None)
         self.objectives, self.parts = dict(objectives), dict(parts)
         needs = [objective.needs for objective in objectives.values()]
+        self.sets = _weight_sets(self.objectives)
+        """Which weight set of the student stands in for each that an objective asks for, by label."""
         self.needs = Needs(  # type: ignore[misc]  # each mixture has needs of its own
-            policies=tuple(dict.fromkeys(name for n in needs for name in n.policies)),
+            policies=tuple(dict.fromkeys(name for sets in self.sets.values() for name in sets.values())),
             roles=tuple(dict.fromkeys(name for n in needs for name in n.roles)),
         )
         self.active = list(objectives)
@@ -79,6 +83,16 @@ class Mixture(Objective):
             after += phases[at + 1 :]
             updates.append(phases[at].updates)
         return (*before, Phase(STUDENT, max(updates)), *after)
+
+    def planned_updates(self, steps: int) -> dict[str, int]:
+        """Those of every step, in which a shared role has as many as the objective with the most."""
+        active, planned = self.active, dict.fromkeys(("student", *self.needs.roles), 0)
+        for step in range(steps):
+            self.active = self._taking_part(step)
+            for phase in self.phases():
+                planned[phase.role] += phase.updates
+        self.active = active
+        return planned
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -106,9 +120,9 @@ class Mixture(Objective):
         found: dict[str, Experience] = {}
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
-            if ctx.step == part.start > 0 and "old" in objective.needs.policies:
-                ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
-            with _own_rewards(ctx, part):
+            with ctx.policies.standing_in(self.sets[label]), _own_rewards(ctx, part):
+                if ctx.step == part.start > 0 and objective.policy_rules().get("old", "fixed") != "fixed":
+                    ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
                 found[label] = objective.collect(ctx, batch)
         nothing = torch.empty(0)
         return MixedExperience({}, nothing, nothing, batch.prompts, metrics=self._merged(found), parts=found)
@@ -128,7 +142,8 @@ class Mixture(Objective):
         label = micro_batch.label
         own = self._phase(label, phase.role)
         assert own is not None, "only objectives that train the role have micro-batches in its phase"
-        out = self.objectives[label].loss(ctx, micro_batch, own)
+        with ctx.policies.standing_in(self.sets[label]):
+            out = self.objectives[label].loss(ctx, micro_batch, own)
         metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
         return LossOut(out.loss, {self._name(label, name): value for name, value in metrics.items()})
 
@@ -142,7 +157,8 @@ class Mixture(Objective):
 
     def after_step(self, ctx: TrainContext) -> None:
         for label in self.active:
-            self.objectives[label].after_step(ctx)
+            with ctx.policies.standing_in(self.sets[label]):
+                self.objectives[label].after_step(ctx)
 
     def state_dict(self) -> dict[str, Any]:
         return {label: objective.state_dict() for label, objective in self.objectives.items()}
@@ -172,6 +188,24 @@ class Mixture(Objective):
             for name, value in experience.metrics.items():
                 values[self._name(label, name)].append(value)
         return {name: max(v) if name.endswith("/max") else sum(v) / len(v) for name, v in values.items()}
+
+
+def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str]]:
+    """By label, the weight set behind each name in ``needs.policies``: ``old``, and ``old_2`` and so on for those that
+    move otherwise."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    sets: dict[str, dict[str, str]] = {}
+    for label, objective in objectives.items():
+        sets[label] = {}
+        rules = objective.policy_rules()
+        for name in objective.needs.policies:
+            rule = rules[name]
+            owner, known = (f"own {label}" if rule == "own" else rule), owners[name]
+            if owner not in known:
+                known.append(owner)
+            number = known.index(owner) + 1
+            sets[label][name] = name if number == 1 else f"{name}_{number}"
+    return sets
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
+    from vidalign.objectives.base import PolicyRule
     from vidalign.rollout import Rollout
+    from vidalign.students.video.spec import Sampler
 
 
 def roll_videos(ctx: TrainContext, text: torch.Tensor, ids: list[int], size: int) -> Rollout:
@@ -44,16 +46,55 @@ def decay_old(ctx: TrainContext, decay: float | None) -> None:
     ctx.policies.lerp("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
 
 
-def sampler_levels(ctx: TrainContext, sigma_max: float, sigma_min: float = 0.0) -> list[float]:
-    """The sampler's own noise levels in ``[sigma_min, sigma_max]``, descending; `UserError` when there is none."""
-    levels = [sigma for sigma in ctx.sigmas if sigma_min <= sigma <= sigma_max]
+def old_rule(decay: float | None) -> PolicyRule:
+    """The rule of an `old` that `decay_old` moves."""
+    return "current" if decay == 0 else "own"
+
+
+def sampler_levels(
+    sampler: Sampler, sigma_max: float = 1.0, sigma_min: float = 0.0, *, first: bool = False
+) -> list[float]:
+    """The sampler's own noise levels in ``[sigma_min, sigma_max]``, descending; `UserError` when there is none.
+
+    first: those of the chunk that begins the video, which may have a list of its own.
+    """
+    visited = sampler.steps(first)
+    levels = [sigma for sigma in visited if sigma_min <= sigma <= sigma_max]
     if not levels:
+        chunk = " in the first chunk" if visited is not sampler.sigmas else ""
         raise UserError(
-            f"{sigma_min} to {sigma_max} leaves no noise level to train on",
-            where="objective.sigma_max", why=f"the student's sampler visits {ctx.sigmas}",
+            f"{sigma_min} to {sigma_max} leaves no noise level to train on{chunk}",
+            where="objective.sigma_max", why=f"the student's sampler visits {visited}",
             fix="let the range hold one of them",
         )  # fmt: skip
     return levels
+
+
+def draw_levels(
+    ctx: TrainContext,
+    generators: list[torch.Generator],
+    chunks: int,
+    *,
+    each: bool,
+    first: bool = True,
+    sigma_max: float = 1.0,
+    sigma_min: float = 0.0,
+) -> torch.Tensor:
+    """One of the sampler's levels for every frame of `chunks` chunks, ``[N, F]``, a generator a sample.
+
+    each: whether every chunk draws its own, or all of a sample have one. first: whether the video begins with these
+    chunks; where the sampler has other levels there, the first chunk draws among those.
+    """
+    sampler = ctx.student.spec.sampler
+
+    def draw(count: int, *, first: bool) -> torch.Tensor:
+        levels = torch.tensor(sampler_levels(sampler, sigma_max, sigma_min, first=first))
+        return levels[torch.stack([torch.randint(len(levels), (count,), generator=g) for g in generators])]
+
+    sigma = draw(chunks if each else 1, first=False).expand(-1, chunks)
+    if first and sampler.first_sigmas:
+        sigma = torch.cat([draw(1, first=True), sigma[:, 1:]], 1)
+    return sigma.repeat_interleave(ctx.chunk_frames, 1).to(ctx.device)
 
 
 FLAT = 0.05

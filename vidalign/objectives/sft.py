@@ -88,12 +88,17 @@ class SFT(Objective):
         draws = chunks if causal else 1
         uniform = torch.stack([torch.rand(draws, generator=g) for g in generators]).to(x0.device)
         if self.config.levels == "sampler":
-            levels = torch.tensor(ctx.sigmas, device=x0.device)
-            sigma = levels[(uniform * len(levels)).long()]
+            sampler = ctx.student.spec.sampler
+            sigma = _pick(sampler.sigmas, uniform).expand(-1, chunks)
+            sigma = torch.cat([_pick(sampler.steps(first=True), uniform[:, :1]), sigma[:, 1:]], 1)
         else:
-            sigma = warp_sigma(uniform, self.config.shift).clamp(min=1e-3)
-        sigma = sigma.expand(-1, chunks)
+            sigma = warp_sigma(uniform, self.config.shift).clamp(min=1e-3).expand(-1, chunks)
         if self.config.continuation:
             first = torch.stack([torch.randint(chunks, (1,), generator=g) for g in generators])
             sigma = sigma * (torch.arange(chunks) >= first).to(sigma)
         return sigma.repeat_interleave(chunk, 1)
+
+
+def _pick(levels: list[float], uniform: torch.Tensor) -> torch.Tensor:
+    """The levels at these fractions, in [0, 1), of a list."""
+    return torch.tensor(levels, device=uniform.device)[(uniform * len(levels)).long()]

@@ -6,8 +6,9 @@ objective asks. Warm-up runs on rollouts of the initial student until the pair a
 
 What we changed: the loss is the mean over all teacher clips x candidates of a prompt; a share of the prompts, by hash,
 is never trained on and measures the accuracy at no cost. If an objective scores several times in a step, only the
-first scoring trains. A clip that ends early is compared with the beginning of the teacher's, so clips must begin where
-the video begins (Astrolabe: ``clip.score: video``).
+first scoring trains. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged: the
+fractions of a student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so
+clips must begin where the video begins (Astrolabe: ``clip.score: video``).
 Watch: held-out pair accuracy (memory against judgement), mean sigmoid of the margin (0 = saturated, 1/2 = blind).
 """
 
@@ -89,9 +90,31 @@ class DiscriminatorReward(TrainableReward):
     @torch.no_grad()
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1]; comparable inside a prompt only."""
-        module, size = self.ctx.roles.module(self.role), self.ctx.micro_batch
-        parts = [module(clips[k : k + size], prompts[k : k + size]) for k in range(0, len(clips), size)]
+        size = self.ctx.micro_batch
+        parts = [self.judge(clips[k : k + size], prompts[k : k + size]) for k in range(0, len(clips), size)]
         return {self.name: torch.cat(parts).float()}
+
+    def judge(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores ``[B]`` in one forward, differentiable with respect to the clips if the network is."""
+        return self.ctx.roles.module(self.role)(in_bytes(clips), prompts)
+
+    def teacher_clips(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor
+    ) -> torch.Tensor:
+        """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
+        autoencoder if the recipe wants that."""
+        ctx, found = self.ctx, self.ctx.teacher.clips(prompts, generators)
+        if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
+            raise UserError(
+                f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
+                where="discriminator", why="size and length would give the student away",
+                fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
+            )  # fmt: skip
+        found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
+        if self.config.reencode:
+            with torch.no_grad():
+                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
+        return found
 
     def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
         """`updates` steps on these clips of the student against fresh teacher clips; once in a training step."""
@@ -156,7 +179,7 @@ class DiscriminatorReward(TrainableReward):
         both = torch.cat([clips, *(teacher[p] for p in distinct)])
         count = self.config.teacher_clips
         words = [*prompts, *(p for p in distinct for _ in range(count))]
-        scores = self.ctx.roles.module(self.role)(both, words)
+        scores = self.judge(both, words)
         student, winners = scores[: len(clips)], scores[len(clips) :].view(len(distinct), count)
         return winners[[distinct.index(p) for p in prompts]] - student.unsqueeze(1)
 
@@ -167,18 +190,7 @@ class DiscriminatorReward(TrainableReward):
         ctx, distinct, count = self.ctx, list(dict.fromkeys(prompts)), self.config.teacher_clips
         repeated = [p for p in distinct for _ in range(count)]
         draws = [generator(ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in distinct for k in range(count)]
-        found = ctx.teacher.clips(repeated, draws)
-        if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
-            raise UserError(
-                f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
-                where="discriminator", why="size and length would give the student away",
-                fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
-            )  # fmt: skip
-        found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
-        if self.config.reencode:
-            with torch.no_grad():
-                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
-        return dict(zip(distinct, found.split(count), strict=True))
+        return dict(zip(distinct, self.teacher_clips(repeated, draws, clips).split(count), strict=True))
 
     def _measure(self, margin: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
         """What to log of the margins ``[N, teacher_clips]`` of all processes, before the update."""
@@ -209,6 +221,12 @@ def is_held_out(prompt: str, share: float) -> bool:
     """Whether the discriminator is never trained on a prompt: the same on every machine, by a hash of the text."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
+
+
+def in_bytes(clips: torch.Tensor) -> torch.Tensor:
+    """Clips in [0, 1] on the 256 levels of a stored clip; the gradient is that of the identity."""
+    wide = clips.detach().to(torch.promote_types(clips.dtype, torch.float32))
+    return ((wide * 255).round() / 255).to(clips.dtype) + (clips - clips.detach())
 
 
 def _size(clips: torch.Tensor) -> str:

@@ -1,0 +1,62 @@
+"""Noise levels of losses: those that the sampler visits in each chunk, the first one's own list among them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vidalign.errors import UserError
+from vidalign.objectives.replay import draw_levels
+from vidalign.objectives.sft import SFT
+from vidalign.students.video.spec import Sampler
+
+USUAL, FIRST, CHUNK, N = [1.0, 0.5, 0.25], [1.0, 0.875, 0.75], 2, 64
+FLOATS = Sampler(sigmas=USUAL, first_sigmas=FIRST)
+
+
+def draw(chunks: int, sampler: Sampler = FLOATS, **settings: Any) -> torch.Tensor:
+    spec = SimpleNamespace(sampler=sampler)
+    ctx: Any = SimpleNamespace(student=SimpleNamespace(spec=spec), chunk_frames=CHUNK, device=torch.device("cpu"))
+    sigma = draw_levels(ctx, [torch.Generator().manual_seed(n) for n in range(N)], chunks, **settings)
+    assert sigma.shape == (N, chunks * CHUNK) and torch.equal(sigma[:, ::CHUNK], sigma[:, CHUNK - 1 :: CHUNK])
+    return sigma[:, ::CHUNK]
+
+
+def levels(sigma: torch.Tensor) -> set[float]:
+    return set(sigma.unique().tolist())
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_the_first_chunk_has_its_own_levels(each: bool) -> None:
+    sigma = draw(3, each=each)
+    assert levels(sigma[:, 0]) == set(FIRST) and levels(sigma[:, 1:]) == set(USUAL)
+    assert bool((sigma[:, 1] == sigma[:, 2]).all()) is not each
+    assert levels(draw(1, each=each)) == set(FIRST)
+
+
+def test_a_clip_from_the_middle_has_the_usual_ones() -> None:
+    assert levels(draw(2, each=True, first=False)) == set(USUAL)
+
+
+def test_a_sampler_of_one_list_draws_as_ever() -> None:
+    generators = [torch.Generator().manual_seed(n) for n in range(N)]
+    expected = torch.tensor(USUAL)[torch.stack([torch.randint(3, (3,), generator=g) for g in generators])]
+    assert torch.equal(draw(3, Sampler(sigmas=USUAL), each=True), expected)
+
+
+def test_a_range_without_levels_in_the_first_chunk_is_refused() -> None:
+    assert levels(draw(2, each=True, first=False, sigma_max=0.6)) == {0.5, 0.25}
+    with pytest.raises(UserError, match="0.6 leaves no noise level to train on in the first chunk"):
+        draw(2, each=True, sigma_max=0.6)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_supervised_clips_have_them_too(attention: Any) -> None:
+    objective = SFT(SFT.Config(attention=attention, levels="sampler"))
+    ctx: Any = SimpleNamespace(student=SimpleNamespace(spec=SimpleNamespace(sampler=FLOATS)), chunk_frames=CHUNK)
+    generators = [torch.Generator().manual_seed(n) for n in range(N)]
+    sigma = objective._sigma(ctx, torch.zeros(N, 3 * CHUNK, 1, 1, 1), generators)
+    assert levels(sigma[:, :CHUNK]) == set(FIRST) and levels(sigma[:, CHUNK:]) == set(USUAL)
