@@ -1,9 +1,9 @@
 """Merging the adapters of two runs: ``W0 + dW_semi + s dW_on`` (AR-CoPO, 2603.17461), with the paper's choice of s.
 
-PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged on the on-policy recipe's
-held-out prompts with the same noise: the in-domain score is the weighted mean of the rewards that the recipe trains,
-the out-of-domain score is that of the held-out auditor. The rule: the largest s whose in-domain score beats that of W0
-while the out-of-domain score does not fall below W0's.
+PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged with the same noise: in-domain
+by the rewards and the prompts of the on-policy recipe, out-of-domain by a metric that no run is trained on, on prompts
+of another kind (`merge_scores.py`). The rule: the largest s whose in-domain score beats that of W0 while the
+out-of-domain score does not fall below W0's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vidalign.bench.bootstrap import interval
-from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student
-from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.build import build_student
 from vidalign.errors import CheckpointError, UserError
+from vidalign.merge_scores import JUDGE, MergeScores
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.runs import STUDENT, FinishedRun, generator_of, open_run
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
@@ -73,11 +72,14 @@ def merge_runs(
     out: str | Path,
     scales: Sequence[float] = SCALES,
     *,
+    out_of_domain: str = "",
+    judge: str = JUDGE,
     console: Console | None = None,
 ) -> Merge:
     """Merge the adapters of two runs into the run folder `out`, ready for ``sample``, ``evaluate`` and ``export``.
 
-    A single scale is taken as it is; of several, the rule chooses, after a table of all of them. Raises
+    A single scale is taken as it is; of several, the rule chooses, after a table of all of them, with the scores of
+    `MergeScores`, to which `out_of_domain` (a source of prompts) and `judge` (a metric) go. Raises
     `CheckpointError` for a run without an adapter, `UserError` for runs that began with different weights and when
     no scale keeps the rule.
     """
@@ -91,13 +93,13 @@ def merge_runs(
     recipe = runs["on_policy"].recipe
     start = _same_start(runs)
     network = _with_adapters(runs)
-    judged = _sweep(network, recipe, scales) if len(scales) > 1 else []
+    judged = _sweep(network, recipe, scales, MergeScores(recipe, out_of_domain, judge)) if len(scales) > 1 else []
     if judged:
         console.print(_table(judged))
     scale = choose_scale(judged) if judged else scales[0]
     if scale is None:
         raise UserError(
-            "no scale raises the trained rewards without lowering the held-out score", where="--scale",
+            "no scale raises the trained rewards without lowering the out-of-domain score", where="--scale",
             why="the table shows what each of them does", fix="give the one you want with --scale",
         )  # fmt: skip
     _add(network, scale)
@@ -150,18 +152,15 @@ def _add(network: Any, scale: float) -> None:
     network.set_adapter("merged")
 
 
-def _sweep(network: Any, recipe: Recipe, scales: Sequence[float]) -> list[Judged]:
+def _sweep(network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
-    prompts, seeds = held_out_prompts(recipe), recipe.evaluation.seeds
-    student = network.get_base_model()
-    scores = _scores(recipe)
-    generate: Callable[..., torch.Tensor] = generator_of(recipe, student)
+    generate: Callable[..., torch.Tensor] = generator_of(recipe, network.get_base_model())
     with network.disable_adapter():
-        before = scores(judge_student(generate, prompts, seeds))
+        before = scores(generate)
     judged = []
     for scale in scales:
         _add(network, scale)
-        after = scores(judge_student(generate, prompts, seeds))
+        after = scores(generate)
         inside, outside = after[0] - before[0], after[1] - before[1]
         judged.append(
             Judged(
@@ -177,27 +176,9 @@ def _sweep(network: Any, recipe: Recipe, scales: Sequence[float]) -> list[Judged
     return judged
 
 
-def _scores(recipe: Recipe) -> Callable[[Evaluation], tuple[torch.Tensor, torch.Tensor]]:
-    """In-domain and out-of-domain score of every prompt, ``[P]`` each."""
-
-    def scores(evaluation: Evaluation) -> tuple[torch.Tensor, torch.Tensor]:
-        trained = {name: values for (judge, name), values in evaluation.metrics.items() if judge == TRAINED}
-        unknown = sorted(recipe.rewards.keys() - trained.keys())
-        if unknown:
-            raise UserError(
-                f"the held-out evaluation does not know the reward {unknown[0]!r}", where="rewards",
-                why=f"it judges {', '.join(trained)}", fix="give one scale with --scale to merge without judging",
-            )  # fmt: skip
-        total = sum(weight * trained[name] for name, weight in recipe.rewards.items())
-        assert isinstance(total, torch.Tensor), "an objective that scores names rewards"
-        return total / sum(recipe.rewards.values()), evaluation.metrics[AUDITOR, "composite"]
-
-    return scores
-
-
 def _table(judged: Sequence[Judged]) -> Table:
     table = Table(title="W0 + dW_semi + s dW_on against W0 | 95 % bootstrap intervals over prompts")
-    for name in ("s", "trained rewards", "gain", "held-out auditor", "gain"):
+    for name in ("s", "trained rewards", "gain", "out of domain", "gain"):
         table.add_column(name, justify="right")
     for one in judged:
         gains = [

@@ -12,9 +12,8 @@ from run_helpers import RECIPE, damage, stop_after, student, vidalign
 from safetensors import safe_open
 
 from vidalign import merging, runs
-from vidalign.bench.evaluation import Evaluation
-from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.errors import UserError
+from vidalign.merge_scores import MergeScores
 from vidalign.merging import Judged, choose_scale, merge_runs
 from vidalign.recipe import load_recipe
 from vidalign.rollout.buffer import Buffer
@@ -221,22 +220,17 @@ def test_the_sweep_judges_every_scale_and_keeps_the_rule(
         direction = on - start
         return float(((weight - semi) * direction).sum() / direction.square().sum())
 
-    def judge(generate: VideoStudent, prompts: list[str], seeds: int) -> Evaluation:
+    def judge(scores: MergeScores, generate: VideoStudent) -> tuple[torch.Tensor, torch.Tensor]:
         found.append(scale_of(generate))
-        s = torch.full((len(prompts),), found[-1])
-        metrics = {
-            (TRAINED, "text_alignment"): s,
-            (TRAINED, "visual_quality"): 0 * s,
-            (AUDITOR, "composite"): (s < 0.7).float(),
-        }
-        return Evaluation(prompts, metrics, torch.zeros(1))
+        s = torch.full((2,), found[-1])
+        return s / 2, (s < 0.7).float()
 
-    monkeypatch.setattr(merging, "judge_student", judge)
+    monkeypatch.setattr(MergeScores, "__call__", judge)
     monkeypatch.setattr(merging, "generator_of", lambda recipe, student: student)
     done = merge_runs(folder / "semi", folder / "on", tmp_path / "merged", (0.2, 1.0, 0.6, 0.8))
     assert found == pytest.approx([-1, 1.0, 0.8, 0.6, 0.2], abs=1e-3) and done.scale == 0.6
     assert [one.scale for one in done.judged] == [1.0, 0.8, 0.6, 0.2]
-    assert done.judged[0].in_domain == pytest.approx(0.5, abs=1e-3), "the mean of the two trained rewards"
+    assert done.judged[0].in_domain == pytest.approx(0.5, abs=1e-3)
     assert done.judged[0].out_of_domain_gain == -1 and done.judged[2].in_domain_gain == pytest.approx(0.8, abs=1e-3)
     saved = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert saved["scale"] == 0.6 and len(saved["judged"]) == 4

@@ -16,8 +16,15 @@ def merge(
         list[float] | None,
         typer.Option("--scale", help="s; one is taken as it is, of several the rule chooses. Default: 1, 0.8, ..., 0."),
     ] = None,
+    out_of_domain: Annotated[
+        str,
+        typer.Option(metavar="PROMPTS", help="Prompts of another kind; of the world: its held-out combinations."),
+    ] = "",
+    judge: Annotated[
+        str, typer.Option(metavar="METRIC", help="What judges them, NAME or NAME/VALUE: clip_score for real videos.")
+    ] = "world_auditor",
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
     from vidalign.merging import SCALES, merge_runs
 
-    merge_runs(semi, on_policy, out, scale or SCALES)
+    merge_runs(semi, on_policy, out, scale or SCALES, out_of_domain=out_of_domain, judge=judge)

@@ -1,0 +1,119 @@
+"""What a merge is judged by (AR-CoPO, 2603.17461): an in-domain and an out-of-domain score of every prompt.
+
+In-domain: the weighted mean of the rewards that the run was trained on, on its training prompts. Out-of-domain: a
+metric that no run is trained on, on prompts of another kind; for the embedded world its held-out auditor on
+combinations that training never shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign import registry
+from vidalign.bench.judging import BATCH, Generate, scored
+from vidalign.build import build_rewards
+from vidalign.data.prompts import open_prompts
+from vidalign.engine.rng import generator
+from vidalign.errors import DataError, UserError, nearest
+from vidalign.rewards.base import CompositeReward, TrainableReward
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+WORLD, UNSEEN, JUDGE = "world:", "held_out_combinations", "world_auditor"
+Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
+"""Clips ``[B, F, 3, H, W]`` in [0, 1] and their prompts to a number each, ``[B]``; NaN where one cannot be judged."""
+
+
+class MergeScores:
+    """Scores of students on the same prompts and noise.
+
+    prompts: source of the out-of-domain prompts, '' for the world's. judge: a metric, ``NAME`` or ``NAME/VALUE``.
+    """
+
+    def __init__(self, recipe: Recipe, prompts: str = "", judge: str = JUDGE) -> None:
+        self.seeds = recipe.evaluation.seeds
+        self.inside = _take(recipe, recipe.data.prompts), _trained_rewards(recipe)
+        self.outside = _take(recipe, prompts or _unseen(recipe.data.prompts)), _metric(judge)
+
+    @torch.no_grad()
+    def __call__(self, generate: Generate) -> tuple[torch.Tensor, torch.Tensor]:
+        """In-domain and out-of-domain score of every prompt, the mean over seeds: ``[P]`` and ``[Q]``."""
+        inside, outside = (self._means(generate, *part) for part in (self.inside, self.outside))
+        if bool(outside.isnan().all()):
+            raise DataError(
+                "no out-of-domain prompt can be judged", where="--judge",
+                why=f"the judge knows no answer for prompts such as {self.outside[0][0]!r}",
+                fix="name a metric that judges any prompt, such as clip_score; `vidalign list metrics` prints all",
+            )  # fmt: skip
+        return inside, outside
+
+    def _means(self, generate: Generate, prompts: Sequence[str], score: Score) -> torch.Tensor:
+        """A batch of clips at a time: the noise depends on seed and prompt number only."""
+        values = []
+        for seed in range(self.seeds):
+            for start in range(0, len(prompts), BATCH):
+                part = list(prompts[start : start + BATCH])
+                draws = [generator(seed, "evaluation", 0, start + n) for n in range(len(part))]
+                values.append(score(generate(part, draws).float(), part).float().cpu())
+        return torch.cat(values).view(self.seeds, -1).nanmean(0)
+
+
+def _take(recipe: Recipe, source: str) -> list[str]:
+    """As many distinct prompts of a source as the evaluation takes."""
+    opened = open_prompts(source, recipe.seed)
+    count = recipe.evaluation.count
+    return list(dict.fromkeys(opened.first(min(4 * count, 4 * len(opened)))))[:count]
+
+
+def _unseen(source: str) -> str:
+    """The world's split that is out of the domain of a training split."""
+    if not source.startswith(WORLD):
+        raise UserError(
+            "there are no out-of-domain prompts", where="--out-of-domain",
+            why=f"the run was trained on {source}, and only the embedded world knows what lies beyond its own prompts",
+            fix="name a file of prompts of another kind, and a --judge for them",
+        )  # fmt: skip
+    part, slash, _ = source.removeprefix(WORLD).rpartition("/")
+    return f"{WORLD}{part}{slash}{UNSEEN}"
+
+
+def _trained_rewards(recipe: Recipe) -> Score:
+    weights = {name: weight for name, weight in recipe.rewards.items() if weight}
+    for name in weights:
+        kind = registry.get("rewards", name)
+        if isinstance(kind, type) and issubclass(kind, TrainableReward):
+            raise UserError(
+                f"merges cannot be compared by the reward {name!r}", where=f"rewards.{name}",
+                why="it learns along the way, and its scores are comparable inside a prompt and a step only",
+                fix="give one scale with --scale to merge without judging",
+            )  # fmt: skip
+    rewards = build_rewards(recipe, None, None)
+    assert rewards is not None and weights, "an objective that scores names rewards"
+    trained = CompositeReward({name: rewards.rewards[name] for name in weights}, weights)
+    return lambda clips, prompts: trained.total(trained.score(clips, prompts))
+
+
+def _metric(judge: str) -> Score:
+    """The value ``NAME/VALUE`` of a metric; of ``NAME`` its ``composite``, or the first."""
+    name, _, wanted = judge.partition("/")
+    metric = registry.get("metrics", name)()
+    if metric.judges != "clips":
+        raise UserError(f"the metric {name!r} judges no single clips", where="--judge",
+                        why=f"it judges {metric.judges}", fix=f"use {JUDGE} or clip_score")  # fmt: skip
+
+    def score(clips: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
+        if not found:  # a metric of the world on prompts that are no captions
+            return torch.full((len(prompts),), torch.nan)
+        value = wanted or ("composite" if "composite" in found else next(iter(found)))
+        if value not in found:
+            close = nearest(value, found)
+            raise UserError(f"the metric {name!r} has no value {value!r}", where="--judge",
+                            fix=f"use {close or ', '.join(found)}")  # fmt: skip
+        return found[value]
+
+    return score
