@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -183,6 +184,24 @@ def test_broken_clips_are_listed_and_skipped_only_if_asked(tmp_path: Path) -> No
     (tmp_path / "good.npz").unlink()
     with pytest.raises(DataError, match="no clip is left"), pytest.warns(UserWarning):
         ClipStore(tmp_path, SHAPE, skip_corrupt=True)
+
+
+def test_every_broken_clip_is_listed(tmp_path: Path) -> None:
+    for number in range(30):
+        write(tmp_path / f"short {number:02}.npz", ramp(2))
+    with pytest.raises(DataError) as caught:
+        ClipStore(tmp_path, SHAPE)
+    assert all(f"short {number:02}.npz" in str(caught.value) for number in range(30))
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.gif", "a.mp4"])
+def test_a_rate_that_is_not_used_is_told(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, ramp(), fps=20)
+    with pytest.warns(UserWarning, match=r"teacher\.fps is 0; a\.\w+ has 20 frames a second"):
+        ClipStore(tmp_path, SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ClipStore(tmp_path, SHAPE, fps=20)
 
 
 @pytest.mark.parametrize("form", ["bytes", "path", "video"])

@@ -57,17 +57,19 @@ class ClipStore:
         broken = self._broken(entries)
         if broken and not skip_corrupt:
             raise DataError(
-                f"{len(broken)} of {len(entries)} clips cannot be used: {_some(list(broken))}", where=str(path),
+                f"{len(broken)} of {len(entries)} clips cannot be used: {', '.join(broken)}", where=str(path),
                 why=next(iter(broken.values())), fix="repair or delete them, or set teacher.skip_corrupt: true",
             )  # fmt: skip
         if broken:
-            warnings.warn(f"{path}: {len(broken)} clips are skipped: {_some(list(broken))}", stacklevel=2)
+            warnings.warn(f"{path}: {len(broken)} clips are skipped: {', '.join(broken)}", stacklevel=2)
         self.entries: dict[str, list[Entry]] = {}
         for entry in entries:
             if entry.name not in broken:
                 self.entries.setdefault(entry.prompt, []).append(entry)
         if not self.entries:
             raise DataError("no clip is left", where=str(path))
+        if not fps:
+            self._warn_of_rate(next(entry for entry in entries if entry.name not in broken))
         self._clip = lru_cache(maxsize=REMEMBERED)(self._read)
 
     @classmethod
@@ -94,6 +96,16 @@ class ClipStore:
 
     def _read(self, entry: Entry) -> torch.Tensor:
         return normalise(read_clip(entry.load(), entry.kind), self.shape, self.fps)
+
+    def _warn_of_rate(self, entry: Entry) -> None:
+        """Frames are taken as they are: say so if the clips know how fast they are to be shown."""
+        times = read_clip(entry.load(), entry.kind).times
+        if times is not None and len(times) > 1:
+            rate = (len(times) - 1) / float(times[-1] - times[0])
+            warnings.warn(
+                f"{self.path}: clips are not resampled to the student's rate, because teacher.fps is 0; {entry.name} "
+                f"has {rate:.3g} frames a second", stacklevel=3,
+            )  # fmt: skip
 
     def _broken(self, entries: list[Entry]) -> dict[str, str]:
         """Names of unusable clips with the reason, the same on every process."""
@@ -218,6 +230,3 @@ def _row(table: Any, number: int, prompt: str, name: str, base: Path) -> Entry:
     kind = Path(name).suffix.lower() or ".mp4"
     return Entry(prompt, f"row {number}" + (f" ({name})" if name else ""), kind, load)
 
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
