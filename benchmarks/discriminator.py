@@ -2,7 +2,7 @@
 
     python benchmarks/discriminator.py
 
-The warm-up of ``world/afd`` at two learning rates. Every 20 steps: the pair accuracy on prompts that it is never
+The warm-up of ``world/afd`` at three learning rates. Every 20 steps: the pair accuracy on prompts that it is never
 trained on, and how its scores of 8 videos of one prompt go with those of the held-out auditor, over 32 held-out
 prompts: Pearson correlation of the scores and of their ranks inside the groups. Writes
 benchmarks/results/discriminator.json.
@@ -97,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     document = {
         "command": "python benchmarks/discriminator.py", "commit": commit(), "machine": machine(), "seed": 0,
-        "rows": [row for rate in (3e-4, 1e-3) for row in measure(rate)],
+        "rows": [row for rate in (1e-4, 3e-4, 1e-3) for row in measure(rate)],
     }  # fmt: skip
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
