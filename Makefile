@@ -4,10 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
-# Protocols of the language worlds need weights that are not shipped yet.
-shipped = $(wildcard vidalign/weights/$(1)/student.safetensors)
-UNREADY := $(if $(call shipped,tokens),,dopd_table dopd_ablation) $(if $(call shipped,pictures),,dopd_pictures)
-PROTOCOLS ?= $(filter-out $(UNREADY),$(basename $(notdir $(wildcard benchmarks/protocols/*.yaml))))
+PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
 .PHONY: help venv quickstart test lint types assets slow bench tables clean
 
