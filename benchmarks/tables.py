@@ -262,12 +262,43 @@ def _least(row: dict[str, Any], result: dict[str, Any]) -> float:
     return min(row[result["clock"]])
 
 
+def ar_copo_merge(result: dict[str, Any]) -> str:
+    """The sweep over the scale of the on-policy adapter; the file is the `merge.json` of a merged run."""
+    header = result["header"]
+    rows = []
+    for one in result["judged"]:
+        gains = []
+        for domain in ("in_domain", "out_of_domain"):
+            low, high = one[f"{domain}_interval"]
+            gains.append(f"{one[f'{domain}_gain']:+.3f} ({low:+.3f} .. {high:+.3f})")
+        rows.append([one["scale"], *gains])
+    return (
+        "## Merged adapters of AR-CoPO\n\n`vidalign merge --semi runs/bench/ar_copo_ablation/semi-0 --on-policy "
+        f"runs/bench/ar_copo_ablation/ar_copo-0 --out runs/ar_copo_merged`, commit\n{header['commit']}, "
+        f"{header['machine']}. `W0 + dW_semi + s dW_on`, training seed {header['seed']},\ngains over W0: trained "
+        "rewards on training prompts, the auditor on combinations that are never trained on; 95 % bootstrap\nintervals "
+        f"over prompts. The rule of the paper chooses s = {result['scale']:g}.\n\n"
+        + table(["s", "trained rewards", "out of domain"], rows)
+    )
+
+
+def discriminator(result: dict[str, Any]) -> str:
+    """Pair accuracy against the ranking of one prompt's videos, along warm-ups."""
+    names = ["learning_rate", "steps", "held_out_accuracy", "group_std", "correlation", "rank_correlation"]
+    return (
+        f"## The discriminator in its warm-up\n\n`{result['command']}`, seed {result['seed']}, commit "
+        f"{result['commit']}, {result['machine']}.\nScores of 8 videos of one prompt against the auditor's, within "
+        "the groups of 32 held-out prompts; accuracy on pairs of prompts\nthat are never trained on.\n\n"
+        + table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in result["rows"]])
+    )
+
+
 def render() -> str:
     """The whole page: benchmarks by name, then what the judges and rollouts are measured by."""
     parts = [HEAD.rstrip()]
     others = {
         "perturbations": perturbations, "rollout": rollout, "long_tuning": long_tuning,
-        "lm_head_memory": lm_head_memory,
+        "lm_head_memory": lm_head_memory, "ar_copo_merge": ar_copo_merge, "discriminator": discriminator,
     }  # fmt: skip
     for file in sorted((FOLDER / "results").glob("*.json"), key=lambda f: (f.stem in others, f.stem)):
         result = json.loads(file.read_text(encoding="utf-8"))
