@@ -273,9 +273,8 @@ def ar_copo_merge(result: dict[str, Any]) -> str:
             gains.append(f"{one[f'{domain}_gain']:+.3f} ({low:+.3f} .. {high:+.3f})")
         rows.append([one["scale"], *gains])
     return (
-        "## Merged adapters of AR-CoPO\n\n`vidalign merge --semi runs/bench/ar_copo_ablation/semi-0 --on-policy "
-        f"runs/bench/ar_copo_ablation/ar_copo-0 --out runs/ar_copo_merged`, commit\n{header['commit']}, "
-        f"{header['machine']}. `W0 + dW_semi + s dW_on`, training seed {header['seed']},\ngains over W0: trained "
+        f"## Merged adapters of AR-CoPO\n\n`{result['command']}`, commit\n{result['commit']}, "
+        f"{result['machine']}. `W0 + dW_semi + s dW_on`, training seed {header['seed']},\ngains over W0: trained "
         "rewards on training prompts, the auditor on combinations that are never trained on; 95 % bootstrap\nintervals "
         f"over prompts. The rule of the paper chooses s = {result['scale']:g}.\n\n"
         + table(["s", "trained rewards", "out of domain"], rows)

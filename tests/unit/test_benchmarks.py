@@ -111,5 +111,5 @@ def test_every_result_names_its_command_and_machine() -> None:
     assert files
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
-        commands = (f"python benchmarks/{file.stem}.py", f"vidalign bench run {file.stem}")
+        commands = (f"python benchmarks/{file.stem}.py", f"vidalign bench run {file.stem}", "vidalign merge")
         assert result["command"].startswith(commands) and result["machine"]
