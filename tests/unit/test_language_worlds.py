@@ -81,7 +81,7 @@ def test_forms_of_privilege() -> None:
 
 def test_examples_are_a_function_of_seed_and_sample() -> None:
     first = open_examples("tokens:train", 5, "mixed")
-    forms = {first[n].privileged.split(" ")[0] for n in range(48)}
+    forms = {first[n].privileged.split(" ")[0] for n in range(96)}
     assert forms == {"plan", "summary", "answer"} and first[7] == open_examples("tokens:train", 5, "mixed")[7]
     assert first[7].prompt != open_examples("tokens:train", 6, "mixed")[7].prompt
     held = evaluation_examples("tokens:held_out", 9)
