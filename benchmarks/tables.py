@@ -263,7 +263,7 @@ def _least(row: dict[str, Any], result: dict[str, Any]) -> float:
 
 
 def ar_copo_merge(result: dict[str, Any]) -> str:
-    """The sweep over the scale of the on-policy adapter; the file is the `merge.json` of a merged run."""
+    """The sweep over the scale of the on-policy adapter; the file is a run's `merge.json`, headed by its command."""
     header = result["header"]
     rows = []
     for one in result["judged"]:

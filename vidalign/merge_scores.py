@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign import registry
-from vidalign.bench.judging import BATCH, Generate, scored
+from vidalign.bench.evaluation import distinct_prompts
+from vidalign.bench.judging import Generate, clip_batches, scored
 from vidalign.build import build_rewards
-from vidalign.data.prompts import open_prompts
-from vidalign.engine.rng import generator
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.rewards.base import CompositeReward, TrainableReward
 
@@ -52,21 +51,17 @@ class MergeScores:
         return inside, outside
 
     def _means(self, generate: Generate, prompts: Sequence[str], score: Score) -> torch.Tensor:
-        """A batch of clips at a time: the noise depends on seed and prompt number only."""
-        values = []
-        for seed in range(self.seeds):
-            for start in range(0, len(prompts), BATCH):
-                part = list(prompts[start : start + BATCH])
-                draws = [generator(seed, "evaluation", 0, start + n) for n in range(len(part))]
-                values.append(score(generate(part, draws).float(), part).float().cpu())
+        values = [
+            score(clips, part).float().cpu()
+            for seed in range(self.seeds)
+            for part, clips in clip_batches(generate, prompts, seed)
+        ]
         return torch.cat(values).view(self.seeds, -1).nanmean(0)
 
 
 def _take(recipe: Recipe, source: str) -> list[str]:
     """As many distinct prompts of a source as the evaluation takes."""
-    opened = open_prompts(source, recipe.seed)
-    count = recipe.evaluation.count
-    return list(dict.fromkeys(opened.first(min(4 * count, 4 * len(opened)))))[:count]
+    return distinct_prompts(source, recipe)[: recipe.evaluation.count]
 
 
 def _unseen(source: str) -> str:

@@ -54,11 +54,17 @@ class Evaluation:
         }
 
 
+def distinct_prompts(source: str, recipe: Recipe) -> list[str]:
+    """The first prompts of a source without repetitions, enough of them to choose the evaluation's from."""
+    opened = open_prompts(source, recipe.seed)
+    return list(dict.fromkeys(opened.first(4 * min(recipe.evaluation.count, len(opened)))))
+
+
 def held_out_prompts(recipe: Recipe) -> list[str]:
     """The evaluation prompts that the world can judge; raises `DataError` when there is none."""
     settings = recipe.evaluation
-    source = open_prompts(settings.prompts or recipe.data.eval_prompts, recipe.seed)
-    prompts = [p for p in dict.fromkeys(source.first(min(4 * settings.count, 4 * len(source)))) if is_caption(p)]
+    source = settings.prompts or recipe.data.eval_prompts
+    prompts = [prompt for prompt in distinct_prompts(source, recipe) if is_caption(prompt)]
     if not prompts:
         raise DataError(
             "no evaluation prompt is a caption of the embedded world",

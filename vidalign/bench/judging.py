@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,16 @@ def judge_few(generate: Generate, protocol: Protocol, metrics: Iterable[Metric])
 @torch.no_grad()
 def make_clips(generate: Generate, prompts: Sequence[str], seed: int, purpose: str = "evaluation") -> torch.Tensor:
     """One clip a prompt, on the CPU; the noise depends on seed and prompt number only."""
-    parts = []
+    return torch.cat([clips.cpu() for _, clips in clip_batches(generate, prompts, seed, purpose)])
+
+
+def clip_batches(
+    generate: Generate, prompts: Sequence[str], seed: int, purpose: str = "evaluation"
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """The clips of `make_clips` where they were made, a batch of prompts at a time."""
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
-        parts.append(generate(part, [generator(seed, purpose, 0, start + n) for n in range(len(part))]).float().cpu())
-    return torch.cat(parts)
+        yield part, generate(part, [generator(seed, purpose, 0, start + n) for n in range(len(part))]).float()
 
 
 def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected: int) -> dict[str, torch.Tensor]:

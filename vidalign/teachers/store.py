@@ -69,7 +69,7 @@ class ClipStore:
         if not self.entries:
             raise DataError("no clip is left", where=str(path))
         if not fps:
-            self._warn_of_rate(next(entry for entry in entries if entry.name not in broken))
+            self._warn_of_rate(next(iter(self.entries.values()))[0])
         self._clip = lru_cache(maxsize=REMEMBERED)(self._read)
 
     @classmethod
@@ -229,4 +229,3 @@ def _row(table: Any, number: int, prompt: str, name: str, base: Path) -> Entry:
 
     kind = Path(name).suffix.lower() or ".mp4"
     return Entry(prompt, f"row {number}" + (f" ({name})" if name else ""), kind, load)
-
