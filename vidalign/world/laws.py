@@ -59,22 +59,23 @@ def thrown(
 
 
 @lru_cache(maxsize=8)
-def tables(frames: int) -> Tables:
-    """Candidate trajectories of a clip length, computed once."""
+def tables(frames: int, device: torch.device) -> Tables:
+    """Candidate trajectories of a clip length, computed once for a device."""
     times = torch.arange(frames, dtype=torch.float64)
     heights = torch.linspace(*FALL, 96, dtype=torch.float64)[:, None]
     drops = torch.linspace(*BOUNCE, 96, dtype=torch.float64)[:, None]
     throws = torch.cartesian_prod(
         torch.linspace(*DROP, 25, dtype=torch.float64), torch.linspace(*LIFT, 19, dtype=torch.float64)
     )
-    return Tables(
-        times=times,
-        fall=(heights - 0.5 * GRAVITY * times**2).clamp(min=0.0),
-        bounce=_bounces(drops, times),
-        throw=thrown(throws[:, :1], throws[:, 1:], times)[0],
-        throws=throws,
-        contacts=torch.linspace(*CONTACT, 64, dtype=torch.float64) * (frames - 1),
+    found = (
+        times,
+        (heights - 0.5 * GRAVITY * times**2).clamp(min=0.0),
+        _bounces(drops, times),
+        thrown(throws[:, :1], throws[:, 1:], times)[0],
+        throws,
+        torch.linspace(*CONTACT, 64, dtype=torch.float64) * (frames - 1),
     )
+    return Tables(*(each.to(device) for each in found))
 
 
 def _nearest(observed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -129,7 +130,7 @@ def _fit_hit(
     shifted = torch.cat((x[..., 0], x[..., 1] - sign * gap[:, None]), -1)  # [B, 2F]
     fitted = _line(shifted[:, None], basis, *speeds, sign)  # [B, T, 2F]
     best = (shifted[:, None] - fitted).square().sum(-1).argmin(-1)
-    first, second = fitted[torch.arange(len(x)), best].chunk(2, -1)
+    first, second = fitted[torch.arange(len(x), device=x.device), best].chunk(2, -1)
     return torch.stack((first, second + sign * gap[:, None]), -1)
 
 
@@ -141,7 +142,7 @@ def fit(track: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
     Returns ``[B, laws, F, 2, 2]`` in the order of `LAWS`; under a law of one object the second is at rest.
     """
     track, extents = track.double(), extents.double()
-    table = tables(track.shape[1])
+    table = tables(track.shape[1], track.device)
     slowest = SLOWEST * min(1.0, (FRAMES - 1) / max(track.shape[1] - 1, 1))
     if track.shape[1] > FRAMES:
         slowest *= 0.9  # long clips of collisions are slower still: they lack the room
