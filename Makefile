@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test lint types assets slow bench tables clean
+.PHONY: help venv quickstart test lint types assets slow gpu bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## the tests, without the slow ones
 
 slow: $(INSTALLED)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu: $(INSTALLED)  ## the tests that need an accelerator, each against the CPU
+	OMP_NUM_THREADS=4 $(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(INSTALLED)  ## ruff
 	$(BIN)/ruff check .

@@ -24,8 +24,8 @@ large to be run is the line through its two largest counts, and marked ``extrapo
 and with the gradients: the allocator's count on an accelerator, the allocations that the profiler reports on a CPU.
 ``resident_gib`` (Linux, CPU) is what the process's resident memory rose by meanwhile, scratch space of the kernels
 included. ``cpu_seconds`` are processor time, which other processes disturb less than ``seconds``. Prints the rows and
-writes them with command, seed, sizes, versions, machine and load to ``benchmarks/results/lm_head_memory.json``; `--dry`
-writes nothing.
+writes them with command, seed, sizes, versions, machine and load to ``benchmarks/results/lm_head_memory.json``, or to
+`--out`; `--dry` writes nothing.
 """
 
 from __future__ import annotations
@@ -294,6 +294,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds at --paired-tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--dry", action="store_true", help="write nothing")
     return parser.parse_args(arguments)
 
@@ -304,8 +305,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
 
     def save(document: Row) -> None:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     measure(args) if args.dry else measure(args, save)
 

@@ -1,17 +1,19 @@
 """Peak memory of one step of long tuning against the length of the video, and against training on all of it.
 
-    python benchmarks/long_tuning.py
+    python benchmarks/long_tuning.py [--out FILE]
 
 One training step of ``world/astrolabe_long`` (collect, score, backward, optimiser), its window the last one of the
 video: 1, 4 and 16 training lengths; then 4 lengths with the whole video as the window, which back-propagates through
 every frame. On a CPU the bytes are the running sum of torch's own allocations and releases, on an accelerator its
-allocator's peak. Writes benchmarks/results/long_tuning.json.
+allocator's peak. Writes benchmarks/results/long_tuning.json, or --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,20 +102,22 @@ def measure(lengths: int, window: int) -> Row:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
     torch.set_num_threads(1)
     window = [measure(lengths, 4) for lengths in (1, 4, 16)]
     whole = measure(4, 16)
     total = {name: row["peak_mib"] + row["resident_mib"] for name, row in (("window", window[1]), ("whole", whole))}
     document = {
-        "command": "python benchmarks/long_tuning.py",
+        "command": shlex.join(["python", "benchmarks/long_tuning.py", *sys.argv[1:]]),
         "commit": commit(),
         "machine": machine(),
         "window": window,
         "whole": whole,
         "ratio": round(total["window"] / total["whole"], 3),
     }
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"window against whole video at 4 lengths, weights included: {document['ratio']}")
 
 

@@ -1,9 +1,10 @@
 """What a rollout costs: per phase of a chunk, with and without a shared prefix, with and without a cache.
 
-Run: python benchmarks/rollout.py [--student world/student] [--device cuda] [--dtype bfloat16]
+Run: python benchmarks/rollout.py [--student world/student | --size wan-1.3b] [--device cuda] [--dtype bfloat16]
 
-Without --student the network has the size of the world's student and random weights (time does not depend on
-them). Medians over the repeats; one warm-up. Writes benchmarks/results/rollout.json.
+Without --student the network has the size of the world's student, or of Wan2.1 1.3B under Self-Forcing at 480 x 832
+(21 latent frames of one video; phases only), and random weights: time does not depend on them. Medians over the
+repeats; one warm-up. Writes benchmarks/results/rollout.json, or --out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vidalign.codecs import build_codec
 from vidalign.losses.flow_matching import add_noise
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
+from vidalign.students.video.presets import preset
 
 WORLD = {
     "patch_size": [1, 8, 8],
@@ -38,6 +40,8 @@ WORLD = {
     "ffn_dim": 512,
     "num_layers": 4,
 }
+WAN = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+"""What Wan2.1 1.3B changes in diffusers' defaults, which are those of 14B."""
 GROUP = 8
 Row = dict[str, float | int | str]
 
@@ -58,9 +62,10 @@ def seeds(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
+@torch.no_grad()
 def phases(student: VideoStudent, text: Tensor, chunks: int, repeats: int) -> Row:
     """Milliseconds per chunk in denoising, clean pass and decode, and the latency of the first frames."""
-    codec = build_codec(student.spec.codec).to(student.device)
+    codec = build_codec(student.spec.codec).to(student.device, text.dtype).eval()
     plan = RolloutPlan(0, chunks, keep_final=True)
     noise = student.draw_noise(plan, seeds(len(text)))
     runs: dict[str, list[float]] = {"denoise": [], "clean": [], "decode": [], "first": []}
@@ -151,6 +156,15 @@ def caching(student: VideoStudent, text: Tensor, chunks: int, repeats: int) -> R
     }
 
 
+def network(size: str) -> VideoStudent:
+    """A student of random weights."""
+    if size == "world":
+        return VideoStudent.from_spec(VideoStudentSpec(transformer=WORLD, prediction="x0"))
+    spec = preset("self_forcing").spec(WAN, "diffusers", 480, 832)
+    spec.codec = {"name": "wan", "config": {"z_dim": 16}}
+    return VideoStudent.from_spec(spec)
+
+
 def show(console: Console, title: str, rows: list[Row]) -> None:
     table = Table(title=title)
     for name in rows[0]:
@@ -188,6 +202,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--student", default="", help="path or shipped name; default: random weights")
+    parser.add_argument("--size", choices=("world", "wan-1.3b"), default="world", help="size of random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--prompts", type=int, default=4)
@@ -195,30 +210,23 @@ def main() -> None:
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "rollout.json"))
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    if args.student:
-        student = VideoStudent.load(args.student, device, dtype)
-    else:
-        student = VideoStudent.from_spec(VideoStudentSpec(transformer=WORLD, prediction="x0")).to(
-            device, dtype
-        )
+    student = VideoStudent.load(args.student) if args.student else network(args.size)
+    student = student.to(device, dtype)
     length = 16 if student.spec.text.get("name") == "world" else 512
-    text = torch.randn(args.prompts, length, student.base.config.text_dim, device=device)
+    text = torch.randn(args.prompts, length, student.base.config.text_dim, device=device, dtype=dtype)
     result: dict[str, object] = {
         "command": "python " + " ".join(["benchmarks/rollout.py", *sys.argv[1:]]),
         "machine": machine(device),
-        "phases": [phases(student, text[:n], 4, args.repeats) for n in (1, args.prompts)],
-        "sharing": [
-            sharing(student, text, plan, args.repeats)
-            for plan in (
-                RolloutPlan(3, 1, 0, GROUP),
-                RolloutPlan(2, 1, 1, GROUP),
-                RolloutPlan(1, 1, 2, GROUP),
-            )
-        ],
-        "caching": [caching(student, text, chunks, args.repeats) for chunks in (4, 16)],
     }
+    if args.size == "world":
+        plans = (RolloutPlan(3, 1, 0, GROUP), RolloutPlan(2, 1, 1, GROUP), RolloutPlan(1, 1, 2, GROUP))
+        result["phases"] = [phases(student, text[:n], 4, args.repeats) for n in (1, args.prompts)]
+        result["sharing"] = [sharing(student, text, plan, args.repeats) for plan in plans]
+        result["caching"] = [caching(student, text, chunks, args.repeats) for chunks in (4, 16)]
+    else:
+        result["phases"] = [phases(student, text[:1], 7, args.repeats)]
     console = Console(width=140)
-    for title in ("phases", "sharing", "caching"):
+    for title in [name for name in ("phases", "sharing", "caching") if name in result]:
         show(console, title, result[title])  # type: ignore[arg-type]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Path(args.out).write_text(json.dumps(result, indent=2) + "\n")

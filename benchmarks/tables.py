@@ -142,27 +142,32 @@ def perturbations(result: dict[str, Any]) -> str:
     """What scorer and auditor make of spoiled ground truth."""
     names = ["text_alignment", "motion_quality", "visual_quality", "strict_pass", "audit/composite", "audit/pass"]
     rows = [[row, *(f"{scores[name]:.3f}" for name in names)] for row, scores in result["rows"].items()]
-    title = f"## Spoiled ground truth\n\n`{result['command']}`, {result['machine']}.\n\n"
-    return title + table(["clips", *names], rows)
+    return f"`{result['command']}`, {result['machine']}.\n\n" + table(["clips", *names], rows)
 
 
 def rollout(result: dict[str, Any]) -> str:
     """Cost of rollouts: phases of a chunk, sharing a prefix, caching."""
-    place = result["machine"]
-    machine = f"{place['device']}, {place['threads']} thread, torch {place['torch']}"
-    phases = [[r["batch"], r["denoise_ms"], r["clean_ms"], r["decode_ms"]] for r in result["phases"]]
-    sharing = [[r["plan"], f"{r['time_ratio']:.2f}", f"{r['forward_ratio']:.2f}"] for r in result["sharing"]]
-    caching = [[r["chunks"], f"{r['speed_up']:.2f}"] for r in result["caching"]]
-    return "\n\n".join(
-        [
-            f"## Rollouts\n\n`{result['command']}`, {machine}; world-sized student, random weights.",
-            table(["batch", "denoise, ms a chunk", "clean pass, ms a chunk", "decode, ms a chunk"], phases),
+    place, names = result["machine"], ["batch", "denoise_ms", "clean_ms", "decode_ms", "first_frames_ms"]
+    machine = f"{place['device']}, {place['threads']} {'thread' if place['threads'] == 1 else 'threads'}"
+    parts = [
+        f"`{result['command']}`, {machine}, torch {place['torch']}; random weights.",
+        table(
+            ["batch", "denoise, ms a chunk", "clean pass, ms a chunk", "decode, ms a chunk", "first frames after, ms"],
+            [[row[name] for name in names] for row in result["phases"]],
+        ),
+    ]
+    if "sharing" in result:
+        sharing = [[r["plan"], f"{r['time_ratio']:.2f}", f"{r['forward_ratio']:.2f}"] for r in result["sharing"]]
+        parts += [
             "A shared prefix against G = 8 independent rollouts (forwards of one chunk, clean passes included):",
             table(["plan, chunks", "time ratio", "forward ratio"], sharing),
-            "The cache against recomputing the past for every forward, same latents:",
-            table(["chunks", "times faster"], caching),
         ]
-    )
+    if "caching" in result:
+        parts += [
+            "The cache against recomputing the past for every forward, same latents:",
+            table(["chunks", "times faster"], [[r["chunks"], f"{r['speed_up']:.2f}"] for r in result["caching"]]),
+        ]
+    return "\n\n".join(parts)
 
 
 def long_tuning(result: dict[str, Any]) -> str:
@@ -173,7 +178,7 @@ def long_tuning(result: dict[str, Any]) -> str:
     ]
     first, *_ = result["window"]
     return (
-        f"## Long tuning\n\n`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        f"`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
         "Peak memory of one training step above the weights; the window is the last one of the video. The cache is\n"
         "what a rolled history leaves (2 prompts); every chunk of the window reads it, broadcast over the group.\n"
         f"Weights and weight sets take {first['resident_mib']:.1f} MiB more: with them, the window at 4 lengths takes "
@@ -191,7 +196,7 @@ def lm_head_memory(result: dict[str, Any]) -> str:
         [
             row["tokens"], row["loss"] + (" (extrapolated)" if row["extrapolated"] else ""), f"{row['peak_gib']:.2f}",
             f"{row['resident_gib']:.2f}" if "resident_gib" in row else "", _share(row, result["rows"]),
-            f"{min(row['seconds']):.1f}", f"{min(row['cpu_seconds']):.1f}", _ratio(row),
+            f"{min(row['seconds']):.2f}", f"{min(row['cpu_seconds']):.2f}", _ratio(row),
             0 if row["extrapolated"] else len(row["seconds"]),
         ]
         for row in sorted(result["rows"], key=lambda row: row["tokens"])
@@ -201,7 +206,7 @@ def lm_head_memory(result: dict[str, Any]) -> str:
         "tokens", "loss", "peak, GiB", "resident, GiB", "of `naive`", "seconds", "CPU seconds", "time of TRL's", "runs",
     ]  # fmt: skip
     text = (
-        f"## Losses behind the head\n\n`{result['command']}`, commit {result['commit']}, {place}, TRL {trl}.\n"
+        f"`{result['command']}`, commit {result['commit']}, {place}, TRL {trl}.\n"
         f"Hidden size {sizes['hidden']}, vocabulary {sizes['vocabulary']}, {sizes['dtype']}; one forward and backward, "
         "all in one process. Peaks lie above the inputs\nand include the gradients; resident memory is what the "
         "process grew by. Times are the least of the runs; ratios to TRL's loss\npair runs of the same round "
@@ -273,7 +278,7 @@ def ar_copo_merge(result: dict[str, Any]) -> str:
             gains.append(f"{one[f'{domain}_gain']:+.3f} ({low:+.3f} .. {high:+.3f})")
         rows.append([one["scale"], *gains])
     return (
-        f"## Merged adapters of AR-CoPO\n\n`{result['command']}`, commit\n{result['commit']}, "
+        f"`{result['command']}`, commit\n{result['commit']}, "
         f"{result['machine']}. `W0 + dW_semi + s dW_on`, training seed {header['seed']},\ngains over W0: trained "
         "rewards on training prompts, the auditor on combinations that are never trained on; 95 % bootstrap\nintervals "
         f"over prompts. The rule of the paper chooses s = {result['scale']:g}.\n\n"
@@ -285,26 +290,38 @@ def discriminator(result: dict[str, Any]) -> str:
     """Pair accuracy against the ranking of one prompt's videos, along warm-ups."""
     names = ["learning_rate", "steps", "held_out_accuracy", "group_std", "correlation", "rank_correlation"]
     return (
-        f"## The discriminator in its warm-up\n\n`{result['command']}`, seed {result['seed']}, commit "
+        f"`{result['command']}`, seed {result['seed']}, commit "
         f"{result['commit']}, {result['machine']}.\nScores of 8 videos of one prompt against the auditor's, within "
         "the groups of 32 held-out prompts; accuracy on pairs of prompts\nthat are never trained on.\n\n"
         + table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in result["rows"]])
     )
 
 
+MEASUREMENTS = {
+    "ar_copo_merge": ("Merged adapters of AR-CoPO", ar_copo_merge),
+    "discriminator": ("The discriminator in its warm-up", discriminator),
+    "lm_head_memory": ("Losses behind the head", lm_head_memory),
+    "lm_head_memory_gpu": ("Losses behind the head, on a GPU", lm_head_memory),
+    "lm_head_memory_gpu_bf16": ("Losses behind the head, on a GPU in bf16", lm_head_memory),
+    "long_tuning": ("Long tuning", long_tuning),
+    "long_tuning_gpu": ("Long tuning, on a GPU", long_tuning),
+    "perturbations": ("Spoiled ground truth", perturbations),
+    "rollout": ("Rollouts", rollout),
+    "rollout_gpu": ("Rollouts, on a GPU", rollout),
+    "rollout_wan_gpu": ("Rollouts at the size of Wan2.1 1.3B, on a GPU", rollout),
+}
+"""Files in `results/` that are no benchmark: heading, and what shows them."""
+
+
 def render() -> str:
-    """The whole page: benchmarks by name, then what the judges and rollouts are measured by."""
+    """The whole page: benchmarks by name, then the other measurements."""
     parts = [HEAD.rstrip()]
-    others = {
-        "perturbations": perturbations, "rollout": rollout, "long_tuning": long_tuning,
-        "lm_head_memory": lm_head_memory, "ar_copo_merge": ar_copo_merge, "discriminator": discriminator,
-    }  # fmt: skip
-    for file in sorted((FOLDER / "results").glob("*.json"), key=lambda f: (f.stem in others, f.stem)):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if "cells" in result:
-            parts.append(bench(read_results(file)))
+    for file in sorted((FOLDER / "results").glob("*.json"), key=lambda f: (f.stem in MEASUREMENTS, f.stem)):
+        if file.stem in MEASUREMENTS:
+            heading, show = MEASUREMENTS[file.stem]
+            parts.append(f"## {heading}\n\n{show(json.loads(file.read_text(encoding='utf-8')))}")
         else:
-            parts.append(others[file.stem](result))
+            parts.append(bench(read_results(file)))
     return "\n\n".join(parts) + "\n"
 
 

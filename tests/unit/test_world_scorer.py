@@ -289,3 +289,11 @@ def test_scorer_and_auditor_share_only_the_constants_and_the_captions() -> None:
         for module in modules:
             for used in imports(module) - {"vidalign.world"}:
                 assert any(used.startswith(root) for root in shared | own), f"the {name} imports {used}"
+
+
+def test_everything_is_computed_where_the_clips_are() -> None:
+    """Tensors of the meta device cannot be mixed with a CPU's, as an accelerator's cannot."""
+    track, extents = torch.empty(2, FRAMES, 2, 2, device="meta"), torch.empty(2, 2, device="meta")
+    assert laws.fit(track, extents).device.type == "meta"
+    found = auditor.audit(torch.empty(2, FRAMES, 3, 32, 32, device="meta"), all_captions()[:2])
+    assert {value.device.type for value in found.values()} == {"meta"}
