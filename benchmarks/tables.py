@@ -268,21 +268,22 @@ def _least(row: dict[str, Any], result: dict[str, Any]) -> float:
 
 
 def ar_copo_merge(result: dict[str, Any]) -> str:
-    """The sweep over the scale of the on-policy adapter; the file is a run's `merge.json`, headed by its command."""
-    header = result["header"]
+    """Sweeps over the scale of the on-policy adapter; the file holds `merge.json` of a run for every training seed."""
     rows = []
-    for one in result["judged"]:
-        gains = []
-        for domain in ("in_domain", "out_of_domain"):
-            low, high = one[f"{domain}_interval"]
-            gains.append(f"{one[f'{domain}_gain']:+.3f} ({low:+.3f} .. {high:+.3f})")
-        rows.append([one["scale"], *gains])
+    for run in result["runs"]:
+        seed = run["header"]["seed"]
+        for one in run["judged"]:
+            gains = []
+            for domain in ("in_domain", "out_of_domain"):
+                low, high = one[f"{domain}_interval"]
+                gains.append(f"{one[f'{domain}_gain']:+.3f} ({low:+.3f} .. {high:+.3f})")
+            rows.append([seed, one["scale"], *gains, "yes" if one["scale"] == run["scale"] else ""])
+    commits = ", ".join(dict.fromkeys(run["header"]["commit"] for run in result["runs"]))
     return (
-        f"`{result['command']}`, commit\n{result['commit']}, "
-        f"{result['machine']}. `W0 + dW_semi + s dW_on`, training seed {header['seed']},\ngains over W0: trained "
-        "rewards on training prompts, the auditor on combinations that are never trained on; 95 % bootstrap\nintervals "
-        f"over prompts. The rule of the paper chooses s = {result['scale']:g}.\n\n"
-        + table(["s", "trained rewards", "out of domain"], rows)
+        f"`{result['command']}`\nwith N the training seed, commit {commits}, {result['machine']}.\n"
+        "`W0 + dW_semi + s dW_on`, gains over W0: trained rewards on training prompts, the auditor on combinations "
+        "that are never trained on;\n95 % bootstrap intervals over prompts. The last column is the choice of the "
+        "paper's rule.\n\n" + table(["seed", "s", "trained rewards", "out of domain", "chosen"], rows)
     )
 
 
