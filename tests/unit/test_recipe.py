@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from vidalign import registry
 from vidalign.errors import RecipeError
 from vidalign.objectives.base import Needs
 from vidalign.recipe import load_recipe
+from vidalign.recipe.differences import differences
 from vidalign.recipe.explain import field_docs, render
 
 TRANSFORMER = dict(
@@ -290,3 +293,69 @@ def test_every_field_of_the_schema_has_a_docstring() -> None:
         if isinstance(node, ast.ClassDef):
             cls = getattr(schema, node.name)
             assert set(field_docs(cls)) == set(cls.__dataclass_fields__), node.name
+
+
+@dataclass
+class Inner:
+    source: str = "teacher"
+    """Who."""
+    weight: float = 1.0
+    """How much."""
+
+
+@dataclass
+class Outer:
+    inner: Inner = field(default_factory=lambda: Inner("student", 0.3))
+    """A section inside a section."""
+    many: dict[str, Inner] = field(default_factory=lambda: {"a": Inner("student", 0.5)})
+    """Sections by name."""
+
+
+class Nested(Toy):
+    @dataclass
+    class Config(Toy.Config):
+        part: Inner = field(default_factory=lambda: Inner("student", 0.6))
+        """A section whose default is not that of its class."""
+        outer: Outer = field(default_factory=lambda: Outer(Inner("reference", 0.1)))
+        """Two levels."""
+
+
+def written(recipe: str, *overrides: str) -> dict[str, Any]:
+    """The built recipe as it stands in a run's folder."""
+    return dict(yaml.safe_load(load_recipe(recipe, list(overrides)).to_yaml()))
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("objective.part.weight=2", {"objective.part.weight": (0.6, 2.0)}),
+        ("objective.outer.inner.weight=2", {"objective.outer.inner.weight": (0.1, 2.0)}),
+        ("objective.outer.many.a.weight=2", {"objective.outer.many.a.weight": (0.5, 2.0)}),
+    ],
+)
+def test_an_override_changes_what_it_names_and_nothing_else(
+    folder: Path, override: str, changed: dict[str, tuple[float, float]]
+) -> None:
+    registry.register("objectives", "nested")(Nested)
+    before = written("base.yaml", "objective.name=nested")
+    after = written("base.yaml", "objective.name=nested", override)
+    assert {k: (a, b) for k, a, b in differences(before, after)} == changed
+
+
+def _ablations() -> list[tuple[str, list[str]]]:
+    rows = []
+    for file in sorted((Path(__file__).parents[2] / "benchmarks/protocols").glob("*.yaml")):
+        for row in yaml.safe_load(file.read_text())["objectives"].values():
+            if isinstance(row, dict) and row.get("overrides"):
+                rows.append((row["recipe"], row["overrides"]))
+    return rows
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), _ablations())
+def test_the_rows_of_protocols_change_exactly_the_keys_that_they_name(recipe: str, overrides: list[str]) -> None:
+    """The meaning of a documented ablation: the built settings differ from the recipe's in the named keys only."""
+    shipped = [text.replace("runs/aligned/student.safetensors", "world/teacher") for text in overrides]
+    before, after = written(recipe), written(recipe, *shipped)
+    named = [text.lstrip("~").split("=")[0] for text in overrides]
+    changed = [key for key, _, _ in differences(before, after)]
+    assert changed and all(any(f"{key}.".startswith(f"{name}.") for name in named) for key in changed)

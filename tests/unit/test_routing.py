@@ -30,7 +30,9 @@ def twin(teacher: list[float], student: list[float], trim: float) -> list[Regime
     gaps = [abs(t - s) for t, s in zip(teacher, student, strict=True)]
     sums = [math.exp(t) + math.exp(s) for t, s in zip(teacher, student, strict=True)]
     kept = len(gaps) - math.floor(trim * len(gaps))
-    mean_gap, mean_sum = (sum(sorted(values)[:kept]) / kept for values in (gaps, sums))
+    q_teacher, q_student = ([math.exp(value) for value in values] for values in (teacher, student))
+    mean_gap, mean_t, mean_s = (sum(sorted(values)[:kept]) / kept for values in (gaps, q_teacher, q_student))
+    mean_sum = mean_t + mean_s
     out = []
     for t, s, a, q in zip(teacher, student, gaps, sums, strict=True):
         if a < mean_gap:
@@ -55,9 +57,10 @@ def test_every_token_has_one_regime_and_all_occur() -> None:
     shares = fractions(found)
     assert set(found.tolist()) == {0, 1, 2, 3} and float(shares.sum()) == pytest.approx(1.0)
     a, q = gap(t, s), t.exp() + s.exp()
+    bar = sum(one.exp().sort().values[:380].mean() for one in (t, s))
     conditions = torch.stack([
-        (a < a.sort().values[:380].mean()) & (q >= q.sort().values[:380].mean()),
-        (a < a.sort().values[:380].mean()) & (q < q.sort().values[:380].mean()),
+        (a < a.sort().values[:380].mean()) & (q >= bar),
+        (a < a.sort().values[:380].mean()) & (q < bar),
         (a >= a.sort().values[:380].mean()) & (t >= s),
         (a >= a.sort().values[:380].mean()) & (t < s),
     ])  # fmt: skip
@@ -99,3 +102,10 @@ def test_histogram_of_gaps() -> None:
     found = gap_histogram(torch.tensor([0.0, 0.005, 0.01, 0.5, 2.9, 3.0, 100.0], dtype=torch.float64))
     assert list(found) == ["0", *(f"{edge:g}" for edge in GAP_EDGES)] and sum(found.values()) == pytest.approx(1.0)
     assert [round(7 * share) for share in found.values()] == [2, 1, 0, 0, 1, 1, 2]
+
+
+def test_the_confidence_bar_trims_each_policy_by_itself() -> None:
+    """Where one policy is sure the other is not: the trimmed mean of the sum is another number."""
+    t = torch.tensor([0.9] + [0.1] * 19, dtype=torch.float64).log()
+    s = torch.tensor([0.1] * 19 + [0.9], dtype=torch.float64).log()
+    assert thresholds(t, s, 0.05).confidence == pytest.approx(0.2)

@@ -10,7 +10,8 @@ On the sampled token, with ``q = exp(logp)``: gap ``A = |log q_T - log q_S|`` an
 | HS | A >= mean A, q_T < q_S | the privileged student knows more |
 
 The four are disjoint and exhaustive. Thresholds are means over all valid tokens of the optimisation batch on all
-ranks, after dropping the largest values; they are taken once a step, never per micro-batch.
+ranks, after dropping the largest values of A, of q_S and of q_T each by itself; the confidence bar is the sum of the
+two means. They are taken once a step, never per micro-batch.
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ def confidence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def thresholds(teacher: Tensor, student: Tensor, trim: float = 0.05) -> Thresholds:
-    """Trimmed means over valid tokens ``[M]`` of the whole batch on all ranks; each statistic drops its own top."""
-    return Thresholds(trimmed_mean(gap(teacher, student), trim), trimmed_mean(confidence(teacher, student), trim))
+    """Trimmed means over valid tokens ``[M]`` of the whole batch on all ranks; A, q_S and q_T each drop their own top.
+
+    The confidence bar is mean q_S + mean q_T, not the trimmed mean of their sum (DOPD, section 3).
+    """
+    sure = trimmed_mean(student.exp(), trim) + trimmed_mean(teacher.exp(), trim)
+    return Thresholds(trimmed_mean(gap(teacher, student), trim), sure)
 
 
 def route(gap: Tensor, confidence: Tensor, endorsed: Tensor, gap_mean: Tensor, confidence_mean: Tensor) -> Tensor:

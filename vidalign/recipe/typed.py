@@ -24,10 +24,11 @@ T = TypeVar("T")
 WRONG = object()
 
 
-def build(cls: type[T], node: Node, path: str, problems: list[Problem]) -> T | None:
+def build(cls: type[T], node: Node, path: str, problems: list[Problem], default: Any = None) -> T | None:
     """An instance of the dataclass `cls`, or None when a required value is missing or wrong.
 
-    `path` is the dotted name of the section in messages.
+    `path` is the dotted name of the section in messages. `default` is the instance that stands where the section is
+    not written: a section that is written in part keeps its other values.
     """
     if not isinstance(node.value, dict):
         problems.append(Problem(f"{path} must be a mapping, not {node.plain()!r}", node.where))
@@ -36,16 +37,17 @@ def build(cls: type[T], node: Node, path: str, problems: list[Problem]) -> T | N
     for key, child in node.value.items():
         if key not in known:
             problems.append(unknown_key(_join(path, key), child.where, known))
-    hints = get_type_hints(cls)
-    values: dict[str, Any] = {}
+    hints, given = get_type_hints(cls), isinstance(default, cls)
+    values: dict[str, Any] = {name: getattr(default, name) for name in known} if given else {}
     for name, spec in known.items():
         if name not in node.value:
-            if _required(spec):
+            if _required(spec) and not given:
                 problems.append(
                     Problem(f"{_join(path, name)} is missing", node.where, fix=f"it is a {_say(hints[name])}")
                 )
             continue
-        value = convert(hints[name], node.value[name], _join(path, name), problems)
+        before = values[name] if given else _default(spec)
+        value = convert(hints[name], node.value[name], _join(path, name), problems, before)
         if value is not WRONG:
             values[name] = value
     if any(_required(spec) and name not in values for name, spec in known.items()):
@@ -53,17 +55,20 @@ def build(cls: type[T], node: Node, path: str, problems: list[Problem]) -> T | N
     return _construct(cls, values, node, path, problems)
 
 
-def convert(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
-    """The value as the type `hint` says; `WRONG` (and a problem) when it is not one."""
+def convert(hint: Any, node: Node, path: str, problems: list[Problem], default: Any = None) -> Any:
+    """The value as the type `hint` says; `WRONG` (and a problem) when it is not one. `default`: see `build`."""
     inner = _without_none(hint)
     if node.value is None and inner is not hint:
         return None
     if is_dataclass(inner) and isinstance(inner, type):
-        built = build(inner, node, path, problems)
+        built = build(inner, node, path, problems, default)
         return WRONG if built is None else built
     if get_origin(inner) is dict and isinstance(node.value, dict):
         item = get_args(inner)[1]
-        pairs = {key: convert(item, child, f"{path}.{key}", problems) for key, child in node.value.items()}
+        before = default if isinstance(default, dict) else {}
+        pairs = {
+            key: convert(item, child, f"{path}.{key}", problems, before.get(key)) for key, child in node.value.items()
+        }
         return {key: value for key, value in pairs.items() if value is not WRONG}
     if get_origin(inner) is list and isinstance(node.value, list):
         (item,) = get_args(inner)
@@ -161,6 +166,13 @@ def _construct(
 
 def _required(spec: Field[Any]) -> bool:
     return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def _default(spec: Field[Any]) -> Any:
+    """What stands in a field that is not written; None when the field is required."""
+    if spec.default_factory is not MISSING:
+        return spec.default_factory()
+    return None if spec.default is MISSING else spec.default
 
 
 def _without_none(hint: Any) -> Any:
