@@ -1,5 +1,7 @@
 # Everything runs inside .venv, which is built here from constraints.txt. `make help` lists the targets.
-PYTHON ?= python3.11
+PYTHONS := python3.11 python3.12 python3.13 python3 python
+SUITS := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c '$(SUITS)' 2>/dev/null && echo $(name))))
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,6 +16,7 @@ help:  ## this list
 venv: $(INSTALLED)  ## build .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python of version 3.11 or newer; looked for: $(PYTHONS)" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

@@ -17,6 +17,7 @@ from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
+from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudentSpec
@@ -93,6 +94,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     """Everything that a training run holds; the student's trainable weights are already in their engine."""
     distributed.setup(single=recipe.engine.name == "deepspeed")
     device = distributed.device()
+    engine = replace(recipe.engine, precision=distributed.resolve_precision(recipe.engine.precision))
     student = build_student(recipe).to(device)
     policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
     frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
@@ -115,9 +117,9 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         changes = owner.optimizer_changes() if isinstance(owner, TrainableReward) else owner.optimizer_changes(role)
         settings = replace(optimizer_of(recipe), **changes)
         engines[role] = build_engine(
-            recipe.engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
+            engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
         )
-    roles = Roles(engines, _frozen_networks(teacher, recipe, device), precision=recipe.engine.precision)
+    roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if hasattr(teacher, "model"):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     ctx = TrainContext(
@@ -132,6 +134,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         features=features,
         codec=None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False),
         tracker=tracker,
+        signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,
     )
     for reward in trainable.values():
@@ -154,11 +157,11 @@ def _check_vocabulary(student: Any, teacher: Any) -> None:
                         fix="use a teacher of the same model family")  # fmt: skip
 
 
-def _frozen_networks(teacher: Any, recipe: Recipe, device: torch.device) -> dict[str, torch.nn.Module]:
+def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
     """The teacher's network, if it is one, with weights as the engine's precision wants them."""
     if not hasattr(teacher, "model"):
         return {}
-    set_precision(teacher.model, recipe.engine.precision)
+    set_precision(teacher.model, precision)
     return {"teacher": teacher.model.to(device)}
 
 

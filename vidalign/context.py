@@ -15,6 +15,7 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
+from vidalign.losses.advantages import SignalFloor
 
 if TYPE_CHECKING:
     from vidalign.engine.policies import Policies
@@ -54,6 +55,8 @@ class TrainContext:
     """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a language student, as is `codec`."""
     codec: Any
     tracker: Tracker
+    signal: SignalFloor = field(default_factory=SignalFloor)
+    """Which groups have a spread that is worth learning from."""
     clips_every: int = 0
     step: int = 0
     update: int = 0

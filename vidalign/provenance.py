@@ -73,6 +73,8 @@ def without_run_folder(line: str) -> str:
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
     """What the first line of a run and the metadata of its weights say."""
+    from vidalign.engine import distributed
+
     return {
         "recipe": Path(recipe.name).name if Path(recipe.name).is_absolute() else recipe.name,
         "recipe_hash": recipe.hash,
@@ -81,4 +83,5 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
         "world_hash": world_hash(),
         "command": command(),
         "machine": machine(),
+        "precision": distributed.resolve_precision(recipe.engine.precision),
     }

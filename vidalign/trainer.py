@@ -117,6 +117,7 @@ class Trainer:
         """Write a checkpoint of the current step; all ranks call it."""
         state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
+        state["signal"] = self.ctx.signal.state_dict()
         return self.checkpoints.save(self.step, state, self._parts(), score=score)
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
@@ -176,6 +177,7 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         if self.ctx.rewards:
             self.ctx.rewards.load_state_dict(state.get("rewards", {}))
+        self.ctx.signal.load_state_dict(state.get("signal", {}))
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vidalign.context import Batch, TrainContext
 from vidalign.errors import DataError, RecipeError, UserError
-from vidalign.objectives.ar_copo import ARCoPO, _weights
+from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Phase
-from vidalign.objectives.scoring import Judgement
+from vidalign.objectives.scoring import Judgement, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
 from vidalign.rollout import Noise, Rollout
@@ -191,7 +191,7 @@ def test_weights_make_the_mean_over_groups_with_spread(monkeypatch: pytest.Monke
     total = 0.0
     for rank in range(3):
         monkeypatch.setattr("vidalign.engine.distributed.rank", lambda rank=rank: rank)
-        total += float((_weights(Judgement(torch.zeros(4, 2), alive, {})) * value[rank]).mean()) / 3
+        total += float((group_weights(Judgement(torch.zeros(4, 2), alive, {})) * value[rank]).mean()) / 3
     assert total == pytest.approx(float(value[alive].mean()))
 
 

@@ -186,9 +186,9 @@ def dopd_by_hand(ctx: TrainContext, data: Experience, config: Any) -> tuple[floa
         at = torch.arange(len(ids))
         rows.append((*found, *(x.log_softmax(-1)[at, ids].detach() for x in found[1:])))
     gaps = sorted(abs(float(t - s)) for row in rows for s, t in zip(row[3], row[4], strict=True))
-    sums = sorted(float(t.exp() + s.exp()) for row in rows for s, t in zip(row[3], row[4], strict=True))
+    sure = [sorted(float(one.exp()) for row in rows for one in row[k]) for k in (3, 4)]
     kept = len(gaps) - int(config.trim * len(gaps))
-    mean_gap, mean_sum = sum(gaps[:kept]) / kept, sum(sums[:kept]) / kept
+    mean_gap, mean_sum = sum(gaps[:kept]) / kept, sum(sum(q[:kept]) / kept for q in sure)
     total, regimes = 0.0, []
     for ours, own, other, l_s, l_t in rows:
         values, chosen = [], []

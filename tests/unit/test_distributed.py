@@ -1,8 +1,9 @@
-"""Which prompt of a step is another's control does not depend on the number of processes."""
+"""What every process must agree on, and what each finds out for its own device."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
@@ -23,3 +24,16 @@ def test_the_next_prompt_is_the_same_on_any_number_of_ranks(ranks: int, monkeypa
 def test_one_prompt_has_no_other() -> None:
     with pytest.raises(UserError, match=r"trainer\.prompts_per_step"):
         distributed.places_of_next(1)
+
+
+@pytest.mark.parametrize(
+    ("avx", "amx", "expected"), [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")]
+)
+def test_automatic_precision_is_bf16_only_where_it_is_native(
+    monkeypatch: pytest.MonkeyPatch, avx: bool, amx: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert distributed.resolve_precision("auto") == expected
+    assert [distributed.resolve_precision(name) for name in ("fp32", "bf16", "fp64")] == ["fp32", "bf16", "fp64"]

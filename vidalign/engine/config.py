@@ -12,6 +12,8 @@ from typing import Literal
 
 from vidalign.errors import UserError
 
+Precision = Literal["auto", "fp32", "bf16", "fp64"]
+
 
 @dataclass
 class EngineConfig:
@@ -19,9 +21,9 @@ class EngineConfig:
     """`plain` is torch alone, on one or several processes; `deepspeed` adds ZeRO."""
     zero_stage: int = 2
     """ZeRO stage 0-3 of `deepspeed`. 2 suits LoRA up to 5B parameters; 3 divides the weights too."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """Compute precision. Trained weights and optimiser state stay fp32 with `bf16` (autocast); `fp64` is for
-    comparing runs and needs `plain`."""
+    precision: Precision = "fp32"
+    """Compute precision. Trained weights and optimiser state stay fp32 with `bf16` (autocast); `auto` is bf16 where the
+    device computes it natively, else fp32; `fp64` is for comparing runs and needs `plain`."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What DeepSpeed keeps in host memory; `parameters` needs stage 3."""
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from vidalign.engine.config import Precision
 from vidalign.errors import UserError
 
 T = TypeVar("T")
@@ -41,6 +42,20 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """``auto`` as ``bf16`` where this process' device computes it natively, else ``fp32``; others as they are.
+
+    A CPU without bf16 instructions emulates them at a fraction of its fp32 speed, and mkldnn's own flag says yes there.
+    """
+    if precision != "auto":
+        return precision
+    if device().type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
 
 
 def setup(*, single: bool = False, timeout_minutes: float = 30.0) -> None:

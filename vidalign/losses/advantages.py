@@ -5,7 +5,41 @@ Statistics are taken over the whole gathered batch; a failed reward is NaN and i
 
 from __future__ import annotations
 
+import statistics
+
 import torch
+
+ZERO_SPREAD = 1e-6
+"""A group whose standard deviation is below it teaches nothing."""
+
+
+class SignalFloor:
+    """Which groups have a reward spread that is signal: at least `share` of the running median of all spreads.
+
+    Dividing by the spread of a group gives noise the size of signal; without a floor, a fork behind which candidates
+    hardly differ trains at full strength. The median runs over the groups of the last `STEPS` steps that differ at
+    all, those of the present step included, and for each set of rewards by itself.
+    """
+
+    STEPS = 20
+
+    def __init__(self, share: float = 0.1) -> None:
+        self.share = share
+        self._seen: dict[str, list[list[float]]] = {}
+
+    def has_signal(self, spread: torch.Tensor, rewards: str) -> torch.Tensor:
+        """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for the set `rewards`."""
+        differing = [value for value in spread.tolist() if value > ZERO_SPREAD]
+        self._seen[rewards] = [*self._seen.get(rewards, []), differing][-self.STEPS :]
+        seen = [value for step in self._seen[rewards] for value in step]
+        floor = self.share * statistics.median(seen) if seen else 0.0
+        return spread > max(ZERO_SPREAD, floor)
+
+    def state_dict(self) -> dict[str, list[list[float]]]:
+        return {name: list(steps) for name, steps in self._seen.items()}
+
+    def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
+        self._seen = {name: list(steps) for name, steps in state.items()}
 
 
 def whiten(reward: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:

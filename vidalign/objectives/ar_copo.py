@@ -32,13 +32,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import Judgement, judge, score_groups
+from vidalign.objectives.scoring import group_weights, judge, score_groups
 from vidalign.provenance import weights_hash
 from vidalign.rollout import RolloutPlan
 from vidalign.rollout.buffer import Buffer, ForkedGroups
@@ -115,7 +114,7 @@ class ARCoPO(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         groups, context, metrics = self._draw(ctx, batch) if self.config.buffer else self.fork(ctx, batch)
         judged = judge(ctx, groups.rewards, combination=self.config.combine, normalise="group")
-        weight = _weights(judged)
+        weight = group_weights(judged)
         advantage = judged.advantage.to(groups.x0.device)
         if self.config.quasi_norm is not None:
             advantage = quasi_normalise(advantage, self.config.quasi_norm)
@@ -252,13 +251,3 @@ class ARCoPO(Objective):
     def after_step(self, ctx: TrainContext) -> None:
         if not self.config.buffer:
             ctx.policies.copy("current", "old")
-
-
-def _weights(judged: Judgement) -> torch.Tensor:
-    """The weight of each of this rank's groups ``[P]``: 0 without spread, else so that the mean over all groups of all
-    ranks is the mean over those that have spread.
-
-    Groups without spread are predicted like the others: their number is not known beforehand, and a step shall cost
-    what its recipe says.
-    """
-    return judged.alive[distributed.rank()].float() * (judged.alive.numel() / max(1, int(judged.alive.sum())))

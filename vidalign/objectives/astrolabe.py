@@ -43,7 +43,7 @@ from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap,
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_prediction, old_rule, on_policy_gap
-from vidalign.objectives.scoring import judge, score_groups
+from vidalign.objectives.scoring import group_weights, judge, score_groups
 from vidalign.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Astrolabe(Objective):
         config = self.config
         judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weight, metrics = reward_weight(judged.advantage.flatten(), config.advantage_clip), judged.metrics
-        weights = {"reward_weight": weight}
+        weights = {"reward_weight": weight, "signal": group_weights(judged).repeat_interleave(config.group_size)}
         if config.kl.mode == "uniform":
             weights["kl_weight"] = torch.ones_like(weight)
         elif config.kl.mode == "selective":
@@ -277,8 +277,8 @@ class Astrolabe(Objective):
         old = old_prediction(ctx, predict, current, config.old_decay)
         clip = config.advantage_clip if config.weighting == "adaptive" else None
         policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
-        loss = policy.mean()
-        metrics = {"objective/policy/mean": policy.mean().detach()}
+        loss = (data["signal"] * policy).mean()
+        metrics = {"objective/policy/mean": loss.detach()}
         if config.kl.mode != "none":
             with torch.no_grad(), ctx.policy("reference"):
                 reference = predict()

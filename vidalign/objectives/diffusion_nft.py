@@ -29,7 +29,7 @@ from vidalign.losses.forward_process import forward_process_loss, reference_pena
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_rule, on_policy_gap, roll_videos
-from vidalign.objectives.scoring import judge, score_groups
+from vidalign.objectives.scoring import group_weights, judge, score_groups
 from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class DiffusionNFT(Objective):
         judged = judge(ctx, scores, combination=self.config.combine, normalise=self.config.advantage_std)
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
         tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
+        tensors["signal"] = group_weights(judged).repeat_interleave(size).to(rollout.latents.device)
         tensors["sample"] = candidate_ids(batch.ids, size)
         metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
         group = torch.arange(count).repeat_interleave(size)
@@ -103,7 +104,8 @@ class DiffusionNFT(Objective):
             old = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
         policy = forward_process_loss(
             current, old, x0, data["reward_weight"], beta=config.beta, advantage_clip=config.advantage_clip
-        ).mean()
+        )
+        policy = (data["signal"] * policy).mean()
         metrics = {"objective/policy/mean": policy.detach()}
         if config.kl_weight == 0:
             return LossOut(policy, metrics)

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.engine import distributed
-from vidalign.losses.advantages import combine, group_advantage, group_statistics
+from vidalign.losses.advantages import ZERO_SPREAD, combine, group_advantage, group_statistics
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
-
-ZERO_SPREAD = 1e-6
-"""A group whose standard deviation is below it teaches nothing."""
 
 
 @dataclass
@@ -24,7 +21,7 @@ class Judgement:
     advantage: torch.Tensor
     """``[P, G]``, 0 where a reward failed."""
     alive: torch.Tensor
-    """``[world size, P]``: which groups of every rank have any spread."""
+    """``[world size, P]``: which groups of every rank have a spread that is signal; the others have advantage 0."""
     scores: dict[str, torch.Tensor]
     """What every reward says of all candidates, ``[world size, P, G]``, of one that learns over the mean of the group;
     NaN where it failed."""
@@ -59,11 +56,23 @@ def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: st
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
+    alive = ctx.signal.has_signal(group_statistics(total, group)[1], ",".join(sorted(ctx.reward_weights)))
+    advantage = advantage * alive[group]
     metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
-    alive = group_statistics(reward, group)[1] > ZERO_SPREAD
+    metrics["health/low_spread_groups/mean"] = float((~alive).float().mean())
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
     gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in compared.items()}
     return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
+
+
+def group_weights(judged: Judgement) -> torch.Tensor:
+    """The weight of each of this rank's groups ``[P]``: 0 without signal, else so that the mean over all groups of all
+    ranks is the mean over those that have it.
+
+    Groups without signal are predicted like the others: their number is not known beforehand, and a step shall cost
+    what its recipe says.
+    """
+    return judged.alive[distributed.rank()].float() * (judged.alive.numel() / max(1, int(judged.alive.sum())))
 
 
 def _learned(ctx: TrainContext) -> set[str]:

@@ -155,6 +155,8 @@ class TrainerConfig:
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after warm-up."""
+    signal_floor: float = 0.1
+    """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights; 0 keeps none."""
     save_every: int = 20
@@ -165,6 +167,8 @@ class TrainerConfig:
     """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.signal_floor < 1:
+            raise ValueError("signal_floor must lie in 0..1, 1 excluded")
         for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

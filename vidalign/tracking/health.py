@@ -6,6 +6,7 @@ logged is not judged. The names that the monitors read:
     reward/mean, reward/<component>/mean   means over the batch; NaN or constant is a fault
     health/reward_nan        fraction of items whose reward failed (NaN)
     health/zero_std_groups   fraction of groups in which all candidates score the same
+    health/low_spread_groups fraction of groups whose spread is below the signal floor
     health/adapter_layers    layers that the adapter pattern matched
     health/grad_norm         norm of the gradient before clipping
     health/on_policy_gap     relative difference between what rollout and replay predict
@@ -97,12 +98,13 @@ def reward_nan(metrics: Metrics) -> Health | None:
 
 
 def zero_std_groups(metrics: Metrics) -> Health | None:
-    fraction = find(metrics, "health/zero_std_groups")
+    low = find(metrics, "health/low_spread_groups")
+    fraction = find(metrics, "health/zero_std_groups") if low is None else low
     if fraction is None or not fraction > 0.5:
         return None
     return Health(
         "zero_std_groups",
-        f"in {fraction:.0%} of the groups all candidates score the same, so they teach nothing",
+        f"in {fraction:.0%} of the groups the candidates score the same or nearly so, so they teach nothing",
         "raise objective.group_size, use harder prompts, or add a reward that is not saturated",
     )
 
