@@ -123,9 +123,13 @@ class TrainContext:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents."""
         return self.codec.encode(clips.to(self.device))
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time."""
-        return torch.cat([self.codec.decode(part) for part in latents.split(DECODE_SLICE)])
+    def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
+        """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
+        if history is None:
+            return torch.cat([self.codec.decode(part) for part in latents.split(DECODE_SLICE)])
+        groups = zip(latents.split(len(latents) // len(history)), history.split(1), strict=True)
+        parts = [(part, past) for group, past in groups for part in group.split(DECODE_SLICE)]
+        return torch.cat([self.codec.decode(part, past) for part, past in parts])
 
     def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
         """One generator a sample, on the CPU; its key holds step and update."""

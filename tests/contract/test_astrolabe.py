@@ -12,6 +12,7 @@ from astrolabe_helpers import Given, astrolabe, judge, prefix_of
 from objective_helpers import CHUNK, GROUP, PROMPTS, accumulate, collect, make, network_of, nudge, whole
 from torch import Tensor
 
+from vidalign.codecs import build_codec
 from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
@@ -59,6 +60,38 @@ def long(folder: Path, frames: int, *overrides: str) -> tuple[Astrolabe, TrainCo
     assert isinstance(objective, Astrolabe)
     ctx.step = next(s for s in range(1000) if prefix_of(objective, ctx, s) == ctx.chunks - 2)
     return objective, ctx
+
+
+def test_rewards_see_a_clip_as_the_frames_of_the_whole_video(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `AutoencoderKLWan`, whose frames depend on the latents before them."""
+    objective, ctx = long(folder, 9)
+    settings: dict[str, Any] = {"base_dim": 2, "z_dim": 3, "dim_mult": [1, 1, 1], "num_res_blocks": 0}
+    settings |= {"temperal_downsample": [True, True], "latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}
+    torch.manual_seed(0)
+    ctx.codec = build_codec({"name": "wan", "config": settings})
+    histories, seen = [], []
+    plain = VideoStudent.rollout
+
+    def watched(self: VideoStudent, text: Any, plan: RolloutPlan, *args: Any, **kwargs: Any) -> Rollout:
+        out = plain(self, text, plan, *args, **kwargs)
+        histories.extend([out.latents] if plan.keep_final else [])
+        return out
+
+    def score(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        seen.append(clips)
+        return {name: clips.flatten(1).mean(1) for name in ctx.reward_weights}
+
+    monkeypatch.setattr(VideoStudent, "rollout", watched)
+    monkeypatch.setattr(ctx, "score", score)
+    monkeypatch.setattr(ctx, "show", lambda *_: None)
+    data, (clips,) = collect(objective, ctx), seen
+    history = torch.cat(histories, 1)
+    assert len(history) == 2 and history.shape[1] == CHUNK * (ctx.chunks - 2)
+    last = [GROUP - 1, 2 * GROUP - 1]  # a candidate of each prompt
+    whole = ctx.codec.decode(torch.cat([history, data["x0"][last]], 1))
+    frames = 4 * data["x0"].shape[1]
+    assert clips.shape[1] == frames
+    assert (clips[last] - whole[:, -frames:]).abs().max() < 1e-4
 
 
 def test_a_streamed_history_is_the_one_of_a_whole_rollout(folder: Path) -> None:

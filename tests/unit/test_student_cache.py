@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from student_reference import inputs, masked_forward, student
+from student_reference import RecacheTwin, inputs, masked_forward, student
 from torch import Tensor
 
 from vidalign.errors import UserError
@@ -138,22 +138,53 @@ def test_unequal_rows_keep_their_own_past() -> None:
     assert worst(one, all_rows[1:2]) < 1e-5
 
 
-def test_the_recache_equals_a_fresh_pass_under_the_new_prompt() -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("rope", ["absolute", "relative"])
+@pytest.mark.parametrize("global_sink", [True, False], ids=["global sink", "new sink"])
+@pytest.mark.parametrize("chunks", [2, 4, 6])
+def test_the_recache_follows_the_rule_of_longlive(chunks: int, global_sink: bool, rope: str) -> None:
+    """Against `RecacheTwin`, below, at and beyond a full window, on the chunks after one and two switches."""
+    policy = CachePolicy(chunk_frames=3, window=12, sink=3, rope=rope, global_sink=global_sink)
+    noisy, clean, _ = inputs(54)
+    texts = [inputs(1, seed=seed)[2] for seed in (0, 7, 8)]
+    network, twin, at = student(policy), RecacheTwin(policy), 0
+    context = network.begin(texts[0])
+    for text in texts:
+        if at:
+            context = network.recache(context, clean[:, :at], text)
+            twin.recache(clean[:, :at], text)
+        later = slice(at, at + 3 * chunks)
+        forced = network.velocity(noisy[:, later], torch.ones(1), text, context, clean=clean[:, later])
+        for start in range(at, at + 3 * chunks, 3):
+            frames = slice(start, start + 3)
+            expected = twin.chunk(noisy[:, frames], 1.0, text, start)
+            assert worst(network.velocity(noisy[:, frames], torch.ones(1), text, context), expected) < 1e-5
+            assert worst(forced[:, start - at : start - at + 3], expected) < 1e-5
+            twin.chunk(clean[:, frames], 0.0, text, start, keep=True)
+            context = network.extend(context, clean[:, frames], text)
+        at += 3 * chunks
+
+
+@torch.no_grad()
+def test_the_sink_mode_matters_only_once_the_window_is_full() -> None:
     _, clean, text = inputs(FRAMES)
-    other = inputs(FRAMES, seed=7)[2]
-    network = student(CachePolicy(chunk_frames=3, window=12, sink=3))
-    old = network.extend(network.begin(text), clean[:, :9], text)
-    switched = network.recache(old, clean[:, :9], other)
-    # one bidirectional pass over the kept frames: every frame sees all nine
-    fresh = network._clean_pass(network.begin(other), clean[:, :9], other)
-    same = [
-        torch.equal(a, b)
-        for a, b in zip(switched.pieces[-1].keys, (k[:, -72:] for k in fresh.pieces[0].keys), strict=True)
-    ]
-    assert switched.frames == 9 and all(same)
-    kept = network.recache(old, clean[:, :9], other, keep_sink=True)
-    assert torch.equal(kept.pieces[0].keys[1], old.pieces[0].keys[1])
-    assert not torch.equal(kept.pieces[-1].keys[1][:, -36:], old.pieces[-1].keys[1])
+    other = inputs(1, seed=7)[2]
+    for frames, same in ((9, True), (12, False), (15, False)):
+        found = []
+        for global_sink in (True, False):
+            network = student(CachePolicy(chunk_frames=3, window=12, sink=3, global_sink=global_sink))
+            old = network.extend(network.begin(text), clean[:, :frames], text)
+            new = network.recache(old, clean[:, :frames], other)
+            found.append(network.velocity(clean[:, -3:], torch.ones(1), other, new))
+        assert (worst(*found) < 1e-5) == same
+
+
+def test_an_ema_sink_refuses_a_prompt_switch() -> None:
+    _, clean, text = inputs(6)
+    network = student(CachePolicy(chunk_frames=3, window=9, sink=3, rope="relative", sink_decay=0.9))
+    context = network.extend(network.begin(text), clean, text)
+    with pytest.raises(UserError, match="EMA sink"):
+        network.recache(context, clean, text)
 
 
 def test_the_ema_sink_takes_up_evicted_frames() -> None:

@@ -109,6 +109,18 @@ def test_streamed_decode_equals_full_decode_exactly(config: dict) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", [WAN, WAN22], ids=["wan 2.1", "wan 2.2"])
+def test_clips_decoded_behind_a_shared_history_are_those_of_the_whole_videos(config: dict) -> None:
+    """Two videos with three candidates each: 12 frames a clip of 3 latents, not the 9 of a video's beginning."""
+    codec = build(config)
+    history, clips = torch.randn(2, 6, 16, 2, 2), torch.randn(6, 3, 16, 2, 2)
+    whole = codec.decode(torch.cat([history.repeat_interleave(3, 0), clips], 1))
+    found = codec.decode(clips, history)
+    assert codec.remembers and found.shape[1] == 12
+    assert torch.allclose(found, whole[:, -12:], atol=1e-6)
+
+
+@torch.no_grad()
 def test_wan_latents_are_whitened() -> None:
     codec = build(WAN)
     clips = torch.rand(1, 5, 3, 16, 16)

@@ -68,7 +68,7 @@ class FrameCodec(Codec):
     def encode(self, clips: Tensor) -> Tensor:
         return self._sliced(self._encode_frames, clips)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
         return self._sliced(self._decode_frames, latents)
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
@@ -91,6 +91,8 @@ class WanCodec(Codec):
     Latents are whitened with the model's own mean and std, as the Wan pipelines do.
     """
 
+    remembers = True
+
     def __init__(
         self, path: str = "", subfolder: str = "", config: dict[str, Any] | None = None, downscale: int = 8
     ) -> None:
@@ -106,25 +108,39 @@ class WanCodec(Codec):
         mean, std = self._statistics(mode)
         return ((mode - mean) / std).transpose(1, 2).to(clips.dtype)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.stream()(latents)
+    def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
+        cache = self._empty_cache()
+        if history is None or not history.shape[1]:
+            return self._decode_chunk(latents, cache, first=True)
+        with torch.no_grad():
+            self._decode_chunk(history, cache, first=True)
+        group = len(latents) // len(history)
+        cache = [x.repeat_interleave(group, 0) if isinstance(x, Tensor) else x for x in cache]
+        return self._decode_chunk(latents, cache, first=False)
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A decoder with a feature cache of its own; chunk after chunk it returns what one call on all
         latents would: 9, 12, 12, ... frames for chunks of 3 latents."""
-        cache: list[Tensor | str | None] = [None] * self.model._cached_conv_counts["decoder"]
-        started = False
+        cache, started = self._empty_cache(), False
 
         def decode_chunk(latents: Tensor) -> Tensor:
             nonlocal started
-            clips = []
-            for latent in self._raw(latents).split(1, 2):
-                options = {} if started else {"first_chunk": True}
-                clips.append(self.model.decoder(latent, feat_cache=cache, feat_idx=[0], **options))
-                started = True
-            return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2)).to(latents.dtype)
+            clips = self._decode_chunk(latents, cache, first=not started)
+            started = True
+            return clips
 
         return decode_chunk
+
+    def _empty_cache(self) -> list[Tensor | str | None]:
+        return [None] * self.model._cached_conv_counts["decoder"]
+
+    def _decode_chunk(self, latents: Tensor, cache: list[Tensor | str | None], *, first: bool) -> Tensor:
+        """Clips of latents behind the features in `cache`, which takes up theirs; first: a video begins."""
+        clips = []
+        for at, latent in enumerate(self._raw(latents).split(1, 2)):
+            options = {"first_chunk": True} if first and at == 0 else {}
+            clips.append(self.model.decoder(latent, feat_cache=cache, feat_idx=[0], **options))
+        return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2)).to(latents.dtype)
 
     def _raw(self, latents: Tensor) -> Tensor:
         x = latents.transpose(1, 2).to(self.model.dtype)

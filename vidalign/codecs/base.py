@@ -24,13 +24,19 @@ class Codec(nn.Module):
     """Channels of a latent frame."""
     downscale: int
     """Pixels per latent position, in each direction."""
+    remembers: bool = False
+    """Whether the frames of a latent depend on the latents before it."""
 
     def encode(self, clips: Tensor) -> Tensor:
         """Clips in [0, 1] to latents."""
         raise NotImplementedError
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to clips, clamped to [0, 1]."""
+    def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
+        """Latents to clips, clamped to [0, 1].
+
+        history: all latents of the same videos before these `[B / group, f, C, h, w]`, candidates of a video
+        adjacent; None = a video begins here. Its frames are not returned.
+        """
         raise NotImplementedError
 
     def stream(self) -> Callable[[Tensor], Tensor]:

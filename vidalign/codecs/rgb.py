@@ -16,5 +16,5 @@ class RGBCodec(Codec):
     def encode(self, clips: Tensor) -> Tensor:
         return clips * 2 - 1
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
         return ((latents + 1) / 2).clamp(0, 1)

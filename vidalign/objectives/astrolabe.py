@@ -176,10 +176,10 @@ class Astrolabe(Objective):
         self._drift = []
         text, size = ctx.text(batch.prompts), self.config.group_size
         with ctx.policy("old"), ctx.gathered():
-            rollout = self._roll(ctx, text, batch.ids)
+            rollout, history = self._roll(ctx, text, batch.ids)
         x0 = rollout.latents[:, rollout.branch]
         seen = rollout.latents if self.config.clip.score == "video" else x0
-        scores, metrics = score_groups(ctx, seen, batch.prompts, size)
+        scores, metrics = score_groups(ctx, seen, batch.prompts, size, history)
         weights, judged = self._judge(ctx, scores)
         tensors = {"x0": x0} | {name: value.to(x0.device) for name, value in weights.items()}
         tensors["sample"] = candidate_ids(batch.ids, size)
@@ -187,14 +187,15 @@ class Astrolabe(Objective):
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
 
-    def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> Rollout:
-        """The groups of all prompts. Unless rewards see the history, only its cache is kept."""
-        plan, history = self._plan(ctx), None
+    def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> tuple[Rollout, torch.Tensor | None]:
+        """The groups of all prompts. Unless rewards see the history, only its cache is kept, and its latents ``[P, f,
+        C, H, W]`` where the codec needs them to decode the clips."""
+        plan, context, history = self._plan(ctx), None, None
         if self.config.clip.score == "clip":
-            history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
+            context, history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
             plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
-        return ctx.student.rollout(text, plan, noise, context=history)
+        return ctx.student.rollout(text, plan, noise, context=context), history
 
     def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
@@ -333,10 +334,18 @@ class Astrolabe(Objective):
         self.kl = KLState(**state)
 
 
-def _stream(ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]) -> Context:
-    """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts; one chunk of noise and latents at a time."""
+def _stream(
+    ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]
+) -> tuple[Context, torch.Tensor | None]:
+    """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts, one chunk of noise at a time; their latents
+    ``[B, f, C, H, W]`` if the codec remembers."""
     context, one = ctx.student.begin(text), RolloutPlan(prefix=0, branch=1, keep_final=True)
+    kept: list[torch.Tensor] = []
     for _ in range(chunks):
         noise = ctx.student.draw_noise(one, generators)
-        context = ctx.student.rollout(text, one, noise, context=context).final
-    return context
+        rolled = ctx.student.rollout(text, one, noise, context=context)
+        assert rolled.final is not None, "the plan keeps the final context"
+        context = rolled.final
+        if ctx.codec.remembers:
+            kept.append(rolled.latents)
+    return context, torch.cat(kept, 1) if kept else None

@@ -29,14 +29,15 @@ class Judgement:
 
 
 def score_groups(
-    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], size: int
+    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], size: int, history: torch.Tensor | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Scores ``[P, G]`` by reward of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
 
-    prompts: P of them. size: G.
+    prompts: P of them. size: G. history: latents ``[P, f, C, H, W]`` before these, not
+    scored: a codec that remembers needs them.
     """
     repeated = [prompt for prompt in prompts for _ in range(size)]
-    clips = ctx.decode(latents)
+    clips = ctx.decode(latents, history)
     scores = ctx.score(clips, repeated)
     ctx.show(clips, repeated, scores)
     motion = float((clips[:, 1:] - clips[:, :-1]).abs().mean())

@@ -48,11 +48,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values of the clean frames 0..frames-1 that later chunks may attend."""
+    """Keys and values of the clean frames first..frames-1 that later chunks may attend."""
 
     batch: int
     frames: int = 0
     pieces: tuple[Piece, ...] = ()
+    first: int = 0
+    """Where the past and its sink begin: frame 0, or the start of the window of the last prompt switch."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ class Context:
     def window(self, policy: CachePolicy) -> Context:
         """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
         frames flow into the sink."""
-        wanted = set(policy.kept_frames(self.frames))
+        wanted = set(policy.kept_frames(self.frames, self.first))
         evicted = [f for f in self.kept if f not in wanted]
         if not evicted:
             return self

@@ -88,21 +88,21 @@ def _segment(
 
 
 @lru_cache(maxsize=256)
-def _denoise(policy: tuple, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+def _denoise(policy: tuple, kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
-    segment = _segment((0, frames), cache.kept_frames(start), (0, frames), kept, start, 0)
+    segment = _segment((0, frames), cache.kept_frames(start, first), (0, frames), kept, start, 0)
     positions = tuple(range(start, start + frames))
     return Layout((segment,), positions, kept, cache.rope == "relative")
 
 
 @lru_cache(maxsize=256)
-def _teacher_forcing(policy: tuple, kept: tuple[int, ...], start: int, frames: int) -> Layout:
+def _teacher_forcing(policy: tuple, kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
     clean = frames - size  # nobody attends the last clean chunk: it is not computed
     segments = []
     for at in range(0, frames, size):
-        past = cache.kept_frames(start + at)
+        past = cache.kept_frames(start + at, first)
         if at < clean:
             segments.append(_segment((at, at + size), past, (at, at + size), kept, start, 0))
         noisy = (clean + at, clean + at + size)
@@ -124,16 +124,24 @@ def _key(policy: CachePolicy) -> tuple:
     return (policy.chunk_frames, policy.window, policy.sink, policy.rope, policy.sink_decay)
 
 
-def denoise_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frames: int) -> Layout:
-    """One chunk at absolute frame `start` behind the context slots `kept`."""
-    return _denoise(_key(policy), kept, start, frames)
+def denoise_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
+    """One chunk of `frames` frames behind `context`."""
+    return _denoise(_key(policy), context.kept, context.frames, frames, context.first)
 
 
-def teacher_forcing_layout(policy: CachePolicy, kept: tuple[int, ...], start: int, frames: int) -> Layout:
-    """[clean without its last chunk, noisy]: clean -> clean block-causal; noisy chunk j -> clean chunks <
-    j and itself.
+def teacher_forcing_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
+    """[clean without its last chunk, noisy] behind `context`: clean -> clean block-causal; noisy chunk j ->
+    clean chunks < j and itself.
     """
-    return _teacher_forcing(_key(policy), kept, start, frames)
+    return _teacher_forcing(_key(policy), context.kept, context.frames, frames, context.first)
+
+
+def recache_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
+    """`frames` frames at the end of `context` that attend each other and every frame it keeps."""
+    past = ((0, len(context.kept)),) if context.kept else ()
+    positions = tuple(range(context.frames, context.frames + frames))
+    segment = Segment((0, frames), past, ((0, frames),))
+    return Layout((segment,), positions, context.kept, policy.rope == "relative")
 
 
 def block_causal_layout(policy: CachePolicy, frames: int) -> Layout:

@@ -43,6 +43,10 @@ class CachePolicy:
     """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 =
     off.
     """
+    global_sink: bool = False
+    """Whether a prompt switch keeps the old sink once the video fills the window; see
+    `VideoStudent.recache`.
+    """
 
     def __post_init__(self) -> None:
         where = "cache"
@@ -60,12 +64,15 @@ class CachePolicy:
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
             raise UserError("sink_decay needs window, sink and rope: relative", where=where)
 
-    def kept_frames(self, start: int) -> list[int]:
-        """Absolute indices of the past frames that a chunk starting at frame `start` attends, ascending."""
-        if not self.window or start <= self.window - self.chunk_frames:
-            return list(range(start))
+    def kept_frames(self, start: int, first: int = 0) -> list[int]:
+        """Absolute indices of the past frames that a chunk starting at frame `start` attends, ascending.
+
+        first: the frame at which the past, and with it the sink, begins.
+        """
+        if not self.window or start - first <= self.window - self.chunk_frames:
+            return list(range(first, start))
         local = self.window - self.chunk_frames - self.sink
-        return [*range(self.sink), *range(start - local, start)]
+        return [*range(first, first + self.sink), *range(start - local, start)]
 
 
 @dataclass

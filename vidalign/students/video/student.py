@@ -166,22 +166,32 @@ class VideoStudent(nn.Module):
         return context
 
     @torch.no_grad()
-    def recache(self, context: Context, latents: Tensor, text: Tensor, *, keep_sink: bool = False) -> Context:
-        """The context rebuilt under a new prompt (LongLive): the last frames that the next chunk attends go
-        through one bidirectional pass at t = 0. latents: all clean latents so far `[N, context.frames, C, H,
-        W]`. keep_sink: the sink keeps its old keys and values (`global_sink`).
+    def recache(self, context: Context, latents: Tensor, text: Tensor) -> Context:
+        """The context rebuilt under a new prompt (LongLive), from all clean latents so far `[N,
+        context.frames, C, H, W]`.
+
+        The frames of the last window go through one bidirectional pass at t = 0, and the first of them become
+        the sink. With `global_sink`, a video that fills the window keeps its old sink instead: the pass
+        attends it in the place of the window's first frames.
         """
-        assert latents.shape[1] == context.frames, "recache needs the latents of every frame so far"
-        cache = self.spec.cache
-        count = min(cache.window or context.frames, context.frames)
-        start = context.frames - count
-        fresh = self._clean_pass(Context(context.batch, start), latents[:, start:], text)
-        sink = context if keep_sink else fresh
-        held = [
-            p for a, b in plans.runs([f for f in sink.kept if f < cache.sink]) for p in sink._frames(a, b)
-        ]
-        local = [p for p in fresh._frames(max(start, cache.sink if held else 0), context.frames)]
-        return Context(context.batch, context.frames, (*held, *local)).window(cache)
+        cache, frames = self.spec.cache, context.frames
+        assert latents.shape[:2] == (context.batch, frames), "recache needs the latents of every frame so far"
+        if cache.sink_decay:
+            raise UserError(
+                "a prompt switch cannot rebuild an EMA sink",
+                where="student.cache.sink_decay",
+                why="it holds a mean of evicted frames under the old prompt",
+                fix="use sink_decay: 0, or go on under the old prompt",
+            )
+        start = max(0, frames - cache.window) if cache.window else 0
+        past = Context(context.batch, start, first=start)
+        if cache.global_sink and cache.window and frames >= cache.window:
+            first = context.first
+            sink = tuple(context._frames(first, first + cache.sink))
+            past = Context(context.batch, start + cache.sink, sink, first)
+        latents = latents[:, past.frames :]
+        layout = plans.recache_layout(cache, past, latents.shape[1])
+        return self._clean_pass(past, latents, text, layout).window(cache)
 
     @torch.no_grad()
     def rollout(
@@ -247,9 +257,9 @@ class VideoStudent(nn.Module):
     ) -> Tensor:
         reader = context if isinstance(context, Reader) else Reader(context or Context(len(x_t)))
         past, frames, size = reader.context, x_t.shape[1], self.spec.cache.chunk_frames
-        kept, sigma = past.kept, self._levels(sigma, x_t)
+        sigma = self._levels(sigma, x_t)
         if frames <= size:
-            layout = plans.denoise_layout(self.spec.cache, kept, past.frames, frames)
+            layout = plans.denoise_layout(self.spec.cache, past, frames)
             return self._run(x_t, sigma, text, layout, reader)
         if clean is None or frames % size or self.spec.cache.sink_decay:
             raise UserError(
@@ -257,15 +267,19 @@ class VideoStudent(nn.Module):
                 why="several whole chunks need `clean` latents and no EMA sink",
                 fix="pass clean=, or one chunk at a time",
             )
-        layout = plans.teacher_forcing_layout(self.spec.cache, kept, past.frames, frames)
+        layout = plans.teacher_forcing_layout(self.spec.cache, past, frames)
         head = clean[:, : frames - size].to(x_t.dtype)
         levels = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
         return self._run(torch.cat([head, x_t], 1), levels, text, layout, reader)[:, frames - size :]
 
-    def _clean_pass(self, context: Context, chunk: Tensor, text: Tensor) -> Context:
-        """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted."""
+    def _clean_pass(
+        self, context: Context, chunk: Tensor, text: Tensor, layout: plans.Layout | None = None
+    ) -> Context:
+        """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted; layout: what
+        attends what, the one of the next chunk unless given.
+        """
         frames = chunk.shape[1]
-        layout = plans.denoise_layout(self.spec.cache, context.kept, context.frames, frames)
+        layout = layout or plans.denoise_layout(self.spec.cache, context, frames)
         collected: list[tuple[Tensor, Tensor]] = []
         zeros = chunk.new_zeros(chunk.shape[:2])
         self._run(chunk, zeros, text, layout, Reader(context), collected)
