@@ -11,6 +11,7 @@ import torch
 from run_helpers import assert_same_student, damage, train, vidalign
 from safetensors.torch import save_file
 
+from vidalign import __version__ as vidalign_version
 from vidalign.engine import distributed, plain
 from vidalign.students.video import checkpoint
 from vidalign.tracking.jsonl import read_history
@@ -84,6 +85,15 @@ MISTAKES = {
     "sample --run RUN --prompt a --out x.webm": "unknown clip format '.webm' - --out",
     "sample --run RUN --prompt a --out x": "unknown clip format 'x' - --out",
     "sample --run RUN --prompt a --out x.gif --frames 7": "cannot make 7 frames",
+    "sample --run RUN --prompt a --out x.gif --frames 0": "'--frames'",
+    "sample --run RUN --prompt a --out x.gif --seed -1": "'--seed'",
+    "sample --run RUN --prompt= --out x.gif": "a prompt is empty - --prompt",
+    "export --run RUN --out x.bin": "a student cannot be written as 'x.bin' - --out",
+    "train recipe.yaml steps=2": "unknown key 'steps' - override 1 - did you mean 'trainer.steps' or 'teacher.steps'?",
+    "train recipe.yaml rewards={}": "there are no rewards",
+    "validate recipe.yaml evaluation.prompts=gone.txt": "check evaluation.prompts",
+    "validate recipe.yaml data.prompts=tokens:train": "a video student cannot show 'tokens:train' - override 1",
+    "validate recipe.yaml teacher.name=store teacher.path=gone": "'gone' holds no clips - override 2 - there is no",
     "collect recipe.yaml --out x": "does not train from a buffer",
     "collect recipe.yaml --out x --groups 0": "'--groups'",
     "train recipe.yaml --resume": "no run is named to go on with - --resume",
@@ -108,6 +118,13 @@ def test_mistakes_on_the_command_line_end_with_2_before_any_work(
     told = capsys.readouterr().err
     assert MISTAKES[command] in told and "Traceback" not in told
     assert sorted(recipe_folder.rglob("*")) == before, "nothing was written"
+
+
+def test_the_version_and_shell_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vidalign("--version") == 0
+    assert capsys.readouterr().out.strip() == f"vidalign {vidalign_version}"
+    assert vidalign("--help") == 0
+    assert "--install-completion" in capsys.readouterr().out
 
 
 def copy_of(finished: Path, folder: Path) -> Path:

@@ -340,10 +340,18 @@ def _prompts(draft: Draft) -> None:
     if recipe.student.name == LANGUAGE:
         _examples(draft, sources)
         return
+    from vidalign.data.language import is_examples
+
     for path, source in sources.items():
+        if is_examples(source):
+            draft.refuse(f"a video student cannot show {source!r}", path, "they are questions for language students",
+                         "use world:SPLIT or a text file with one prompt a line")  # fmt: skip
+            continue
         try:
             prompts = _read_prompts(source)
         except UserError as error:
+            for problem in error.problems:
+                problem.fix = problem.fix.replace("data.prompts", path)  # the key that was written
             draft.pass_on(error, path)
         else:
             _unknown_words(draft, source, prompts)

@@ -127,6 +127,8 @@ def index_clips(path: Path) -> list[Entry]:
         entries = _folder(path)
     elif path.suffix == ".parquet" and path.is_file() or path.is_dir():
         entries = _table(path)
+    elif not path.exists():
+        raise DataError(f"{str(path)!r} holds no clips", why="there is no such path", fix="check teacher.path")
     else:
         known = "a folder of clips, a parquet file, or a folder that Dataset.save_to_disk wrote"
         raise DataError(f"{str(path)!r} holds no clips", why=f"it is not {known}", fix="check teacher.path")
