@@ -154,13 +154,20 @@ def _listed(listed: Path) -> list[tuple[Path, str]]:
             continue
         try:
             row = json.loads(line)
-            pairs.append((listed.parent / row["file_name"], str(row["prompt"]).strip()))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            pairs.append((_inside(listed.parent, row["file_name"]), str(row["prompt"]).strip()))
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "a line of metadata.jsonl cannot be used", where=f"{listed}:{number}",
                 why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
             ) from error  # fmt: skip
     return pairs
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of that name; ValueError when it leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return folder / name
 
 
 def _prompt_of(file: Path) -> str:
