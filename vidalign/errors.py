@@ -1,13 +1,14 @@
 """Mistakes that a user can repair, each told as: what - where - why - fix.
 
 Broken invariants of our own code are `assert`; everything here is shown without a traceback and ends
-the command with the exit code of its class (2: the recipe, 3: the run).
+the command with its exit code (2: the recipe or the command line, 3: the run).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -54,6 +55,12 @@ class RecipeError(UserError):
         return type(self), (self.problems,)
 
 
+class UsageError(UserError):
+    """A mistake on the command line, such as a name that does not exist; nothing was started."""
+
+    exit_code = 2
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, half-written, damaged, of other shapes, or that cannot be written."""
 
@@ -71,6 +78,17 @@ class Interrupted(UserError):
 
     exit_code = 130
     label = "interrupted"
+
+
+@contextmanager
+def before_work() -> Iterator[None]:
+    """Mistakes met inside are those of the command line: nothing was started, and the command ends with 2."""
+    try:
+        yield
+    except UserError as error:
+        if error.exit_code == UserError.exit_code:
+            error.exit_code = UsageError.exit_code
+        raise
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

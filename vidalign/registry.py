@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vidalign.errors import PluginError, UserError, nearest
+from vidalign.errors import PluginError, UsageError, UserError, nearest
 
 KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics")
 
@@ -80,7 +80,7 @@ T = TypeVar("T")
 def get(kind: str, name: str) -> Any:
     """The class or callable registered as `name`, imported now.
 
-    Raises UserError for an unknown name (with the nearest one) and PluginError when its import fails.
+    Raises UsageError for an unknown name (with the nearest one) and PluginError when its import fails.
     """
     assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
     if name in _BUILTIN[kind]:
@@ -98,7 +98,7 @@ def get(kind: str, name: str) -> Any:
     known = names(kind)
     close = nearest(name, known)
     fix = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
-    raise UserError(f"{name!r} is not among the {kind}", fix=fix)
+    raise UsageError(f"{name!r} is not among the {kind}", fix=fix)
 
 
 def names(kind: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from vidalign.codecs import build_codec
 from vidalign.data.examples import Example
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
-from vidalign.errors import CheckpointError, DataError
+from vidalign.errors import CheckpointError, DataError, UsageError, before_work
 from vidalign.provenance import describe_run, without_run_folder
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
@@ -61,12 +61,7 @@ class FinishedRun:
 def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     """Open a finished run; raises `CheckpointError` naming what is missing."""
     folder = Path(folder)
-    for name in ("recipe.yaml", STUDENT):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
-                fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
-            )  # fmt: skip
+    check_finished(folder)
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
@@ -74,6 +69,17 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
         recipe.name = header.get("recipe", recipe.name)  # what it was called when it was trained
     kind = registry.get("students", recipe.student.name)
     return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
+
+
+@before_work()
+def check_finished(folder: Path) -> None:
+    """Raises `CheckpointError` unless the folder holds a recipe and a student."""
+    for name in ("recipe.yaml", STUDENT):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
+                fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
+            )  # fmt: skip
 
 
 def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
@@ -166,11 +172,23 @@ def sample_run(
     student = run.student.eval()
     if run.recipe.student.name == LANGUAGE:
         return [_write_answers(student, prompts, out, seed, images)]
-    frames = frames or run.recipe.data.frames
-    generate: Any = student_generator(student, build_features(student.spec), build_codec(student.spec.codec), frames)
+    _check_clip_name(out)
+    frames = run.recipe.data.frames if frames is None else frames
+    codec = build_codec(student.spec.codec)
+    with before_work():
+        generate: Any = student_generator(student, build_features(student.spec), codec, frames)
     clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
+
+
+def _check_clip_name(out: Path) -> None:
+    """The file's name says a format that clips are written in."""
+    if out.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(
+            f"unknown clip format '{out.suffix or out.name}'", where="--out",
+            why="clips are written as animated GIF or as MP4", fix="end the file name in .gif or .mp4",
+        )  # fmt: skip
 
 
 def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, images: Sequence[Path]) -> Path:

@@ -79,12 +79,12 @@ def test_run_resume_and_compare(
     capsys.readouterr()
     assert vidalign("bench", "compare", "p:base", "ground_truth") == 0
     assert "better" in capsys.readouterr().out
-    assert vidalign("bench", "compare", "p:base", "sfd") == 3
+    assert vidalign("bench", "compare", "p:base", "sfd") == 2
     assert "did you mean 'sft'" in capsys.readouterr().err
     document = json.loads(Path("out.json").read_text())
     document["cells"][0]["metrics"]["world_scorer/composite"][0] = 1.0
     Path("out.json").write_text(json.dumps(document))
-    assert vidalign("bench", "compare", "out.json:base", "sft") == 3
+    assert vidalign("bench", "compare", "out.json:base", "sft") == 2
     assert "was changed after it was measured" in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_mistakes_before_anything_starts(folder: Path, capsys: pytest.CaptureFix
     assert vidalign("bench", "run", "p.yaml", "--objectives", "stf") == 2
     assert "did you mean 'sft'" in capsys.readouterr().err
     assert vidalign("bench", "run", "p.yaml", "--seeds", "a") == 2
-    assert vidalign("bench", "compare", "sft", "base") == 3
+    assert vidalign("bench", "compare", "sft", "base") == 2
     assert "RESULT:ROW" in capsys.readouterr().err
     assert not (folder / "runs").exists()
 

@@ -51,15 +51,15 @@ def test_mistakes(finished: Path, prompts: Path, tmp_path: Path, capsys: pytest.
     run = ("--run", str(finished / "run"))
     assert vidalign(*command) == vidalign(*command, *run, "--recipe", "world/astrolabe") == 2
     assert "give one of --run and --recipe" in capsys.readouterr().err
-    for wrong, told in (
-        (("--fps", "0"), "fps must be positive"),
-        (("--frames", "4"), "cannot make 4 frames"),
-        (("--prompts", str(tmp_path / "gone.txt")), "the prompt file cannot be read"),
-        (("--run", str(tmp_path)), "is not a finished run"),
+    for wrong, code, told in (
+        (("--fps", "0"), 2, "fps must be positive"),
+        (("--frames", "4"), 3, "cannot make 4 frames"),
+        (("--prompts", str(tmp_path / "gone.txt")), 2, "the prompt file cannot be read"),
+        (("--run", str(tmp_path)), 2, "is not a finished run"),
     ):
-        assert vidalign(*command, *run, *wrong) == 3
+        assert vidalign(*command, *run, *wrong) == code
         assert told in capsys.readouterr().err
-    assert vidalign("bench", "export-videos", "vbnch", *command[3:], *run) == 3
+    assert vidalign("bench", "export-videos", "vbnch", *command[3:], *run) == 2
     assert "did you mean 'vbench'?" in capsys.readouterr().err
     assert not out.exists()
 

@@ -11,6 +11,7 @@ import torch
 from run_helpers import assert_same_student, damage, train, vidalign
 from safetensors.torch import save_file
 
+from vidalign import __version__ as vidalign_version
 from vidalign.engine import distributed, plain
 from vidalign.students.video import checkpoint
 from vidalign.tracking.jsonl import read_history
@@ -58,8 +59,75 @@ def test_a_disk_that_takes_no_more_is_told_without_a_traceback(
 
 def test_a_run_that_is_not_there(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (["evaluate"], ["sample", "--prompt", "a", "--out", "x.gif"], ["export", "--out", "x.safetensors"]):
-        assert vidalign(*verb, "--run", "nowhere") == 3
+        assert vidalign(*verb, "--run", "nowhere") == 2
         assert "nowhere is not a finished run" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "list foo": "nothing called 'foo'",
+    "list rewards --plugin nope.py": "no plugin file 'nope.py'",
+    "list rewards --plugin notes.txt": "is not a Python file",
+    "list rewards --plugin broken.py": "the plugin file broken.py cannot be run - broken.py:1",
+    "bench run nope": "there is no protocol 'nope'",
+    "bench run quickstart --objectives nope": "there is no row 'nope'",
+    "bench report nope": "there is no result file",
+    "bench compare nope.json:base sft": "there is no result file nope.json",
+    "bench compare base sft": "'base' names no row of a result",
+    "bench export-videos vbnch --prompts a.txt --out x --recipe recipe.yaml": "did you mean 'vbench'?",
+    "bench export-videos vbench --prompts a.txt --out x --recipe recipe.yaml": "the prompt file cannot be read",
+    "bench export-videos vbench --prompts a.txt --out x --recipe recipe.yaml --fps 0": "fps must be positive",
+    "evaluate --run nowhere": "nowhere is not a finished run",
+    "export --run nowhere --out x.safetensors": "nowhere is not a finished run",
+    "merge --semi nowhere --on-policy RUN --out x --scale 1": "nowhere is not a finished run",
+    "merge --semi RUN --on-policy RUN --out RUN --scale 1": "already holds a student - --out",
+    "merge --semi RUN --on-policy RUN --out x --scale -1": "'--scale'",
+    "sample --run nowhere --prompt a --out x.gif": "nowhere is not a finished run",
+    "sample --run RUN --prompt a --out x.webm": "unknown clip format '.webm' - --out",
+    "sample --run RUN --prompt a --out x": "unknown clip format 'x' - --out",
+    "sample --run RUN --prompt a --out x.gif --frames 7": "cannot make 7 frames",
+    "sample --run RUN --prompt a --out x.gif --frames 0": "'--frames'",
+    "sample --run RUN --prompt a --out x.gif --seed -1": "'--seed'",
+    "sample --run RUN --prompt= --out x.gif": "a prompt is empty - --prompt",
+    "export --run RUN --out x.bin": "a student cannot be written as 'x.bin' - --out",
+    "train recipe.yaml steps=2": "unknown key 'steps' - override 1 - did you mean 'trainer.steps' or 'teacher.steps'?",
+    "train recipe.yaml rewards={}": "there are no rewards",
+    "validate recipe.yaml evaluation.prompts=gone.txt": "check evaluation.prompts",
+    "validate recipe.yaml data.prompts=tokens:train": "a video student cannot show 'tokens:train' - override 1",
+    "validate recipe.yaml teacher.name=store teacher.path=gone": "'gone' holds no clips - override 2 - there is no",
+    "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
+    "validate tokens/opd data.prompts=gone.jsonl": "there are no examples 'gone.jsonl' - override 1",
+    "validate tokens/opd rewards.motion_quality=1": "the reward 'motion_quality' cannot judge texts - override 1",
+    "collect recipe.yaml --out x": "does not train from a buffer",
+    "collect recipe.yaml --out x --groups 0": "'--groups'",
+    "train recipe.yaml --resume": "no run is named to go on with - --resume",
+    "train recipe.yaml --run notes.txt": "notes.txt is not a folder",
+    "train recipe.yaml --run RUN": "already holds a run",
+    "train recipe.yaml --gpus 2": "several processes need the name of their run folder",
+    "train recipe.yaml --gpus 2 --nodes 2 --run x": "2 machines do not know where to meet",
+    "train nope": "there is no recipe 'nope'",
+    "validate recipe.yaml --nope": "No such option",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_mistakes_on_the_command_line_end_with_2_before_any_work(
+    command: str, finished: Path, recipe_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").write_text("no Python", encoding="utf-8")
+    Path("broken.py").write_text("1 / 0\n", encoding="utf-8")
+    before = sorted(recipe_folder.rglob("*"))
+    words = [str(finished / "run") if word == "RUN" else word for word in command.split()]
+    assert vidalign(*words) == 2
+    told = capsys.readouterr().err
+    assert MISTAKES[command] in told and "Traceback" not in told
+    assert sorted(recipe_folder.rglob("*")) == before, "nothing was written"
+
+
+def test_the_version_and_shell_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vidalign("--version") == 0
+    assert capsys.readouterr().out.strip() == f"vidalign {vidalign_version}"
+    assert vidalign("--help") == 0
+    assert "--install-completion" in capsys.readouterr().out
 
 
 def copy_of(finished: Path, folder: Path) -> Path:

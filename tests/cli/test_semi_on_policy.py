@@ -111,7 +111,8 @@ def test_a_buffer_of_another_origin_is_refused(
     change: str, told: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(folder / "buffer")
-    assert collect(folder, change, "--groups", "7") == 3
+    code = 2 if "flow_grpo" in change else 3
+    assert collect(folder, change, "--groups", "7") == code
     assert told in " ".join(capsys.readouterr().err.split()) and files(folder / "buffer") == before
 
 
@@ -198,7 +199,7 @@ def test_a_merged_run_is_judged_sampled_and_exported_like_any_other(folder: Path
     )
     assert str(folder) not in json.dumps(metadata)
     assert all(torch.equal(value, student(str(out))[key]) for key, value in tensors.items())
-    assert vidalign("merge", *both, "--scale", "0.5") == 3, "a student is not overwritten"
+    assert vidalign("merge", *both, "--scale", "0.5") == 2, "a student is not overwritten"
 
 
 def test_the_sweep_judges_every_scale_and_keeps_the_rule(
@@ -256,14 +257,14 @@ def test_the_rule(gains: dict[float, tuple[float, float]], chosen: float | None)
 
 
 def test_what_cannot_be_merged(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(told: str, semi: str, on: str, *scale: str) -> None:
+    def refused(code: int, told: str, semi: str, on: str, *scale: str) -> None:
         runs = ("--semi", str(folder / semi), "--on-policy", str(folder / on), "--out", str(tmp_path / "out"))
-        assert vidalign("merge", *runs, *scale) == 3
+        assert vidalign("merge", *runs, *scale) == code
         assert told in " ".join(capsys.readouterr().err.split())
 
-    refused("has no adapter", "semi", "full", "--scale", "1")
-    refused("is not a finished run", "buffer", "on", "--scale", "1")
-    refused("cannot merge at the scales [-1.0]", "semi", "on", "--scale", "-1")
+    refused(3, "has no adapter", "semi", "full", "--scale", "1")
+    refused(2, "is not a finished run", "buffer", "on", "--scale", "1")
+    refused(2, "'--scale'", "semi", "on", "--scale", "-1")
     assert load_recipe(folder / "on" / "recipe.yaml").student.adapter is not None
     assert not (tmp_path / "out").exists()
 

@@ -11,11 +11,12 @@ import signal
 import sys
 import threading
 import warnings
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 
+import vidalign
 from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
 from vidalign.errors import UserError
 
@@ -25,11 +26,26 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 
 app = typer.Typer(
     name="vidalign",
-    help="Align causal video students on-policy.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vidalign {vidalign.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Align causal video students on-policy."""
+
+
 app.command("train")(train.train)
 app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)

@@ -9,7 +9,7 @@ import typer
 
 from vidalign.cli.bench_videos import export_videos
 from vidalign.cli.options import Plugins
-from vidalign.errors import UserError
+from vidalign.errors import UsageError, UserError, before_work
 
 if TYPE_CHECKING:
     from vidalign.bench.results import Results
@@ -48,13 +48,15 @@ def run(
 ) -> None:
     """Run a protocol, or what is left of it; cells that are finished are kept."""
     from vidalign.bench.results import write_results
-    from vidalign.bench.runner import RESULTS, BenchRun
+    from vidalign.bench.runner import RESULTS, BenchRun, prepare
 
     rows = objectives.split(",") if objectives is not None else None
     chosen = _numbers(seeds) if seeds is not None else None
     plugins = list(plugin or [])
     known = [out] if out is not None else []
-    one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, known, say=typer.echo)
+    with before_work():
+        one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, known, say=typer.echo)
+        prepare(one.protocol)
     results = one.run()
     if out is not None:
         write_results(out, results)
@@ -82,9 +84,10 @@ def compare(
     from vidalign.bench.bootstrap import compare as difference
     from vidalign.bench.bootstrap import varied
 
-    first, row_a = _result_and_row(a, None)
-    second, row_b = _result_and_row(b, first)
-    found = difference(first, row_a, row_b, second, split)
+    with before_work():
+        first, row_a = _result_and_row(a, None)
+        second, row_b = _result_and_row(b, first)
+        found = difference(first, row_a, row_b, second, split)
     seeds = max(len(first.of_row(row_a)), len(second.of_row(row_b)))
     table = Table(title=f"{row_b} minus {row_a}, {split} prompts, 95 % intervals over {varied(seeds)}")
     for column in ("metric", "difference", "95 % interval", ""):
@@ -105,7 +108,8 @@ def report(
     """Write a result as one self-contained page."""
     from vidalign.bench.report import write_bench_report
 
-    results = _result(result)
+    with before_work():
+        results = _result(result)
     target = out or Path("runs") / "bench" / results.protocol.name / "report.html"
     typer.echo(f"report: {write_bench_report(results, target)}")
 
@@ -124,5 +128,5 @@ def _result_and_row(text: str, same: Results | None) -> tuple[Results, str]:
     if not result and same is not None:
         return same, row
     if not result or not row:
-        raise UserError(f"{text!r} names no row of a result", fix="write RESULT:ROW, such as quickstart:base")
+        raise UsageError(f"{text!r} names no row of a result", fix="write RESULT:ROW, such as quickstart:base")
     return _result(result), row

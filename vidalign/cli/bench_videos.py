@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vidalign.cli.options import Plugins
-from vidalign.errors import Interrupted
+from vidalign.errors import Interrupted, before_work
 
 
 def export_videos(
@@ -44,8 +44,10 @@ def export_videos(
     from vidalign.recipe import load_recipe
     from vidalign.runs import open_run
 
-    chosen = open_suite(suite)
-    config = ExportConfig(seeds, rewritten, frames, fps, batch)
+    with before_work():
+        chosen = open_suite(suite)
+        config = ExportConfig(seeds, rewritten, frames, fps, batch)
+        chosen.read(prompts, rewritten)
     if run is not None:
         opened = open_run(run)
         source, student = opened.recipe, opened.student

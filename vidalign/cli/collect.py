@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.errors import UsageError
 
 
 def collect(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Option("--out", metavar="BUFFER", help="Folder to fill; gaps are filled again.")],
     overrides: Overrides = None,
-    groups: Annotated[int, typer.Option(help="Groups to collect, rounded up to whole steps.")] = 100,
+    groups: Annotated[int, typer.Option(min=1, help="Groups to collect, rounded up to whole steps.")] = 100,
     plugin: Plugins = None,
 ) -> None:
     """Collect a buffer of groups from the student that a recipe begins with."""
@@ -23,6 +24,11 @@ def collect(
 
     loaded = load_recipe(recipe, overrides)
     tell_warnings(loaded.warnings)
+    if loaded.objective.name != "ar_copo":
+        raise UsageError(
+            f"the objective {loaded.objective.name!r} does not train from a buffer", where="objective.name",
+            why="groups that fork at a pivot chunk are ar_copo's", fix="use objective.name=ar_copo",
+        )  # fmt: skip
     from vidalign.collecting import collect_buffer  # heavy, and not needed to refuse a recipe
     from vidalign.engine import distributed
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vidalign.cli.options import RunFolder
+from vidalign.errors import UsageError
 
 
 def export(
@@ -18,6 +19,11 @@ def export(
     ] = "float32",
 ) -> None:
     """Write the student of a run to one file."""
+    if out.suffix != ".safetensors":
+        raise UsageError(
+            f"a student cannot be written as {out.name!r}", where="--out",
+            why="its weights are a safetensors file", fix="end the file name in .safetensors",
+        )  # fmt: skip
     from vidalign.runs import export_run
 
     typer.echo(str(export_run(run, out, dtype)))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vidalign.errors import UserError
+from vidalign.errors import UsageError
 
 Gpus = Annotated[
     int, typer.Option("--gpus", metavar="N", min=1, help="Processes on this machine, one a GPU (or a CPU process).")
@@ -27,17 +27,17 @@ def torchrun_command(
 ) -> list[str] | None:
     """The torchrun command for `arguments` of `vidalign`, or None where this process is all that is asked for.
 
-    Raises `UserError` for several machines without a meeting point or a run folder that they share.
+    Raises `UsageError` for several machines without a meeting point or a run folder that they share.
     """
     if gpus * nodes == 1 or "LOCAL_RANK" in os.environ:  # torchrun has started this process
         return None
     if nodes > 1 and not rendezvous:
-        raise UserError(
+        raise UsageError(
             f"{nodes} machines do not know where to meet",
             where="--rendezvous", fix="add --rendezvous HOST:PORT, the address of one of them, on each",
         )  # fmt: skip
     if run is None:
-        raise UserError(
+        raise UsageError(
             "several processes need the name of their run folder",
             where="--run", why="the default name carries the time, which may differ between them",
             fix="add --run RUN, a folder that all of them see",

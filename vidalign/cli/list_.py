@@ -9,7 +9,7 @@ import typer
 
 from vidalign import registry
 from vidalign.cli.options import Plugins
-from vidalign.errors import UserError, nearest
+from vidalign.errors import UsageError, nearest
 
 KINDS = ("recipes", "protocols", *registry.KINDS)
 
@@ -22,7 +22,7 @@ def list_(
     if kind not in KINDS:
         close = nearest(kind, KINDS)
         fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
-        raise UserError(f"there is nothing called {kind!r} to list", fix=fix)
+        raise UsageError(f"there is nothing called {kind!r} to list", fix=fix)
     rows = {"recipes": _recipes, "protocols": _protocols}.get(kind, lambda: registry.names(kind))()
     if not rows:
         typer.echo(f"no {kind}")

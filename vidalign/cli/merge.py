@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vidalign.errors import UsageError
+
 
 def merge(
     semi: Annotated[Path, typer.Option("--semi", metavar="RUN", help="Run trained from a buffer.")],
@@ -14,7 +16,9 @@ def merge(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for the merged student.")],
     scale: Annotated[
         list[float] | None,
-        typer.Option("--scale", help="s; one is taken as it is, of several the rule chooses. Default: 1, 0.8, ..., 0."),
+        typer.Option(
+            "--scale", min=0.0, help="s; one is taken as it is, of several the rule chooses. Default: 1, 0.8, ..., 0."
+        ),
     ] = None,
     out_of_domain: Annotated[
         str,
@@ -26,5 +30,9 @@ def merge(
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
     from vidalign.merging import SCALES, merge_runs
+    from vidalign.runs import STUDENT
+
+    if (out / STUDENT).exists():
+        raise UsageError(f"{out} already holds a student", where="--out", fix="name another folder")
 
     merge_runs(semi, on_policy, out, scale or SCALES, out_of_domain=out_of_domain, judge=judge)

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vidalign import registry
-from vidalign.errors import Problem
+from vidalign.errors import Problem, before_work
 
 
 def _load_plugins(files: list[Path] | None) -> list[Path] | None:
-    for file in files or []:
-        registry.load_plugin_file(file)
+    with before_work():
+        for file in files or []:
+            registry.load_plugin_file(file)
     return files
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vidalign.cli.options import Plugins, RunFolder
+from vidalign.errors import UsageError
 
 
 def sample(
@@ -16,14 +17,16 @@ def sample(
     out: Annotated[
         Path, typer.Option("--out", help="File to write: .gif, .mp4 where an encoder is there, .txt for answers.")
     ],
-    frames: Annotated[int | None, typer.Option(help="Length in frames; default as in training.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed gives another clip.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, help="Length in frames; default as in training.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another clip.")] = 0,
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Picture that a vision-language student is asked about.")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Generate clips, or answers of a language student, with the student of a run."""
+    if not all(text.strip() for text in prompt):
+        raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
     from vidalign.runs import sample_run
 
     for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or []):

@@ -10,7 +10,7 @@ import typer
 
 from vidalign.cli.launch import Gpus, Nodes, Rendezvous, relaunch
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
-from vidalign.errors import Interrupted
+from vidalign.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from vidalign.trainer import Trainer
@@ -34,6 +34,7 @@ def train(
     from vidalign.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    _check_folder(run, resume)
     relaunch(gpus, nodes, rendezvous, run)
     tell_warnings(loaded.warnings)
     from vidalign.engine import distributed  # heavy, and not needed to refuse a recipe
@@ -48,6 +49,24 @@ def train(
     except KeyboardInterrupt:
         plugins = [word for file in plugin or [] for word in ("--plugin", str(file))]
         raise _interrupted(trainer, [recipe, *(overrides or []), *plugins], folder is not None) from None
+
+
+def _check_folder(run: Path | None, resume: bool) -> None:
+    """A run goes on only where one was begun, and another one is not written over it."""
+    if run is None:
+        if resume:
+            raise UsageError("no run is named to go on with", where="--resume", fix="add --run RUN, its folder")
+        return
+    from vidalign.engine.checkpoint import Checkpoints
+
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is not a folder", where="--run", fix="name another one")
+    saved = Checkpoints(run / "checkpoints").steps()
+    if saved and not resume:
+        raise UsageError(
+            f"{run} already holds a run, saved at step {saved[-1]}",
+            where="--run", fix="add --resume to go on with it, or name another folder",
+        )  # fmt: skip
 
 
 def _interrupted(trainer: Trainer, arguments: list[str], trained: bool) -> Interrupted:

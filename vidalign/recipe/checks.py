@@ -29,6 +29,10 @@ NETWORKS = ("model", "few_step", LANGUAGE)
 """Teachers that are a network with weights."""
 
 
+VIDEO_REWARDS = ("motion_quality", "text_alignment", "visual_quality")
+"""Built-in rewards that score clips."""
+
+
 @dataclass
 class Draft:
     """A recipe under examination."""
@@ -124,6 +128,8 @@ def _objective(draft: Draft) -> None:
 def _rewards(draft: Draft) -> None:
     rewards, needs = draft.recipe.rewards, draft.needs
     for name in rewards:
+        if draft.recipe.student.name == LANGUAGE and name in VIDEO_REWARDS:
+            draft.refuse(f"the reward {name!r} cannot judge texts", f"rewards.{name}", "it is for videos", "delete it")
         try:
             registry.get("rewards", name)
         except UserError as error:
@@ -270,6 +276,8 @@ def _adapter(draft: Draft) -> None:
 
 
 def _optimizer(draft: Draft) -> None:
+    if draft.recipe.trainer.learning_rate < 0:
+        draft.refuse("the learning rate is negative", "trainer.learning_rate", "the loss would rise", "use 0 or more")
     if draft.recipe.trainer.optimizer == "muon" and draft.recipe.engine.name == "deepspeed":
         why = "it needs whole matrices, and ZeRO divides the weights into flat pieces"
         draft.refuse("muon does not run on DeepSpeed", "trainer.optimizer", why, "use adamw, or engine.name: plain")
@@ -340,10 +348,18 @@ def _prompts(draft: Draft) -> None:
     if recipe.student.name == LANGUAGE:
         _examples(draft, sources)
         return
+    from vidalign.data.language import is_examples
+
     for path, source in sources.items():
+        if is_examples(source):
+            draft.refuse(f"a video student cannot show {source!r}", path, "they are questions for language students",
+                         "use world:SPLIT or a text file with one prompt a line")  # fmt: skip
+            continue
         try:
             prompts = _read_prompts(source)
         except UserError as error:
+            for problem in error.problems:
+                problem.fix = problem.fix.replace("data.prompts", path)  # the key that was written
             draft.pass_on(error, path)
         else:
             _unknown_words(draft, source, prompts)
@@ -351,9 +367,11 @@ def _prompts(draft: Draft) -> None:
 
 def _examples(draft: Draft, sources: dict[str, str]) -> None:
     """Splits of the embedded worlds exist and a table is not a split of the video world; tables are not read."""
-    from vidalign.data.language import check_world
+    from vidalign.data.language import FILES, check_world
 
     for path, source in sources.items():
+        if Path(source).suffix in FILES and not Path(source).is_file():
+            draft.refuse(f"there are no examples {source!r}", path, "there is no such file", "check the path")
         try:
             check_world(source)
         except UserError as error:

@@ -1,7 +1,8 @@
 """From a name to one tree: the file, its `base:` parents (at most two) and the overrides, merged.
 
-Mappings merge key by key, everything else replaces. `~key` deletes what a parent wrote. A section that
-chooses a plugin is replaced as a whole when its `name` changes: the parent's settings are another plugin's.
+Mappings merge key by key, everything else replaces, an empty mapping too. `~key` deletes what a parent wrote. A
+section that chooses a plugin is replaced as a whole when its `name` changes: the parent's settings are another
+plugin's.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def compose(name: str, overrides: list[str], choices: set[str], problems: list[P
 
 def merge(below: Node, above: Node, choices: set[str], problems: list[Problem], path: str = "") -> Node:
     """`above` laid over `below`; neither is changed."""
-    if not isinstance(above.value, dict):
+    if not isinstance(above.value, dict) or (path and not above.value):
         return above
     entries = dict(below.value) if isinstance(below.value, dict) else {}
     if path in choices and _renamed(entries, above.value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -13,7 +13,7 @@ from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Choice, Sections
+from vidalign.recipe.schema import Choice, Sections, TrainerConfig
 from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
 CHOICES = {f.name for f in fields(Sections) if "plugin" in f.metadata}
@@ -85,7 +85,10 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
     hints = get_type_hints(Sections)
     for key, child in tree.value.items():
         if key not in hints:
-            problems.append(unknown_key(key, child.where, [*hints, "base"]))
+            problem = unknown_key(key, child.where, [*hints, "base"])
+            if inside := _sections_with(key, hints):
+                problem.fix = f"did you mean {' or '.join(repr(f'{section}.{key}') for section in inside)}?"
+            problems.append(problem)
     values: dict[str, Any] = {}
     broken = set() if whole else set(hints)
     for spec in fields(Sections):
@@ -111,6 +114,16 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         if len(problems) > before:
             broken.add(name)
     return Recipe(**values), broken
+
+
+def _sections_with(key: str, hints: dict[str, Any]) -> list[str]:
+    """The sections that have a setting of this name."""
+    found = []
+    for section, hint in hints.items():
+        kinds = [hint, *get_args(hint)]
+        if any(is_dataclass(kind) and key in {f.name for f in fields(kind)} for kind in kinds):
+            found.append(section)
+    return sorted(found, key=lambda section: hints[section] is not TrainerConfig)
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

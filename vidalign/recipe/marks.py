@@ -7,6 +7,7 @@ end still knows its file and line. Floats may be written 1e-4, which plain YAML 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ class Node:
         return node.where
 
 
+MAX_DEPTH = 32
+"""Levels of nesting in a recipe."""
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader with floats as everybody writes them."""
 
@@ -62,6 +67,8 @@ def read_yaml(path: Path, problems: list[Problem]) -> Node:
     """The file as a tree; syntax mistakes and repeated keys are appended to `problems`."""
     shown = display(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(f"cannot read {shown}", why=str(error)))
@@ -96,6 +103,7 @@ def display(path: Path) -> str:
 def _parse(text: str, file: str, override: str, problems: list[Problem]) -> Node:
     """`override`, when given, is the mark of every value; else the marks are `file` and line."""
     try:
+        _check_nesting(text)
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
@@ -107,9 +115,34 @@ def _parse(text: str, file: str, override: str, problems: list[Problem]) -> Node
         problems.append(
             Problem("this is not valid YAML", override or f"{file}:{line}", why=str(error.problem))
         )
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the 40th of a month
         problems.append(Problem("this is not valid YAML", override or file, why=str(error)))
     return Node({}, override or file)
+
+
+def _check_nesting(text: str) -> None:
+    """Raises MarkedYAMLError for anchors and for a depth that no recipe has, before a tree is made of them."""
+    depth = 0
+    events: Iterator[Any] = yaml.parse(text, Loader=_Loader)
+    for event in events:
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not read; copy the value", problem_mark=mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            why = f"it is nested deeper than {MAX_DEPTH} levels"
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
+        if why := _bad_text(getattr(event, "value", None) or ""):
+            raise yaml.MarkedYAMLError(problem=why, problem_mark=mark)
+
+
+def _bad_text(value: str) -> str:
+    """What is wrong with a scalar, or ''."""
+    if "${" in value:
+        return "values such as ${...} are not filled in; write the value itself"
+    if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+        return "it holds a NUL or half of a surrogate pair"
+    return ""
 
 
 def _convert(loader: _Loader, node: yaml.Node, file: str, override: str, problems: list[Problem]) -> Node:

@@ -127,6 +127,8 @@ def index_clips(path: Path) -> list[Entry]:
         entries = _folder(path)
     elif path.suffix == ".parquet" and path.is_file() or path.is_dir():
         entries = _table(path)
+    elif not path.exists():
+        raise DataError(f"{str(path)!r} holds no clips", why="there is no such path", fix="check teacher.path")
     else:
         known = "a folder of clips, a parquet file, or a folder that Dataset.save_to_disk wrote"
         raise DataError(f"{str(path)!r} holds no clips", why=f"it is not {known}", fix="check teacher.path")
@@ -152,13 +154,20 @@ def _listed(listed: Path) -> list[tuple[Path, str]]:
             continue
         try:
             row = json.loads(line)
-            pairs.append((listed.parent / row["file_name"], str(row["prompt"]).strip()))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            pairs.append((_inside(listed.parent, row["file_name"]), str(row["prompt"]).strip()))
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "a line of metadata.jsonl cannot be used", where=f"{listed}:{number}",
                 why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
             ) from error  # fmt: skip
     return pairs
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of that name; ValueError when it leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return folder / name
 
 
 def _prompt_of(file: Path) -> str:
