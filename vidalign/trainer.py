@@ -6,6 +6,7 @@ A run whose folder holds a checkpoint goes on from it; the numbers are those of 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict
@@ -27,6 +28,7 @@ from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
+from vidalign.tracking.health import skipped_updates
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 
 FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
-                  "tracking", "evaluation")  # fmt: skip
+                  "trainer.max_skipped", "tracking", "evaluation")  # fmt: skip
 """Keys that may change when a run goes on: none of them changes a step's update."""
 
 
@@ -68,6 +70,9 @@ class Trainer:
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
         if saved:
             self._resume()
+        self._check_weights("training cannot begin with them", "start from other weights (student.path)")
+        self._suspects: list[dict[str, Any]] = []
+        """Steps in a row, up to now, in which an update was skipped: their ids and prompts."""
         self.tracker = self.ctx.tracker = self._tracker(self.step)
 
     @property
@@ -81,7 +86,9 @@ class Trainer:
         try:
             while not self.done:
                 self.train_step()
-                if self.step % every == 0 or self.done:
+                if self.done and self._skipping():
+                    raise self._stopped("the last update was skipped")
+                if (self.step % every == 0 or self.done) and not self._skipping():
                     self.save()
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         finally:
@@ -96,12 +103,15 @@ class Trainer:
         if self.step == 0 and ctx.rewards is not None:
             with self.tracker.phase("warm_up"):
                 ctx.rewards.warm_up(self.prompts)
+        batch, before = self._batch(), self._skipped()
         with self.tracker.phase("collect"), torch.no_grad():
-            experience = objective.collect(ctx, self._batch())
+            experience = objective.collect(ctx, batch)
         metrics = ctx.metrics | experience.metrics
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
+        metrics["health/skipped_updates"] = float(self._skipped() - before)
+        self._check_skipped(batch, metrics)
         objective.after_step(ctx)
         if self.recipe.trainer.ema_decay > 0:
             ctx.policies.lerp("ema", "current", self._ema_decay())
@@ -114,7 +124,8 @@ class Trainer:
         return metrics
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step; all ranks call it."""
+        """Write a checkpoint of the current step; all ranks call it. Weights that are not finite are refused."""
+        self._check_weights("no checkpoint is written", self._go_on())
         state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
@@ -151,8 +162,58 @@ class Trainer:
                     for name, value in {"objective/loss/mean": out.loss.detach(), **out.metrics}.items():
                         gathered[_role_name(name, phase.role)].append((piece.weight, float(value)))
                 gathered[_role_name("health/grad_norm/mean", phase.role)].append((1.0, engine.step()))
+                if engine.skipped_in_row >= self.recipe.trainer.max_skipped:
+                    break  # the step ends the run
             gathered[_role_name("perf/learning_rate", phase.role)].append((1.0, engine.learning_rate))
         return _reduce(gathered)
+
+    def _skipped(self) -> int:
+        return sum(engine.skipped for engine in self.ctx.roles.engines.values())
+
+    def _skipping(self) -> list[str]:
+        """Roles whose newest update was skipped."""
+        return [role for role, engine in self.ctx.roles.engines.items() if engine.skipped_in_row]
+
+    def _check_skipped(self, batch: Batch, metrics: dict[str, float]) -> None:
+        """Remember the batch of a skipped update; stop the run after too many in a row."""
+        if not self._skipping():
+            self._suspects.clear()
+            return
+        asked = {"step": batch.step, "ids": batch.ids, "prompts": [str(prompt) for prompt in batch.prompts]}
+        self._suspects = [*self._suspects, asked][-self.recipe.trainer.max_skipped :]
+        worst = max(engine.skipped_in_row for engine in self.ctx.roles.engines.values())
+        if worst >= self.recipe.trainer.max_skipped:
+            if warning := skipped_updates(metrics):
+                self.tracker.warn(warning)
+            raise self._stopped(f"{worst} updates in a row were skipped")
+
+    def _stopped(self, what: str) -> UserError:
+        """The error that ends a run whose updates are being skipped; its batches are written for a replay."""
+        parts = distributed.all_gather_object(self._suspects)
+        file = self.run_dir / f"failed-step-{self.ctx.step}.json"
+        content = {"seed": self.recipe.seed, "roles": self._skipping(), "batches": [b for part in parts for b in part]}
+        if distributed.rank() == 0:
+            file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return UserError(
+            f"{what} at step {self.ctx.step + 1}",
+            where=f"role {', '.join(self._skipping())}; the prompts are in {file}",
+            why="the gradient is not finite (NaN or infinity)",
+            fix=f"{self._go_on()}; lower trainer.learning_rate, or look for NaN in the loss and the rewards",
+        )
+
+    def _go_on(self) -> str:
+        saved = self.checkpoints.steps()
+        return f"go on with --resume from {self.checkpoints.path(saved[-1])}" if saved else "nothing is saved yet"
+
+    def _check_weights(self, what: str, fix: str) -> None:
+        """Refuse weights that are not finite, by name; all ranks call it."""
+        for role, engine in self.ctx.roles.engines.items():
+            if bad := engine.not_finite():
+                more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+                raise UserError(
+                    f"weights of the {role} are not finite: {', '.join(bad[:3])}{more}",
+                    where=str(self.run_dir), why=what, fix=fix,
+                )  # fmt: skip
 
     def _ema_decay(self) -> float:
         """The recipe's decay, smaller in the first steps so that the average forgets the initial weights."""
@@ -227,15 +288,20 @@ def _role_name(metric: str, role: str) -> str:
 
 
 def _reduce(gathered: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """(weight, value) pairs of all micro-batches and ranks to one number: the largest of ``.../max``, else the mean."""
+    """(weight, value) pairs of all micro-batches and ranks to one number: the largest of ``.../max``, else the mean.
+
+    NaN when a part is not finite: the mean of the rest would look healthy.
+    """
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for part in distributed.all_gather_object(dict(gathered)):
         for name, values in part.items():
-            pairs[name] += [(w, v) for w, v in values if math.isfinite(v)]
+            pairs[name] += values
     result = {}
     for name, values in pairs.items():
-        if name.endswith("/max"):
-            result[name] = max((v for _, v in values), default=math.nan)
+        if not all(math.isfinite(v) for _, v in values):
+            result[name] = math.nan
+        elif name.endswith("/max"):
+            result[name] = max(v for _, v in values)
         else:
-            result[name] = sum(w * v for w, v in values) / sum(w for w, _ in values) if values else math.nan
+            result[name] = sum(w * v for w, v in values) / sum(w for w, _ in values)
     return result

@@ -15,7 +15,7 @@ STEPS = 60
 NAMES = {
     "reward_nan", "reward_constant", "zero_std_groups", "adapter_empty",
     "zero_gradient", "on_policy_gap", "motion_collapse", "held_out_falling",
-    "discriminator_saturated", "discriminator_blind", "discriminator_memorises",
+    "discriminator_saturated", "discriminator_blind", "discriminator_memorises", "skipped_updates",
 }  # fmt: skip
 
 
@@ -56,6 +56,7 @@ FAULTS = {
     "zero_std_groups": lambda step: {"health/zero_std_groups": 0.625},
     "adapter_empty": lambda step: {"health/adapter_layers": 0.0},
     "zero_gradient": lambda step: {"health/grad_norm/max": 0.0},
+    "skipped_updates": lambda step: {"health/skipped_updates": 1.0},
     "on_policy_gap": lambda step: {"health/on_policy_gap/max": 0.31},
     "motion_collapse": lambda step: {"health/motion/mean": 0.1 / (1 + 0.1 * step)},
     "held_out_falling": lambda step: {"health/held_out": 0.7 - 0.01 * step} if step % 10 == 0 else {},

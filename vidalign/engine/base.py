@@ -10,6 +10,7 @@ schedule goes on.
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vidalign.engine import distributed, zero3
 from vidalign.engine.config import EngineConfig, OptimizerConfig
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ class Engine(ABC):
         assert self.trainable, "an engine needs a parameter that requires a gradient"
         self.dispatch = Dispatch(network, config.precision)
         self.steps = 0
+        self.skipped = 0
+        """Updates dropped since this engine was built, because their gradient norm was not finite."""
+        self.skipped_in_row = 0
 
     @property
     @abstractmethod
@@ -88,8 +93,16 @@ class Engine(ABC):
         """Add the gradient of the scalar `loss`."""
 
     @abstractmethod
-    def step(self) -> float:
+    def _update(self) -> float:
         """Average gradients over ranks, clip, update, clear; the global gradient norm before clipping."""
+
+    def step(self) -> float:
+        """One update; returns the global gradient norm before clipping. One that is not finite counts as skipped."""
+        norm = self._update()
+        finite = math.isfinite(norm)
+        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        self.skipped += not finite
+        return norm
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -115,6 +128,11 @@ class Engine(ABC):
         """The trained parameters by their names in the network."""
         chosen = {id(p) for p in self.trainable}
         return {name: p for name, p in self.network.named_parameters() if id(p) in chosen}
+
+    def not_finite(self) -> list[str]:
+        """Names of the network's parameters that hold NaN or infinity on any rank; all ranks call it."""
+        here = [name for name, p in self.network.named_parameters() if not zero3.storage(p).isfinite().all()]
+        return sorted({name for names in distributed.all_gather_object(here) for name in names})
 
     def freeze(self) -> None:
         for parameter in self.trainable:

@@ -69,7 +69,7 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self.deepspeed.backward(loss)
 
-    def step(self) -> float:
+    def _update(self) -> float:
         self.deepspeed.step()
         self.steps += 1
         if self.config.zero_stage == 0:

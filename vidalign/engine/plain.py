@@ -40,7 +40,7 @@ class PlainEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self) -> float:
+    def _update(self) -> float:
         for parameter in self.trainable:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -165,11 +165,13 @@ class TrainerConfig:
     """Newest checkpoints kept, besides the best."""
     eval_every: int = 0
     """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
+    max_skipped: int = 3
+    """Updates in a row that may be skipped because their gradient is not finite; then the run stops."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.signal_floor < 1:
             raise ValueError("signal_floor must lie in 0..1, 1 excluded")
-        for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep"):
+        for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
 

@@ -9,6 +9,7 @@ logged is not judged. The names that the monitors read:
     health/low_spread_groups fraction of groups whose spread is below the signal floor
     health/adapter_layers    layers that the adapter pattern matched
     health/grad_norm         norm of the gradient before clipping
+    health/skipped_updates   updates of this step whose gradient was not finite
     health/on_policy_gap     relative difference between what rollout and replay predict
     health/motion            mean movement in the generated clips (any non-negative measure)
     health/held_out          score of the held-out judge
@@ -65,6 +66,7 @@ def default_monitors() -> list[Monitor]:
         zero_std_groups,
         adapter_empty,
         zero_gradient,
+        skipped_updates,
         on_policy_gap,
         MotionCollapse(),
         HeldOutFalling(),
@@ -128,6 +130,17 @@ def zero_gradient(metrics: Metrics) -> Health | None:
         "zero_gradient",
         "the gradient norm is exactly 0, so this step changed nothing",
         "check that advantages are not all 0 (health/zero_std_groups) and that the trained role is free",
+    )
+
+
+def skipped_updates(metrics: Metrics) -> Health | None:
+    count = find(metrics, "health/skipped_updates")
+    if count is None or count == 0:
+        return None
+    return Health(
+        "skipped_updates",
+        f"the gradient of {count:.0f} updates of this step was not finite, so they were skipped",
+        "look for NaN in the loss and the rewards; lower trainer.learning_rate, or set engine.precision to fp32",
     )
 
 

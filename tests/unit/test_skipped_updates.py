@@ -1,0 +1,122 @@
+"""A run with numbers that are not finite: it warns, saves nothing bad, and stops with an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from vidalign.errors import UserError
+from vidalign.objectives.base import LossOut
+from vidalign.recipe import load_recipe
+from vidalign.trainer import Trainer, _reduce
+
+RECIPE = """
+student:
+  name: language
+  init:
+    config: {model_type: qwen3, vocab_size: 102, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1,
+             num_attention_heads: 2, num_key_value_heads: 2, head_dim: 16, tie_word_embeddings: true, pad_token_id: 0,
+             eos_token_id: 2, max_position_embeddings: 256}
+    sampling: {max_new_tokens: 8}
+objective: {name: lm_sft, privileged_share: 0.5}
+data: {prompts: tokens:train, eval_prompts: tokens:held_out, privilege: mixed}
+trainer: {steps: 6, prompts_per_step: 4, micro_batch: 2, learning_rate: 0.01, save_every: 1, keep: 1}
+evaluation: {count: 8}
+tracking: {tensorboard: false, panel: none}
+"""
+
+
+def start(folder: Path, *overrides: str, resume: bool = False) -> Trainer:
+    file = folder / "recipe.yaml"
+    file.write_text(RECIPE, encoding="utf-8")
+    return Trainer(load_recipe(file, list(overrides)), folder / "run", resume=resume)
+
+
+def poison(trainer: Trainer, bad_steps: set[int]) -> None:
+    """The last micro-batch of each of these steps has a loss that is not a number."""
+    inner, calls = trainer.objective.loss, dict.fromkeys(bad_steps, 0)
+
+    def loss(ctx, piece, phase) -> LossOut:  # type: ignore[no-untyped-def]
+        out = inner(ctx, piece, phase)
+        if ctx.step in calls:
+            calls[ctx.step] += 1
+            if calls[ctx.step] == 2:
+                out.loss = out.loss * math.nan
+        return out
+
+    trainer.objective.loss = loss  # type: ignore[method-assign]
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_stops_after_too_many_skipped_updates(tmp_path: Path) -> None:
+    trainer = start(tmp_path)
+    poison(trainer, {2, 3, 4, 5})
+    with pytest.raises(UserError) as caught:
+        trainer.fit()
+    assert caught.value.exit_code == 3
+    assert "3 updates in a row" in str(caught.value) and "step-00000002" in str(caught.value)
+    assert trainer.checkpoints.steps() == [2], "nothing is written or pruned while updates are skipped"
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    told = [line for line in lines(tmp_path) if line.get("name") == "skipped_updates"]
+    assert len(told) == 1 and told[0]["step"] == 3
+    kept = json.loads((tmp_path / "run" / "failed-step-4.json").read_text())
+    assert [batch["step"] for batch in kept["batches"]] == [2, 3, 4]
+    assert kept["batches"][0]["ids"] == [8, 9, 10, 11] and len(kept["batches"][0]["prompts"]) == 4
+    resumed = start(tmp_path, resume=True)
+    assert resumed.step == 2
+
+
+def test_one_skipped_update_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    trainer = start(tmp_path, "trainer.steps=3")
+    poison(trainer, {1})
+    logged = []
+    for _ in range(3):
+        logged.append(trainer.train_step())
+    assert [metrics["health/skipped_updates"] for metrics in logged] == [0.0, 1.0, 0.0]
+    assert math.isnan(logged[1]["objective/loss/mean"]), "not the mean of the healthy micro-batch"
+    assert [warning.name for warning in trainer.tracker.warnings] == ["skipped_updates"]
+
+
+def test_a_run_does_not_end_well_with_a_skipped_update(tmp_path: Path) -> None:
+    trainer = start(tmp_path, "trainer.steps=2")
+    poison(trainer, {1})
+    with pytest.raises(UserError, match="the last update was skipped"):
+        trainer.fit()
+    assert trainer.checkpoints.steps() == [1]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start(tmp_path)
+    trainer.train_step()
+    trainer.save()
+    name, weight = next(iter(trainer.ctx.roles.engines["student"].named_trainable().items()))
+    weight.data[0] = math.nan
+    trainer.step = 2
+    with pytest.raises(UserError, match=f"student are not finite: {name}"):
+        trainer.save()
+    assert trainer.checkpoints.steps() == [1]
+    import vidalign.trainer as module
+
+    build = module.build_context
+
+    def broken(*args, **kwargs):  # type: ignore[no-untyped-def]
+        ctx = build(*args, **kwargs)
+        next(iter(ctx.roles.engines["student"].named_trainable().values())).data[0] = math.inf
+        return ctx
+
+    monkeypatch.setattr(module, "build_context", broken)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=f"{name}.*training cannot begin"):
+        start(tmp_path / "other")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_metric_with_parts_that_are_not_finite_is_nan(bad: float) -> None:
+    result = _reduce({"objective/x/mean": [(0.5, 1.0), (0.5, bad)], "objective/x/max": [(1.0, 2.0), (1.0, bad)]})
+    assert all(math.isnan(value) for value in result.values()) and len(result) == 2
