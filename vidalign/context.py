@@ -63,6 +63,8 @@ class TrainContext:
     """Optimiser steps taken on the current experience."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What trainable rewards log of the current step."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """`LossOut.sums` of the current step, for `Objective.after_step`."""
 
     @property
     def student(self) -> Any:

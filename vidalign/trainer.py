@@ -99,7 +99,7 @@ class Trainer:
         """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
         started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
-        ctx.step, ctx.update, ctx.metrics = self.step, 0, {}
+        ctx.step, ctx.update, ctx.metrics, ctx.sums = self.step, 0, {}, {}
         if self.step == 0 and ctx.rewards is not None:
             with self.tracker.phase("warm_up"):
                 ctx.rewards.warm_up(self.prompts)
@@ -112,6 +112,7 @@ class Trainer:
                 metrics |= self._run_phase(experience, phase)
         metrics["health/skipped_updates"] = float(self._skipped() - before)
         self._check_skipped(batch, metrics)
+        ctx.sums = {name: ctx.gather(total[None]).sum(0) for name, total in sorted(ctx.sums.items())}
         objective.after_step(ctx)
         if self.recipe.trainer.ema_decay > 0:
             ctx.policies.lerp("ema", "current", self._ema_decay())
@@ -159,6 +160,8 @@ class Trainer:
                 for piece in pieces:
                     out = self.objective.loss(ctx, piece, phase)
                     engine.backward(out.loss * piece.weight)
+                    for name, total in out.sums.items():
+                        ctx.sums[name] = ctx.sums.get(name, 0) + total.detach()
                     for name, value in {"objective/loss/mean": out.loss.detach(), **out.metrics}.items():
                         gathered[_role_name(name, phase.role)].append((piece.weight, float(value)))
                 gathered[_role_name("health/grad_norm/mean", phase.role)].append((1.0, engine.step()))

@@ -37,7 +37,7 @@ class BestOfN(Objective):
         prompts = [prompt for prompt in batch.prompts for _ in range(n)]
         scores = ctx.score(ctx.decode(latents), prompts)
         reward = sum(weight * scores[name] for name, weight in ctx.reward_weights.items()).reshape(count, n)
-        best = reward.nan_to_num(-torch.inf).argmax(1) + n * torch.arange(count)
+        best = reward.nan_to_num(-torch.inf).argmax(1) + n * torch.arange(count, device=reward.device)
         tensors = {"x0": latents[best], "sample": torch.tensor(batch.ids)}
         metrics = {"reward/mean": float(reward.nanmean()), "reward/best/mean": float(reward.flatten()[best].nanmean())}
         return Experience(tensors, torch.arange(count), text, batch.prompts, metrics=metrics)

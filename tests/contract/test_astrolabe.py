@@ -255,6 +255,23 @@ def test_noise_levels_can_be_left_out(folder: Path) -> None:
         levels(0.3)
 
 
+@pytest.mark.parametrize("score", ["clip", "video"])
+def test_a_first_chunk_of_its_own_levels_is_that_of_the_video(
+    score: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a clip begins is what `collect` found: the loss draws no fork and keeps nothing."""
+    for prefix in (0, 1):
+        objective, ctx = astrolabe(folder, f"clip.score={score}", "group_size=16", prefix=prefix)
+        sampler = ctx.student.spec.sampler
+        usual = list(sampler.sigmas)
+        monkeypatch.setattr(sampler, "first_sigmas", [1.0, 0.9, 0.7, 0.3])
+        data, kept = collect(objective, ctx), dict(vars(objective))
+        monkeypatch.setattr(ctx, "shared_generator", None)
+        found = {key for key in whole(objective, ctx, data).metrics if "alpha" in key}
+        assert found == {f"objective/alpha_{s:.2f}/mean" for s in (usual if prefix else sampler.first_sigmas)}
+        assert vars(objective) == kept
+
+
 def test_candidates_can_share_the_noise_of_the_loss(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared: one level and one noise a prompt, in any micro-batch; otherwise one a candidate."""
     found: dict[str, Tensor] = {}

@@ -17,7 +17,9 @@ from vidalign.engine.checkpoint import read_tensors, write_tensors
 from vidalign.errors import UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Phase
+from vidalign.recipe import load_recipe
 from vidalign.rewards.base import CompositeReward
+from vidalign.trainer import Trainer
 
 
 def test_penalty_modes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +124,8 @@ def steps(objective: Astrolabe, ctx: TrainContext, count: int) -> list[bool]:
     for _ in range(count):
         data = collect(objective, ctx)
         nudge(network_of(ctx), 0.005)
-        for piece in (data.candidates(0, 4), data.candidates(4, 8)):
-            whole(objective, ctx, piece)
+        parts = [whole(objective, ctx, piece).sums for piece in (data.candidates(0, 4), data.candidates(4, 8))]
+        ctx.sums = {name: value + parts[1][name] for name, value in parts[0].items()}
         objective.after_step(ctx)
         found.append(torch.equal(ctx.policies.weights("reference")[key], ctx.policies.weights("current")[key]))
         ctx.step += 1
@@ -148,6 +150,30 @@ def test_a_drifted_reference_is_replaced(space: str, folder: Path) -> None:
     for factor, expected in ((0.9, True), (1.1, False)):
         objective, ctx = astrolabe(folder, f"space={space}", f"kl.reset_drift={factor * drift / variance}")
         assert steps(objective, ctx, 1) == [expected]
+
+
+def test_the_drift_is_measured_by_a_running_variance(folder: Path) -> None:
+    """Variances 1 and 100 in turn: 10.9, of which half is the limit; half of the last one would be 50."""
+    found, key = [], "transformer.proj_out.weight"
+    for drift in (5.4, 5.5):
+        objective, ctx = astrolabe(folder, "kl.reset_drift=0.5")
+        nudge(network_of(ctx), 0.005)
+        for penalty, variance in ((0.0, 1.0), (drift, 100.0)):
+            sums = {"penalty": 2 * penalty, "penalised": 2.0, "variance": 4 * variance, "samples": 4.0}
+            ctx.sums = {name: torch.tensor(value) for name, value in sums.items()}
+            objective.after_step(ctx)
+        assert objective.kl.variance == pytest.approx(10.9)
+        found.append(torch.equal(ctx.policies.weights("reference")[key], ctx.policies.weights("current")[key]))
+    assert found == [False, True]
+
+
+def test_sums_are_those_of_all_micro_batches_and_updates(folder: Path, tmp_path: Path) -> None:
+    astrolabe(folder)  # writes the recipe
+    overrides = ["trainer.prompts_per_step=2", "trainer.micro_batch=2", "objective.inner_updates=2"]
+    trainer = Trainer(load_recipe(folder / "astrolabe.yaml", overrides), tmp_path / "run")
+    for _ in range(2):
+        trainer.train_step()
+        assert float(trainer.ctx.sums["samples"]) == float(trainer.ctx.sums["penalised"]) == 2 * 2 * GROUP
 
 
 def test_selection_and_reset_survive_a_restart(folder: Path, tmp_path: Path) -> None:

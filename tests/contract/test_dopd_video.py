@@ -206,6 +206,25 @@ def test_some_steps_train_the_student_with_privilege(folder: Path) -> None:
     assert 0.1 < count / 400 < 0.2
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_the_loss_does_as_collect_decided(share: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, ctx = dopd(folder, f"privileged_share={share}")
+    data = collect(objective, ctx)
+    expected, part = float(whole(objective, ctx, data).loss), float(whole(objective, ctx, data.candidates(1, 2)).loss)
+    asked: list[bool] = []
+    plain = objective._velocity
+
+    def watched(*args: Any, privileged: bool) -> Tensor:
+        asked.append(privileged)
+        return plain(*args, privileged=privileged)
+
+    monkeypatch.setattr(objective, "_velocity", watched)
+    monkeypatch.setattr(ctx, "shared_generator", None)
+    assert float(whole(objective, ctx, data).loss) == expected
+    assert float(whole(objective, ctx, data.candidates(1, 2)).loss) == part
+    assert asked == [bool(share)] * 2
+
+
 def test_rewards_endorse_clip_by_clip(folder: Path) -> None:
     objective, ctx = dopd(folder, "group_size=2", "rewards={text_alignment: 1.0}")
     data = collect(objective, ctx)
@@ -290,3 +309,11 @@ def test_the_coarse_loss_is_blind_to_detail() -> None:
     assert float(policy.coarse_loss(checkers, weight, CHUNK, 8)) == 0
     assert float(policy.coarse_loss(torch.ones_like(checkers), weight, CHUNK, 8)) == pytest.approx(0.3)
     assert float(policy.unit_gap(checkers, weight, CHUNK, 8)) == pytest.approx(0.3)
+
+
+def test_consistency_has_a_floor_of_the_rollouts_variance() -> None:
+    """A last step has no error of its own: 1 % of the variance, here 4, is what the privileged one is held to."""
+    final = torch.tensor([[2.0, -2.0, 2.0, -2.0]], dtype=torch.float64)
+    for error, bare, expected in ((0.04, 0.0, 0.5), (0.36, 0.0, 0.1), (0.36, 0.16, 0.5), (0.0, 0.0, 1.0), (0, 1, 1)):
+        found = policy.consistency(final + bare**0.5, final - error**0.5, final)
+        assert float(found) == pytest.approx(expected)

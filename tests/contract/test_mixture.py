@@ -171,6 +171,21 @@ def test_each_objective_moves_its_own_weight_sets(folder: Path, tmp_path: Path) 
         torch.testing.assert_close(policies.weights(name)[key], value, rtol=0, atol=1e-12)
 
 
+def test_each_objective_gets_its_own_sums(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, ctx = mixed(folder, {"a": ASTROLABE, "b": {**ASTROLABE, "group_size": 2}})
+    data, found = collect(objective, ctx), {}
+    with ctx.roles.phase("student"):
+        for piece in objective.micro_batches(ctx, data, Phase()):
+            for name, value in objective.loss(ctx, piece, Phase()).sums.items():
+                ctx.sums[name] = ctx.sums.get(name, torch.tensor(0.0)) + value
+    everyone = dict(ctx.sums)
+    for label, part in objective.objectives.items():
+        monkeypatch.setattr(part, "after_step", lambda ctx, label=label: found.update({label: ctx.sums}))
+    objective.after_step(ctx)
+    assert {label: float(sums["samples"]) for label, sums in found.items()} == {"a": 8, "b": 4}
+    assert ctx.sums == everyone
+
+
 def test_weight_sets_of_one_rule_are_held_once(folder: Path) -> None:
     """The student after every step, and the initial student."""
     copo = {"name": "ar_copo", "group_size": GROUP}

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vidalign import registry
 from vidalign.context import Batch, TrainContext
 from vidalign.engine import distributed
 from vidalign.objectives.base import MicroBatch, Objective
@@ -27,6 +28,7 @@ from vidalign.text import build_text_encoder
 from vidalign.world import captions
 
 PLACES = ("cpu", "cuda")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective"
 ENGINES = {
     "zero1": ("engine.name=deepspeed", "engine.zero_stage=1"),
     "zero2": ("engine.name=deepspeed", "engine.zero_stage=2"),
@@ -72,6 +74,20 @@ def test_a_video_objective_is_the_cpus(name: str, folders: dict[str, Path], monk
     for place in PLACES:
         monkeypatch.setattr(distributed, "device", lambda place=place: torch.device(place))
         objective, ctx = video.make(folders["video"], name)
+        found.append(step(objective, ctx, video.PROMPTS))
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6) and any(found[0].values())
+
+
+def test_the_example_plugin_is_the_cpus(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from vidalign_best_of_n import BestOfN
+
+    registry.register("objectives", "third_party")(BestOfN)
+    found = []
+    for place in PLACES:
+        monkeypatch.setattr(distributed, "device", lambda place=place: torch.device(place))
+        objective, ctx = video.make(folders["video"], "third_party")
         found.append(step(objective, ctx, video.PROMPTS))
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6) and any(found[0].values())
 

@@ -160,8 +160,6 @@ class Astrolabe(Objective):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.kl = KLState()
-        self._drift: list[torch.Tensor] = []
-        """Of every micro-batch of this step: sums of penalty, penalised samples, variance of the target, samples."""
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
@@ -173,7 +171,6 @@ class Astrolabe(Objective):
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        self._drift = []
         text, size = ctx.text(batch.prompts), self.config.group_size
         with ctx.policy("old"), ctx.gathered():
             rollout, history = self._roll(ctx, text, batch.ids)
@@ -259,12 +256,13 @@ class Astrolabe(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
+        assert data.context is not None, "the candidates fork from a history, which may be empty"
         x0, weight = data["x0"], data["reward_weight"]
         shared = config.group_size if config.loss_noise == "group" else 1
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
         sigma = draw_levels(
-            ctx, generators, x0.shape[1] // ctx.chunk_frames, each=False, first=self._plan(ctx).prefix == 0,
+            ctx, generators, x0.shape[1] // ctx.chunk_frames, each=False, first=data.context.frames == 0,
             sigma_max=config.sigma_max, sigma_min=config.sigma_min,
         )  # fmt: skip
         x_t = add_noise(x0, noise, sigma)
@@ -279,7 +277,7 @@ class Astrolabe(Objective):
         clip = config.advantage_clip if config.weighting == "adaptive" else None
         policy = forward_process_loss(current, old, target, weight, beta=config.beta, advantage_clip=clip)
         loss = (data["signal"] * policy).mean()
-        metrics = {"objective/policy/mean": loss.detach()}
+        metrics, sums = {"objective/policy/mean": loss.detach()}, {}
         if config.kl.mode != "none":
             with torch.no_grad(), ctx.policy("reference"):
                 reference = predict()
@@ -287,17 +285,11 @@ class Astrolabe(Objective):
             penalty = (chosen * distance).mean()
             loss = loss + config.kl.weight * penalty
             metrics["objective/kl/mean"] = penalty.detach()
-            self._record_drift(distance.detach(), chosen > 0, target)
+            sums = _drift(distance.detach(), chosen > 0, target)
         last = sigma[:, -1]
         for level in last.unique().tolist():
             metrics[f"objective/alpha_{level:.2f}/mean"] = weight[last == level].mean()
-        return LossOut(loss, metrics)
-
-    def _record_drift(self, distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> None:
-        """Sums that `after_step` adds up over micro-batches and ranks."""
-        variance = target.detach().flatten(1).float().var(1)
-        sums = [(distance * chosen).sum(), chosen.sum(), variance.sum(), torch.ones_like(variance).sum()]
-        self._drift.append(torch.stack([value.float() for value in sums]))
+        return LossOut(loss, metrics, sums)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
@@ -309,16 +301,15 @@ class Astrolabe(Objective):
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
     def after_step(self, ctx: TrainContext) -> None:
-        if self._drift:
+        if ctx.sums:
             self._reset_reference(ctx)
         decay_old(ctx, self.config.old_decay)
 
     def _reset_reference(self, ctx: TrainContext) -> None:
         """``reference <- current`` when the penalised samples have drifted far, or when the reference is old."""
         config, state = self.config.kl, self.kl
-        total = ctx.gather(torch.stack(self._drift).sum(0, keepdim=True)).sum(0).tolist()
-        drift, variance = total[0] / max(total[1], 1), total[2] / total[3]
-        self._drift = []
+        total = {name: float(value) for name, value in ctx.sums.items()}
+        drift, variance = total["penalty"] / max(total["penalised"], 1), total["variance"] / total["samples"]
         state.age += 1
         state.variance = 0.9 * state.variance + 0.1 * variance if state.variance else variance
         far = config.reset_drift is not None and drift > config.reset_drift * state.variance
@@ -349,3 +340,10 @@ def _stream(
         if ctx.codec.remembers:
             kept.append(rolled.latents)
     return context, torch.cat(kept, 1) if kept else None
+
+
+def _drift(distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `after_step` wants of the samples ``[N]``: sums of the penalty and of the target's variance."""
+    variance = target.detach().flatten(1).float().var(1)
+    sums = {"penalty": (distance * chosen).sum(), "penalised": chosen.sum()}
+    return sums | {"variance": variance.sum(), "samples": torch.ones_like(variance).sum()}

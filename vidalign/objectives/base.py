@@ -58,6 +58,8 @@ class LossOut:
 
     loss: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Scalars that `Objective.after_step` finds in ``ctx.sums``, added up over micro-batches, updates and processes."""
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Objective:
         raise NotImplementedError
 
     def after_step(self, ctx: TrainContext) -> None:
-        """Decay of the old policy, reset of the reference and the like."""
+        """Decay of the old policy, reset of the reference and the like; ``ctx.sums`` holds the sums of the losses."""
 
     def cost(self, sizes: StepSizes) -> Cost:
         """What one step of a single process will cost, known from the recipe alone; benchmarks set budgets by it."""

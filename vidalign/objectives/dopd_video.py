@@ -137,6 +137,7 @@ class DOPDVideo(Objective):
         samples = [number * size + g for number in batch.ids for g in range(size)]
         draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("step", samples)])
         tensors = states_at(rollout, draws.to(ctx.device)) | {"sample": torch.tensor(samples)}
+        tensors["privileged"] = torch.full((len(samples),), self._present(ctx))
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         data = Experience(tensors, group, text, batch.prompts)
         clips = ctx.decode(rollout.latents)
@@ -216,9 +217,9 @@ class DOPDVideo(Objective):
         gap_mean, c_mean = self._thresholds(ctx, gap, c, data["step"])
         units = c[:, None, None, None].expand_as(gap).double()
         regime = route(gap.double(), units, endorsed, gap_mean, c_mean)
-        if self.config.targets == "uniform" or self._present(ctx):
+        if self.config.targets == "uniform" or _is_privileged(data):
             regime = torch.full_like(regime, int(Regime.HT))
-        a, b = self._coefficients(ctx, regime, units)
+        a, b = self._coefficients(regime, units, privileged=_is_privileged(data))
         a, b = (policy.over_units(x.to(capability.dtype), frames, block) for x in (a, b))
         data.tensors |= {"regime": regime, "shift": a * capability + b * information}
         recorded = data["x0"]
@@ -254,10 +255,10 @@ class DOPDVideo(Objective):
                 gap_mean[here, chunk] = trimmed_mean(gaps[everywhere, chunk].flatten(), self.config.trim)
         return gap_mean, c_mean
 
-    def _coefficients(self, ctx: TrainContext, regime: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, regime: Tensor, c: Tensor, *, privileged: bool) -> tuple[Tensor, Tensor]:
         """a and b of every unit."""
         ones = torch.ones_like(c)
-        if self._present(ctx):
+        if privileged:
             return ones, 0 * ones  # the input holds p: what is left to learn is the capability
         if self.config.targets == "uniform":
             return self.config.capability * ones, self.config.information * ones
@@ -274,7 +275,7 @@ class DOPDVideo(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, frames, block = micro_batch.data, ctx.chunk_frames, self.config.block
-        velocity = self._velocity(ctx, ctx.student, data, privileged=self._present(ctx))
+        velocity = self._velocity(ctx, ctx.student, data, privileged=_is_privileged(data))
         difference = velocity - velocity.detach() - data["shift"]  # at the update v is v_S (or v_S^p) itself
         full = policy.robust_loss(difference, data["weight"], frames, block)
         coarse = policy.coarse_loss(difference, data["weight"], frames, block, POOL)
@@ -299,6 +300,11 @@ class DOPDVideo(Objective):
         return Cost(
             forwards=rollout + clips * passes, reward_calls=2 * clips * sizes.rewards, teacher_calls=clips * (1 + extra)
         )
+
+
+def _is_privileged(data: Experience) -> bool:
+    """Whether the step trains the student with p in its input."""
+    return bool(data["privileged"].all())
 
 
 def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:

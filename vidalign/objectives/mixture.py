@@ -145,7 +145,8 @@ class Mixture(Objective):
         with ctx.policies.standing_in(self.sets[label]):
             out = self.objectives[label].loss(ctx, micro_batch, own)
         metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
-        return LossOut(out.loss, {self._name(label, name): value for name, value in metrics.items()})
+        named = {self._name(label, name): value for name, value in metrics.items()}
+        return LossOut(out.loss, named, {f"{label}/{name}": value for name, value in out.sums.items()})
 
     def cost(self, sizes: StepSizes) -> Cost:
         """What those that take part in the step cost together, each with its own rewards."""
@@ -156,9 +157,13 @@ class Mixture(Objective):
         return total
 
     def after_step(self, ctx: TrainContext) -> None:
+        everyone = ctx.sums
         for label in self.active:
+            head = f"{label}/"
+            ctx.sums = {name.removeprefix(head): v for name, v in everyone.items() if name.startswith(head)}
             with ctx.policies.standing_in(self.sets[label]):
                 self.objectives[label].after_step(ctx)
+        ctx.sums = everyone
 
     def state_dict(self) -> dict[str, Any]:
         return {label: objective.state_dict() for label, objective in self.objectives.items()}
