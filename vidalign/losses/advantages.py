@@ -9,9 +9,6 @@ import statistics
 
 import torch
 
-ZERO_SPREAD = 1e-6
-"""A group whose standard deviation is below it teaches nothing."""
-
 
 class SignalFloor:
     """Which groups have a reward spread that is signal: at least `share` of the running median of all spreads.
@@ -29,11 +26,11 @@ class SignalFloor:
 
     def has_signal(self, spread: torch.Tensor, rewards: str) -> torch.Tensor:
         """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for the set `rewards`."""
-        differing = [value for value in spread.tolist() if value > ZERO_SPREAD]
+        differing = [value for value in spread.tolist() if value > 0]
         self._seen[rewards] = [*self._seen.get(rewards, []), differing][-self.STEPS :]
         seen = [value for step in self._seen[rewards] for value in step]
         floor = self.share * statistics.median(seen) if seen else 0.0
-        return spread > max(ZERO_SPREAD, floor)
+        return spread > floor
 
     def state_dict(self) -> dict[str, list[list[float]]]:
         return {name: list(steps) for name, steps in self._seen.items()}

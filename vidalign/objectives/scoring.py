@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.engine import distributed
-from vidalign.losses.advantages import ZERO_SPREAD, combine, group_advantage, group_statistics
+from vidalign.losses.advantages import combine, group_advantage, group_statistics
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
+
+ZERO_SPREAD = 1e-6
+"""A group whose combined reward has a standard deviation below it teaches nothing."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: st
     advantage = group_advantage(reward, group, normalise=normalise)
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
     alive = ctx.signal.has_signal(group_statistics(total, group)[1], ",".join(sorted(ctx.reward_weights)))
+    alive &= group_statistics(reward, group)[1] > ZERO_SPREAD
     advantage = advantage * alive[group]
     metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
     metrics["health/low_spread_groups/mean"] = float((~alive).float().mean())
