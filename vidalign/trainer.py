@@ -88,7 +88,8 @@ class Trainer:
                 self.train_step()
                 if self.done and self._skipping():
                     raise self._stopped("the last update was skipped")
-                if (self.step % every == 0 or self.done) and not self._skipping():
+                judged = self.score is not None  # a score belongs to the weights that it judged
+                if (self.step % every == 0 or self.done or judged) and not self._skipping():
                     self.save()
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         finally:
@@ -106,7 +107,7 @@ class Trainer:
         batch, before = self._batch(), self._skipped()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
-        metrics = ctx.metrics | experience.metrics
+        metrics = _reduce({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)

@@ -17,6 +17,7 @@ from PIL import Image
 from run_helpers import FINISHED, SFT, assert_same_student, damage, stop_after, student, train, vidalign
 
 from vidalign import runs
+from vidalign.engine import distributed
 from vidalign.recipe import load_recipe
 from vidalign.students.video import checkpoint
 from vidalign.tracking.jsonl import read_history, read_records
@@ -264,3 +265,29 @@ def test_ctrl_c_in_a_process_of_its_own(
     assert re.match(rf"interrupted: stopped after step \d+ of 100000, step {saved} is saved - run - go on with ", told)
     assert train(f"trainer.steps={saved + 1}", "--resume") == 0
     assert read_records("run/metrics.jsonl")[-1]["step"] == saved + 1
+
+
+def test_a_held_out_score_belongs_to_the_weights_that_it_judged(recipe_folder: Path) -> None:
+    """Judged at steps 2 and 4, saved at 3 by the recipe: step 3 carries no score of step 2."""
+    assert train("trainer.eval_every=2", "trainer.save_every=3", "trainer.keep=4") == 0
+    manifests = [json.loads(file.read_text()) for file in sorted(Path("run/checkpoints").glob("*/manifest.json"))]
+    judged = {step: value for step, value in read_history("run/metrics.jsonl")["health/held_out/mean"]}
+    assert {one["step"]: one["score"] for one in manifests} == {2: judged[2], 3: None, 4: judged[4]}
+
+
+def test_what_collect_logs_is_reduced_over_ranks(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks, of which the other saw three times the movement and a gap of 9."""
+
+    def two_ranks(value: Any) -> list[Any]:
+        if not isinstance(value, dict) or "health/motion/mean" not in value:
+            return [value]
+        ((_, motion),) = value["health/motion/mean"]
+        seen.append(motion)
+        return [value, {"health/motion/mean": [(1.0, 3 * motion)], "health/on_policy_gap/max": [(1.0, 9.0)]}]
+
+    seen: list[float] = []
+    monkeypatch.setattr(distributed, "all_gather_object", two_ranks)
+    assert train("trainer.steps=1") == 0
+    history = read_history("run/metrics.jsonl")
+    assert history["health/motion/mean"] == [(1, pytest.approx(2 * seen[0]))]
+    assert history["health/on_policy_gap/max"] == [(1, 9.0)]
