@@ -41,6 +41,13 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+def outdated(results: Results) -> list[str]:
+    """One line below the title of a table whose numbers the code no longer gives."""
+    if not results.outdated_since:
+        return []
+    return [f"**Outdated since commit {results.outdated_since}**: the code gives other numbers now."]
+
+
 def bench(results: Results) -> str:
     """A protocol's rows, their paired differences to the start weights, and what they cost."""
     cells = [cell for cell in results.cells if cell.error is None]
@@ -53,6 +60,7 @@ def bench(results: Results) -> str:
         f"{commits}, {results.machine['description']}.\n{held_out} held-out prompts, "
         f"training seeds {', '.join(map(str, seeds))}; 95 % hierarchical bootstrap intervals over "
         f"{varied(len(seeds))}.",
+        *outdated(results),
         _scores(results, rows, "held_out"),
     ]
     if "out_of_domain" in cells[0].prompt_split:

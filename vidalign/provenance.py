@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidalign.golden import world_hash
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,14 +31,6 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
-
-
-def world_hash() -> str:
-    """First 12 hex digits of SHA-256 over the sources of the embedded world: scores are comparable when it is equal."""
-    digest = hashlib.sha256()
-    for file in sorted((Path(__file__).parent / "world").glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:

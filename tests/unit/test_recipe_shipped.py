@@ -31,3 +31,11 @@ def test_shipped_recipe_is_valid(name: str, tmp_path: Path, monkeypatch: pytest.
         pytest.skip(f"{', '.join(missing)} is not there: run `make assets`")
     recipe = load_recipe(name)
     assert recipe.warnings == [] and load_recipe(name).hash == recipe.hash
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_prompts_of_a_step_can_be_shared_out(name: str) -> None:
+    """By 2, 4 and 8 processes."""
+    text = shipped_recipes()[name].read_text()
+    for count in re.findall(r"prompts_per_step: (\d+)", text):
+        assert int(count) % 8 == 0

@@ -24,7 +24,7 @@ from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, is_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
-from vidalign.provenance import world_hash
+from vidalign.golden import world_hash
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.marks import Node, parse_override, read_yaml

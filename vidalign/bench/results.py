@@ -107,6 +107,8 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     health: dict[str, Any] | None = None
     """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.bench.health`."""
+    outdated_since: str = ""
+    """Commit since which the code gives other numbers; no part of the digest, because it is written later."""
 
     def row_names(self) -> list[str]:
         """The rows in the order of the cells."""
@@ -124,7 +126,8 @@ def digest_of(cell: dict[str, Any]) -> str:
 
 
 def file_digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a result file as plain data; of its cells their digests."""
+    """SHA-256 of a result file as plain data without ``outdated_since``; of its cells their digests."""
+    document = {name: value for name, value in document.items() if name != "outdated_since"}
     return digest_of({**document, "cells": [cell["digest"] for cell in document["cells"]]})
 
 

@@ -30,7 +30,8 @@ from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
-from vidalign.provenance import machine, world_hash
+from vidalign.golden import world_hash
+from vidalign.provenance import machine
 
 RESULTS = "results.json"
 CELL = (sys.executable, "-m", "vidalign.bench.cell")
