@@ -195,6 +195,20 @@ def long_tuning(result: dict[str, Any]) -> str:
     )
 
 
+def precision(result: dict[str, Any]) -> str:
+    """Speed of the quickstart's step by precision."""
+    rows = [
+        [r["precision"], r["used"], f"{r['seconds']:.2f}", f"{r['gflops']:.0f}", f"{r['product_gflops']:.0f}"]
+        for r in result["rows"]
+    ]
+    return (
+        f"`{result['command']}`, commit {result['commit']}, {result['machine']}.\n"
+        f"Medians of one training step of `world/astrolabe`, {result['rows'][0]['gflop']:.0f} GFLOP in its networks; "
+        "the product is that of two matrices of 1024 x 1024.\n\n"
+        + table(["precision", "computed in", "seconds a step", "GFLOP/s", "GFLOP/s of a product"], rows)
+    )
+
+
 def lm_head_memory(result: dict[str, Any]) -> str:
     """Memory and time of token losses behind the language model's head."""
     sizes, place, measured = result["sizes"], result["machine"], [r for r in result["rows"] if not r["extrapolated"]]
@@ -312,6 +326,7 @@ MEASUREMENTS = {
     "lm_head_memory": ("Losses behind the head", lm_head_memory),
     "lm_head_memory_gpu": ("Losses behind the head, on a GPU", lm_head_memory),
     "lm_head_memory_gpu_bf16": ("Losses behind the head, on a GPU in bf16", lm_head_memory),
+    "precision": ("Precision of the quickstart", precision),
     "long_tuning": ("Long tuning", long_tuning),
     "long_tuning_gpu": ("Long tuning, on a GPU", long_tuning),
     "perturbations": ("Spoiled ground truth", perturbations),

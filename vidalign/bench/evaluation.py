@@ -1,7 +1,7 @@
 """Evaluation of a student on held-out prompts: the same prompts and noise before and after, paired differences.
 
 `judge_student` generates and judges; `compare` turns two evaluations into rows with 95 % bootstrap intervals over
-prompts; `evaluate_run` is what ``vidalign evaluate`` calls.
+prompts; `vidalign.runs.evaluate_run` is what ``vidalign evaluate`` calls.
 """
 
 from __future__ import annotations
