@@ -266,6 +266,7 @@ def open_data(recipe: Recipe) -> Any:
 
 def new_run_dir(recipe: Recipe) -> Path:
     """runs/NAME-TIME below the working folder, the same on every rank."""
+    distributed.setup(single=recipe.engine.name == "deepspeed")
     name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs") / distributed.broadcast_object(name)
 

@@ -13,6 +13,7 @@ from run_helpers import vidalign
 from vidalign.bench import cell, runner
 from vidalign.bench.results import read_results
 from vidalign.errors import UserError
+from vidalign.owner import LOCK, owned
 from vidalign.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -114,12 +115,14 @@ def test_mistakes_before_anything_starts(folder: Path, capsys: pytest.CaptureFix
     assert not (folder / "runs").exists()
 
 
-def test_one_process_at_a_cell(tmp_path: Path) -> None:
-    with cell.alone(tmp_path / "x.lock"):
-        with pytest.raises(UserError, match="another process works on this cell"), cell.alone(tmp_path / "x.lock"):
-            pass
-    with cell.alone(tmp_path / "x.lock"):
-        pass
+def test_one_process_at_a_cell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cell", "p.yaml", "--row", "base", "--seed", "0"])
+    cells = cell.load_protocol("p.yaml").folder
+    with owned(cells, f".base-0{LOCK}"), pytest.raises(SystemExit) as left:
+        cell.main()
+    assert left.value.code == 2 and "another command works in" in capsys.readouterr().err
 
 
 def test_the_program_of_a_cell_tells_why_it_failed(

@@ -9,13 +9,11 @@ Writes ``runs/bench/NAME/ROW-SEED/`` (an ordinary training run, resumed from its
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from vidalign.codecs import build_codec
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.errors import UserError
+from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.students.video import VideoStudent
@@ -224,7 +223,7 @@ def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
         with tempfile.TemporaryDirectory() as trial:
             seconds = time_steps(cell_recipe(protocol, row, seed, steps=4), Path(trial))
         folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(STEPS + ".partial")
+        partial = beside(file)
         partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
         partial.replace(file)
     return int(file.read_text(encoding="utf-8"))
@@ -269,20 +268,6 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
         run_reference(protocol, row)
 
 
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """No other process works on the cell meanwhile, for example one whose runner was killed."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                "another process works on this cell", where=str(lock), fix="wait until it has ended, or end it"
-            ) from None
-        yield
-
-
 def main() -> None:
     """Run one cell; a mistake of the user ends with its own exit code and is told on the last lines of stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -298,7 +283,7 @@ def main() -> None:
         for file in arguments.plugin:
             registry.load_plugin_file(file)
         protocol = load_protocol(arguments.protocol, arguments.overrides, small=arguments.small)
-        with alone(protocol.folder / f".{arguments.row}-{arguments.seed}.lock"):
+        with owned(protocol.folder, f".{arguments.row}-{arguments.seed}{LOCK}"):
             run(protocol, arguments.row, arguments.seed)
     except UserError as error:
         _tell(str(error), error.exit_code)

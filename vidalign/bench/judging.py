@@ -13,6 +13,7 @@ import torch
 from vidalign.bench.metrics.base import Metric
 from vidalign.engine.rng import generator
 from vidalign.errors import PluginError
+from vidalign.owner import beside
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol
@@ -115,9 +116,10 @@ def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> di
 def save_clips(path: Path, clips: torch.Tensor) -> None:
     """Clips ``[P, F, 3, H, W]`` in [0, 1] as uint8 ``[P, F, H, W, 3]`` under the key ``clips``, whole or not at all."""
     pixels = (clips.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
-    partial = path.with_name(path.name + ".partial.npz")
+    partial = beside(path)
     try:
-        np.savez_compressed(partial, clips=pixels)
+        with partial.open("wb") as file:
+            np.savez_compressed(file, clips=pixels)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.errors import DataError
+from vidalign.owner import beside
 
 
 @dataclass
@@ -202,7 +203,7 @@ def write_results(path: str | Path, results: Results) -> Path:
 
 def write_json(path: Path, data: Any) -> Path:
     """Plain data as JSON (NaN as null), whole or not at all. Raises `DataError` when it cannot be written."""
-    partial = path.with_name(path.name + ".partial")
+    partial = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")

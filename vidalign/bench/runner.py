@@ -31,6 +31,7 @@ from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.golden import world_hash
+from vidalign.owner import beside
 from vidalign.provenance import machine
 
 RESULTS = "results.json"
@@ -293,7 +294,7 @@ def prepare(protocol: Protocol) -> None:
                 )  # fmt: skip
             return
         protocol.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".partial")
+        partial = beside(file)
         partial.write_text(protocol.text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:

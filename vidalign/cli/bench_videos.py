@@ -9,6 +9,7 @@ import typer
 
 from vidalign.cli.options import Plugins
 from vidalign.errors import Interrupted, before_work
+from vidalign.owner import owned
 
 
 def export_videos(
@@ -55,7 +56,7 @@ def export_videos(
         source = load_recipe(recipe)
         student = build_student(source)
     try:
-        with Progress(transient=True) as progress:
+        with owned(out), Progress(transient=True) as progress:
             task = progress.add_task("videos", total=None)
             export(
                 chosen, prompts, out, source, student, config,

@@ -10,6 +10,7 @@ import typer
 
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
 from vidalign.errors import UsageError
+from vidalign.owner import owned
 
 
 def collect(
@@ -32,7 +33,8 @@ def collect(
     from vidalign.collecting import collect_buffer  # heavy, and not needed to refuse a recipe
     from vidalign.engine import distributed
 
-    buffer = collect_buffer(loaded, out, groups)
+    with owned(out):
+        buffer = collect_buffer(loaded, out, groups)
     if distributed.rank() == 0:
         counts = sorted(Counter(buffer.pivots().values()).items())
         forks = ", ".join(f"{count} at chunk {pivot}" for pivot, count in counts)

@@ -9,6 +9,7 @@ import typer
 
 from vidalign.cli.options import RunFolder
 from vidalign.errors import UsageError
+from vidalign.owner import LOCK, owned
 
 
 def export(
@@ -26,4 +27,5 @@ def export(
         )  # fmt: skip
     from vidalign.runs import export_run
 
-    typer.echo(str(export_run(run, out, dtype)))
+    with owned(out.parent, f".{out.name}{LOCK}"):
+        typer.echo(str(export_run(run, out, dtype)))

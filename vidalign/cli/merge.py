@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vidalign.errors import UsageError
+from vidalign.owner import owned
 
 
 def merge(
@@ -35,4 +36,5 @@ def merge(
     if (out / STUDENT).exists():
         raise UsageError(f"{out} already holds a student", where="--out", fix="name another folder")
 
-    merge_runs(semi, on_policy, out, scale or SCALES, out_of_domain=out_of_domain, judge=judge)
+    with owned(out):
+        merge_runs(semi, on_policy, out, scale or SCALES, out_of_domain=out_of_domain, judge=judge)

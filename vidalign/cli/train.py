@@ -11,8 +11,10 @@ import typer
 from vidalign.cli.launch import Gpus, Nodes, Rendezvous, relaunch
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
 from vidalign.errors import Interrupted, UsageError
+from vidalign.owner import owned, refuse_owned
 
 if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
     from vidalign.trainer import Trainer
 
 
@@ -37,18 +39,27 @@ def train(
     _check_folder(run, resume)
     relaunch(gpus, nodes, rendezvous, run)
     tell_warnings(loaded.warnings)
-    from vidalign.engine import distributed  # heavy, and not needed to refuse a recipe
+    from vidalign.trainer import new_run_dir  # heavy, and not needed to refuse a recipe
+
+    folder = run or new_run_dir(loaded)
+    words = [recipe, *(overrides or []), *(word for file in plugin or [] for word in ("--plugin", str(file)))]
+    with owned(folder):
+        _train(loaded, folder, resume, words)
+
+
+def _train(recipe: Recipe, run: Path, resume: bool, words: list[str]) -> None:
+    """Train and judge; words: what the command line named, to tell how to go on."""
+    from vidalign.engine import distributed
     from vidalign.runs import evaluate_run
     from vidalign.trainer import Trainer
 
-    trainer, folder = Trainer(loaded, run_dir=run, resume=resume), None
+    trainer, folder = Trainer(recipe, run_dir=run, resume=resume), None
     try:
         folder = trainer.fit()
         if distributed.rank() == 0:
             evaluate_run(folder)
     except KeyboardInterrupt:
-        plugins = [word for file in plugin or [] for word in ("--plugin", str(file))]
-        raise _interrupted(trainer, [recipe, *(overrides or []), *plugins], folder is not None) from None
+        raise _interrupted(trainer, words, folder is not None) from None
 
 
 def _check_folder(run: Path | None, resume: bool) -> None:
@@ -59,6 +70,7 @@ def _check_folder(run: Path | None, resume: bool) -> None:
         return
     from vidalign.engine.checkpoint import Checkpoints
 
+    refuse_owned(run)
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is not a folder", where="--run", fix="name another one")
     saved = Checkpoints(run / "checkpoints").steps()

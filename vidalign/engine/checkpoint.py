@@ -5,7 +5,7 @@
                               <part>/...         one folder for each engine and weight set
 
 A checkpoint is written under a hidden name beside the older ones, flushed to disk, and made visible by one
-atomic rename; whatever a killed process leaves behind has a hidden name and is swept by the next save.
+atomic rename; whatever a killed process leaves behind has a hidden name with its number, and is swept by the next save.
 Several nodes need one shared file system. The manifest is checked in full before anything is loaded. Files
 are read with torch's safe loader, except the ones that DeepSpeed writes itself.
 """
@@ -27,6 +27,7 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError
+from vidalign.owner import Process, is_left_over
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -72,11 +73,12 @@ class Checkpoints:
         `state` holds tensors, numbers, strings and containers of them. Older checkpoints stay untouched
         until this one is visible.
         """
-        draft = self._hidden("draft", step)
-        self._together(step, lambda: self._sweep(draft))
+        tag = distributed.broadcast_object(Process.current().tag)
+        draft = self.root / f".draft-{tag}-step-{step:08d}"
+        self._together(step, draft, lambda: self._sweep(draft))
         for name, part in parts.items():  # one by one: a rank that failed must not miss the next part's collectives
-            self._together(step, functools.partial(_save_part, part, draft / name))
-        self._together(step, lambda: self._publish(step, draft, dict(state), score))
+            self._together(step, draft, functools.partial(_save_part, part, draft / name))
+        self._together(step, draft, lambda: self._publish(step, draft, dict(state), score))
         return self.path(step)
 
     def load(self, parts: Mapping[str, Part], step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -124,7 +126,8 @@ class Checkpoints:
         """Remove what killed processes left, then open the draft folder."""
         if distributed.rank() != 0:
             return
-        for leftover in (*self.root.glob(".draft-*"), *self.root.glob(".trash-*")):
+        drafts = [draft for draft in self.root.glob(".draft-*") if is_left_over(draft)]
+        for leftover in (*drafts, *self.root.glob(".trash-*")):
             shutil.rmtree(leftover)
         for aside in self.root.glob(".replaced-*"):
             if _is_visible(self.root / aside.name.removeprefix(".replaced-")):
@@ -162,7 +165,7 @@ class Checkpoints:
             self.path(step).rename(trash)
             shutil.rmtree(trash, ignore_errors=True)  # what stays is hidden and swept by the next save
 
-    def _together(self, step: int, work: Callable[[], Any]) -> None:
+    def _together(self, step: int, draft: Path, work: Callable[[], Any]) -> None:
         """Run `work` on every rank; when one fails, remove the draft and raise on all of them."""
         failure = ""
         try:
@@ -172,7 +175,7 @@ class Checkpoints:
         failures = [text for text in distributed.all_gather_object(failure) if text]
         if failures:
             if distributed.rank() == 0:
-                shutil.rmtree(self._hidden("draft", step), ignore_errors=True)
+                shutil.rmtree(draft, ignore_errors=True)
             existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
             free = shutil.disk_usage(existing).free
             raise CheckpointError(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vidalign.errors import DataError
 from vidalign.losses.flow_matching import add_noise
+from vidalign.owner import beside
 from vidalign.provenance import weights_hash
 
 FORMAT = 1
@@ -119,9 +120,9 @@ class Buffer:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             buffer = cls(folder, header)
-        beside = folder / f"{HEADER}.partial"
-        beside.write_text(json.dumps({"format": FORMAT, **asdict(buffer.header)}, indent=1), encoding="utf-8")
-        os.replace(beside, folder / HEADER)
+        partial = beside(folder / HEADER)
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(buffer.header)}, indent=1), encoding="utf-8")
+        os.replace(partial, folder / HEADER)
         return buffer
 
     @classmethod
@@ -181,12 +182,12 @@ class Buffer:
             tensors = {name: value.detach().cpu().contiguous() for name, value in one.tensors().items()}
             labels = {"prompt": one.prompts[0], "pivot": str(one.pivot), "hash": weights_hash(tensors)}
             path = self.path(number)
-            beside = path.with_name(path.name + ".partial")
+            partial = beside(path)
             try:
-                save_file(tensors, beside, metadata=labels)
-                os.replace(beside, path)
+                save_file(tensors, partial, metadata=labels)
+                os.replace(partial, path)
             except (OSError, SafetensorError) as error:
-                beside.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
                 fix = "free space and run the same command again: it goes on from here"
                 raise DataError("a group could not be saved", where=str(path), why=str(error), fix=fix) from error
 

@@ -8,7 +8,6 @@ them. So an interrupted run goes on with the clips that are there, and the folde
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
+from vidalign.owner import beside
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class PipelineTeacher:
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)
         normalise(RawClip(clip), self.shape)  # a clip that is too short is not worth keeping
         self.cache.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"clip": clip.contiguous()}, beside, {"prompt": prompt})
-        beside.replace(file)
+        partial = beside(file, sweep=False)
+        save_file({"clip": clip.contiguous()}, partial, {"prompt": prompt})
+        partial.replace(file)
 
 
 def load_pipeline(path: str) -> Any:

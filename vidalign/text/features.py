@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidalign.owner import beside
 from vidalign.text.encoder import TextEncoder
 
 
@@ -76,6 +77,6 @@ class PromptFeatures:
         file = self._file(prompt)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            beside = file.with_suffix(".partial")
-            save_file({"features": self._memory[prompt]}, beside)
-            beside.replace(file)
+            partial = beside(file, sweep=False)
+            save_file({"features": self._memory[prompt]}, partial)
+            partial.replace(file)

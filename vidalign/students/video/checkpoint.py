@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import CheckpointError, nearest
+from vidalign.owner import beside
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ def write(tensors: dict[str, Tensor], spec: dict[str, Any], path: Path, metadata
 
     header = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(spec)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
+    partial = beside(path)
     try:
-        save_file(tensors, beside, metadata=header)
-        os.replace(beside, path)
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise CheckpointError("the student could not be saved", where=str(path), why=str(error)) from error
 
 

@@ -1,0 +1,196 @@
+"""Who writes where: a lock on what a command owns, and temporary names that no other process uses.
+
+A lock is a small JSON file with host, process and time. It outlives a killed process; on the same host that is seen,
+and the lock is taken over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidalign.errors import UsageError
+
+LOCK = ".owner.json"
+TAG = re.compile(r"(?P<pid>\d+)-(?P<started>\d+)@(?P<host>[^/]+)")
+IDLE = 3600.0
+"""Seconds without a write after which a draft of another host, whose processes cannot be seen, counts as left over."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be mistaken for another one with the same number."""
+
+    host: str
+    pid: int
+    started: str
+    """Clock ticks from boot to its start; 0 where the system does not tell."""
+
+    @classmethod
+    def current(cls) -> Process:
+        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()) or "0")
+
+    @property
+    def tag(self) -> str:
+        """The process as a part of a file name."""
+        return f"{self.pid}-{self.started}@{self.host}"
+
+    def has_ended(self) -> bool:
+        """Whether it is known to be gone; False for those of other hosts."""
+        return self.host == socket.gethostname() and _started(self.pid) != self.started
+
+
+@contextmanager
+def owned(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """Nobody else writes to `folder` meanwhile; of several processes of one command, the first holds the lock.
+
+    lock: name of the file; another one owns a single file or cell in the folder. Raises `UsageError` naming the owner.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / lock
+    entry = _entry()
+    while not _create(file, entry):
+        _remove_stale(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if file.read_text(encoding="utf-8") == entry:
+                file.unlink()
+            if created:
+                folder.rmdir()  # fails, as it should, when something was written
+
+
+def refuse_owned(folder: Path) -> None:
+    """Raise `UsageError` when a command that is still alive owns `folder`; for a parent that owns nothing itself."""
+    if (folder / LOCK).is_file():
+        with owned(folder):
+            pass
+
+
+def beside(path: Path, *, sweep: bool = True) -> Path:
+    """A temporary name for `path` that is this process' own; the ones of killed processes are removed first.
+
+    sweep: False where the folder holds so many files that listing it for each of them is slow.
+    """
+    if sweep:
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+            if is_left_over(left):
+                left.unlink(missing_ok=True)
+    return path.with_name(f"{path.name}.{Process.current().tag}.partial")
+
+
+def is_left_over(draft: Path) -> bool:
+    """Whether nobody works on a draft any more: its name tells the process, and one of this host can be looked up."""
+    found = TAG.search(draft.name.removesuffix(".partial"))
+    if found is None:
+        return True  # of a version that gave all processes the same name
+    process = Process(found["host"].rpartition("-step-")[0] or found["host"], int(found["pid"]), found["started"])
+    if process.host == socket.gethostname():
+        return process == Process.current() or process.has_ended()
+    try:
+        return time.time() - max(p.stat().st_mtime for p in (draft, *draft.rglob("*"))) > IDLE
+    except OSError:
+        return False  # it changes at this moment
+
+
+def _entry() -> str:
+    process = Process.current()
+    values = {"host": process.host, "pid": process.pid, "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+              "process_started": process.started}  # fmt: skip
+    return json.dumps(values)
+
+
+def _create(file: Path, entry: str) -> bool:
+    """Make the lock; False when there is one."""
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, entry.encode())
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _remove_stale(file: Path) -> None:
+    """Remove the lock of a process that has ended, and say so; raise `UsageError` for any other."""
+    try:
+        with file.open("r+", encoding="utf-8") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)  # of two that find it stale, one removes it
+            text = _read(opened.fileno())
+            owner = _owner(text)
+            if owner is None or not owner.has_ended():
+                raise _refusal(file, text, owner)
+            if os.path.samestat(os.fstat(opened.fileno()), file.stat()):
+                file.unlink()
+                warnings.warn(
+                    f"{file} was left by process {owner.pid}, which has ended without removing it; it is taken over",
+                    UserWarning, stacklevel=2,
+                )  # fmt: skip
+    except FileNotFoundError:
+        return  # released meanwhile
+
+
+def _read(descriptor: int) -> str:
+    """The lock's text; its owner writes it right after making the file."""
+    for _ in range(20):
+        if text := os.pread(descriptor, 4096, 0).decode(errors="replace"):
+            return text
+        time.sleep(0.05)
+    return ""
+
+
+def _owner(text: str) -> Process | None:
+    """The process that a lock names; None when it cannot be read."""
+    try:
+        values = json.loads(text)
+        return Process(str(values["host"]), int(values["pid"]), str(values["process_started"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _refusal(file: Path, text: str, owner: Process | None) -> UsageError:
+    here = owner is not None and owner.host == socket.gethostname()
+    since = json.loads(text).get("since", "?") if owner else ""
+    told = f"process {owner.pid} on {owner.host} works there since {since}" if owner else "its owner cannot be read"
+    return UsageError(
+        f"another command works in {file.parent}", where=str(file), why=told if here else f"{told}: {text.strip()!r}",
+        fix="wait until it has ended, end it, or name another folder"
+        + ("" if here else "; if no command runs there any more, remove the file"),
+    )  # fmt: skip
+
+
+def _started(pid: int) -> str:
+    """Clock ticks from boot to the start of a process, '' when there is none, 0 where the system does not tell."""
+    if Path("/proc/self/stat").is_file():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            return ""
+        return "" if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "0"
