@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidalign.errors import UsageError
 from vidalign.golden import world_hash
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def refuse_unclean(out: Path) -> None:
+    """Raise `UsageError` for a published result (below this checkout's `benchmarks`) of code that no commit holds."""
+    published = Path(__file__).parents[1] / "benchmarks"
+    if out.resolve().is_relative_to(published) and commit().endswith("+changes"):
+        raise UsageError(
+            "published results are measured from a clean checkout", where=f"--out {out}",
+            why="files of this checkout differ from its commit", fix="commit or stash them, or write elsewhere",
+        )  # fmt: skip
 
 
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from run_helpers import vidalign
 
+from vidalign import provenance
 from vidalign.bench import cell, runner
 from vidalign.bench.results import read_results
 from vidalign.errors import UserError
@@ -145,3 +146,12 @@ def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in capsys.readouterr().out
     assert vidalign("list", "metrics") == 0
     assert "world_auditor" in capsys.readouterr().out
+
+
+def test_published_results_come_from_clean_checkouts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provenance, "commit", lambda: "abc+changes")
+    published = Path(provenance.__file__).parents[1] / "benchmarks" / "results" / "new.json"
+    assert vidalign("bench", "run", "quickstart", "--small", "--out", str(published)) == 2
+    assert "published results are measured from a clean checkout" in capsys.readouterr().err and not published.exists()

@@ -49,11 +49,14 @@ def run(
     """Run a protocol, or what is left of it; cells that are finished are kept."""
     from vidalign.bench.results import write_results
     from vidalign.bench.runner import RESULTS, BenchRun, prepare
+    from vidalign.provenance import refuse_unclean
 
     rows = objectives.split(",") if objectives is not None else None
     chosen = _numbers(seeds) if seeds is not None else None
     plugins = list(plugin or [])
     known = [out] if out is not None else []
+    if out is not None:
+        refuse_unclean(out)
     with before_work():
         one = BenchRun(protocol, list(overrides or []), small, rows, chosen, jobs, plugins, known, say=typer.echo)
         prepare(one.protocol)
