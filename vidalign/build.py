@@ -17,6 +17,7 @@ from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import UserError
+from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.rewards.base import CompositeReward, TrainableReward
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
+OBJECTIVE_CALLS = ("phases", "planned_updates", "networks", "optimizer_changes", "collect", "micro_batches", "loss",
+                   "after_step", "state_dict", "load_state_dict")  # fmt: skip
+TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
 LANGUAGE = "language"
 """Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
 
@@ -52,16 +56,25 @@ def build_student(recipe: Recipe) -> Any:
 def build_objective(recipe: Recipe) -> Objective:
     """The objective with its settings, or the mixture of several."""
     if recipe.objectives:
-        made = {label: registry.get("objectives", p.name)(p.config) for label, p in recipe.objectives.items()}
+        made = {label: _objective(part.name, part.config) for label, part in recipe.objectives.items()}
         return Mixture(made, recipe.objectives)
-    return registry.get("objectives", recipe.objective.name)(recipe.objective.config)
+    return _objective(recipe.objective.name, recipe.objective.config)
+
+
+def _objective(name: str, config: Any) -> Any:
+    kind = registry.get("objectives", name)
+    with guest("objective", name, kind):
+        return guarded("objective", name, kind(config), OBJECTIVE_CALLS)
 
 
 def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
     """What the ``teacher`` section names, for videos of `frames` latent frames of the student `spec`, or None."""
     if recipe.teacher is None:
         return None
-    return registry.get("teachers", recipe.teacher.name).from_recipe(recipe.teacher, frames, spec)
+    name = recipe.teacher.name
+    kind = registry.get("teachers", name)
+    with guest("teacher", name, kind):
+        return guarded("teacher", name, kind.from_recipe(recipe.teacher, frames, spec), TEACHER_CALLS)
 
 
 def build_features(spec: VideoStudentSpec) -> PromptFeatures:
@@ -77,8 +90,10 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
     for name in recipe.rewards:
         kind = registry.get("rewards", name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
-        rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
-    return CompositeReward(rewards, recipe.rewards)
+        with guest("reward", name, kind):
+            rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
+    seconds, then = recipe.trainer.reward_timeout, recipe.trainer.on_reward_timeout
+    return CompositeReward(rewards, recipe.rewards, seconds=seconds, on_timeout=then)
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerConfig:

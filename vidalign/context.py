@@ -62,7 +62,7 @@ class TrainContext:
     update: int = 0
     """Optimiser steps taken on the current experience."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What trainable rewards log of the current step."""
+    """What rewards log of the current step."""
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """`LossOut.sums` of the current step, for `Objective.after_step`."""
 
@@ -109,9 +109,10 @@ class TrainContext:
         Trainable rewards first learn from the clips, in phases of their own: call it outside any phase.
         """
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
-        for reward in self.rewards.trainable:
-            reward.learn(clips, prompts)
-        return self.rewards.score(clips, prompts)
+        self.rewards.learn(clips, prompts)
+        scores = self.rewards.score(clips, prompts)
+        self.metrics |= self.rewards.logged
+        return scores
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[N, ...]`` of every process, concatenated in rank order."""

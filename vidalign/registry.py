@@ -149,7 +149,7 @@ def load_plugin_file(path: str | Path) -> None:
     except UserError:
         del sys.modules[module_name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         line = next(
             (
@@ -177,7 +177,7 @@ def _owner(point: EntryPoint) -> str:
 def _load(kind: str, point: EntryPoint, owner: str) -> Any:
     try:
         return point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{point.name!r} among {kind} cannot be imported",
             where=f"{owner}: {point.value}",

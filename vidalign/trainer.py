@@ -24,7 +24,7 @@ from vidalign.data.language import open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.errors import UserError
+from vidalign.errors import PluginError, UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 
 FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
-                  "trainer.max_skipped", "tracking", "evaluation")  # fmt: skip
+                  "trainer.max_skipped", "trainer.reward_timeout", "trainer.on_reward_timeout", "tracking",
+                  "evaluation")  # fmt: skip
 """Keys that may change when a run goes on: none of them changes a step's update."""
 
 
@@ -92,6 +93,10 @@ class Trainer:
                 if (self.step % every == 0 or self.done or judged) and not self._skipping():
                     self.save()
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
+        except PluginError as error:
+            error.problems[0].where += f", step {self.step + 1}"
+            error.problems[0].fix = f"{self._go_on()}; {error.problems[0].fix}".removesuffix("; ")
+            raise
         finally:
             self.tracker.close()
         return self.run_dir

@@ -12,6 +12,7 @@ from vidalign.bench.judging import Judged, checked
 from vidalign.bench.language import answer
 from vidalign.bench.metrics.base import Metric
 from vidalign.data.examples import Example
+from vidalign.guest import guest
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol
@@ -47,5 +48,7 @@ def _graded(
     responses = give(examples, seed)
     found: dict[str, torch.Tensor] = {}
     for metric in (m for m in metrics if m.judges == "answers"):
-        found |= checked(metric, metric.grade(responses, examples), len(examples))
+        with guest("metric", metric.name, metric):
+            graded = metric.grade(responses, examples)
+        found |= checked(metric, graded, len(examples))
     return found

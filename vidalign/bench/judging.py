@@ -13,6 +13,7 @@ import torch
 from vidalign.bench.metrics.base import Metric
 from vidalign.engine.rng import generator
 from vidalign.errors import PluginError
+from vidalign.guest import guest
 from vidalign.owner import beside
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def clip_batches(
 
 def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected: int) -> dict[str, torch.Tensor]:
     """What a metric says of clips, see `checked`."""
-    return checked(metric, metric.score(clips, list(prompts)), expected)
+    with guest("metric", metric.name, metric):
+        found = metric.score(clips, list(prompts))
+    return checked(metric, found, expected)
 
 
 def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:

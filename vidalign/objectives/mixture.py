@@ -26,7 +26,6 @@ import torch
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.cost import Cost
-from vidalign.rewards.base import CompositeReward
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -218,7 +217,7 @@ def _own_rewards(ctx: TrainContext, part: Part) -> Iterator[None]:
     """Judge by the rewards of one objective meanwhile."""
     everyone = ctx.rewards
     if part.rewards is not None and everyone is not None:
-        ctx.rewards = CompositeReward({name: everyone.rewards[name] for name in part.rewards}, part.rewards)
+        ctx.rewards = everyone.part(part.rewards)
     try:
         yield
     finally:

@@ -167,10 +167,16 @@ class TrainerConfig:
     """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
     max_skipped: int = 3
     """Updates in a row that may be skipped because their gradient is not finite; then the run stops."""
+    reward_timeout: float = 0.0
+    """Seconds that a reward may take for the clips of a step; 0 waits for ever."""
+    on_reward_timeout: Literal["stop", "nan"] = "stop"
+    """What follows when a reward takes longer: the run stops, or its clips are not scored (NaN)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.signal_floor < 1:
             raise ValueError("signal_floor must lie in 0..1, 1 excluded")
+        if self.reward_timeout < 0:
+            raise ValueError("reward_timeout must be at least 0")
         for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from vidalign.errors import PluginError
+from vidalign.guest import guest
+from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
@@ -92,12 +93,27 @@ class TrainableReward(ABC):
 
 
 class CompositeReward:
-    """Several rewards with a weight each."""
+    """Several rewards with a weight each; seconds and on_timeout: see ``trainer.reward_timeout``."""
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float],
+        *, seconds: float = 0.0, on_timeout: OnTimeout = "stop",
+    ) -> None:  # fmt: skip
         assert rewards and set(rewards) == set(weights), "every reward needs a weight"
         self.rewards = dict(rewards)
         self.weights = dict(weights)
+        self.logged: dict[str, float] = {}
+        """Metrics of the further names that the last call of `score` returned."""
+        self._calls = {  # what learns takes part in collectives: it has no thread of its own
+            name: RewardCall(name, reward, 0.0 if isinstance(reward, TrainableReward) else seconds, on_timeout)
+            for name, reward in self.rewards.items()
+        }
+
+    def part(self, weights: Mapping[str, float]) -> CompositeReward:
+        """Some of the rewards with weights of their own."""
+        chosen = CompositeReward({name: self.rewards[name] for name in weights}, weights)
+        chosen._calls = {name: self._calls[name] for name in weights}
+        return chosen
 
     @property
     def trainable(self) -> list[TrainableReward]:
@@ -107,7 +123,14 @@ class CompositeReward:
     def warm_up(self, prompts: PromptSource) -> None:
         """Let the trainable rewards learn from the initial student."""
         for reward in self.trainable:
-            reward.warm_up(prompts)
+            with guest("reward", reward.name, reward):
+                reward.warm_up(prompts)
+
+    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
+        """Let the trainable rewards learn from clips of the student."""
+        for reward in self.trainable:
+            with guest("reward", reward.name, reward):
+                reward.learn(clips, prompts)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the trainable rewards, by name."""
@@ -123,17 +146,11 @@ class CompositeReward:
 
         clips: ``[B, F, 3, H, W]`` in [0, 1]. Raises `PluginError` when a reward does not keep its contract.
         """
-        out = {}
-        for name, reward in self.rewards.items():
-            values = reward.score(clips, prompts).get(name)
-            if values is None or tuple(values.shape) != (len(prompts),):
-                found = "nothing" if values is None else f"a tensor of shape {tuple(values.shape)}"
-                raise PluginError(
-                    f"the reward {name!r} returned {found} under its name",
-                    where=type(reward).__qualname__,
-                    why=f"a reward returns a number for each of {len(prompts)} clips, NaN for a failed one",
-                )
-            out[name] = values
+        out, self.logged = {}, {}
+        for name, call in self._calls.items():
+            found = call(clips, prompts)
+            out[name] = found.pop(name)
+            self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in found.items()}
         return out
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -26,6 +26,7 @@ from vidalign import registry
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.guest import guarded, guest
 from vidalign.losses.bradley_terry import bradley_terry_loss, pair_accuracy
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
@@ -59,8 +60,11 @@ class DiscriminatorReward(TrainableReward):
     def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> DiscriminatorReward:
         section = recipe.discriminator
         assert section is not None, "the recipe was checked"
-        network = registry.get("discriminators", section.name)
-        return cls(network.from_recipe(section.config, spec, features, recipe.seed), section.config)
+        name = section.name
+        kind = registry.get("discriminators", name)
+        with guest("discriminator", name, kind):
+            network = kind.from_recipe(section.config, spec, features, recipe.seed)
+        return cls(guarded("discriminator", name, network, ("forward",)), section.config)
 
     def optimizer_changes(self) -> dict[str, Any]:
         config = self.config

@@ -17,6 +17,7 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
+from vidalign.guest import guest
 from vidalign.owner import beside
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
@@ -81,7 +82,7 @@ class PipelineTeacher:
         if self._pipeline is None:
             self._pipeline = self._build()
         noise = torch.Generator().manual_seed(int(file.stem[:15], 16))
-        with torch.no_grad():
+        with guest("pipeline", self.identity, self._pipeline), torch.no_grad():
             frames = self._pipeline(prompt=prompt, generator=noise, output_type="np", **self.call).frames[0]
         array = torch.from_numpy(np.asarray(frames, dtype=np.float32)).permute(0, 3, 1, 2)
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,106 @@
+"""One call of a reward: guarded, in time, on clips that stay as they are, its answer as tensors."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vidalign.errors import PluginError
+from vidalign.guest import guest, is_foreign
+
+OnTimeout = Literal["stop", "nan"]
+
+
+class RewardCall:
+    """Calls one reward. seconds: how long it may take, 0 for ever; then its clips are NaN or the run stops."""
+
+    def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout) -> None:
+        self.name, self.reward, self.seconds, self.on_timeout = name, reward, seconds, on_timeout
+        self._overdue: threading.Thread | None = None
+
+    def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Everything that it returns by name, float32 where the clips are, its own name first; ``[B]`` under that."""
+        with guest("reward", self.name, self.reward):
+            found = self._score(clips, prompts) if not self.seconds else self._score_in_time(clips, prompts)
+        if not isinstance(found, Mapping):
+            raise self._refusal(f"a {type(found).__name__}", f"a reward returns a dict with {self.name!r}")
+        device = clips.device if isinstance(clips, torch.Tensor) else None
+        out = {str(key): self._numbers(str(key), value, device) for key, value in found.items()}
+        values = out.pop(self.name, None)
+        if values is None or tuple(values.shape) != (len(prompts),):
+            what = "nothing" if values is None else f"a tensor of shape {tuple(values.shape)}"
+            why = f"a reward returns a number for each of {len(prompts)} clips, NaN for a failed one"
+            raise self._refusal(f"{what} under its name", why)
+        return {self.name: values, **out}
+
+    def _score(self, clips: Any, prompts: Sequence[Any]) -> Any:
+        """What the reward returns; other rewards, and what is shown, must not see what it does to the clips."""
+        if not is_foreign(self.reward) or not isinstance(clips, torch.Tensor) or clips.is_inference():
+            return self.reward.score(clips, prompts)
+        if clips.device.type == "cpu":  # a view in numpy is written to unseen
+            return self.reward.score(clips.clone(), list(prompts))
+        before = clips._version
+        found = self.reward.score(clips, list(prompts))
+        if clips._version != before:
+            raise PluginError(
+                f"the reward {self.name!r} changed the clips that it was given", where=type(self.reward).__qualname__,
+                why="other rewards judge the same clips", fix="change a copy, clips.clone()",
+            )  # fmt: skip
+        return found
+
+    def _score_in_time(self, clips: Any, prompts: Sequence[Any]) -> Any:
+        """In a thread of its own, which cannot be ended: a reward that still works on old clips is not called again."""
+        if self._overdue is not None and self._overdue.is_alive():
+            return self._late(len(prompts))
+        result: dict[str, Any] = {}
+        on_cuda = isinstance(clips, torch.Tensor) and clips.is_cuda
+
+        def work() -> None:
+            try:
+                with torch.no_grad(), torch.cuda.device(clips.device) if on_cuda else nullcontext():
+                    result["found"] = self._score(clips, prompts)
+            except BaseException as error:
+                result["error"] = error
+
+        thread = threading.Thread(target=work, name=f"reward {self.name}", daemon=True)
+        thread.start()
+        thread.join(self.seconds)
+        if thread.is_alive():
+            self._overdue = thread
+            return self._late(len(prompts))
+        if "error" in result:
+            raise result["error"]
+        return result["found"]
+
+    def _late(self, count: int) -> dict[str, torch.Tensor]:
+        what = f"the reward {self.name!r} takes longer than {self.seconds:g} s"
+        if self.on_timeout == "stop":
+            raise PluginError(
+                what, where="trainer.reward_timeout",
+                fix="raise it, or go on without its scores with trainer.on_reward_timeout=nan",
+            )  # fmt: skip
+        warnings.warn(f"{what}: its clips are not scored", UserWarning, stacklevel=2)
+        return {self.name: torch.full((count,), torch.nan)}
+
+    def _numbers(self, key: str, value: Any, device: torch.device | None) -> torch.Tensor:
+        """Real numbers of any type, in a tensor, an array or a list, as float32."""
+        if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
+            try:
+                array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
+                if array.dtype.kind in "fiub":
+                    value = torch.from_numpy(array.astype(np.float32))
+            except (TypeError, ValueError):
+                pass  # told below
+        if not isinstance(value, torch.Tensor) or value.is_complex():
+            kind = f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
+            raise self._refusal(f"{kind} under {key!r}", "a tensor, an array or a list of real numbers is needed")
+        return value.detach().to(device or value.device, torch.float32)
+
+    def _refusal(self, what: str, why: str) -> PluginError:
+        return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
