@@ -6,6 +6,7 @@ RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +108,12 @@ def evaluate_run(
         return _evaluate_language(run, console or Console())
     prompts = held_out_prompts(recipe)
     truth = ground_truth(prompts, settings.seeds, settings.frames)
+    if truth is None:
+        what = "the evaluation prompts are no captions of the embedded world: the clips are in the report, unjudged"
+        warnings.warn(f"{what} - data.eval_prompts - use world:held_out for scores", UserWarning, stacklevel=2)
     before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
     after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
-    judged = {"before": before, "after": after, "ground truth": truth}
+    judged = {"before": before, "after": after} | ({"ground truth": truth} if truth else {})
     rows = compare(before, after, truth)
     header = describe_run(recipe)
     save_evaluation(run.folder / "evaluation.json", before, after, truth, header)

@@ -234,7 +234,7 @@ class Trainer:
             return {}
         with self.tracker.phase("held_out"):
             metrics = self.evaluate().health()
-        self.score = metrics["health/held_out/mean"]
+        self.score = metrics.get("health/held_out/mean")
         return metrics
 
     # --- run folder ---

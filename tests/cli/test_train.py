@@ -291,3 +291,23 @@ def test_what_collect_logs_is_reduced_over_ranks(recipe_folder: Path, monkeypatc
     history = read_history("run/metrics.jsonl")
     assert history["health/motion/mean"] == [(1, pytest.approx(2 * seen[0]))]
     assert history["health/on_policy_gap/max"] == [(1, 9.0)]
+
+
+# --- prompts that nobody can judge ---
+
+
+def test_training_on_prompts_without_judges_ends_well(
+    recipe_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The student and its clips are there; scores, a goal and the plots of both are left out."""
+    Path("prompts.txt").write_text("a whale sings\ntwo dogs play\n", encoding="utf-8")
+    asked = ("data.prompts=prompts.txt", "data.eval_prompts=prompts.txt", "trainer.steps=1", "trainer.eval_every=1")
+    assert train(*asked) == 0
+    told = capsys.readouterr()
+    assert told.err.count("are no captions of the embedded world") == 1 and "report.html" in told.out
+    assert Path("run/student.safetensors").is_file()
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "a whale sings" in report and "after against before" not in report
+    document = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
+    assert document["values"] == {"before": {}, "after": {}} and len(document["prompts"]) == 2
+    assert vidalign("export", "--run", "run", "--out", "x.safetensors") == 0

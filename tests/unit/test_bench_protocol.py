@@ -189,3 +189,12 @@ def test_shipped_protocols_load_in_both_sizes(name: str) -> None:
             runnable += 1
             assert recipe.trainer.steps > 1
     assert runnable
+
+
+@pytest.mark.parametrize("row", ["../../out", "a/b", "..", "x" * 256])
+def test_names_of_rows_stay_in_the_folder_of_the_protocol(row: str, folder: Path) -> None:
+    file = folder / "p.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("objectives:\n", f"objectives:\n  {row}: {{recipe: recipe.yaml}}\n"), encoding="utf-8")
+    with pytest.raises(RecipeError, match="is no name of a row"):
+        load_protocol("p.yaml")

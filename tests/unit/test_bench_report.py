@@ -175,3 +175,14 @@ def test_a_result_without_trained_rows_still_makes_a_page(tmp_path: Path) -> Non
     assert bench_report(bare, tmp_path).headline == Metric("world_scorer", "composite")
     bare.cells = []
     assert "Benchmark demo" in write_bench_report(bare, tmp_path / "report.html", tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["../out.npz", "ABSOLUTE"])
+def test_clips_of_a_result_file_stay_in_their_folder(place: str, clips: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found, inner = results(), clips / "inner"
+    (clips / "out.npz").write_bytes((clips / "demo" / "sft-0.npz").read_bytes())
+    for cell in found.cells:
+        cell.clips = str(clips / "out.npz") if place == "ABSOLUTE" else place
+    inner.mkdir()
+    assert bench_report(found, inner).prompts == []
+    assert "leads out of the folder" in caplog.text

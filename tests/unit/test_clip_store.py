@@ -208,8 +208,9 @@ def test_a_rate_that_is_not_used_is_told(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["disk", "parquet"])
 def test_a_table(form: str, place: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    file = write(tmp_path / "clips" / "a.mp4", ramp())
-    cell = {"bytes": file.read_bytes(), "path": str(file), "video": {"bytes": file.read_bytes(), "path": "a.mp4"}}[form]
+    file = write(tmp_path / ("clips" if place == "parquet" else "t/clips") / "a.mp4", ramp())
+    content = file.read_bytes()
+    cell = {"bytes": content, "path": "clips/a.mp4", "video": {"bytes": content, "path": "/a.mp4"}}[form]
     table = datasets.Dataset.from_dict({"prompt": ["a hen"], "video": [cell]})
     target = tmp_path / ("t.parquet" if place == "parquet" else "t")
     table.to_parquet(str(target)) if place == "parquet" else table.save_to_disk(str(target))
@@ -260,3 +261,11 @@ def test_a_recipe_is_checked_before_anything_is_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             load_recipe(recipe(tmp_path, teacher))
+
+
+@pytest.mark.parametrize("name", ["../x.npz", "/etc/x.npz"])
+def test_a_row_of_a_table_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": ["a"], "video": [name]}).to_parquet(str(tmp_path / "t.parquet"))
+    with pytest.raises(DataError, match="row 0 - .*leads out of the folder"):
+        index_clips(tmp_path / "t.parquet")[0].load()

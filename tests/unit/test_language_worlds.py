@@ -209,9 +209,13 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
     shuffled = open_examples(str(tmp_path / "t.parquet"), 0, "none", 2)
     assert {shuffled[0].prompt, shuffled[1].prompt} == {"one", "two"} == {shuffled[6].prompt, shuffled[7].prompt}
     image.save(tmp_path / "p.png")
-    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "one", "answer": 0, "images": ["{tmp_path}/p.png"]}}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one", "answer": 0, "images": ["p.png"]}\n')
     (third,) = evaluation_examples(str(tmp_path / "p.jsonl"), 5)
     assert np.array_equal(np.asarray(third.images[0]), np.asarray(image)) and third.answer == "0"
+    for place in (f"{tmp_path}/p.png", f"../{tmp_path.name}/p.png"):
+        (tmp_path / "out.jsonl").write_text(f'{{"prompt": "one", "images": ["{place}"]}}\n')
+        with pytest.raises(DataError, match="leads out of the folder"):
+            evaluation_examples(str(tmp_path / "out.jsonl"), 5)
     (tmp_path / "t.jsonl").write_text('{"question": "one"}\n')
     with pytest.raises(DataError, match="no column 'prompt'"):
         open_examples(str(tmp_path / "t.jsonl"), 0, "none")

@@ -19,7 +19,7 @@ from vidalign.bench.bootstrap import interval
 from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
 from vidalign.data.prompts import open_prompts
 from vidalign.engine.rng import generator
-from vidalign.errors import DataError, UserError
+from vidalign.errors import UserError
 from vidalign.report.model import EvaluationRow
 from vidalign.rollout import RolloutPlan
 from vidalign.teachers.world import WorldTeacher
@@ -47,7 +47,9 @@ class Evaluation:
     clip_metrics: list[dict[str, float]] = field(default_factory=list)
 
     def health(self) -> dict[str, float]:
-        """What the monitors and the report's curves read."""
+        """What the monitors and the report's curves read; nothing where nothing could be judged."""
+        if (AUDITOR, "composite") not in self.metrics:
+            return {}
         return {
             "health/held_out/mean": float(self.metrics[AUDITOR, "composite"].mean()),
             "health/held_out_trained/mean": float(self.metrics[TRAINED, "composite"].mean()),
@@ -61,44 +63,37 @@ def distinct_prompts(source: str, recipe: Recipe) -> list[str]:
 
 
 def held_out_prompts(recipe: Recipe) -> list[str]:
-    """The evaluation prompts that the world can judge; raises `DataError` when there is none."""
+    """The evaluation prompts that the world can judge; where there is none, those whose clips are shown unjudged."""
     settings = recipe.evaluation
-    source = settings.prompts or recipe.data.eval_prompts
-    prompts = [prompt for prompt in distinct_prompts(source, recipe) if is_caption(prompt)]
-    if not prompts:
-        raise DataError(
-            "no evaluation prompt is a caption of the embedded world",
-            where="data.eval_prompts",
-            why="its judges know the answer for captions only",
-            fix="use world:held_out",
-        )
-    return prompts[: settings.count]
+    prompts = distinct_prompts(settings.prompts or recipe.data.eval_prompts, recipe)
+    return ([prompt for prompt in prompts if is_caption(prompt)] or prompts)[: settings.count]
 
 
 @torch.no_grad()
 def judge_student(
     generate: Callable[[list[str], list[torch.Generator]], torch.Tensor], prompts: Sequence[str], seeds: int
 ) -> Evaluation:
-    """Generate `seeds` clips for every prompt and judge them.
+    """Generate `seeds` clips for every prompt and judge them; captions of the world only have metrics.
 
     generate: prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1]; the generators depend on
     prompt and seed only, so two students see the same noise.
     """
     shown: list[torch.Tensor] = []
     metrics: dict[Metric, list[torch.Tensor]] = {}
+    judged = all(is_caption(prompt) for prompt in prompts)
     for seed in range(seeds):
         for start in range(0, len(prompts), BATCH):
             part = list(prompts[start : start + BATCH])
             generators = [generator(seed, "evaluation", 0, start + i) for i in range(len(part))]
             clips = generate(part, generators).float().cpu()
-            for name, values in judge_world(clips, part).items():
+            for name, values in (judge_world(clips, part) if judged else {}).items():
                 metrics.setdefault(name, []).append(values)
             if len(shown) == 0:
                 shown.append(clips[:SHOWN])
     means = {name: torch.cat(values).view(seeds, -1).nanmean(0) for name, values in metrics.items()}
     first = {name: torch.cat(values)[:SHOWN].tolist() for name, values in metrics.items()}
     labels = {"trained": (TRAINED, "composite"), "auditor": (AUDITOR, "composite")}
-    kept = [{label: first[name][i] for label, name in labels.items()} for i in range(len(shown[0]))]
+    kept = [{label: first[name][i] for label, name in labels.items() if judged} for i in range(len(shown[0]))]
     return Evaluation(list(prompts), means, shown[0], kept)
 
 
@@ -118,8 +113,10 @@ def student_generator(student: Any, features: Any, codec: Any, frames: int) -> C
     return generate
 
 
-def ground_truth(prompts: Sequence[str], seeds: int, frames: int) -> Evaluation:
-    """The world's own clips of the prompts, judged like a student's."""
+def ground_truth(prompts: Sequence[str], seeds: int, frames: int) -> Evaluation | None:
+    """The world's own clips of the prompts, judged like a student's; None where they are no captions of it."""
+    if not all(is_caption(prompt) for prompt in prompts):
+        return None
     return judge_student(WorldTeacher(frames).clips, prompts, seeds)
 
 

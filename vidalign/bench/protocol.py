@@ -22,6 +22,7 @@ from vidalign.bench.cost import read_spec
 from vidalign.bench.metrics.base import Metric
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, is_examples
+from vidalign.data.paths import is_file_name
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.golden import world_hash
@@ -261,6 +262,9 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
             problems.append(
                 Problem(f"{row!r} is a row of every table", tree.locate(f"objectives.{row}"), fix="rename it")
             )
+        if not is_file_name(row):
+            why = "it names the folder of its runs"
+            problems.append(Problem(f"{row!r} is no name of a row", tree.where, why, "use a name without / and .."))
     if problems or protocol is None:
         raise RecipeError(problems)
     protocol.header = read_header(path)

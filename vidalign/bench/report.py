@@ -16,6 +16,7 @@ import yaml
 from vidalign.bench.bootstrap import HELD_OUT, compare, goal_row, summaries, values_of, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
+from vidalign.data.paths import inside
 from vidalign.report import (
     CellWarning,
     Chart,
@@ -230,7 +231,7 @@ def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
         if cell is None or cell.clips is None:
             continue
         try:
-            with np.load(folder / cell.clips) as file:
+            with np.load(inside(folder, cell.clips)) as file:
                 found.append((cell, file["clips"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("The report shows no clips of %s: %s", name, error)

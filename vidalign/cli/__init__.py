@@ -11,16 +11,17 @@ import signal
 import sys
 import threading
 import warnings
-from typing import Annotated, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 
 import vidalign
 from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
+from vidalign.cli.launch import leave_mistake
 from vidalign.errors import UserError
 
-INTERRUPTED = 130
+INTERRUPTED, FAULT = 130, 1
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 """What goes wrong with a disk, not with us."""
 
@@ -66,20 +67,35 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        _tell(error)
-        sys.exit(error.exit_code)
+        _leave(error)
     except OSError as error:
         if error.errno not in DISK:
+            _leave_fault(error)
             raise
         fix = "free some space or choose another folder; what had been saved is kept"
-        _tell(UserError("cannot write or read", where=str(error.filename or ""), why=str(error.strerror), fix=fix))
-        sys.exit(UserError.exit_code)
+        _leave(UserError("cannot write or read", where=str(error.filename or ""), why=str(error.strerror), fix=fix))
+    except Exception as error:
+        _leave_fault(error)
+        raise
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def _leave(error: UserError) -> NoReturn:
+    """End with a mistake of the user; one process of several leaves it to the one that started them."""
+    if not leave_mistake(error, error.exit_code):
+        _tell(error)
+    sys.exit(error.exit_code)
+
+
+def _leave_fault(error: Exception) -> None:
+    """A fault of ours: one process of several ends here, and the one that started them shows the traceback."""
+    if leave_mistake(error, FAULT):
+        sys.exit(FAULT)
 
 
 def _tell(error: UserError) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vidalign.cli.launch import Gpus, Nodes, Rendezvous, relaunch
+from vidalign.cli.launch import Gpus, Nodes, Rendezvous, check_processes, relaunch
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
 from vidalign.errors import Interrupted, UsageError
 from vidalign.owner import owned, refuse_owned
@@ -37,8 +38,10 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     _check_folder(run, resume)
+    check_processes(loaded, gpus, nodes)
     relaunch(gpus, nodes, rendezvous, run)
-    tell_warnings(loaded.warnings)
+    if os.environ.get("RANK", "0") == "0":
+        tell_warnings(loaded.warnings)
     from vidalign.trainer import new_run_dir  # heavy, and not needed to refuse a recipe
 
     folder = run or new_run_dir(loaded)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vidalign.data.examples import Example
+from vidalign.data.paths import inside
 from vidalign.data.prompts import PromptSource
 from vidalign.errors import DataError
 
@@ -69,13 +70,13 @@ class TableExamples:
 
 
 def _picture(item: Any, where: str) -> Any:
-    """A PIL picture of what a table holds: a picture, or the path of a file."""
+    """A PIL picture of what a table holds: a picture, or the path of a file below the folder of the table."""
     from PIL import Image
 
     if isinstance(item, str):
         try:
-            item = Image.open(item)
-        except OSError as error:
+            item = Image.open(inside(Path(where) if Path(where).is_dir() else Path(where).parent, item))
+        except (OSError, ValueError) as error:
             raise DataError("a picture cannot be read", where=where, why=str(error)) from error
     return item.convert("RGB")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidalign.data.paths import inside
 from vidalign.engine import distributed
 from vidalign.errors import DataError, nearest
 from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
@@ -154,20 +155,13 @@ def _listed(listed: Path) -> list[tuple[Path, str]]:
             continue
         try:
             row = json.loads(line)
-            pairs.append((_inside(listed.parent, row["file_name"]), str(row["prompt"]).strip()))
+            pairs.append((inside(listed.parent, row["file_name"]), str(row["prompt"]).strip()))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 "a line of metadata.jsonl cannot be used", where=f"{listed}:{number}",
                 why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
             ) from error  # fmt: skip
     return pairs
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file of that name; ValueError when it leads out of the folder."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{name!r} leads out of the folder")
-    return folder / name
 
 
 def _prompt_of(file: Path) -> str:
@@ -234,7 +228,15 @@ def _row(table: Any, number: int, prompt: str, name: str, base: Path) -> Entry:
         video = table[number]["video"]
         if isinstance(video, dict):
             video = video.get("bytes") or video.get("path")
-        return video if isinstance(video, bytes) else base / str(video)
+        if isinstance(video, bytes):
+            return video
+        try:
+            return inside(base, str(video))
+        except ValueError as error:
+            raise DataError(
+                "a row of the table cannot be used", where=f"{base}, row {number}", why=str(error),
+                fix="give paths below the table's folder, or the bytes",
+            ) from error  # fmt: skip
 
     kind = Path(name).suffix.lower() or ".mp4"
     return Entry(prompt, f"row {number}" + (f" ({name})" if name else ""), kind, load)
