@@ -120,4 +120,4 @@ def test_another_number_of_processes_is_refused(folder: Path, resumed: Any) -> N
     launch(1, folder / "two", "alone")
     errors = results(folder / "two", "alone")
     assert len(errors) == 8
-    assert all("checkpoint of 2 processes, run of 1" in e and "ds_to_universal" in e for e in errors)
+    assert all("checkpoint of 2 processes, run of 1" in e and "resume with 2 processes" in e for e in errors)

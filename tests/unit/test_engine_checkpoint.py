@@ -178,10 +178,19 @@ def test_a_full_disk_loses_nothing(limit: int, tmp_path: Path) -> None:
         checkpoints.save(2, {"cursor": 2}, {"a": Store(2.0, size=2000)})
     assert "step 2 was not saved; the older ones are intact" in str(error.value)
     assert "File too large" in str(error.value) and "MB free" in str(error.value)
+    assert "lower trainer.keep, then resume" in str(error.value), "a key that a recipe has"
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, "nor leaves anything behind"
     assert load(tmp_path) == (1, 1.0)
     save(tmp_path, 2)
     assert load(tmp_path) == (2, 2.0)
+
+
+def test_a_full_disk_at_the_first_save_speaks_of_no_older_checkpoint(tmp_path: Path) -> None:
+    with full_disk(500), pytest.raises(CheckpointError) as error:
+        save(tmp_path, 1)
+    told = str(error.value)
+    assert "step 1 was not saved; there is no older one" in told and "start again" in told
+    assert "intact" not in told and "trainer.keep" not in told
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

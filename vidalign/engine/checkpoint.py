@@ -109,7 +109,7 @@ class Checkpoints:
                 f"checkpoint of {saved} processes, run of {distributed.world_size()}",
                 where=str(path),
                 why="ZeRO state is divided by the number of processes",
-                fix=f"resume with {saved} processes (DeepSpeed's ds_to_universal can convert the state)",
+                fix=f"resume with {saved} processes",
             )
         for name, part in parts.items():
             part.load(path / name)
@@ -178,11 +178,13 @@ class Checkpoints:
                 shutil.rmtree(draft, ignore_errors=True)
             existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
             free = shutil.disk_usage(existing).free
+            older = bool(self.steps())
             raise CheckpointError(
-                f"checkpoint of step {step} was not saved; the older ones are intact",
+                f"checkpoint of step {step} was not saved; "
+                + ("the older ones are intact" if older else "there is no older one"),
                 where=str(self.root),
                 why=f"{failures[0]} ({free / 1e6:.0f} MB free)",
-                fix="free space or lower checkpoint.keep_last, then resume",
+                fix="free space or lower trainer.keep, then resume" if older else "free space, then start again",
             )
 
 
