@@ -106,10 +106,11 @@ class Trainer:
         started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
         ctx.step, ctx.update, ctx.metrics, ctx.sums = self.step, 0, {}, {}
+        before = self._skipped()
         if self.step == 0 and ctx.rewards is not None:
             with self.tracker.phase("warm_up"):
                 ctx.rewards.warm_up(self.prompts)
-        batch, before = self._batch(), self._skipped()
+        batch = self._batch()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
         metrics = _reduce({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})

@@ -244,16 +244,18 @@ def gathered(toy: Toy) -> list[bool]:
     return [*inside, torch.equal(rollout("current"), apart["current"])]
 
 
-def nonfinite(toy: Toy) -> bool:
-    """Whether a gradient that is not a number leaves the weights alone, and the next step works."""
+def nonfinite(toy: Toy) -> dict[str, Any]:
+    """Whether a gradient that is not a number leaves the weights alone, and the next step works; what was counted."""
     before = toy.policies.weights("current")
     with toy.roles.phase("student") as engine:
         factor = float("nan") if distributed.rank() == 0 else 1.0
         engine.backward(toy.student_loss(toy.micro_batches(1)[0]) * factor)
         engine.step()
+        counted = [engine.skipped, engine.skipped_in_row]
     after = toy.policies.weights("current")
     same = all(torch.equal(before[key], after[key]) for key in before)
-    return same and all(value == value for value in toy.step(2).values())
+    healthy = all(value == value for value in toy.step(2).values())
+    return {"same": same, "healthy": healthy, "counted": [*counted, engine.skipped, engine.skipped_in_row]}
 
 
 def full_disk(toy: Toy, folder: Path) -> list[Any]:
