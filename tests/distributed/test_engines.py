@@ -103,6 +103,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name: str, behaviour: Any
 
 
 @pytest.mark.parametrize("name", FP32)
+def test_the_norm_of_the_weights_is_that_of_whole_ones(name: str, behaviour: Any) -> None:
+    found, whole = behaviour[name]["norms"]
+    assert found == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", FP32)
 def test_full_disk_on_one_rank(name: str, folder: Path, behaviour: Any) -> None:
     """Both ranks get the error, nobody hangs, and the checkpoint of before is intact."""
     for rank in (0, 1):

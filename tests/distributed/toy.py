@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vidalign.engine import distributed, rng
+from vidalign.engine import distributed, rng, zero3
 from vidalign.engine.base import build_engine
 from vidalign.engine.checkpoint import Checkpoints, verify
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
@@ -216,7 +216,7 @@ def behaviour(folder: Path) -> dict[str, Any]:
         toy = Toy(run)
         toy.train(0, 1)
         disk = full_disk(toy, folder / f"full-{name}")
-        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": disk}
+        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": disk, "norms": norms(toy)}
     result["unequal"] = unequal()
     return result
 
@@ -242,6 +242,13 @@ def gathered(toy: Toy) -> list[bool]:
     with toy.roles.engines["student"].gathered():
         inside = [torch.equal(rollout(name), apart[name]) for name in ("current", "old", "current")]
     return [*inside, torch.equal(rollout("current"), apart["current"])]
+
+
+def norms(toy: Toy) -> list[float]:
+    """The judge's norm of trained weights, and that of its whole weights."""
+    engine = toy.roles.engines["judge"]
+    whole = [value.double().square().sum() for _, value in zero3.named_full_tensors(engine.network)]
+    return [engine.weight_norm(), float(sum(whole)) ** 0.5]
 
 
 def nonfinite(toy: Toy) -> dict[str, Any]:

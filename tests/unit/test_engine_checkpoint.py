@@ -78,6 +78,20 @@ def test_the_last_and_the_best_are_kept(
     assert len(list(tmp_path.iterdir())) == len(kept)
 
 
+@pytest.mark.parametrize(
+    "scores, ruined, kept",
+    [({}, {3, 4, 5}, [2, 5]), ({}, {1, 2, 3, 4, 5}, [5]), ({1: 0.9, 5: 0.1}, {4, 5}, [1, 3, 5]), ({}, {2, 3}, [5])],
+)
+def test_what_is_not_sound_never_replaces_what_is(
+    scores: dict[int, float], ruined: set[int], kept: list[int], tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    for step in range(1, 6):
+        part = {"a": Store(step)}
+        checkpoints.save(step, {"cursor": step}, part, score=scores.get(step), sound=step not in ruined)
+    assert checkpoints.steps() == kept
+
+
 def test_the_newest_is_kept_even_below_older_steps(tmp_path: Path) -> None:
     """After going back to an earlier step, the steps of the abandoned way do not crowd out the new ones."""
     save(tmp_path, 10, 20)
