@@ -28,7 +28,7 @@ from vidalign.errors import PluginError, UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
-from vidalign.tracking.health import skipped_updates
+from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Trainer:
         self.step = 0
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
+        self._start_norms = self._weight_norms()
+        """Norms of every role's trained weights before the first step."""
         if saved:
             self._resume()
         self._check_weights("training cannot begin with them", "start from other weights (student.path)")
@@ -106,10 +108,11 @@ class Trainer:
         started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
         ctx.step, ctx.update, ctx.metrics, ctx.sums = self.step, 0, {}, {}
+        before = self._skipped()
         if self.step == 0 and ctx.rewards is not None:
             with self.tracker.phase("warm_up"):
                 ctx.rewards.warm_up(self.prompts)
-        batch, before = self._batch(), self._skipped()
+        batch = self._batch()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
         metrics = _reduce({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
@@ -136,7 +139,11 @@ class Trainer:
         state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
-        return self.checkpoints.save(self.step, state, self._parts(), score=score)
+        state["weight_norms"] = self._start_norms
+        growth = {r: norm / max(self._start_norms[r], 1e-12) for r, norm in self._weight_norms().items()}
+        if warning := weights_exploded(growth, self.checkpoints.newest_sound()):
+            self.tracker.warn(warning)
+        return self.checkpoints.save(self.step, state, self._parts(), score=score, sound=warning is None)
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
@@ -224,6 +231,9 @@ class Trainer:
                     where=str(self.run_dir), why=what, fix=fix,
                 )  # fmt: skip
 
+    def _weight_norms(self) -> dict[str, float]:
+        return {role: engine.weight_norm() for role, engine in self.ctx.roles.engines.items()}
+
     def _ema_decay(self) -> float:
         """The recipe's decay, smaller in the first steps so that the average forgets the initial weights."""
         return min(self.recipe.trainer.ema_decay, (1 + self.step) / (10 + self.step))
@@ -248,6 +258,7 @@ class Trainer:
         if self.ctx.rewards:
             self.ctx.rewards.load_state_dict(state.get("rewards", {}))
         self.ctx.signal.load_state_dict(state.get("signal", {}))
+        self._start_norms |= state.get("weight_norms", {})
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

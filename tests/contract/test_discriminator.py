@@ -310,6 +310,28 @@ def test_any_objective_can_be_driven_by_it(folder: Path) -> None:
     assert "health/discriminator_margin_sigmoid/mean" in ctx.metrics and data["reward_weight"].std() > 0
 
 
+@pytest.mark.parametrize("max_skipped", [1, 9])
+def test_a_skipped_update_of_the_discriminator_counts(
+    max_skipped: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder,
+) -> None:  # fmt: skip
+    """Its loss is not a number, from the warm-up on: the student is well, and nothing is saved all the same."""
+    _ = make(folder, "afd")
+    settings = [f"trainer.max_skipped={max_skipped}", "trainer.prompts_per_step=4", "trainer.steps=1"]
+    trainer = Trainer(load_recipe(folder / "afd.yaml", settings), tmp_path / "run")
+    reward = trainer.ctx.rewards.trainable[0]  # type: ignore[union-attr]
+    plain = reward._margins
+    monkeypatch.setattr(reward, "_margins", lambda *arguments: plain(*arguments) * math.nan)
+    before = weights(trainer.ctx)
+    with pytest.raises(UserError, match=r"skipped at step 1 - role discriminator; .*failed-step-0.json"):
+        trainer.fit()
+    engine = trainer.ctx.roles.engines["discriminator"]
+    assert engine.skipped == engine.skipped_in_row >= 3, "two updates of warm-up and those of the step"
+    assert f"gradient of {engine.skipped} updates of this step was not finite" in capsys.readouterr().err
+    assert trainer.checkpoints.steps() == [] and same(before, weights(trainer.ctx))
+    assert not [w for w in recwarn if "lr_scheduler" in str(w.message)], "the schedule goes on without a word"
+
+
 def test_a_run_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     """Two steps and two more equal four, weights and running statistics of the discriminator included."""
     _ = make(folder, "afd")

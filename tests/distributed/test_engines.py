@@ -99,7 +99,13 @@ def test_gathered_rollouts_are_the_same(name: str, behaviour: Any) -> None:
 
 @pytest.mark.parametrize("name", FP32)
 def test_a_gradient_that_is_not_finite_changes_nothing(name: str, behaviour: Any) -> None:
-    assert behaviour[name]["nonfinite"] is True
+    assert behaviour[name]["nonfinite"] == {"same": True, "healthy": True, "counted": [1, 1, 1, 0]}
+
+
+@pytest.mark.parametrize("name", FP32)
+def test_the_norm_of_the_weights_is_that_of_whole_ones(name: str, behaviour: Any) -> None:
+    found, whole = behaviour[name]["norms"]
+    assert found == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", FP32)
@@ -120,4 +126,4 @@ def test_another_number_of_processes_is_refused(folder: Path, resumed: Any) -> N
     launch(1, folder / "two", "alone")
     errors = results(folder / "two", "alone")
     assert len(errors) == 8
-    assert all("checkpoint of 2 processes, run of 1" in e and "ds_to_universal" in e for e in errors)
+    assert all("checkpoint of 2 processes, run of 1" in e and "resume with 2 processes" in e for e in errors)

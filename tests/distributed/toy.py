@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vidalign.engine import distributed, rng
+from vidalign.engine import distributed, rng, zero3
 from vidalign.engine.base import build_engine
 from vidalign.engine.checkpoint import Checkpoints, verify
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
@@ -216,7 +216,7 @@ def behaviour(folder: Path) -> dict[str, Any]:
         toy = Toy(run)
         toy.train(0, 1)
         disk = full_disk(toy, folder / f"full-{name}")
-        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": disk}
+        result[name] = {"gathered": gathered(toy), "nonfinite": nonfinite(toy), "full_disk": disk, "norms": norms(toy)}
     result["unequal"] = unequal()
     return result
 
@@ -244,16 +244,25 @@ def gathered(toy: Toy) -> list[bool]:
     return [*inside, torch.equal(rollout("current"), apart["current"])]
 
 
-def nonfinite(toy: Toy) -> bool:
-    """Whether a gradient that is not a number leaves the weights alone, and the next step works."""
+def norms(toy: Toy) -> list[float]:
+    """The judge's norm of trained weights, and that of its whole weights."""
+    engine = toy.roles.engines["judge"]
+    whole = [value.double().square().sum() for _, value in zero3.named_full_tensors(engine.network)]
+    return [engine.weight_norm(), float(sum(whole)) ** 0.5]
+
+
+def nonfinite(toy: Toy) -> dict[str, Any]:
+    """Whether a gradient that is not a number leaves the weights alone, and the next step works; what was counted."""
     before = toy.policies.weights("current")
     with toy.roles.phase("student") as engine:
         factor = float("nan") if distributed.rank() == 0 else 1.0
         engine.backward(toy.student_loss(toy.micro_batches(1)[0]) * factor)
         engine.step()
+        counted = [engine.skipped, engine.skipped_in_row]
     after = toy.policies.weights("current")
     same = all(torch.equal(before[key], after[key]) for key in before)
-    return same and all(value == value for value in toy.step(2).values())
+    healthy = all(value == value for value in toy.step(2).values())
+    return {"same": same, "healthy": healthy, "counted": [*counted, engine.skipped, engine.skipped_in_row]}
 
 
 def full_disk(toy: Toy, folder: Path) -> list[Any]:

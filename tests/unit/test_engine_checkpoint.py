@@ -78,6 +78,20 @@ def test_the_last_and_the_best_are_kept(
     assert len(list(tmp_path.iterdir())) == len(kept)
 
 
+@pytest.mark.parametrize(
+    "scores, ruined, kept",
+    [({}, {3, 4, 5}, [2, 5]), ({}, {1, 2, 3, 4, 5}, [5]), ({1: 0.9, 5: 0.1}, {4, 5}, [1, 3, 5]), ({}, {2, 3}, [5])],
+)
+def test_what_is_not_sound_never_replaces_what_is(
+    scores: dict[int, float], ruined: set[int], kept: list[int], tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    for step in range(1, 6):
+        part = {"a": Store(step)}
+        checkpoints.save(step, {"cursor": step}, part, score=scores.get(step), sound=step not in ruined)
+    assert checkpoints.steps() == kept
+
+
 def test_the_newest_is_kept_even_below_older_steps(tmp_path: Path) -> None:
     """After going back to an earlier step, the steps of the abandoned way do not crowd out the new ones."""
     save(tmp_path, 10, 20)
@@ -178,10 +192,19 @@ def test_a_full_disk_loses_nothing(limit: int, tmp_path: Path) -> None:
         checkpoints.save(2, {"cursor": 2}, {"a": Store(2.0, size=2000)})
     assert "step 2 was not saved; the older ones are intact" in str(error.value)
     assert "File too large" in str(error.value) and "MB free" in str(error.value)
+    assert "lower trainer.keep, then resume" in str(error.value), "a key that a recipe has"
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before, "nor leaves anything behind"
     assert load(tmp_path) == (1, 1.0)
     save(tmp_path, 2)
     assert load(tmp_path) == (2, 2.0)
+
+
+def test_a_full_disk_at_the_first_save_speaks_of_no_older_checkpoint(tmp_path: Path) -> None:
+    with full_disk(500), pytest.raises(CheckpointError) as error:
+        save(tmp_path, 1)
+    told = str(error.value)
+    assert "step 1 was not saved; there is no older one" in told and "start again" in told
+    assert "intact" not in told and "trainer.keep" not in told
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

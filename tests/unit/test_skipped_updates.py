@@ -116,6 +116,24 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeyp
         start(tmp_path / "other")
 
 
+def test_finite_but_ruined_weights_do_not_replace_a_good_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a learning rate of 1e3 the first update already ruins the student, and no number is NaN."""
+    rate = ("trainer.steps=4", "trainer.optimizer=adamw")
+    start(tmp_path, *rate, "trainer.steps=2").fit()
+    trainer = start(tmp_path, *rate, resume=True)
+    for group in trainer.ctx.roles.engines["student"].optimizer.param_groups:
+        group["lr"] = 1e3
+    trainer.ctx.roles.engines["student"].schedule.base_lrs = [1e3]
+    trainer.fit()
+    assert trainer.checkpoints.steps() == [2, 4], "keep: 1, and the newest sound one"
+    told = capsys.readouterr().err
+    assert told.count("warning weights_exploded: the weights of the student are") == 1
+    assert "that of step 2 is kept too" in told
+    assert [line["step"] for line in lines(tmp_path) if line.get("name") == "weights_exploded"] == [3]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_metric_with_parts_that_are_not_finite_is_nan(bad: float) -> None:
     result = _reduce({"objective/x/mean": [(0.5, 1.0), (0.5, bad)], "objective/x/max": [(1.0, 2.0), (1.0, bad)]})

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vidalign.errors import UserError
 from vidalign.tracking import Health, Tracker, clips, read_history
 from vidalign.tracking.jsonl import JsonlLog, read_records
-from vidalign.tracking.panel import Progress, duration, make_panel, sparkline
+from vidalign.tracking.panel import Mode, Progress, duration, make_panel, sparkline
 
 HEADER = {"recipe_hash": "r1", "commit": "c1", "world_hash": "w1"}
 METRICS = {"reward/mean": 0.5, "objective/loss/mean": 0.25, "health/motion": 0.1, "perf/rollout/seconds": 1.5}
@@ -182,11 +182,21 @@ def test_without_a_terminal_the_panel_prints_plain_lines(tmp_path: Path) -> None
         )
         tracker.warn(Health("name", "something [odd]", "mend it"))
     lines = text_of(console).splitlines()
-    assert len(lines) == 2 and "\x1b" not in text_of(console)
+    assert len(lines) == 1 and "\x1b" not in text_of(console)
     assert lines[0].startswith(
         "step 1/3 | reward 0.500 (group std 0.125) | motion 0.250 (group std 0.500) | rollout 0.0s | left "
     )
-    assert lines[1] == "warning name: something [odd]. Fix: mend it"
+
+
+@pytest.mark.parametrize("panel", ["auto", "live", "plain", "none"])
+def test_a_warning_is_told_on_standard_error_with_every_panel(
+    panel: Mode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(tmp_path, HEADER, total_steps=3, tensorboard=False, panel=panel) as tracker:
+        tracker.warn(Health("name", "something [odd]", "mend it"))
+        tracker.warn(Health("name", "something [odd]", "mend it"))
+    told = capsys.readouterr()
+    assert told.err == "warning name: something [odd]. Fix: mend it\n"
 
 
 def test_live_panel_shows_step_rewards_phases_time_left_and_last_warning() -> None:

@@ -134,6 +134,14 @@ class Engine(ABC):
         here = [name for name, p in self.network.named_parameters() if not zero3.storage(p).isfinite().all()]
         return sorted({name for names in distributed.all_gather_object(here) for name in names})
 
+    def weight_norm(self) -> float:
+        """Norm of all trained weights, whole over the ranks; all ranks call it."""
+        own = shared = 0.0
+        for parameter in self.trainable:
+            square = float(torch.linalg.vector_norm(zero3.own_part(parameter).detach().float())) ** 2
+            own, shared = (own + square, shared) if zero3.is_divided(parameter) else (own, shared + square)
+        return math.sqrt(shared + sum(distributed.all_gather_object(own)))
+
     def freeze(self) -> None:
         for parameter in self.trainable:
             parameter.requires_grad_(False)

@@ -41,7 +41,9 @@ class Part(Protocol):
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep_last`, and the one with the highest score if `keep_best`."""
+    """The checkpoints of one run: the last `keep_last`, the newest sound one, and, if `keep_best`, the one with the
+    highest score.
+    """
 
     def __init__(self, root: Path | str, *, keep_last: int = 2, keep_best: bool = True) -> None:
         assert keep_last >= 1, "the newest checkpoint is always kept"
@@ -62,23 +64,28 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step with the highest score; the later one among equals; None without any score."""
-        scored = [(score, step) for step in self.steps() if (score := _score(self.path(step))) is not None]
-        return max(scored)[1] if scored else None
+        scores = {step: _entry(self.path(step), "score", None) for step in self.steps()}
+        return max((step for step in scores if scores[step] is not None), key=lambda s: (scores[s], s), default=None)
+
+    def newest_sound(self) -> int | None:
+        """Newest step whose weights were called sound when it was saved."""
+        return next((step for step in self.steps()[::-1] if _entry(self.path(step), "sound", False)), None)
 
     def save(
-        self, step: int, state: Mapping[str, Any], parts: Mapping[str, Part], *, score: float | None = None
-    ) -> Path:
+        self, step: int, state: Mapping[str, Any], parts: Mapping[str, Part], *, score: float | None = None,
+        sound: bool = True,
+    ) -> Path:  # fmt: skip
         """Write the checkpoint of `step` on all ranks; `CheckpointError` on all ranks if one of them fails.
 
         `state` holds tensors, numbers, strings and containers of them. Older checkpoints stay untouched
-        until this one is visible.
+        until this one is visible. One that is not `sound` never replaces the newest one that is.
         """
         tag = distributed.broadcast_object(Process.current().tag)
         draft = self.root / f".draft-{tag}-step-{step:08d}"
         self._together(step, draft, lambda: self._sweep(draft))
         for name, part in parts.items():  # one by one: a rank that failed must not miss the next part's collectives
             self._together(step, draft, functools.partial(_save_part, part, draft / name))
-        self._together(step, draft, lambda: self._publish(step, draft, dict(state), score))
+        self._together(step, draft, lambda: self._publish(step, draft, dict(state), score, sound))
         return self.path(step)
 
     def load(self, parts: Mapping[str, Part], step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -109,7 +116,7 @@ class Checkpoints:
                 f"checkpoint of {saved} processes, run of {distributed.world_size()}",
                 where=str(path),
                 why="ZeRO state is divided by the number of processes",
-                fix=f"resume with {saved} processes (DeepSpeed's ds_to_universal can convert the state)",
+                fix=f"resume with {saved} processes",
             )
         for name, part in parts.items():
             part.load(path / name)
@@ -134,13 +141,14 @@ class Checkpoints:
                 shutil.rmtree(aside)
         draft.mkdir(parents=True)
 
-    def _publish(self, step: int, draft: Path, state: dict[str, Any], score: float | None) -> None:
+    def _publish(self, step: int, draft: Path, state: dict[str, Any], score: float | None, sound: bool) -> None:
         if distributed.rank() != 0:
             return
         write_tensors(draft / "state.pt", state)
         files = {str(p.relative_to(draft)): _seal(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         manifest = {
-            "format": 1, "step": step, "score": score, "world_size": distributed.world_size(), "files": files,
+            "format": 1, "step": step, "score": score, "sound": sound, "world_size": distributed.world_size(),
+            "files": files,
         }  # fmt: skip
         _write(draft / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
         for folder in (draft, *(p for p in draft.rglob("*") if p.is_dir())):
@@ -160,6 +168,8 @@ class Checkpoints:
         keep = {saved, *self.steps()[-self.keep_last :]}
         if self.keep_best and (best := self.best()) is not None:
             keep.add(best)
+        if (sound := self.newest_sound()) is not None:
+            keep.add(sound)
         for step in set(self.steps()) - keep:
             trash = self._hidden("trash", step)
             self.path(step).rename(trash)
@@ -178,11 +188,13 @@ class Checkpoints:
                 shutil.rmtree(draft, ignore_errors=True)
             existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
             free = shutil.disk_usage(existing).free
+            older = bool(self.steps())
             raise CheckpointError(
-                f"checkpoint of step {step} was not saved; the older ones are intact",
+                f"checkpoint of step {step} was not saved; "
+                + ("the older ones are intact" if older else "there is no older one"),
                 where=str(self.root),
                 why=f"{failures[0]} ({free / 1e6:.0f} MB free)",
-                fix="free space or lower checkpoint.keep_last, then resume",
+                fix="free space or lower trainer.keep, then resume" if older else "free space, then start again",
             )
 
 
@@ -259,11 +271,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _score(path: Path) -> float | None:
+def _entry(path: Path, name: str, otherwise: Any) -> Any:
     try:
-        return read_manifest(path).get("score")
-    except CheckpointError:  # a damaged checkpoint is never the best one
-        return None
+        return read_manifest(path).get(name, otherwise)
+    except CheckpointError:  # a damaged checkpoint is never the best one, nor sound
+        return otherwise
 
 
 def _reason(error: BaseException) -> str:

@@ -29,8 +29,6 @@ from vidalign.engine.optimizers import make_optimizer, make_schedule
 from vidalign.errors import CheckpointError
 
 FOLDER = "deepspeed"
-UNIVERSAL = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-"""What DeepSpeed's converter to another number of processes asks of a ZeRO-1/2 checkpoint."""
 
 
 class DeepSpeedEngine(Engine):
@@ -93,7 +91,7 @@ class DeepSpeedEngine(Engine):
                 self.deepspeed.save_checkpoint(
                     str(directory),
                     tag=FOLDER,
-                    client_state={"steps": self.steps, **UNIVERSAL},
+                    client_state={"steps": self.steps},
                     save_latest=False,
                     exclude_frozen_parameters=True,
                 )

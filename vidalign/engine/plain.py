@@ -7,6 +7,7 @@ a step is all that is needed.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class PlainEngine(Engine):
         self.optimizer = make_optimizer(optimizer, self.named_trainable())
         self.schedule = make_schedule(optimizer, self.optimizer, total_steps)
         _broadcast(network)
+        # torch warns where the first update is skipped: the schedule follows the steps all the same
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
 
     @property
     def learning_rate(self) -> float:

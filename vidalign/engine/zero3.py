@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vidalign.engine import distributed
+
 
 def is_divided(parameter: Any) -> bool:
     return hasattr(parameter, "ds_tensor")
@@ -25,6 +27,15 @@ def is_sharded(network: nn.Module) -> bool:
 def storage(parameter: Any) -> Tensor:
     """This rank's authoritative values: its part of a divided parameter, else the parameter."""
     return parameter.ds_tensor if is_divided(parameter) else parameter
+
+
+def own_part(parameter: Any) -> Tensor:
+    """`storage` without the padding of the last rank's part, which holds no value of the parameter."""
+    part = storage(parameter)
+    if not is_divided(parameter):
+        return part
+    begin = distributed.rank() * part.numel()
+    return part.flatten()[: max(0, min(part.numel(), parameter.ds_numel - begin))]
 
 
 def invalidate(parameters: Iterable[Any]) -> None:

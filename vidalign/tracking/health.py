@@ -144,6 +144,19 @@ def skipped_updates(metrics: Metrics) -> Health | None:
     )
 
 
+def weights_exploded(growth: dict[str, float], kept: int | None, limit: float = 10.0) -> Health | None:
+    """Judges a checkpoint: the norm of each role's trained weights over that at the run's start. Not a monitor."""
+    role = max(growth, key=lambda name: growth[name], default="")
+    if not role or growth[role] <= limit:
+        return None
+    return Health(
+        "weights_exploded",
+        f"the weights of the {role} are {growth[role]:.3g} times as large as at the start, so this checkpoint may be "
+        + ("ruined; there is no sound one before it" if kept is None else f"ruined; that of step {kept} is kept too"),
+        "judge a sample of the student; begin a new run with a lower trainer.learning_rate",
+    )
+
+
 def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
     """bf16 leaves about 0.01; a wrong cache policy, sigma or adapter leaves more than 0.3."""
     gap = find(metrics, "health/on_policy_gap")

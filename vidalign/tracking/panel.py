@@ -1,6 +1,7 @@
 """Progress for the person who waits: a live panel on a terminal, one plain line a log elsewhere.
 
-Both show step, rewards with their group std, phase times, time left and the last warning. They read
+Both show step, rewards with their group std, phase times and time left; the live one the last warning too, which
+the tracker tells on standard error in any case. They read
 `reward/mean`, `reward/<component>/mean`, `reward/group_std`, `reward/<component>/group_std` (with or without
 `/mean`) and `perf/<phase>/seconds`.
 """
@@ -67,7 +68,7 @@ class Progress:
 
 
 class PlainPanel:
-    """One line a log, and one a warning: for files, pipes and CI."""
+    """One line a log: for files, pipes and CI."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress, self._console = progress, console
@@ -84,8 +85,7 @@ class PlainPanel:
         self._print(" | ".join(parts))
 
     def warn(self, health: Health) -> None:
-        self.progress.warning = health
-        self._print(f"warning {health.name}: {health.message}. Fix: {health.fix}")
+        """The line on standard error is enough."""
 
     def phase(self, name: str) -> None:
         """Plain output does not show the phase under way."""

@@ -6,6 +6,7 @@ lie beside them. Make a tracker on rank 0; other ranks use `Tracker.silent()`.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,12 +101,13 @@ class Tracker:
             write_token_page(self._folder, step, responses)
 
     def warn(self, health: Health) -> None:
-        """Show and record a warning; a second one of the same name is dropped."""
+        """Record a warning and tell it on standard error, whatever panel there is; one of a name is enough."""
         if any(known.name == health.name for known in self.warnings):
             return
         self.warnings.append(health)
         if self._jsonl:
             self._jsonl.health(self._step, health.name, health.message, health.fix)
+            print(f"warning {health.name}: {health.message}. Fix: {health.fix}", file=sys.stderr, flush=True)
         if self._panel:
             self._panel.warn(health)
 
