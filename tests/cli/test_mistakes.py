@@ -98,6 +98,7 @@ MISTAKES = {
     "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
     "validate tokens/opd data.prompts=gone.jsonl": "there are no examples 'gone.jsonl' - override 1",
     "validate tokens/opd rewards.motion_quality=1": "the reward 'motion_quality' cannot judge texts - override 1",
+    "validate recipe.yaml student.init.transformer.num_layer=2": "did you mean 'num_layers'?",
     "collect recipe.yaml --out x": "does not train from a buffer",
     "collect recipe.yaml --out x --groups 0": "'--groups'",
     "train recipe.yaml --resume": "no run is named to go on with - --resume",

@@ -10,8 +10,9 @@ from bench_helpers import PROTOCOL, make_folder, make_student
 
 from vidalign.bench.cell import cell_recipe, check_same_recipe, off_prediction, timed_steps
 from vidalign.bench.cost import predict
-from vidalign.bench.protocol import load_protocol, shipped_protocols
+from vidalign.bench.protocol import load_protocol
 from vidalign.bench.results import Cell, Predicted, Spent
+from vidalign.bench.shipped import shipped_protocols
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.world import captions
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import yaml
 
-import vidalign
 from vidalign import registry
 from vidalign.bench.cost import read_spec
 from vidalign.bench.metrics.base import Metric
+from vidalign.bench.shipped import shipped_protocols
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, is_examples
 from vidalign.data.paths import is_file_name
@@ -226,18 +226,6 @@ class Protocol(ProtocolSections):
 def text_hash(text: str) -> str:
     """First 12 hex digits of SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def protocols_root() -> Path:
-    """The folder of the shipped protocols: inside an installed package, in ``benchmarks`` of a checkout."""
-    package = Path(vidalign.__file__).parent
-    inside = package / "protocols"
-    return inside if inside.is_dir() else package.parent / "benchmarks" / "protocols"
-
-
-def shipped_protocols() -> dict[str, Path]:
-    """Shipped protocols by name."""
-    return {path.stem: path for path in sorted(protocols_root().glob("*.yaml"))}
 
 
 def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool = False) -> Protocol:

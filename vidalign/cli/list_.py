@@ -41,7 +41,7 @@ def _recipes() -> dict[str, str]:
 
 def _protocols() -> dict[str, str]:
     """Every shipped protocol with the first sentence of its header."""
-    from vidalign.bench.protocol import shipped_protocols
+    from vidalign.bench.shipped import shipped_protocols
 
     return _first_sentences(shipped_protocols())
 

@@ -18,7 +18,7 @@ from vidalign import registry
 from vidalign.errors import Problem, UserError
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Sections, StudentConfig
-from vidalign.recipe.typed import build, placed
+from vidalign.recipe.typed import build, placed, unknown_key
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Needs
@@ -239,7 +239,9 @@ def _student(draft: Draft) -> None:
     if student.init and student.name == "video":
         from vidalign.students.video import VideoStudentSpec
 
-        build(VideoStudentSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+        written = draft.tree.value["student"].value["init"]
+        build(VideoStudentSpec, written, "student.init", draft.problems)
+        _transformer(draft, written)
     if student.init and student.name == LANGUAGE:
         from vidalign.students.language import LanguageSpec
 
@@ -248,6 +250,16 @@ def _student(draft: Draft) -> None:
         draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
     if student.cache and student.name == "video":
         _cache(draft, draft.tree.value["student"].value["cache"])
+
+
+def _transformer(draft: Draft, init: Node) -> None:
+    """The network's configuration has no misspelt key."""
+    from vidalign.students.video.wan import SETTINGS
+
+    settings = init.value.get("transformer") if isinstance(init.value, dict) else None
+    for key, node in settings.value.items() if settings is not None and isinstance(settings.value, dict) else ():
+        if key not in SETTINGS:
+            draft.problems.append(unknown_key(f"student.init.transformer.{key}", node.where, SETTINGS))
 
 
 def _cache(draft: Draft, changes: Node) -> None:
@@ -261,7 +273,7 @@ def _cache(draft: Draft, changes: Node) -> None:
 
 
 def _adapter(draft: Draft) -> None:
-    """Every adapter pattern matches a layer of the network, which is built without memory for that."""
+    """Every adapter pattern matches a layer of the network, which is not built for that."""
     from vidalign.engine.policies import match_targets
 
     adapter = draft.recipe.student.adapter
@@ -288,18 +300,14 @@ def _linear_layers(draft: Draft) -> list[str]:
     spec = _student_spec(draft.recipe.student)
     if spec is None:
         return []
-    import torch
-    from diffusers import WanTransformer3DModel
+    from vidalign.students.video.wan import linear_layers
 
-    from vidalign.engine.policies import linear_layers
-
+    settings = spec.get("transformer", {})
     try:
-        with torch.device("meta"):
-            network = WanTransformer3DModel(**spec.get("transformer", {}))
-    except (TypeError, ValueError) as error:
+        return [f"transformer.{name}" for name in linear_layers(settings)]
+    except (AttributeError, TypeError, ValueError) as error:
         draft.refuse("the student's transformer cannot be built", "student.init.transformer", str(error))
         return []
-    return linear_layers(torch.nn.ModuleDict({"transformer": network}))
 
 
 def _student_spec(student: StudentConfig) -> dict[str, Any] | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
-from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
+    from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
 class FewStepTeacher:
@@ -25,6 +25,8 @@ class FewStepTeacher:
 
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
+        from vidalign.students.video import VideoStudent
+
         return cls(VideoStudent.load(config.path))
 
     def check(self, student: VideoStudent) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.losses.flow_matching import add_noise, warp_sigma
-from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
+    from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
 class ModelTeacher:
@@ -32,6 +32,8 @@ class ModelTeacher:
 
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
+        from vidalign.students.video import VideoStudent
+
         return cls(VideoStudent.load(config.path), frames)
 
     @torch.no_grad()

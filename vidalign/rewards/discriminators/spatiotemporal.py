@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
@@ -38,6 +37,8 @@ class SpatioTemporal(Discriminator):
                 raise ValueError("layers must be at least 1")
 
     def __init__(self, features: Features, text_dim: int, width: int = 64, layers: int = 2) -> None:
+        from diffusers.models.attention import BasicTransformerBlock
+
         super().__init__()
         self.features, self.width = features, width
         half = width // 2
