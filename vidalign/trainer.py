@@ -25,7 +25,7 @@ from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import PluginError, UserError
-from vidalign.objectives.base import Experience, Phase
+from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.tracking.health import skipped_updates, weights_exploded
@@ -115,7 +115,7 @@ class Trainer:
         batch = self._batch()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
-        metrics = _reduce({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
+        metrics = reduce_metrics({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
@@ -175,13 +175,13 @@ class Trainer:
                     engine.backward(out.loss * piece.weight)
                     for name, total in out.sums.items():
                         ctx.sums[name] = ctx.sums.get(name, 0) + total.detach()
-                    for name, value in {"objective/loss/mean": out.loss.detach(), **out.metrics}.items():
-                        gathered[_role_name(name, phase.role)].append((piece.weight, float(value)))
+                    for name, pair in weighted_metrics(out, piece.weight).items():
+                        gathered[_role_name(name, phase.role)].append(pair)
                 gathered[_role_name("health/grad_norm/mean", phase.role)].append((1.0, engine.step()))
                 if engine.skipped_in_row >= self.recipe.trainer.max_skipped:
                     break  # the step ends the run
             gathered[_role_name("perf/learning_rate", phase.role)].append((1.0, engine.learning_rate))
-        return _reduce(gathered)
+        return reduce_metrics(gathered)
 
     def _skipped(self) -> int:
         return sum(engine.skipped for engine in self.ctx.roles.engines.values())
@@ -308,7 +308,14 @@ def _role_name(metric: str, role: str) -> str:
     return f"{group}/{role}_{rest}"
 
 
-def _reduce(gathered: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+def weighted_metrics(out: LossOut, share: float) -> dict[str, tuple[float, float]]:
+    """(weight, value) of what to log of a micro-batch that is `share` of the batch."""
+    metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
+    pairs = {name: (float(out.counts.get(name, share)), float(value)) for name, value in metrics.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] > 0}
+
+
+def reduce_metrics(gathered: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
     """(weight, value) pairs of all micro-batches and ranks to one number: the largest of ``.../max``, else the mean.
 
     NaN when a part is not finite: the mean of the rest would look healthy.

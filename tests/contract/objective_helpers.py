@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Objective,
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.tracker import Tracker
+from vidalign.trainer import reduce_metrics, weighted_metrics
 from vidalign.world import captions
 
 BUILT_IN = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
@@ -92,6 +94,16 @@ def whole(objective: Objective, ctx: TrainContext, data: Experience, role: str =
     phase = next(p for p in objective.phases() if p.role == role)
     with ctx.roles.phase(role):
         return objective.loss(ctx, MicroBatch(data, 1.0), phase)
+
+
+def logged(objective: Objective, ctx: TrainContext, data: Experience, phase: Phase, size: int) -> dict[str, float]:
+    """What the trainer logs of a phase in micro-batches of `size`."""
+    ctx.micro_batch, gathered = size, defaultdict(list)
+    with ctx.roles.phase(phase.role), torch.no_grad():
+        for piece in objective.micro_batches(ctx, data, phase):
+            for name, pair in weighted_metrics(objective.loss(ctx, piece, phase), piece.weight).items():
+                gathered[name].append(pair)
+    return reduce_metrics(gathered)
 
 
 def accumulate(

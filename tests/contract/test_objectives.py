@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from objective_helpers import CHUNK, NAMES, accumulate, collect, make, network_of, nudge, whole
+from objective_helpers import CHUNK, NAMES, accumulate, collect, logged, make, network_of, nudge, whole
 from torch import Tensor
 
 from vidalign.errors import RecipeError
@@ -38,6 +38,27 @@ def test_micro_batches_add_up(name: str, folder: Path) -> None:
             for key, whole_gradient in gradient.items():
                 scale = float(whole_gradient.abs().max())
                 torch.testing.assert_close(parts[key], whole_gradient, rtol=1e-4, atol=1e-5 * scale + 1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Path) -> None:
+    """At several noise levels, with clips at work, with groups of equal scores."""
+    clips = {"flow_grpo": ["objective.clip=0.001"], "ar_copo": ["objective.clip=0.001"]}
+    objective, ctx = make(folder, name, *clips.get(name, []))
+    data = collect(objective, ctx, captions.prompts("basic/train")[:4])
+    if name == "flow_grpo":
+        data["advantage"][data.group == 0] = 0
+    if name == "ar_copo":
+        data.shared["advantage"][0] = 0
+    nudge(network_of(ctx), 0.1)
+    if "old" in objective.needs.policies:
+        ctx.policies.copy("current", "old")  # not what rolled out
+        nudge(network_of(ctx), 0.1)
+    ctx.update = 1
+    for phase in objective.phases():
+        expected = logged(objective, ctx, data, phase, 64)
+        for size in (1, 4):
+            assert logged(objective, ctx, data, phase, size) == pytest.approx(expected, rel=1e-4, abs=1e-8), size
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -181,7 +181,8 @@ def test_diffusion_nft_written_out(folder: Path) -> None:
         for error in (good, bad):
             losses.append(float((error**2).mean() / error.abs().mean()))
         expected = 2 / 0.5 * (r * losses[0] + (1 - r) * losses[1])
-        expected += 0.3 * float(((current - found["reference"]) ** 2).mean())
+        velocities = [(x_t - found[name]) / sigma for name in ("current", "reference")]
+        expected += 0.3 * float(((velocities[0] - velocities[1]) ** 2).mean())
         assert float(one["reward_weight"]) == pytest.approx(r)
         assert whole(objective, ctx, one).loss.item() == pytest.approx(expected, rel=1e-4)
 

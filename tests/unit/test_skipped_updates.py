@@ -11,7 +11,7 @@ import pytest
 from vidalign.errors import UserError
 from vidalign.objectives.base import LossOut
 from vidalign.recipe import load_recipe
-from vidalign.trainer import Trainer, _reduce
+from vidalign.trainer import Trainer, reduce_metrics
 
 RECIPE = """
 student:
@@ -136,5 +136,5 @@ def test_finite_but_ruined_weights_do_not_replace_a_good_checkpoint(
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_metric_with_parts_that_are_not_finite_is_nan(bad: float) -> None:
-    result = _reduce({"objective/x/mean": [(0.5, 1.0), (0.5, bad)], "objective/x/max": [(1.0, 2.0), (1.0, bad)]})
+    result = reduce_metrics({"objective/x/mean": [(0.5, 1.0), (0.5, bad)], "objective/x/max": [(1.0, 2.0), (1.0, bad)]})
     assert all(math.isnan(value) for value in result.values()) and len(result) == 2

@@ -21,6 +21,11 @@ def bradley_terry_loss(margin: torch.Tensor) -> torch.Tensor:
     return softplus(-margin)
 
 
+def gan_loss(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """``-log sigmoid(teacher) - log sigmoid(-student)`` of scores: binary cross-entropy, which compares nothing."""
+    return softplus(-teacher) + softplus(student)
+
+
 def pair_accuracy(margin: torch.Tensor) -> torch.Tensor:
     """1 where the winner's score is the higher one, 1/2 for a tie, else 0; like `margin`."""
     return (margin > 0).to(margin.dtype) + 0.5 * (margin == 0).to(margin.dtype)

@@ -233,7 +233,8 @@ class ARCoPO(Objective):
             "objective/clip_fraction/mean": found.clipped,
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
-        return LossOut((data["weight"] * found.loss).mean(), metrics)
+        counts = {"objective/clip_fraction/mean": int((data.shared["advantage"][group] != 0).sum())}
+        return LossOut((data["weight"] * found.loss).mean(), metrics, counts=counts)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, or the clean passes that rebuild the context of stored groups, and the current and old forwards of

@@ -286,10 +286,8 @@ class Astrolabe(Objective):
             loss = loss + config.kl.weight * penalty
             metrics["objective/kl/mean"] = penalty.detach()
             sums = _drift(distance.detach(), chosen > 0, target)
-        last = sigma[:, -1]
-        for level in last.unique().tolist():
-            metrics[f"objective/alpha_{level:.2f}/mean"] = weight[last == level].mean()
-        return LossOut(loss, metrics, sums)
+        alphas, counts = _alphas(weight, sigma[:, -1])
+        return LossOut(loss, metrics | alphas, sums, counts)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
@@ -340,6 +338,13 @@ def _stream(
         if ctx.codec.remembers:
             kept.append(rolled.latents)
     return context, torch.cat(kept, 1) if kept else None
+
+
+def _alphas(weight: torch.Tensor, sigma: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Mean reward weight of the samples ``[N]`` at each noise level, and how many these are."""
+    level = sigma.double().round(decimals=2)
+    here = {f"objective/alpha_{value:.2f}/mean": level == value for value in level.unique().tolist()}
+    return {name: weight[rows].mean() for name, rows in here.items()}, {k: int(rows.sum()) for k, rows in here.items()}
 
 
 def _drift(distance: torch.Tensor, chosen: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ One step:
    ``x+ = beta x0_cur + (1 - beta) x0_old``, ``x- = (1 + beta) x0_old - beta x0_cur``,
    ``L = A_max / beta mean[ r |x+ - x0|^2 / w+ + (1 - r) |x- - x0|^2 / w- ]`` with the detached weights
    ``w+- = max(mean |x+- - x0|, 1e-5)`` of every video                           (`losses/forward_process.py`),
-   plus ``kl_weight |x0_cur - x0_ref|^2``;
+   plus ``kl_weight |v_cur - v_ref|^2`` of the velocities, which is ``1 / sigma^2`` times that of x0;
 4. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``.
 
 What we changed: a causal student predicts all chunks in one teacher-forcing forward on the video's clean chunks; noise
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from vidalign.losses.advantages import reward_weight
-from vidalign.losses.flow_matching import add_noise
+from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.cost import Cost, StepSizes
@@ -53,7 +53,7 @@ class DiffusionNFT(Objective):
         combine: Literal["whitened", "raw_sum"] = "whitened"
         """How rewards are added up."""
         kl_weight: float = 1e-4
-        """Factor of `|x0_cur - x0_ref|^2`; 0 leaves the reference out."""
+        """Factor of `|v_cur - v_ref|^2`, velocities as in the paper; 0 leaves the reference out."""
         inner_updates: int = 1
         """Optimiser steps on one set of videos."""
         old_decay: float | None = None
@@ -99,18 +99,26 @@ class DiffusionNFT(Objective):
         noise = ctx.normal(x0.shape[1:], generators)
         sigma = draw_levels(ctx, generators, ctx.chunks, each=False)
         x_t = add_noise(x0, noise, sigma)
-        current = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+
+        def velocity() -> torch.Tensor:
+            return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
+
+        def x0_of(velocity: torch.Tensor) -> torch.Tensor:
+            return x_t - expand_sigma(sigma, x_t) * velocity
+
+        current = velocity()
         with torch.no_grad(), ctx.policy("old"):
-            old = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+            old = velocity()
         policy = forward_process_loss(
-            current, old, x0, data["reward_weight"], beta=config.beta, advantage_clip=config.advantage_clip
-        )
+            x0_of(current), x0_of(old), x0, data["reward_weight"],
+            beta=config.beta, advantage_clip=config.advantage_clip,
+        )  # fmt: skip
         policy = (data["signal"] * policy).mean()
         metrics = {"objective/policy/mean": policy.detach()}
         if config.kl_weight == 0:
             return LossOut(policy, metrics)
         with torch.no_grad(), ctx.policy("reference"):
-            reference = ctx.student.predict_x0(x_t, sigma, data.text, None, clean=x0)
+            reference = velocity()
         penalty = reference_penalty(current, reference).mean()
         metrics["objective/kl/mean"] = penalty.detach()
         return LossOut(policy + config.kl_weight * penalty, metrics)

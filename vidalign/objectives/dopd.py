@@ -168,13 +168,14 @@ class DOPD(Objective):
         targets = self._targets(ctx, data, mask, regime, ours)
         weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
         loss = 0.0 * student.project(ours[:1]).sum()  # every weight gets a gradient, whatever the regimes
-        metrics = tokens.watch(ctx, data, ours) | {f"objective/loss_{name}/mean": loss.detach() for name in NAMES}
+        metrics, counts = tokens.watch(ctx, data, ours)
+        metrics |= {f"objective/loss_{name}/mean": loss.detach() for name in NAMES}
         for name, rows, losses in targets:
             assert weights is not None, "there are weights where there are targets"
             part = (losses * weights[rows]).sum()
             loss = loss + self._of(name).weight * part
             metrics[f"objective/loss_{name}/mean"] = part.detach()  # the parts add up, unweighted
-        return LossOut(loss, metrics)
+        return LossOut(loss, metrics, counts=counts)
 
     def _targets(
         self, ctx: TrainContext, data: Experience, mask: Tensor, regime: Tensor, ours: Tensor

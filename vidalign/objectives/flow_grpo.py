@@ -140,7 +140,7 @@ class FlowGRPO(Objective):
             "objective/clip_fraction/mean": clip_fraction(ratio.detach(), advantage.expand_as(ratio), clip),
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
-        return LossOut(loss, metrics)
+        return LossOut(loss, metrics, counts={"objective/clip_fraction/mean": int((data["advantage"] != 0).sum())})
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout of whole videos; the loss predicts each at every re-noising step, `old` from the second update on."""

@@ -145,7 +145,8 @@ class Mixture(Objective):
             out = self.objectives[label].loss(ctx, micro_batch, own)
         metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
         named = {self._name(label, name): value for name, value in metrics.items()}
-        return LossOut(out.loss, named, {f"{label}/{name}": value for name, value in out.sums.items()})
+        sums = {f"{label}/{name}": value for name, value in out.sums.items()}
+        return LossOut(out.loss, named, sums, {self._name(label, name): n for name, n in out.counts.items()})
 
     def cost(self, sizes: StepSizes) -> Cost:
         """What those that take part in the step cost together, each with its own rewards."""

@@ -186,22 +186,25 @@ def single_target_loss(
         beta=config.beta, top_k=config.top_k, temperature=temperature_of(ctx),
     )  # fmt: skip
     weights = token_weights(mask_of(data)).to(losses.dtype)
-    return LossOut((losses * weights).sum(), watch(ctx, data, ours))
+    metrics, counts = watch(ctx, data, ours)
+    return LossOut((losses * weights).sum(), metrics, counts=counts)
 
 
-def watch(ctx: TrainContext, data: Experience, hidden: Tensor) -> dict[str, Tensor]:
+def watch(ctx: TrainContext, data: Experience, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Entropy of the student, and how far the loss' forward is from the rollout on the rollout's own tokens: mean
-    difference of log-probabilities, of which the largest over micro-batches is logged (single tokens differ by a lot in
-    bf16); NaN, not logged, where no token was sampled by the student."""
+    difference of log-probabilities over the tokens that the student sampled (single ones differ by a lot in bf16), and
+    their number."""
     mask = mask_of(data)
     logp, spread = projected_statistics(
         hidden.detach(), ctx.student.project, tokens_of(data), temperature=temperature_of(ctx)
     )
     recorded = data["logp"][:, : mask.shape[1]][mask]
-    return {
+    sampled = recorded.isfinite()
+    metrics = {
         "objective/entropy/mean": (spread * token_weights(mask).to(spread.dtype)).sum(),
-        "health/on_policy_gap/max": (logp - recorded).abs()[recorded.isfinite()].mean(),
+        "health/on_policy_gap/mean": (logp - recorded).abs()[sampled].mean(),
     }
+    return metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
 
 
 def _lengths(ctx: TrainContext, tensors: dict[str, Tensor]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
-from vidalign.losses.bradley_terry import bradley_terry_loss, pair_accuracy
+from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, pair_accuracy
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
@@ -77,7 +77,7 @@ class DiscriminatorReward(TrainableReward):
         config: DiscriminatorConfig = recipe.discriminator.config
         cost = Cost(teacher_calls=config.updates * config.teacher_clips * sizes.prompts)
         warm_up = config.warm_up
-        if sizes.step > 0 or warm_up.max_steps == 0:
+        if sizes.step > 0 or warm_up.max_steps == 0 or config.learning_rate == 0:
             return cost
         rollout = replace(sizes, prompts=warm_up.prompts).rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
         clips = config.teacher_clips * warm_up.prompts
@@ -129,10 +129,11 @@ class DiscriminatorReward(TrainableReward):
             self.ctx.metrics |= self._update(clips, prompts, self.ctx.step, f"update {update}")
 
     def warm_up(self, prompts: PromptSource) -> None:
-        """Whole videos of the initial student, until the accuracy is reached."""
+        """Whole videos of the initial student, until the accuracy is reached; nothing for a frozen network."""
         config, ctx, step = self.config.warm_up, self.ctx, 0
         kept: list[tuple[torch.Tensor, list[str]]] = []  # latents, which are small, on the CPU
-        while step < config.max_steps and not self._ready(config.accuracy):
+        steps = config.max_steps if self.config.learning_rate > 0 else 0
+        while step < steps and not self._ready(config.accuracy):
             if step < config.rounds:
                 kept.append(self._first_videos(prompts, step))
             latents, chosen = kept[step % config.rounds]
@@ -165,27 +166,35 @@ class DiscriminatorReward(TrainableReward):
         total = int(ctx.gather(trained.sum().unsqueeze(0)).sum())
         size = max(1, ctx.micro_batch // (1 + self.config.teacher_clips))
         distributed.check_equal(len(prompts), "the number of clips that the discriminator compares")
-        margins = []
+        found = []
         with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
-                margin = self._margins(clips[part], prompts[part], teacher)
-                loss = (bradley_terry_loss(margin).mean(1) * trained[part].to(margin)).sum()
-                engine.backward(loss * (ctx.world_size / max(total, 1)))
-                margins.append(margin.detach())
+                winner, loser = self._pairs_of(clips[part], prompts[part], teacher)
+                losses = self._losses(winner, loser)
+                engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
+                found.append(torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach().float())
             norm = engine.step() if total else 0.0
-        metrics = self._measure(ctx.gather(torch.cat(margins).float()), ctx.gather(trained))
+        everyone = ctx.gather(torch.cat(found))
+        metrics = self._measure(everyone[:, :-1], everyone[:, -1], ctx.gather(trained))
         return metrics | {"health/discriminator_grad_norm/mean": norm}
 
-    def _margins(self, clips: torch.Tensor, prompts: Sequence[str], teacher: dict[str, torch.Tensor]) -> torch.Tensor:
-        """``D(x_T, y) - D(x_hat, y)``, ``[N, teacher_clips]``, with gradient; one forward."""
+    def _losses(self, winner: torch.Tensor, loser: torch.Tensor) -> torch.Tensor:
+        """The loss of every candidate ``[N]``, a mean over the teacher clips that it is compared with."""
+        pairs = bradley_terry_loss(winner - loser) if self.config.loss == "bt" else gan_loss(winner, loser)
+        return pairs.mean(1)
+
+    def _pairs_of(
+        self, clips: torch.Tensor, prompts: Sequence[str], teacher: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``D(x_T, y)`` ``[N, teacher_clips]`` and ``D(x_hat, y)`` ``[N, 1]``, with gradient; one forward."""
         distinct = list(dict.fromkeys(prompts))
         both = torch.cat([clips, *(teacher[p] for p in distinct)])
         count = self.config.teacher_clips
         words = [*prompts, *(p for p in distinct for _ in range(count))]
         scores = self.judge(both, words)
         student, winners = scores[: len(clips)], scores[len(clips) :].view(len(distinct), count)
-        return winners[[distinct.index(p) for p in prompts]] - student.unsqueeze(1)
+        return winners[[distinct.index(p) for p in prompts]], student.unsqueeze(1)
 
     def _teacher_clips(
         self, prompts: Sequence[str], clips: torch.Tensor, step: int, purpose: str
@@ -196,15 +205,15 @@ class DiscriminatorReward(TrainableReward):
         draws = [generator(ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in distinct for k in range(count)]
         return dict(zip(distinct, self.teacher_clips(repeated, draws, clips).split(count), strict=True))
 
-    def _measure(self, margin: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
-        """What to log of the margins ``[N, teacher_clips]`` of all processes, before the update."""
+    def _measure(self, margin: torch.Tensor, losses: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
+        """What to log of the margins ``[N, teacher_clips]`` and losses ``[N]`` of all processes, before the update."""
         right, trained = pair_accuracy(margin).mean(1), trained.to(margin.device)
         metrics = {
             "reward/discriminator_margin/mean": float(margin.mean()),
             "health/discriminator_margin_sigmoid/mean": float(torch.sigmoid(-margin).mean()),
         }
         if trained.any():
-            metrics["objective/discriminator_loss/mean"] = float(bradley_terry_loss(margin[trained]).mean())
+            metrics["objective/discriminator_loss/mean"] = float(losses[trained].mean())
             metrics["health/discriminator_pair_accuracy/mean"] = float(right[trained].mean())
         if not trained.all():
             self._right = MEMORY * self._right + float(right[~trained].sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -53,7 +53,11 @@ class DiscriminatorConfig:
 
     learning_rate: float = 5e-6
     """Learning rate; other optimiser settings are the trainer section's. AFD: 5e-6 and 1e-5 work, 1e-6 saturates, 5e-5
-    kills the signal, 0 gets hacked (for LoRA on a 2B network)."""
+    kills the signal, 0 gets hacked (for LoRA on a 2B network). 0 is the control of that argument: the network stays as
+    it is built, is measured as any other, and has no warm-up."""
+    loss: Literal["bt", "gan"] = "bt"
+    """bt: Bradley-Terry, teacher against student clips of one prompt; gan: the control that tells the two apart without
+    comparing them, ``-log sigmoid(D(x_T, y)) - log sigmoid(-D(x_hat, y))``."""
     warmup_steps: int = 0
     """Optimiser steps in which its learning rate rises to that, from the first of the warm-up on; constant then."""
     updates: int = 1
@@ -69,8 +73,8 @@ class DiscriminatorConfig:
     """Training on the initial student, before the student moves."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError("learning_rate must be positive: a frozen discriminator is hacked")
+        if self.learning_rate < 0:
+            raise ValueError("learning_rate must be at least 0, which freezes it")
         if self.warmup_steps < 0:
             raise ValueError("warmup_steps must be at least 0")
         for name in ("updates", "teacher_clips"):
