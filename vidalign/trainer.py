@@ -24,10 +24,11 @@ from vidalign.data.language import open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.errors import PluginError, UserError
+from vidalign.errors import PluginError, Problem, UserError
 from vidalign.objectives.base import Experience, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
+from vidalign.recipe.marks import read_yaml
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -56,7 +57,7 @@ class Trainer:
                 where="trainer.prompts_per_step", fix=f"use a multiple of {distributed.world_size()}",
             )  # fmt: skip
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
-        saved = self.checkpoints.steps()
+        saved = self.checkpoints.found()
         if saved and not resume:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
@@ -289,9 +290,14 @@ def new_run_dir(recipe: Recipe) -> Path:
 
 def _check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
-    if not file.is_file():
-        return
-    began, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), recipe.to_yaml()))
+    problems: list[Problem] = []
+    began, now = read_yaml(file, problems).plain(), yaml.safe_load(recipe.to_yaml())
+    if problems or not isinstance(began, dict):
+        told = problems[0] if problems else Problem("it is no recipe", str(file))
+        raise UserError(
+            "the recipe that the run began with cannot be read", where=str(file), why=f"{told.what}: {told.why}",
+            fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
+        )  # fmt: skip
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
     if changed:
         raise UserError(
