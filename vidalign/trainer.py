@@ -45,7 +45,9 @@ FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", 
 class Trainer:
     """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one."""
 
-    def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False, trust_checkpoint: bool = False
+    ) -> None:
         self.recipe = recipe
         self.objective = build_objective(recipe)
         distributed.setup(single=recipe.engine.name == "deepspeed")
@@ -73,7 +75,7 @@ class Trainer:
         self._start_norms = self._weight_norms()
         """Norms of every role's trained weights before the first step."""
         if saved:
-            self._resume()
+            self._resume(trust_checkpoint)
         self._check_weights("training cannot begin with them", "start from other weights (student.path)")
         self._suspects: list[dict[str, Any]] = []
         """Steps in a row, up to now, in which an update was skipped: their ids and prompts."""
@@ -253,8 +255,8 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         return {**self.ctx.roles.engines, "policies": self.ctx.policies}
 
-    def _resume(self) -> None:
-        self.step, state = self.checkpoints.load(self._parts())
+    def _resume(self, trust: bool) -> None:
+        self.step, state = self.checkpoints.load(self._parts(), trust=trust)
         self.objective.load_state_dict(state["objective"])
         if self.ctx.rewards:
             self.ctx.rewards.load_state_dict(state.get("rewards", {}))

@@ -96,6 +96,23 @@ def test_what_is_no_checkpoint_is_left_alone(run: Path) -> None:
     assert {"step-abc", "step-5", "old-step-00000009"} < {p.name for p in (run / "checkpoints").iterdir()}
 
 
+@pytest.mark.usefixtures("unjudged")
+def test_a_zero_checkpoint_of_another_user_is_code(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "checkpoints" / "step-00000002" / "student" / "deepspeed" / "mp_rank_00_model_states.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"a pickle")
+    again = ("trainer.steps=3", "trainer.eval_every=2", "--resume")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getuid", lambda: file.stat().st_uid + 1)
+        assert train(*again) == 3
+        told = capsys.readouterr().err
+        assert f"{file} - loading it runs code" in told and "--trust-checkpoint" in told
+        assert train(*again, "--trust-checkpoint") == 0
+    assert train("trainer.steps=4", "trainer.eval_every=2", "--resume") == 0, "one's own needs no word"
+
+
 READ = {
     "binary recipe": (rewrite("recipe.yaml", BINARY), "cannot read run/recipe.yaml"),
     "alias in the recipe": (rewrite("recipe.yaml", "a: &a [*a]\n"), "run/recipe.yaml:1"),

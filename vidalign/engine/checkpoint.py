@@ -96,8 +96,12 @@ class Checkpoints:
         self._together(step, draft, lambda: self._publish(step, draft, dict(state), score, sound))
         return self.path(step)
 
-    def load(self, parts: Mapping[str, Part], step: int | None = None) -> tuple[int, dict[str, Any]]:
+    def load(
+        self, parts: Mapping[str, Part], step: int | None = None, *, trust: bool = False
+    ) -> tuple[int, dict[str, Any]]:
         """Restore all `parts` on all ranks; returns the step and the state of rank 0.
+
+        trust: load DeepSpeed's files, which are code, even where another user wrote them.
 
         Without `step` the newest intact checkpoint is taken, with a warning for each damaged one.
         """
@@ -106,6 +110,8 @@ class Checkpoints:
         for candidate in distributed.broadcast_object(candidates):
             problem = distributed.broadcast_object(self._problem(candidate))
             if not problem:
+                if not trust:
+                    refuse_foreign_code(self.path(candidate))
                 return candidate, self._restore(candidate, parts)
             problems.append(problem)
             log.warning("checkpoint of step %d is not used: %s", candidate, problem)
@@ -221,6 +227,18 @@ def verify(path: Path) -> str:
     except (OSError, CheckpointError) as error:
         return str(error)
     return ""
+
+
+def refuse_foreign_code(path: Path) -> None:
+    """Raises `CheckpointError` for files of DeepSpeed, which are pickles and so run code, that another user wrote."""
+    for file in sorted(path.glob("*/deepspeed/**/*")):
+        owner = file.stat().st_uid
+        if owner != os.getuid():
+            raise CheckpointError(
+                "a ZeRO checkpoint of another user is not loaded", where=str(file),
+                why=f"loading it runs code that it holds; it belongs to user {owner}, you are user {os.getuid()}",
+                fix="add --trust-checkpoint if you trust whoever wrote it",
+            )  # fmt: skip
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
