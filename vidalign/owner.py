@@ -60,6 +60,8 @@ def owned(folder: Path, lock: str = LOCK) -> Iterator[None]:
         yield
         return
     created = not folder.exists()
+    if not created and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", where=str(folder), fix="name another one")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / lock
     entry = _entry()

@@ -35,6 +35,7 @@ from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError, UsageError, before_work
 from vidalign.provenance import describe_run, without_run_folder
+from vidalign.reading import read_json
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
 from vidalign.students.video import VideoStudent, checkpoint
@@ -67,7 +68,7 @@ def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})
-        recipe.name = header.get("recipe", recipe.name)  # what it was called when it was trained
+        recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
     kind = registry.get("students", recipe.student.name)
     return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
 
@@ -150,11 +151,21 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
     metadata = {k: without_run_folder(v) for k, v in metadata.items() if k not in ("spec", "format")}
     judged = run.folder / "evaluation.json"
     if judged.is_file():
-        values = json.loads(judged.read_text(encoding="utf-8"))["values"]["after"]
-        scores = {name: round(fmean(x for x in v if x is not None), 4) for name, v in values.items()}
-        metadata["scores"] = json.dumps(scores)
+        metadata["scores"] = json.dumps(_scores(judged))
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
+
+
+def _scores(file: Path) -> dict[str, float]:
+    """Means of the trained student in an evaluation.json."""
+    try:
+        values = read_json(file)["values"]["after"]
+        return {name: round(fmean(x for x in v if x is not None), 4) for name, v in values.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            "the evaluation of the run cannot be read", where=str(file), why=str(error),
+            fix="delete it, or write it again with `vidalign evaluate --run RUN`",
+        ) from error  # fmt: skip
 
 
 def sample_run(

@@ -24,10 +24,11 @@ from vidalign.data.language import open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.errors import PluginError, UserError
+from vidalign.errors import PluginError, Problem, UserError
 from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
+from vidalign.recipe.marks import read_yaml
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -44,7 +45,9 @@ FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", 
 class Trainer:
     """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one."""
 
-    def __init__(self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False, trust_checkpoint: bool = False
+    ) -> None:
         self.recipe = recipe
         self.objective = build_objective(recipe)
         distributed.setup(single=recipe.engine.name == "deepspeed")
@@ -56,7 +59,7 @@ class Trainer:
                 where="trainer.prompts_per_step", fix=f"use a multiple of {distributed.world_size()}",
             )  # fmt: skip
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
-        saved = self.checkpoints.steps()
+        saved = self.checkpoints.found()
         if saved and not resume:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
@@ -72,7 +75,7 @@ class Trainer:
         self._start_norms = self._weight_norms()
         """Norms of every role's trained weights before the first step."""
         if saved:
-            self._resume()
+            self._resume(trust_checkpoint)
         self._check_weights("training cannot begin with them", "start from other weights (student.path)")
         self._suspects: list[dict[str, Any]] = []
         """Steps in a row, up to now, in which an update was skipped: their ids and prompts."""
@@ -252,8 +255,8 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         return {**self.ctx.roles.engines, "policies": self.ctx.policies}
 
-    def _resume(self) -> None:
-        self.step, state = self.checkpoints.load(self._parts())
+    def _resume(self, trust: bool) -> None:
+        self.step, state = self.checkpoints.load(self._parts(), trust=trust)
         self.objective.load_state_dict(state["objective"])
         if self.ctx.rewards:
             self.ctx.rewards.load_state_dict(state.get("rewards", {}))
@@ -289,9 +292,14 @@ def new_run_dir(recipe: Recipe) -> Path:
 
 def _check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
-    if not file.is_file():
-        return
-    began, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), recipe.to_yaml()))
+    problems: list[Problem] = []
+    began, now = read_yaml(file, problems).plain(), yaml.safe_load(recipe.to_yaml())
+    if problems or not isinstance(began, dict):
+        told = problems[0] if problems else Problem("it is no recipe", str(file))
+        raise UserError(
+            "the recipe that the run began with cannot be read", where=str(file), why=f"{told.what}: {told.why}",
+            fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
+        )  # fmt: skip
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
     if changed:
         raise UserError(

@@ -197,7 +197,8 @@ def test_a_folder_that_holds_a_run_is_refused(
 
 def test_another_network_cannot_go_on(recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("trainer.steps=1", "student.adapter.rank=2") == 0
-    Path("run/recipe.yaml").unlink()  # nothing tells that the recipe is another one
+    other = load_recipe("recipe.yaml", ["trainer.steps=1", "student.adapter.rank=3"])
+    Path("run/recipe.yaml").write_text(other.to_yaml(), encoding="utf-8")  # nothing tells that it began with another
     assert train("student.adapter.rank=3", "--resume") == 3
     told = capsys.readouterr().err
     assert "found (2, 32), expected (3, 32)" in told and "lora_A" in told

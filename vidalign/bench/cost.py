@@ -6,7 +6,6 @@ really does. Equal budgets are turned into steps by `steps_within`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -21,7 +20,7 @@ from vidalign.errors import UserError
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.students.language import LanguageStudent
-from vidalign.students.video import Sampler, VideoStudent, VideoStudentSpec
+from vidalign.students.video import Sampler, VideoStudent, VideoStudentSpec, checkpoint
 from vidalign.students.video.checkpoint import resolve
 
 if TYPE_CHECKING:
@@ -35,7 +34,10 @@ LONGEST = 10_000_000
 def read_spec(path: str) -> VideoStudentSpec:
     """The specification of saved or shipped weights, from the header of the file; tensors are not read."""
     with safe_open(resolve(path), "pt") as file:
-        return VideoStudentSpec.from_dict(json.loads((file.metadata() or {})["spec"]))
+        metadata = dict(file.metadata() or {})
+    spec = checkpoint.read_spec(metadata, path, "transformer", checkpoint.SIZES)
+    with checkpoint.reading_spec(path):
+        return VideoStudentSpec.from_dict(spec)
 
 
 def step_costs(recipe: Recipe) -> Iterator[Cost]:

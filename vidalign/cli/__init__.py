@@ -19,11 +19,13 @@ from rich.console import Console
 import vidalign
 from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
 from vidalign.cli.launch import leave_mistake
-from vidalign.errors import UserError
+from vidalign.errors import UsageError, UserError
 
 INTERRUPTED, FAULT = 130, 1
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
 """What goes wrong with a disk, not with us."""
+PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+"""What goes wrong with a path that was named."""
 
 app = typer.Typer(
     name="vidalign",
@@ -69,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         _leave(error)
     except OSError as error:
+        if error.errno in PATHS:
+            why, where = f"{error.strerror}: a part of it is a file, or too long for a name", _short(error.filename)
+            _leave(UsageError("this path cannot be used", where=where, why=why, fix="name another one"))
         if error.errno not in DISK:
             _leave_fault(error)
             raise
@@ -83,6 +88,12 @@ def main(arguments: list[str] | None = None) -> None:
         if leaving.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def _short(name: object) -> str:
+    """A path as it is shown, a very long one cut in the middle."""
+    text = str(name or "")
+    return text if len(text) <= 120 else f"{text[:60]}...{text[-40:]}"
 
 
 def _leave(error: UserError) -> NoReturn:

@@ -28,6 +28,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in RUN.")
     ] = False,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Resume a ZeRO checkpoint of another user: loading it runs code.")
+    ] = False,
     gpus: Gpus = 1,
     nodes: Nodes = 1,
     rendezvous: Rendezvous = None,
@@ -47,16 +50,16 @@ def train(
     folder = run or new_run_dir(loaded)
     words = [recipe, *(overrides or []), *(word for file in plugin or [] for word in ("--plugin", str(file)))]
     with owned(folder):
-        _train(loaded, folder, resume, words)
+        _train(loaded, folder, resume, words, trust_checkpoint)
 
 
-def _train(recipe: Recipe, run: Path, resume: bool, words: list[str]) -> None:
+def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: bool) -> None:
     """Train and judge; words: what the command line named, to tell how to go on."""
     from vidalign.engine import distributed
     from vidalign.runs import evaluate_run
     from vidalign.trainer import Trainer
 
-    trainer, folder = Trainer(recipe, run_dir=run, resume=resume), None
+    trainer, folder = Trainer(recipe, run_dir=run, resume=resume, trust_checkpoint=trust), None
     try:
         folder = trainer.fit()
         if distributed.rank() == 0:
@@ -76,7 +79,7 @@ def _check_folder(run: Path | None, resume: bool) -> None:
     refuse_owned(run)
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is not a folder", where="--run", fix="name another one")
-    saved = Checkpoints(run / "checkpoints").steps()
+    saved = Checkpoints(run / "checkpoints").found()
     if saved and not resume:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",

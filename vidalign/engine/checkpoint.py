@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +29,12 @@ import torch
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError
 from vidalign.owner import Process, is_left_over
+from vidalign.reading import check_object, read_json
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+NAME = re.compile("step-[0-9]{8,}")
+"""Folders of checkpoints; others beside them belong to somebody else."""
 
 
 class Part(Protocol):
@@ -53,8 +57,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a visible checkpoint, ascending."""
-        found = {int(p.name.rpartition("-")[2]) for p in self.root.glob("*step-*") if _is_visible(p)}
-        return sorted(found)
+        return sorted({_number(p) for p in self.root.glob("*step-*") if _is_visible(p)})
+
+    def found(self) -> list[int]:
+        """`steps`, and those whose folder has lost its manifest."""
+        lost = {_number(p) for p in self.root.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()}
+        return sorted(lost | set(self.steps()))
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of `step`, whether it exists or not."""
@@ -88,16 +96,22 @@ class Checkpoints:
         self._together(step, draft, lambda: self._publish(step, draft, dict(state), score, sound))
         return self.path(step)
 
-    def load(self, parts: Mapping[str, Part], step: int | None = None) -> tuple[int, dict[str, Any]]:
+    def load(
+        self, parts: Mapping[str, Part], step: int | None = None, *, trust: bool = False
+    ) -> tuple[int, dict[str, Any]]:
         """Restore all `parts` on all ranks; returns the step and the state of rank 0.
+
+        trust: load DeepSpeed's files, which are code, even where another user wrote them.
 
         Without `step` the newest intact checkpoint is taken, with a warning for each damaged one.
         """
         problems: list[str] = []
-        candidates = self.steps()[::-1] if step is None else [step]
+        candidates = self.found()[::-1] if step is None else [step]
         for candidate in distributed.broadcast_object(candidates):
             problem = distributed.broadcast_object(self._problem(candidate))
             if not problem:
+                if not trust:
+                    refuse_foreign_code(self.path(candidate))
                 return candidate, self._restore(candidate, parts)
             problems.append(problem)
             log.warning("checkpoint of step %d is not used: %s", candidate, problem)
@@ -215,15 +229,39 @@ def verify(path: Path) -> str:
     return ""
 
 
+def refuse_foreign_code(path: Path) -> None:
+    """Raises `CheckpointError` for files of DeepSpeed, which are pickles and so run code, that another user wrote."""
+    for file in sorted(path.glob("*/deepspeed/**/*")):
+        owner = file.stat().st_uid
+        if owner != os.getuid():
+            raise CheckpointError(
+                "a ZeRO checkpoint of another user is not loaded", where=str(file),
+                why=f"loading it runs code that it holds; it belongs to user {owner}, you are user {os.getuid()}",
+                fix="add --trust-checkpoint if you trust whoever wrote it",
+            )  # fmt: skip
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint folder `path`; `CheckpointError` if it is missing or unreadable."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        if not (isinstance(manifest, dict) and {"files", "step", "world_size"} <= manifest.keys()):
-            raise ValueError("entries are missing")
+        manifest = check_object(read_json(path / MANIFEST), {"files": dict, "step": int, "world_size": int})
+        _check_entries(manifest)
         return manifest
     except (OSError, ValueError) as error:
         raise CheckpointError("no readable manifest", where=str(path / MANIFEST), why=str(error)) from error
+
+
+def _check_entries(manifest: dict[str, Any]) -> None:
+    """Raises `ValueError` for an entry that no save writes."""
+    if "state.pt" not in manifest["files"]:
+        raise ValueError("its list of files does not name state.pt, which every checkpoint has")
+    for name, entry in manifest["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"the file name {name!r} leads out of the folder")
+        check_object(entry, {"size": int, "sha256": str})
+    score, sound = manifest.get("score"), manifest.get("sound", True)
+    if not (score is None or isinstance(score, int | float)) or not isinstance(sound, bool):
+        raise ValueError("'score' must be a number or null, 'sound' true or false")
 
 
 def write_tensors(path: Path, state: Any) -> None:
@@ -304,4 +342,8 @@ def _save_part(part: Part, directory: Path) -> None:
 
 def _is_visible(path: Path) -> bool:
     """Published, or published and then moved aside by a replacement that did not finish."""
-    return path.name.startswith(("step-", ".replaced-step-")) and (path / MANIFEST).is_file()
+    return bool(NAME.fullmatch(path.name.removeprefix(".replaced-"))) and (path / MANIFEST).is_file()
+
+
+def _number(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])

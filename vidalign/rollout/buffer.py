@@ -27,9 +27,11 @@ from vidalign.errors import DataError
 from vidalign.losses.flow_matching import add_noise
 from vidalign.owner import beside
 from vidalign.provenance import weights_hash
+from vidalign.reading import check_object, read_json
 
 FORMAT = 1
 HEADER = "buffer.json"
+MOST_GROUPS = 999_999
 AGAIN = "delete the file and run `vidalign collect` again: it fills the gap"
 
 
@@ -132,14 +134,17 @@ class Buffer:
         where = str(folder / HEADER)
         collect = "make one with `vidalign collect RECIPE --out BUFFER`"
         try:
-            values = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            kinds = {"format": int, "student": str, "recipe": str, "groups": int, "settings": dict}
+            values = check_object(read_json(folder / HEADER), kinds)
+            if not 1 <= values["groups"] <= MOST_GROUPS:
+                raise ValueError(f"'groups' must lie in 1..{MOST_GROUPS}, not {values['groups']}")
             version = values.pop("format")
             header = BufferHeader(**values)
         except FileNotFoundError as error:
             raise DataError(
                 f"{folder} holds no buffer", where=where, why="there is no such file", fix=collect
             ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError("the buffer's header is damaged", where=where, why=str(error), fix=collect) from error
         if version != FORMAT:
             raise DataError(f"the buffer has format {version}, this version reads {FORMAT}", where=where, fix=collect)
@@ -233,6 +238,8 @@ class Buffer:
         path, labels = self.path(number), self._labels(number)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if {name for name in tensors if not name.startswith("rewards.")} != {"history", "initial", "renoise", "x0"}:
+            raise _damaged(path, "its tensors are not those of a group")
         if weights_hash(tensors) != labels["hash"]:
             raise _damaged(path, "its contents are not those that were written")
         return ForkedGroups.from_tensors([labels["prompt"]], int(labels["pivot"]), tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidalign.errors import CheckpointError, UserError
+from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageSpec, LanguageStudent
-from vidalign.students.video.checkpoint import load_strict, read, resolve, write
+from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
 
 SHIPPED_TOKENIZER = "tasks"
 SHIPPED = ("world", "tokens", "pictures")
@@ -68,9 +68,9 @@ def load(path: str) -> LanguageStudent:
         return load_transformers(path)
     file = resolve(path)
     tensors, metadata = read(file)
-    if "spec" not in metadata:
-        raise CheckpointError("no student spec in the file", where=str(file), fix="save it with LanguageStudent.save")
-    student = LanguageStudent.from_spec(LanguageSpec.from_dict(json.loads(metadata["spec"])))
+    spec = read_spec(metadata, str(file), "config", ("model_type",))
+    with reading_spec(str(file)):
+        student = LanguageStudent.from_spec(LanguageSpec.from_dict(spec))
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
@@ -83,7 +83,10 @@ def is_transformers(path: str) -> bool:
 
 def is_language(path: str) -> bool:
     """Whether a path names a language student, by the spec in its header; raises `CheckpointError` for no weights."""
-    return is_transformers(path) or "tokenizer" in json.loads(read(resolve(path))[1].get("spec", "{}"))
+    if is_transformers(path):
+        return True
+    with reading_spec(path):
+        return "tokenizer" in check_object(parse_json(read(resolve(path))[1].get("spec", "{}")), {})
 
 
 def is_hub_name(path: str) -> bool:

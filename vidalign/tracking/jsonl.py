@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
+from vidalign.reading import check_object, parse_json
 
 History = dict[str, list[tuple[int, float]]]
 FILE_NAME = "metrics.jsonl"
 LONGEST_LINE = 1_000_000  # bytes; far beyond any line written here
 _NOT_METRICS = ("kind", "step", "seconds")
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 class JsonlLog:
@@ -30,6 +32,8 @@ class JsonlLog:
         self._started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_file():
+                read_records(self.path)  # nothing is appended to what is no log
             _drop_half_line(self.path)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -64,9 +68,36 @@ class JsonlLog:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl; a last line cut short is left out."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """All lines of a metrics.jsonl; a last line cut short is left out. Raises `UserError` for one that is not ours."""
+    if not Path(path).is_file():
+        raise _not_ours(str(path), "there is no such file, or it is not a regular one")
+    *lines, last = Path(path).read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                records.append(_record(line))
+        except ValueError as error:
+            raise _not_ours(f"{path}:{number}", str(error)) from error
+    if not records and last and not last.startswith(b'{"kind"'):
+        raise _not_ours(f"{path}:1", "it holds no line of a log")
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record = check_object(parse_json(line), {"kind": str, "step": int})
+    if record["kind"] == "health":
+        return check_object(record, {"name": str, "message": str, "fix": str})
+    if record["kind"] == "metrics":
+        for name, value in record.items():
+            if name not in _NOT_METRICS and not isinstance(value, int | float) and value not in _NOT_FINITE:
+                raise ValueError(f"{name!r} must be a number, not {str(value)[:40]!r}")
+    return record
+
+
+def _not_ours(where: str, why: str) -> UserError:
+    return UserError("the log of the run cannot be read", where=where, why=why,
+                     fix="move the file away: a run without its log can be used, its curves are lost")  # fmt: skip
 
 
 def read_history(path: str | Path) -> History:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vidalign.errors import CheckpointError, nearest
+from vidalign.errors import CheckpointError, UserError, nearest
 from vidalign.owner import beside
+from vidalign.reading import check_object, parse_json
 from vidalign.students.video.spec import VideoStudentSpec
+
+SIZES = ("num_layers", "num_attention_heads", "attention_head_dim")
 
 if TYPE_CHECKING:
     from vidalign.students.video.student import VideoStudent
@@ -88,17 +93,38 @@ def load(path: str | Path) -> VideoStudent:
 
     file = resolve(path)
     tensors, metadata = read(file)
+    spec = read_spec(metadata, str(file), "transformer", SIZES)
+    with reading_spec(str(file)):
+        student = VideoStudent.from_spec(VideoStudentSpec.from_dict(spec))
+    load_strict(student.base, tensors, str(file))
+    return student
+
+
+def read_spec(metadata: dict[str, str], where: str, network: str, sizes: tuple[str, ...]) -> dict[str, Any]:
+    """The spec in a file's metadata; its part `network` gives all `sizes`, as defaults are those of a large model."""
     if "spec" not in metadata:
         raise CheckpointError(
             "no student spec in the file",
-            where=str(file),
+            where=where,
             why="its metadata has no key 'spec'",
-            fix="save it with VideoStudent.save, or import a public checkpoint with a preset",
+            fix="save it with `vidalign export`, or import a public checkpoint with a preset",
         )
-    spec: dict[str, Any] = json.loads(metadata["spec"])
-    student = VideoStudent.from_spec(VideoStudentSpec.from_dict(spec))
-    load_strict(student.base, tensors, str(file))
-    return student
+    with reading_spec(where):
+        spec = check_object(parse_json(metadata["spec"]), {network: dict})
+        check_object(spec[network], dict.fromkeys(sizes, (int, str)))
+    return spec
+
+
+@contextmanager
+def reading_spec(where: str) -> Iterator[None]:
+    """Whatever a spec of other types makes go wrong inside is told with the file's name."""
+    try:
+        yield
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(
+            "the student's spec cannot be read", where=where, why=f"metadata 'spec': {error}",
+            fix="write the file again with `vidalign export`, or take another one",
+        ) from error  # fmt: skip
 
 
 def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
