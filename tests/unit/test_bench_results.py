@@ -83,6 +83,12 @@ def test_a_win_needs_an_interval_without_zero() -> None:
     assert compare(make_results(cells), "a", "c")[0].verdict == "better"
 
 
+def test_a_few_prompts_win_nothing() -> None:
+    cells = [make_cell("a", 0, [0.0] * 7), make_cell("b", 0, [0.5] * 7)]
+    (found,) = compare(make_results(cells), "a", "b")
+    assert found.verdict == "too few prompts" and found.prompts == 7
+
+
 def test_summaries_leave_failures_out() -> None:
     failed = Cell(row="b", kind="objective", seed=0, error="out of memory").sealed()
     results = make_results([make_cell("a", 0, [1.0, math.nan]), make_cell("a", 1, [3.0, 5.0]), failed])

@@ -18,6 +18,7 @@ from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_ou
 from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
+from vidalign.tracking.table import evaluation_table
 from vidalign.world import captions
 
 PROMPTS = list(captions.prompts("held_out")[:5])
@@ -85,6 +86,9 @@ def test_comparison_is_paired() -> None:
     assert row.verdict == "worse" and row.goal is None
     (row,) = compare(judged(before), judged(before + numbers(50, seed=2)))
     assert row.verdict == "unclear"
+    (row,) = compare(judged(before[:7]), judged(before[:7] + 1))
+    assert row.verdict == "too few prompts"
+    assert "fewer than 8" in str(evaluation_table([row]).caption)
 
 
 def test_a_pair_with_a_failure_is_left_out() -> None:

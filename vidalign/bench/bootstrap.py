@@ -16,6 +16,7 @@ import torch
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, Results
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.report.model import LEAST_PROMPTS, TOO_FEW
 
 RESAMPLES = 2000
 HELD_OUT = "held_out"
@@ -39,7 +40,10 @@ class Difference:
     difference: float
     interval: tuple[float, float]
     verdict: str
-    """``better``, ``worse``, or ``unclear`` when the interval does not exclude zero."""
+    """``better``, ``worse``, or ``unclear`` when the interval does not exclude zero; ``too few prompts``
+    below eight."""
+    prompts: int = LEAST_PROMPTS
+    """Prompts that have a difference."""
 
 
 def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torch.Tensor:
@@ -84,8 +88,9 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
         difference = values_of(second, metric, split) - values_of(first, metric, split)
         if difference.isfinite().any():
             low, high = hierarchical_interval(difference)
-            verdict = "better" if low > 0 else "worse" if high < 0 else "unclear"
-            found.append(Difference(metric, float(difference.nanmean()), (low, high), verdict))
+            judged = int(difference.isfinite().any(0).sum())
+            verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
+            found.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
     return found
 
 

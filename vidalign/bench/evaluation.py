@@ -135,6 +135,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
                 interval=interval(second - first),
                 group=judge,
                 goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
+                prompts=int((second - first).isfinite().sum()),
             )
         )
     return rows

@@ -158,6 +158,7 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
                 metric.judge,
                 means[split, goal, d.metric] if closing and (split, d.metric) in gaps else None,
                 goal.replace("_", " "),
+                prompts=d.prompts,
             )
             for split in splits
             for d in compare(results, before, after, split=split)

@@ -86,6 +86,7 @@ def compare(
 
     from vidalign.bench.bootstrap import compare as difference
     from vidalign.bench.bootstrap import varied
+    from vidalign.report.model import TOO_FEW, TOO_FEW_WHY
 
     with before_work():
         first, row_a = _result_and_row(a, None)
@@ -98,6 +99,8 @@ def compare(
     for one in found:
         low, high = one.interval
         table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
+    if any(one.verdict == TOO_FEW for one in found):
+        table.caption = TOO_FEW_WHY
     Console().print(table)
 
 

@@ -29,10 +29,6 @@ NETWORKS = ("model", "few_step", LANGUAGE)
 """Teachers that are a network with weights."""
 
 
-VIDEO_REWARDS = ("motion_quality", "text_alignment", "visual_quality")
-"""Built-in rewards that score clips."""
-
-
 @dataclass
 class Draft:
     """A recipe under examination."""
@@ -61,7 +57,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
-        _objective, _rewards, _discriminator, _teacher, _student, _adapter, _optimizer, _prompts,
+        _objective, _rewards, _discriminator, _teacher, _student, _frames, _adapter, _optimizer, _prompts,
     ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
@@ -128,12 +124,15 @@ def _objective(draft: Draft) -> None:
 def _rewards(draft: Draft) -> None:
     rewards, needs = draft.recipe.rewards, draft.needs
     for name in rewards:
-        if draft.recipe.student.name == LANGUAGE and name in VIDEO_REWARDS:
-            draft.refuse(f"the reward {name!r} cannot judge texts", f"rewards.{name}", "it is for videos", "delete it")
         try:
-            registry.get("rewards", name)
+            judges = getattr(registry.get("rewards", name), "judges", None)
         except UserError as error:
             draft.pass_on(error, f"rewards.{name}")
+            continue
+        made = {"video": "clips", LANGUAGE: "texts"}.get(draft.recipe.student.name)
+        if judges and made and judges != made:
+            what = f"the reward {name!r} cannot judge {made}"
+            draft.refuse(what, f"rewards.{name}", f"it judges {judges}", "delete it")
     if needs is not None and needs.rewards and not rewards and "rewards" not in draft.broken:
         known = ", ".join(registry.names("rewards"))
         draft.refuse(
@@ -165,9 +164,6 @@ def _discriminator(draft: Draft) -> None:
         why = "it compares videos from their first frame on"
         fix = "use clip: {score: video}"
         draft.refuse("the discriminator cannot judge a clip without its history", "objective.clip.score", why, fix)
-    if named and recipe.student.name == LANGUAGE:
-        why = "it compares videos"
-        draft.refuse("the discriminator cannot judge texts", "rewards.discriminator", why, "delete it")
     if named and recipe.teacher is None and "teacher" not in draft.broken:
         why = "the discriminator needs one that offers clips"
         draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world}, or another that offers clips")
@@ -272,6 +268,25 @@ def _cache(draft: Draft, changes: Node) -> None:
     build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
 
 
+def _frames(draft: Draft) -> None:
+    """The lengths of videos are whole chunks of the student."""
+    recipe, spec = draft.recipe, _student_spec(draft.recipe.student)
+    if spec is None or "student" in draft.broken:
+        return
+    own = spec.get("cache")
+    policy = (own if isinstance(own, dict) else {}) | (recipe.student.cache or {})
+    chunk = policy.get("chunk_frames", 3)
+    if not isinstance(chunk, int) or chunk < 1:
+        return  # told as a mistake of the cache policy
+    lengths = {"data.frames": recipe.data.frames}
+    if recipe.evaluation.sampler == "causal":
+        lengths["evaluation.frames"] = recipe.evaluation.frames
+    for key, frames in lengths.items():
+        if frames % chunk:
+            draft.refuse(f"a video of {frames} frames is not whole chunks", key,
+                         f"the student makes chunks of {chunk}", f"use a multiple of {chunk}")  # fmt: skip
+
+
 def _adapter(draft: Draft) -> None:
     """Every adapter pattern matches a layer of the network, which is not built for that."""
     from vidalign.engine.policies import match_targets
@@ -346,6 +361,24 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
             draft.refuse(
                 f"the weights {path!r} carry no specification", key, "the metadata has no key 'spec'"
             )
+        else:
+            _kind_of_weights(draft, metadata["spec"], path, key)
+
+
+def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
+    """Weights of a video network are not put into a language model, nor the other way round."""
+    teacher = draft.recipe.teacher
+    kind = draft.recipe.student.name if key == "student.path" or teacher is None else teacher.name
+    wanted = LANGUAGE if kind == LANGUAGE else "video" if kind in ("video", "model", "few_step") else ""
+    try:
+        found = {"config": LANGUAGE, "transformer": "video"}
+        kinds = [name for entry, name in found.items() if entry in json.loads(spec)]
+    except (TypeError, ValueError):
+        return  # what reads the weights says so
+    if wanted and kinds and wanted not in kinds:
+        whose = key.partition(".")[0]
+        why = f"they are those of a {kinds[0]} network, the {whose} is a {wanted} one"
+        draft.refuse(f"the weights {path!r} do not fit", key, why, f"name others, or change {whose}.name")
 
 
 def _prompts(draft: Draft) -> None:

@@ -10,6 +10,10 @@ from typing import Literal
 import numpy as np
 
 NAN = math.nan
+LEAST_PROMPTS = 8
+"""Prompts from which on a difference may be called better or worse: below, the interval says little."""
+TOO_FEW = "too few prompts"
+TOO_FEW_WHY = f"{TOO_FEW}: no better or worse from fewer than {LEAST_PROMPTS}"
 Axis = Literal["step", "forwards", "calls", "responses", "seconds", "chunk"]
 
 
@@ -59,6 +63,8 @@ class EvaluationRow:
     goal_name: str = "ground truth"
     """What that is: true clips, or a language student's teacher."""
     higher_is_better: bool = True
+    prompts: int | None = None
+    """Prompts with a value in both rows, where that is known."""
 
     @property
     def gap_closed(self) -> float | None:
@@ -67,8 +73,10 @@ class EvaluationRow:
         return self.difference / gap if gap > 0.01 else None
 
     @property
-    def verdict(self) -> Literal["better", "worse", "unclear"]:
-        """`better` or `worse` where the interval excludes zero, `unclear` otherwise."""
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval excludes zero, `unclear` otherwise; nothing from a few prompts."""
+        if self.prompts is not None and self.prompts < LEAST_PROMPTS:
+            return TOO_FEW
         low, high = self.interval
         if not low <= high or low <= 0 <= high:
             return "unclear"

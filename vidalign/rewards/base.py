@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Reward(Protocol):
-    """What a recipe may name under ``rewards``; a class made without arguments or with its nested
-    ``Config``."""
+    """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``.
+
+    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused.
+    """
 
     name: str
 
@@ -49,6 +51,7 @@ class TrainableReward(ABC):
     """
 
     name: ClassVar[str]
+    judges: ClassVar[str] = "clips"
     role: ClassVar[str]
     """Name of its engine, of its checkpoint and in its metrics."""
     network: nn.Module

@@ -56,6 +56,7 @@ _last_batch = _LastBatch()
 
 class _WorldReward:
     name: ClassVar[str]
+    judges: ClassVar[str] = "clips"
 
     @dataclass
     class Config:

@@ -19,6 +19,7 @@ class ExactMatch:
     """1 for the right answer, 0 for a wrong one or none; NaN where the answer is not known."""
 
     name = "exact_match"
+    judges = "texts"
 
     def score(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """``[B]`` under ``exact_match`` for B responses."""

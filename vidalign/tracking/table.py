@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from vidalign.report.model import EvaluationRow
+from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
@@ -16,7 +16,7 @@ def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
     for heading in ("before", "after", "change", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    colours = {"better": "green", "worse": "red", "unclear": "dim"}
+    colours = {"better": "green", "worse": "red", "unclear": "dim", TOO_FEW: "yellow"}
     for row in rows:
         low, high = row.interval
         table.add_row(
@@ -27,4 +27,6 @@ def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
             f"{low:+.3f} .. {high:+.3f}",
             f"[{colours[row.verdict]}]{row.verdict}[/]",
         )
+    if any(row.verdict == TOO_FEW for row in rows):
+        table.caption = TOO_FEW_WHY
     return table
