@@ -75,6 +75,18 @@ def test_below_the_floor_the_signal_fades(folder: Path) -> None:
     assert found == pytest.approx([0.1, 0.1, 0.01, 0.001], rel=1e-4)
 
 
+def test_a_group_below_the_signal_floor_weighs_nothing(folder: Path) -> None:
+    """Its noise is not blown up by its own spread; the loss is the mean over the other groups."""
+    objective, ctx = afd(folder, "advantage_std=group", "std_floor=1.0e-6", "kl_weight=0")
+    values = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    data = judged(objective, ctx, torch.cat([values, 0.001 * values]))
+    assert data.metrics["health/low_spread_groups/mean"] == 0.5
+    assert data["signal"].tolist() == [2.0] * 4 + [0.0] * 4 and (data["reward_weight"][4:] == 0.5).all()
+    alone = data.candidates(0, GROUP)
+    alone.tensors["signal"] = torch.ones(GROUP)
+    assert whole(objective, ctx, data).loss.item() == pytest.approx(whole(objective, ctx, alone).loss.item(), rel=1e-6)
+
+
 def test_a_blind_discriminator_moves_nothing(folder: Path) -> None:
     objective, ctx = afd(folder, "kl_weight=0")
     data = judged(objective, ctx, torch.full((8,), 3.0))

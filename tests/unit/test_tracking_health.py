@@ -16,6 +16,7 @@ NAMES = {
     "reward_nan", "reward_constant", "zero_std_groups", "adapter_empty",
     "zero_gradient", "on_policy_gap", "motion_collapse", "held_out_falling",
     "discriminator_saturated", "discriminator_blind", "discriminator_memorises", "skipped_updates",
+    "nobody_selected",
 }  # fmt: skip
 
 
@@ -31,6 +32,7 @@ def healthy(step: int) -> Metrics:
         "health/adapter_layers": 24.0,
         "health/grad_norm/max": 0.3 + rng.random(),
         "health/on_policy_gap/max": 1e-6,
+        "objective/selected/mean": rng.choice([0.0625, 0.25]),
         "health/motion/mean": 0.1 + rng.gauss(0, 0.01),
         "health/discriminator_margin_sigmoid/mean": rng.choice([0.005, 0.3, 0.5]) if step % 2 else 0.3,
         "health/discriminator_pair_accuracy/mean": 0.9,
@@ -58,6 +60,8 @@ FAULTS = {
     "zero_gradient": lambda step: {"health/grad_norm/max": 0.0},
     "skipped_updates": lambda step: {"health/skipped_updates": 1.0},
     "on_policy_gap": lambda step: {"health/on_policy_gap/max": 0.31},
+    "nobody_selected": lambda step: {"objective/selected/mean": 0.0} if step == 7 else {},
+    "nobody_selected (in a mixture)": lambda step: {"objective/careful_selected/mean": 0.0},
     "motion_collapse": lambda step: {"health/motion/mean": 0.1 / (1 + 0.1 * step)},
     "held_out_falling": lambda step: {"health/held_out": 0.7 - 0.01 * step} if step % 10 == 0 else {},
     "discriminator_saturated": lambda step: {"health/discriminator_margin_sigmoid/mean": 0.002},

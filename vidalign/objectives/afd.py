@@ -17,6 +17,10 @@ What we changed: the paper leaves the baseline open; at the optimum of D its lev
 baseline is the mean over the group, of at least 4. The standard deviation is that of the centred scores over all
 processes (`advantage_std`: or of each group) and has a floor, because a D that cannot tell clips apart gives noise.
 One noise level a chunk, not a video.
+Groups whose spread of D is below the signal floor of all objectives (`trainer.signal_floor`, a share of the running
+median spread) weigh 0 and are logged as `health/low_spread_groups`. Both floors are needed: `std_floor` is absolute and
+tells that D is blind everywhere, where every group is as large as the median; the signal floor is relative and finds
+single groups that `advantage_std: group` would blow up, at whatever scale D has arrived.
 Rewards other than `discriminator` are logged and must weigh 0; to train on both, use `astrolabe`.
 Knobs that matter: the discriminator's learning rate and warm-up, group_size, learning rate, beta, sigma_max, std_floor.
 """
@@ -30,7 +34,7 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
-from vidalign.losses.advantages import reward_weight
+from vidalign.losses.advantages import group_statistics, reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
@@ -45,7 +49,15 @@ from vidalign.objectives.replay import (
     on_policy_gap,
     roll_videos,
 )
-from vidalign.objectives.scoring import advantage_metrics, gather_scores, score_groups, score_metrics
+from vidalign.objectives.scoring import (
+    ZERO_SPREAD,
+    Judgement,
+    advantage_metrics,
+    gather_scores,
+    group_weights,
+    score_groups,
+    score_metrics,
+)
 from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -104,22 +116,28 @@ class AFD(Objective):
         size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, size)
         scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
-        weight, judged = self._judge(ctx, scores)
-        metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, 1)}
+        judged = self._judge(ctx, scores)
+        metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, 1)}
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
+        weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
         tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
+        tensors["signal"] = group_weights(judged).repeat_interleave(size).to(rollout.latents.device)
         tensors["sample"] = candidate_ids(batch.ids, size)
         return Experience(tensors, group, text, batch.prompts, metrics=metrics)
 
-    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        """Weight w of this rank's videos ``[N]``, from scores ``[P, G]``; what to log."""
+    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Judgement:
+        """What D says of this rank's videos, from scores ``[P, G]``."""
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
         advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
         metrics = score_metrics({"": score, **everyone}, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
-        mine = advantage.view(ctx.world_size, -1)[distributed.rank()]
-        return reward_weight(mine, self.config.advantage_clip), metrics
+        spread = group_statistics(score, group)[1]
+        alive = ctx.signal.has_signal(spread, "discriminator") & (spread > ZERO_SPREAD)
+        metrics["health/low_spread_groups/mean"] = float((~alive).float().mean())
+        shape = (ctx.world_size, *scores["discriminator"].shape)
+        mine = (advantage * alive[group]).view(shape)[distributed.rank()]
+        return Judgement(mine, alive.view(shape[:2]), everyone, metrics)
 
     # --- loss ---
 
@@ -134,7 +152,7 @@ class AFD(Objective):
 
         current = velocity()
         old = old_prediction(ctx, velocity, current, config.old_decay)
-        policy = forward_process_loss(current, old, noise - x0, weight, beta=config.beta).mean()
+        policy = (data["signal"] * forward_process_loss(current, old, noise - x0, weight, beta=config.beta)).mean()
         metrics = {"objective/policy/mean": policy.detach()}
         if config.kl_weight == 0:
             return LossOut(policy, metrics)

@@ -12,6 +12,7 @@ logged is not judged. The names that the monitors read:
     health/skipped_updates   updates of this step whose gradient was not finite
     health/on_policy_gap     relative difference between what rollout and replay predict
     health/motion            mean movement in the generated clips (any non-negative measure)
+    objective/selected       share of the samples that a selective penalty chose (a mixture puts its label before it)
     health/held_out          score of the held-out judge
     health/discriminator_margin_sigmoid      mean sigmoid(D(student) - D(teacher)): 1/2 cannot tell, 0 saturated
     health/discriminator_pair_accuracy       share of pairs of trained prompts told apart
@@ -21,6 +22,7 @@ logged is not judged. The names that the monitors read:
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -68,6 +70,7 @@ def default_monitors() -> list[Monitor]:
         zero_gradient,
         skipped_updates,
         on_policy_gap,
+        nobody_selected,
         MotionCollapse(),
         HeldOutFalling(),
         Lasting(discriminator_saturated),
@@ -166,6 +169,18 @@ def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
         "on_policy_gap",
         f"rollout and replay of the same states differ by {gap:.2f} (limit {limit:.2f})",
         "compare cache policy, sigma list and active adapter of the two; train in fp32 to rule out rounding",
+    )
+
+
+def nobody_selected(metrics: Metrics) -> Health | None:
+    """A batch of 8 selects nobody in about one of seven steps."""
+    empty = [n for n, share in metrics.items() if re.fullmatch(r"objective/(.+_)?selected/mean", n) and share == 0]
+    if not empty:
+        return None
+    return Health(
+        "nobody_selected",
+        f"{empty[0]} is 0: the rewards agree on all samples of this step, so the selective penalty held nobody back",
+        "raise trainer.prompts_per_step or objective.group_size, or use kl.mode: uniform",
     )
 
 
