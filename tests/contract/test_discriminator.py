@@ -352,8 +352,8 @@ def test_a_skipped_update_of_the_discriminator_counts(
     settings = [f"trainer.max_skipped={max_skipped}", "trainer.prompts_per_step=4", "trainer.steps=1"]
     trainer = Trainer(load_recipe(folder / "afd.yaml", settings), tmp_path / "run")
     reward = trainer.ctx.rewards.trainable[0]  # type: ignore[union-attr]
-    plain = reward._margins
-    monkeypatch.setattr(reward, "_margins", lambda *arguments: plain(*arguments) * math.nan)
+    plain = reward._losses
+    monkeypatch.setattr(reward, "_losses", lambda *arguments: plain(*arguments) * math.nan)
     before = weights(trainer.ctx)
     with pytest.raises(UserError, match=r"skipped at step 1 - role discriminator; .*failed-step-0.json"):
         trainer.fit()

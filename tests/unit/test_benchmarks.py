@@ -25,11 +25,11 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     tables = runpy.run_path(str(BENCHMARKS / "tables.py"))
     auditor = "world_auditor/composite"
     cells = [
-        make_cell("base", 0, [0.2, 0.3, 0.4], "reference", auditor),
-        make_cell("sft", 0, [0.3, 0.4, 0.5], metric=auditor),
-        make_cell("sft", 1, [0.3, 0.4, 0.5], metric=auditor),
-        make_cell("odd", 0, [0.1, 0.3, 0.6], metric=auditor),
-        make_cell("ground_truth", 0, [0.7, 0.8, 0.9], "reference", auditor),
+        make_cell("base", 0, 3 * [0.2, 0.3, 0.4], "reference", auditor),
+        make_cell("sft", 0, 3 * [0.3, 0.4, 0.5], metric=auditor),
+        make_cell("sft", 1, 3 * [0.3, 0.4, 0.5], metric=auditor),
+        make_cell("odd", 0, 3 * [0.1, 0.3, 0.6], metric=auditor),
+        make_cell("ground_truth", 0, 3 * [0.7, 0.8, 0.9], "reference", auditor),
     ]
     cells[1].spent.forwards, cells[2].spent.forwards = 100.0, 200.0
     results = make_results(cells)
@@ -39,9 +39,9 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     page = tables["bench"](results)
     assert "| ground_truth | auditor | +0.500 | +0.500 .. +0.500 | better |  |" in page
     assert "| blur 1 px | 0.200 (-0.100 .. 0.300) | no |" in page
-    assert "| base | 0.300 (0.200 .. 0.400) |" in page
+    assert "| base | 0.300 (0.244 .. 0.356) |" in page
     assert "| sft | auditor | +0.100 | +0.100 .. +0.100 | better | 20% |" in page
-    assert re.search(r"\| odd \| auditor \| \+0.033 \| -0.100 .. \+0.200 \| unclear \| 7% \|", page)
+    assert re.search(r"\| odd \| auditor \| \+0.033 \| -0.044 .. \+0.111 \| unclear \| 7% \|", page)
     assert "| sft | 150 | 0 |" in page and "`vidalign bench run p`" in page and "training seeds 0, 1" in page
 
 

@@ -38,6 +38,7 @@ from vidalign.errors import UserError
 from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
 from vidalign.recipe import Recipe, load_recipe
+from vidalign.recipe.load import written
 from vidalign.students.video import VideoStudent
 from vidalign.teachers.model import ModelTeacher
 from vidalign.teachers.world import WorldTeacher
@@ -59,15 +60,16 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
         registry.load_plugin_file(config.plugin)
     if not protocol.language:
         _check_latents(protocol, config)
+    judged = LANGUAGE if protocol.language else VIDEO
+    trains = written(config.recipe, config.overrides, "student", "name") or VIDEO
+    if trains != judged:
+        raise UserError(
+            f"{config.recipe} trains a student of kind {trains!r}", where=f"objectives.{row}.recipe",
+            why=f"the protocol judges students of kind {judged!r}", fix="name a recipe of such a student",
+        )  # fmt: skip
     fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
     fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
     recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
-    judged = LANGUAGE if protocol.language else VIDEO
-    if recipe.student.name != judged:
-        raise UserError(
-            f"{config.recipe} trains a student of kind {recipe.student.name!r}", where=f"objectives.{row}.recipe",
-            why=f"the protocol judges students of kind {judged!r}", fix="name a recipe of such a student",
-        )  # fmt: skip
     if not protocol.language:
         _check_unseen(protocol, recipe)
     budget = protocol.budget

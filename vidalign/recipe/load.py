@@ -70,6 +70,13 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     return recipe
 
 
+def written(path_or_name: str | Path, overrides: list[str], section: str, key: str) -> Any:
+    """The value that a recipe writes at ``section.key``, before any check; None where it writes nothing."""
+    below = compose(str(path_or_name), overrides, CHOICES, []).tree.value.get(section)
+    node = below.value.get(key) if below is not None and isinstance(below.value, dict) else None
+    return None if node is None else node.plain()
+
+
 def read_header(path: Path) -> str:
     """The comment lines at the top of a recipe, without their `#`."""
     lines = []
