@@ -134,6 +134,9 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         engines[role] = build_engine(
             engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
         )
+    codec = None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False)
+    if codec is not None:
+        set_precision(codec, engine.precision)
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if hasattr(teacher, "model"):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
@@ -147,7 +150,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         rewards=rewards,
         teacher=teacher,
         features=features,
-        codec=None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False),
+        codec=codec,
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,

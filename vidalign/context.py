@@ -120,11 +120,11 @@ class TrainContext:
 
     def text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Features ``[B, L, D]`` of prompts, computed once per prompt."""
-        return self.features(list(prompts)).to(self.device)
+        return self.features(list(prompts)).to(self.device, self.student.latent_dtype)
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents."""
-        return self.codec.encode(clips.to(self.device))
+        return self.codec.encode(clips.to(self.device, self.student.latent_dtype))
 
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
@@ -144,7 +144,8 @@ class TrainContext:
 
     def normal(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Standard normal ``[N, *shape]``, one generator a sample."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(self.device)
+        draws = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+        return draws.to(self.device, self.student.latent_dtype)
 
     def show(self, clips: torch.Tensor, prompts: Sequence[str], rewards: dict[str, torch.Tensor]) -> None:
         """Log a few clips with prompt and rewards burnt in, every ``tracking.clips_every`` steps."""

@@ -62,6 +62,19 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Pa
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_fp64_latents_are_fp64(name: str, folder: Path) -> None:
+    objective, ctx = make(folder, name)
+    data = collect(objective, ctx)
+    assert data.text is not None and data.text.dtype == torch.float64
+    latents = {key: value for key, value in (data.tensors | data.shared).items() if value.ndim >= 5}
+    assert latents and {value.dtype for value in latents.values()} == {torch.float64}
+    assert all(p.dtype == torch.float64 for p in [*ctx.codec.parameters(), *ctx.student.parameters()])
+    if ctx.rewards is not None:
+        scores = ctx.rewards.score(torch.full((1, 9, 3, 32, 32), 0.5, dtype=torch.float64), data.prompts[:1])
+        assert {value.dtype for value in scores.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_step_gives_the_same_numbers(name: str, folder: Path) -> None:
     losses = []
     for step in (3, 3, 4):

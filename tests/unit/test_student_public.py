@@ -129,3 +129,10 @@ def test_unknown_and_unsupported_families_are_named() -> None:
         preset("selfforcing")
     with pytest.raises(UserError, match="recomputes the cache"):
         preset("krea_14b")
+
+
+def test_both_forms_of_longlive_keep_the_sink_on_a_prompt_switch() -> None:
+    """As `global_sink: true` in the configs that it was released with."""
+    for name, rope in (("longlive", "absolute"), ("longlive_infinity", "relative")):
+        cache = preset(name).spec({}, "wan", 480, 832).cache
+        assert (cache.window, cache.sink, cache.rope, cache.global_sink) == (12, 3, rope, True)

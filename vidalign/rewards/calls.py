@@ -25,13 +25,15 @@ class RewardCall:
         self._overdue: threading.Thread | None = None
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Everything that it returns by name, float32 where the clips are, its own name first; ``[B]`` under that."""
+        """Everything that it returns by name, where the clips are, its own name first; ``[B]`` under that.
+
+        Scores are float32, or float64 for clips in float64.
+        """
         with guest("reward", self.name, self.reward):
             found = self._score(clips, prompts) if not self.seconds else self._score_in_time(clips, prompts)
         if not isinstance(found, Mapping):
             raise self._refusal(f"a {type(found).__name__}", f"a reward returns a dict with {self.name!r}")
-        device = clips.device if isinstance(clips, torch.Tensor) else None
-        out = {str(key): self._numbers(str(key), value, device) for key, value in found.items()}
+        out = {str(key): _beside(self._numbers(str(key), value), clips) for key, value in found.items()}
         values = out.pop(self.name, None)
         if values is None or tuple(values.shape) != (len(prompts),):
             what = "nothing" if values is None else f"a tensor of shape {tuple(values.shape)}"
@@ -88,19 +90,26 @@ class RewardCall:
         warnings.warn(f"{what}: its clips are not scored", UserWarning, stacklevel=2)
         return {self.name: torch.full((count,), torch.nan)}
 
-    def _numbers(self, key: str, value: Any, device: torch.device | None) -> torch.Tensor:
-        """Real numbers of any type, in a tensor, an array or a list, as float32."""
+    def _numbers(self, key: str, value: Any) -> torch.Tensor:
+        """Real numbers of any type, in a tensor, an array or a list, as a tensor."""
         if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
             try:
                 array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
                 if array.dtype.kind in "fiub":
-                    value = torch.from_numpy(array.astype(np.float32))
+                    value = torch.from_numpy(array.astype(np.float64))
             except (TypeError, ValueError):
                 pass  # told below
         if not isinstance(value, torch.Tensor) or value.is_complex():
             kind = f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
             raise self._refusal(f"{kind} under {key!r}", "a tensor, an array or a list of real numbers is needed")
-        return value.detach().to(device or value.device, torch.float32)
+        return value.detach()
 
     def _refusal(self, what: str, why: str) -> PluginError:
         return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
+
+
+def _beside(values: torch.Tensor, clips: Any) -> torch.Tensor:
+    """Values on the device of the clips, in float32 or their wider type; texts have neither."""
+    if not isinstance(clips, torch.Tensor):
+        return values.to(torch.float32)
+    return values.to(clips.device, torch.promote_types(clips.dtype, torch.float32))

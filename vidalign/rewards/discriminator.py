@@ -96,7 +96,7 @@ class DiscriminatorReward(TrainableReward):
         """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1]; comparable inside a prompt only."""
         size = self.ctx.micro_batch
         parts = [self.judge(clips[k : k + size], prompts[k : k + size]) for k in range(0, len(clips), size)]
-        return {self.name: torch.cat(parts).float()}
+        return {self.name: torch.cat(parts)}
 
     def judge(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores ``[B]`` in one forward, differentiable with respect to the clips if the network is."""
@@ -173,7 +173,8 @@ class DiscriminatorReward(TrainableReward):
                 winner, loser = self._pairs_of(clips[part], prompts[part], teacher)
                 losses = self._losses(winner, loser)
                 engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
-                found.append(torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach().float())
+                seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
+                found.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
             norm = engine.step() if total else 0.0
         everyone = ctx.gather(torch.cat(found))
         metrics = self._measure(everyone[:, :-1], everyone[:, -1], ctx.gather(trained))

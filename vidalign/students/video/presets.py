@@ -8,7 +8,7 @@ for every chunk).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vidalign.errors import UserError, nearest
@@ -41,6 +41,8 @@ class Preset:
     sink: int = 0
     rope: str = "absolute"
     sink_decay: float = 0.0
+    global_sink: bool = False
+    """Whether a prompt switch keeps the sink, as the configs of LongLive set it."""
     keys: tuple[str, ...] = ("generator_ema", "generator", "model", "state_dict")
     """Where the weights are in the checkpoint, in order of preference; else the file is a flat state dict."""
     lora_alpha: float = 0.0
@@ -51,7 +53,9 @@ class Preset:
 
     def spec(self, transformer: dict[str, Any], numerics: str, height: int, width: int) -> VideoStudentSpec:
         """The spec of a student of this family."""
-        cache = CachePolicy(self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay)
+        cache = CachePolicy(
+            self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay, self.global_sink
+        )
         first = (
             Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas
             if self.first_timesteps
@@ -71,7 +75,9 @@ class Preset:
         )
 
 
-LONGLIVE = Preset(window=12, sink=3, keys=("generator", "model"), lora_alpha=256.0, lora_rank=256)
+LONGLIVE = Preset(
+    window=12, sink=3, global_sink=True, keys=("generator", "model"), lora_alpha=256.0, lora_rank=256
+)
 PRESETS: dict[str, Preset] = {
     "self_forcing": Preset(),
     "causal_forcing": Preset(keys=("generator", "generator_ema")),
@@ -79,9 +85,7 @@ PRESETS: dict[str, Preset] = {
     "causal_forcing_pp_2step": Preset(chunk_frames=1, timesteps=(1000.0, 500.0), first_timesteps=FOUR_STEPS),
     "causal_forcing_pp_1step": Preset(chunk_frames=1, timesteps=(1000.0,), first_timesteps=FOUR_STEPS),
     "longlive": LONGLIVE,
-    "longlive_infinity": Preset(
-        window=12, sink=3, rope="relative", keys=LONGLIVE.keys, lora_alpha=256.0, lora_rank=256
-    ),
+    "longlive_infinity": replace(LONGLIVE, rope="relative"),
     "reward_forcing": Preset(window=9, sink=3, rope="relative", sink_decay=0.999),
     "causvid": Preset(keys=("generator",), shift=8.0, sigmas=(1.0, 0.757, 0.522)),
 }

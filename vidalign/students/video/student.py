@@ -217,7 +217,8 @@ class VideoStudent(nn.Module):
 
     def draw_noise(self, plan: RolloutPlan, generators: list[torch.Generator], **kwargs: Any) -> Noise:
         """`Noise.draw` at this student's chunk shape and number of steps."""
-        return Noise.draw(plan, self.chunk_shape, self.spec.sampler.max_steps, generators, **kwargs)
+        noise = Noise.draw(plan, self.chunk_shape, self.spec.sampler.max_steps, generators, **kwargs)
+        return noise.to("cpu", self.latent_dtype)
 
     @property
     def chunk_shape(self) -> tuple[int, int, int, int]:
@@ -229,6 +230,11 @@ class VideoStudent(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.base.patch_embedding.weight.device
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of the latents of a rollout: fp32, or fp64 where the weights are."""
+        return torch.promote_types(self.base.patch_embedding.weight.dtype, torch.float32)
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
@@ -318,7 +324,7 @@ class VideoStudent(nn.Module):
         dtype = base.patch_embedding.weight.dtype
         out = self.transformer(
             hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
-            timestep=(1000 * sigma).float().flatten(),
+            timestep=(1000 * sigma).to(self.latent_dtype).flatten(),
             encoder_hidden_states=text.to(dtype),
             return_dict=False,
         )[0]
