@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from vidalign.world import auditor, scorer
-from vidalign.world.captions import balanced
-from vidalign.world.constants import FRAMES
-from vidalign.world.diversity import diversity
-from vidalign.world.perturbations import noisy_track, table
-from vidalign.world.renderer import render
-from vidalign.world.scenes import sample
+from vidalign.worlds.video import auditor, scorer
+from vidalign.worlds.video.captions import balanced
+from vidalign.worlds.video.constants import FRAMES
+from vidalign.worlds.video.diversity import diversity
+from vidalign.worlds.video.perturbations import noisy_track, table
+from vidalign.worlds.video.renderer import render
+from vidalign.worlds.video.scenes import sample
 
 RESULT = Path(__file__).parent / "results" / "perturbations.json"
 TRACK_NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UsageError
-from vidalign.golden import world_hash
+from vidalign.worlds.golden import world_hash
 
 if TYPE_CHECKING:
     import torch

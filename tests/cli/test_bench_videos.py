@@ -9,7 +9,7 @@ import pytest
 from run_helpers import vidalign
 
 from vidalign.bench.suites import export
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 PROMPTS = list(captions.prompts("basic/unseen"))[:2]
 

@@ -19,7 +19,7 @@ from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import reduce_metrics, weighted_metrics
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 BUILT_IN = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
 NAMES = [name for name in BUILT_IN if "video" in registry.get("objectives", name).needs.students]

@@ -17,7 +17,7 @@ from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.objectives.gan import GAN
 from vidalign.rewards.base import CompositeReward
 from vidalign.rewards.discriminators.spatiotemporal import SpatioTemporal
-from vidalign.world.renderer import clips
+from vidalign.worlds.video.renderer import clips
 
 
 class Given:

@@ -23,7 +23,7 @@ from vidalign.rewards.discriminator import DiscriminatorReward, is_held_out
 from vidalign.rewards.discriminators.spatiotemporal import SpatioTemporal, positions
 from vidalign.students.video import VideoStudentSpec
 from vidalign.trainer import Trainer
-from vidalign.world import captions, renderer
+from vidalign.worlds.video import captions, renderer
 
 SHARE = 0.125
 TRAINED = [p for p in captions.prompts("basic/train") if not is_held_out(p, SHARE)]

@@ -20,7 +20,7 @@ from vidalign.objectives.base import Experience, Phase
 from vidalign.objectives.dopd_video import DOPDVideo
 from vidalign.students.video import VideoStudent
 from vidalign.teachers.privilege import rollout_captions
-from vidalign.world.renderer import clips
+from vidalign.worlds.video.renderer import clips
 
 BLOCK = 16
 NEVER = "privileged_share=0"

@@ -14,7 +14,7 @@ from torch import Tensor
 from vidalign.errors import RecipeError
 from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.students.video import VideoStudent
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 RECORDED = ("ar_copo", "dopd_video", "flow_grpo")  # the loss replays the rollout's own states and draws nothing
 

@@ -25,7 +25,7 @@ from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
 from vidalign.text import build_text_encoder
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 PLACES = ("cpu", "cuda")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective"

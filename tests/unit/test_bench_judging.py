@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidalign.bench import health
 from vidalign.bench.judging import Source, judge, judge_few, save_clips
 from vidalign.bench.metrics.base import Metric
-from vidalign.bench.metrics.world import Diversity, Drift, Motion, Quarters, WorldAuditor, WorldScorer
 from vidalign.bench.protocol import EvaluationConfig
 from vidalign.errors import PluginError
-from vidalign.world import captions, perturbations
-from vidalign.world.renderer import clips as render_clips
+from vidalign.worlds.video import captions, health, perturbations
+from vidalign.worlds.video.metrics import Diversity, Drift, Motion, Quarters, WorldAuditor, WorldScorer
+from vidalign.worlds.video.renderer import clips as render_clips
 
 FALLS = "a large red circle falls"
 STILL = next(c for c in captions.prompts("basic/train") if "still" in c)

@@ -10,12 +10,12 @@ import torch
 from language_helpers import CONFIGS
 
 from vidalign.bench.cell import cell_recipe, run
-from vidalign.bench.metrics.exact_match import ExactMatch
 from vidalign.bench.protocol import Protocol, load_protocol
 from vidalign.bench.runner import read_finished
 from vidalign.data.examples import Example
 from vidalign.errors import UserError
 from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.worlds.language.metrics import ExactMatch
 
 PROTOCOL = """\
 # A protocol for a test.

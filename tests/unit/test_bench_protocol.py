@@ -14,7 +14,7 @@ from vidalign.bench.protocol import load_protocol
 from vidalign.bench.results import Cell, Predicted, Spent
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.errors import DataError, RecipeError, UserError
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_the_hash_follows_conditions_not_rows(folder: Path) -> None:
 
 
 def test_versions_of_metrics_are_pinned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vidalign.bench.metrics.world import Drift
+    from vidalign.worlds.video.metrics import Drift
 
     before = load_protocol("p.yaml").hash
     monkeypatch.setattr(Drift, "version", "2")

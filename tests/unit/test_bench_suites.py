@@ -26,7 +26,7 @@ from vidalign.errors import DataError, UserError
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.students.video import VideoStudent
 from vidalign.tracking.clips import mp4_bytes
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 RECIPE = {
     "student": {

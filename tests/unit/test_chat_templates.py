@@ -13,7 +13,7 @@ from vidalign.errors import UserError
 from vidalign.students.chat import ChatEncoder
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import ChatConfig
-from vidalign.tasks import tokens
+from vidalign.worlds.language import tokens
 
 EXAMPLES = [tokens.example("train", 0, sample, "hints") for sample in (0, 3, 5)]
 

@@ -19,7 +19,7 @@ from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudentSpec
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 from vidalign.teachers.store import ClipStore, index_clips
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 SHAPE = ClipShape(4, 16, 16)
 

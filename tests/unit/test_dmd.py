@@ -22,7 +22,7 @@ from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.context import Context
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import Trainer
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 TRANSFORMER = dict(
     patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3,

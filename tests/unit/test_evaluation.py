@@ -15,11 +15,11 @@ from torch import Tensor
 from vidalign.bench import evaluation
 from vidalign.bench.bootstrap import interval
 from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_out_prompts, judge_student
-from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.table import evaluation_table
-from vidalign.world import captions
+from vidalign.worlds.video import captions
+from vidalign.worlds.video.judges import AUDITOR, TRAINED
 
 PROMPTS = list(captions.prompts("held_out")[:5])
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from vidalign import golden
 from vidalign.bench.protocol import load_protocol
 from vidalign.bench.results import read_results
-from vidalign.golden import world_hash
+from vidalign.worlds import golden
+from vidalign.worlds.golden import world_hash
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PUBLISHED = sorted(file for file in RESULTS.glob("*.json") if '"protocol"' in file.read_text()[:4000])
@@ -29,11 +29,11 @@ def test_the_worlds_do_what_is_recorded() -> None:
     assert recorded.keys() == now.keys()
     for name, value in recorded.items():
         expected = pytest.approx(value, abs=2e-3) if isinstance(value, float) else value
-        assert now[name] == expected, f"{name}: a world changed; see the docstring of vidalign.golden"
+        assert now[name] == expected, f"{name}: a world changed; see the docstring of vidalign.worlds.golden"
 
 
 def test_a_changed_score_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vidalign.world import scorer
+    from vidalign.worlds.video import scorer
 
     plain = scorer.score
     monkeypatch.setattr(scorer, "score", lambda clips, prompts: {k: 0.99 * v for k, v in plain(clips, prompts).items()})

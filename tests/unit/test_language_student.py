@@ -15,7 +15,7 @@ from vidalign.errors import CheckpointError, DataError, UserError
 from vidalign.students.language import LanguageSpec, LanguageStudent
 from vidalign.students.language_config import ChatConfig, Sampling
 from vidalign.students.sampling import draw
-from vidalign.tasks import pictures, tokens
+from vidalign.worlds.language import pictures, tokens
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -11,9 +11,9 @@ import torch
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, open_examples
 from vidalign.errors import DataError
-from vidalign.tasks import pictures, problems, tokens, vocabulary
-from vidalign.tasks.grader import ExactMatch, final_answer
-from vidalign.world.constants import COLOURS, PALETTE
+from vidalign.worlds.language import pictures, problems, tokens, vocabulary
+from vidalign.worlds.language.grader import ExactMatch, final_answer
+from vidalign.worlds.video.constants import COLOURS, PALETTE
 
 # --- token world ---
 
@@ -182,7 +182,8 @@ def test_grader() -> None:
 def test_the_shipped_tokenizer_is_the_one_that_is_built(tmp_path: Path) -> None:
     vocabulary.build()[1].save_pretrained(tmp_path)
     for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_text() == (vocabulary.FOLDER / name).read_text(), "run vidalign.tasks.vocabulary"
+        expected = (vocabulary.FOLDER / name).read_text()
+        assert (tmp_path / name).read_text() == expected, "run vidalign.worlds.language.vocabulary"
 
 
 def test_every_word_of_the_worlds_is_a_token() -> None:

@@ -15,7 +15,7 @@ from vidalign.bench.metrics.base import Metric
 from vidalign.errors import DataError, UserError
 from vidalign.merge_scores import MergeScores
 from vidalign.recipe import Recipe, load_recipe
-from vidalign.world import captions
+from vidalign.worlds.video import captions
 
 INSIDE, OUTSIDE = (captions.prompts(split) for split in ("train", "held_out_combinations"))
 

@@ -12,7 +12,7 @@ from vidalign.data.prompts import PromptSource, open_prompts, read_prompts
 from vidalign.engine import distributed
 from vidalign.errors import DataError
 from vidalign.trainer import Trainer
-from vidalign.world.captions import parse, prompts
+from vidalign.worlds.video.captions import parse, prompts
 
 
 def numbered(*sizes: int) -> list[list[str]]:

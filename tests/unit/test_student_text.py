@@ -12,8 +12,8 @@ from torch import Tensor
 from vidalign.errors import UserError
 from vidalign.text import PromptFeatures, TextEncoder, build_text_encoder
 from vidalign.text.encoder import pretrained_encoder
-from vidalign.text.world import world_tokenizer
-from vidalign.world.captions import VOCABULARY, prompts
+from vidalign.worlds.video.captions import VOCABULARY, prompts
+from vidalign.worlds.video.text import world_tokenizer
 
 
 @pytest.fixture(scope="module")

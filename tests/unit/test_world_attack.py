@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidalign.world import auditor, scorer
-from vidalign.world.captions import balanced
-from vidalign.world.renderer import clips
+from vidalign.worlds.video import auditor, scorer
+from vidalign.worlds.video.captions import balanced
+from vidalign.worlds.video.renderer import clips
 
 
 def attacked(captions: list[str], seed: int, steps: int) -> torch.Tensor:

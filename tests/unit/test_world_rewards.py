@@ -8,10 +8,10 @@ import torch
 from vidalign.errors import PluginError
 from vidalign.rewards import world
 from vidalign.rewards.base import CompositeReward, Reward
-from vidalign.rewards.world import MotionQuality, TextAlignment, VisualQuality
-from vidalign.world import scorer
-from vidalign.world.captions import balanced
-from vidalign.world.renderer import clips
+from vidalign.worlds.video import scorer
+from vidalign.worlds.video.captions import balanced
+from vidalign.worlds.video.renderer import clips
+from vidalign.worlds.video.rewards import MotionQuality, TextAlignment, VisualQuality
 
 CAPTIONS = balanced("train", 6, torch.Generator().manual_seed(0))
 WEIGHTS = {"text_alignment": 1.0, "motion_quality": 2.0, "visual_quality": 0.5}

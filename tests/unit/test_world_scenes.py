@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vidalign.errors import DataError
-from vidalign.world.captions import SPLITS, VOCABULARY, all_captions, balanced, parse, prompts
-from vidalign.world.constants import EXTENT, FLOOR, GRAVITY, PALETTE, RESTITUTION, SHAPES, SIZE, SIZES
-from vidalign.world.renderer import clips, coverage
-from vidalign.world.scenes import sample
+from vidalign.worlds.video.captions import SPLITS, VOCABULARY, all_captions, balanced, parse, prompts
+from vidalign.worlds.video.constants import EXTENT, FLOOR, GRAVITY, PALETTE, RESTITUTION, SHAPES, SIZE, SIZES
+from vidalign.worlds.video.renderer import clips, coverage
+from vidalign.worlds.video.scenes import sample
 
 STEP = 1e-3
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from vidalign.errors import DataError
-from vidalign.world import auditor, kinematics, laws, perturbations, scorer
-from vidalign.world.captions import all_captions, balanced, parse
-from vidalign.world.constants import COLOURS, EXTENT, SHAPES
-from vidalign.world.diversity import diversity
-from vidalign.world.renderer import clips, render
-from vidalign.world.scenes import sample
+from vidalign.worlds.video import auditor, kinematics, laws, perturbations, scorer
+from vidalign.worlds.video.captions import all_captions, balanced, parse
+from vidalign.worlds.video.constants import COLOURS, EXTENT, SHAPES
+from vidalign.worlds.video.diversity import diversity
+from vidalign.worlds.video.renderer import clips, render
+from vidalign.worlds.video.scenes import sample
 
 FRAMES = 12
 Row = dict[str, torch.Tensor]
@@ -283,11 +283,11 @@ def imports(module: object) -> set[str]:
 
 def test_scorer_and_auditor_share_only_the_constants_and_the_captions() -> None:
     judges = {"scorer": (scorer, laws), "auditor": (auditor, kinematics)}
-    shared = {"vidalign.world.constants", "vidalign.world.captions"}
+    shared = {"vidalign.worlds.video.constants", "vidalign.worlds.video.captions"}
     for name, modules in judges.items():
         own = {module.__name__ for module in modules}
         for module in modules:
-            for used in imports(module) - {"vidalign.world"}:
+            for used in imports(module) - {"vidalign.worlds.video"}:
                 assert any(used.startswith(root) for root in shared | own), f"the {name} imports {used}"
 
 

@@ -41,8 +41,8 @@ from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
 from vidalign.students.video import VideoStudent
 from vidalign.teachers.model import ModelTeacher
-from vidalign.teachers.world import WorldTeacher
 from vidalign.tracking.jsonl import read_history, read_records
+from vidalign.worlds.video.teacher import WorldTeacher
 
 VIDEO = "video"
 STEPS = "bench-steps"
@@ -260,7 +260,7 @@ def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]
 def run(protocol: Protocol, row: str, seed: int) -> None:
     """Whatever a row is: an objective, a reference, or the examination of the judges."""
     if row == "health":
-        from vidalign.bench.health import examine
+        from vidalign.worlds.video.health import examine
 
         health = sealed_health(examine(protocol))
         write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.bench.bootstrap import interval
-from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
 from vidalign.data.prompts import open_prompts
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.report.model import EvaluationRow
 from vidalign.rollout import RolloutPlan
-from vidalign.teachers.world import WorldTeacher
-from vidalign.world.captions import is_caption
+from vidalign.worlds.video.captions import is_caption
+from vidalign.worlds.video.judges import AUDITOR, TRAINED, judge_world
+from vidalign.worlds.video.teacher import WorldTeacher
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe

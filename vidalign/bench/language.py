@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.bench.evaluation import Evaluation
-from vidalign.bench.metrics.exact_match import ExactMatch
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples
 from vidalign.engine.rng import generator
+from vidalign.worlds.language.metrics import ExactMatch
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe

@@ -25,12 +25,12 @@ from vidalign.data.language import evaluation_examples, is_examples
 from vidalign.data.paths import is_file_name
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
-from vidalign.golden import world_hash
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.marks import Node, parse_override, read_yaml
 from vidalign.recipe.typed import build, placed
 from vidalign.students.video.checkpoint import resolve
+from vidalign.worlds.golden import world_hash
 
 REFERENCES = ("base", "teacher", "ground_truth")
 """Rows of every table that are not trained."""

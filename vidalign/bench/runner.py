@@ -30,9 +30,9 @@ from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
-from vidalign.golden import world_hash
 from vidalign.owner import beside
 from vidalign.provenance import machine
+from vidalign.worlds.golden import world_hash
 
 RESULTS = "results.json"
 CELL = (sys.executable, "-m", "vidalign.bench.cell")

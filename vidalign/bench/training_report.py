@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from vidalign.bench.bootstrap import interval
 from vidalign.bench.evaluation import Evaluation
-from vidalign.bench.judges import AUDITOR, TRAINED
 from vidalign.bench.language import ALL, EXACT
 from vidalign.build import LANGUAGE
 from vidalign.report import (
@@ -29,6 +28,7 @@ from vidalign.report import (
 from vidalign.report.charts import history_charts
 from vidalign.tracking.clips import to_frames
 from vidalign.tracking.jsonl import FILE_NAME, History, read_history, read_records
+from vidalign.worlds.video.judges import AUDITOR, TRAINED
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe

@@ -89,7 +89,7 @@ def open_examples(source: str, seed: int, form: str, batch: int = 1) -> ExampleS
     world, _, split = source.partition(":")
     if world in WORLDS:
         check_world(source)
-        from vidalign.tasks import pictures, tokens
+        from vidalign.worlds.language import pictures, tokens
 
         return WorldExamples((tokens if world == "tokens" else pictures).example, split, seed, form)
     return TableExamples(_read_table(source), seed, source, batch)
@@ -110,7 +110,7 @@ def is_examples(source: str) -> bool:
 
 def check_world(source: str) -> None:
     """Raises `DataError` when a source names a split that its embedded world does not have; reads nothing."""
-    from vidalign.tasks import pictures, tokens
+    from vidalign.worlds.language import pictures, tokens
 
     world, _, split = source.partition(":")
     if world in WORLDS:

@@ -67,7 +67,7 @@ def open_prompts(source: str, seed: int, batch: int = 1) -> PromptSource:
     """``world:SPLIT`` or the path of a text file; raises `DataError` for an unknown split or an unusable file."""
     if not source.startswith("world:"):
         return PromptSource([read_prompts(Path(source))], seed, batch)
-    from vidalign.world.captions import parse, prompts
+    from vidalign.worlds.video.captions import parse, prompts
 
     groups: dict[str, list[str]] = {}
     for caption in prompts(source.removeprefix("world:")):

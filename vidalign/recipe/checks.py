@@ -425,7 +425,7 @@ def _examples(draft: Draft, sources: dict[str, str]) -> None:
 def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
     if source.startswith(WORLD) or not _reads_world_words(draft.recipe.student):
         return
-    from vidalign.world.captions import unknown_words
+    from vidalign.worlds.video.captions import unknown_words
 
     words = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
     if words:
@@ -437,7 +437,7 @@ def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
 def _read_prompts(source: str) -> list[str]:
     """The prompts of a world split or a text file; raises DataError for what cannot be used."""
     if source.startswith(WORLD):
-        from vidalign.world.captions import prompts
+        from vidalign.worlds.video.captions import prompts
 
         return list(prompts(source.removeprefix(WORLD)))
     from vidalign.data.prompts import read_prompts

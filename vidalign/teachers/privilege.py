@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from vidalign.errors import DataError, UserError
-from vidalign.world.captions import CaptionSpec, is_caption, parse
-from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
-from vidalign.world.scorer import score
+from vidalign.worlds.video.captions import CaptionSpec, is_caption, parse
+from vidalign.worlds.video.constants import COLOURS, MOTIONS, SHAPES, SIZES
+from vidalign.worlds.video.scorer import score
 
 
 @lru_cache(maxsize=4)

@@ -45,7 +45,7 @@ def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
     options = dict(config)
     name = options.pop("name", "world")
     if name == "world":
-        from vidalign.text.world import world_encoder
+        from vidalign.worlds.video.text import world_encoder
 
         return world_encoder(**options)
     if name == "transformers":

@@ -1,7 +1,7 @@
 """The word-level tokenizer of the embedded worlds, in transformers' own files with a chat template.
 
 `build` makes the tokenizer and the processor of the picture world; the shipped files in `tasks/tokenizer/` are what
-`python -m vidalign.tasks.vocabulary` writes, and a test holds them to it.
+`python -m vidalign.worlds.language.vocabulary` writes, and a test holds them to it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vidalign.tasks.pictures import PLACES, RELATIONS
-from vidalign.tasks.problems import ARITHMETIC, FAMILIES, LETTERS, NODES, REORDER
-from vidalign.world.constants import COLOURS, SHAPES, SIZE
+from vidalign.worlds.language.pictures import PLACES, RELATIONS
+from vidalign.worlds.language.problems import ARITHMETIC, FAMILIES, LETTERS, NODES, REORDER
+from vidalign.worlds.video.constants import COLOURS, SHAPES, SIZE
 
 PAD, UNKNOWN, END, IMAGE = "<pad>", "<unk>", "<end>", "<image>"
 USER, ASSISTANT, SYSTEM = "<user>", "<assistant>", "<system>"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidalign.world.constants import FLOOR, GRAVITY, RESTITUTION
+from vidalign.worlds.video.constants import FLOOR, GRAVITY, RESTITUTION
 
 LAG = 2
 """Frames between the state that is stepped forward and the frame it is compared with."""

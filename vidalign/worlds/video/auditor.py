@@ -29,9 +29,9 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import max_pool2d, pad
 
-from vidalign.world.captions import CaptionSpec, parse
-from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZES
-from vidalign.world.kinematics import Tracks, motion_score, physics_score, pool, ramp
+from vidalign.worlds.video.captions import CaptionSpec, parse
+from vidalign.worlds.video.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZES
+from vidalign.worlds.video.kinematics import Tracks, motion_score, physics_score, pool, ramp
 
 METRICS = ("colour", "count", "shape", "size", "motion", "physics", "appearance", "permanence")
 FRAME_METRICS = tuple(name for name in METRICS if name not in ("motion", "physics"))

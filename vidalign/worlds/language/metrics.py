@@ -8,7 +8,7 @@ import torch
 
 from vidalign.bench.metrics.base import Metric
 from vidalign.data.examples import Example
-from vidalign.tasks import grader
+from vidalign.worlds.language import grader
 
 
 class ExactMatch(Metric):

@@ -16,9 +16,9 @@ import torch
 from vidalign.data.examples import Example
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, nearest
-from vidalign.world.constants import COLOURS, EXTENT, SHAPES, SIZE, SIZES
-from vidalign.world.renderer import render
-from vidalign.world.scenes import Scenes
+from vidalign.worlds.video.constants import COLOURS, EXTENT, SHAPES, SIZE, SIZES
+from vidalign.worlds.video.renderer import render
+from vidalign.worlds.video.scenes import Scenes
 
 FAMILIES = ("colour", "count", "position", "relation")
 SPLITS: dict[str, tuple[int, int]] = {"train": (1, 3), "held_out": (1, 3), "combinations": (1, 3), "crowded": (4, 4)}

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 
 from vidalign.errors import DataError
-from vidalign.world.auditor import look
-from vidalign.world.captions import parse
-from vidalign.world.scenes import sample
+from vidalign.worlds.video.auditor import look
+from vidalign.worlds.video.captions import parse
+from vidalign.worlds.video.scenes import sample
 
 REFERENCE = 128
 """Scenes drawn to estimate the world's own spread of a group."""

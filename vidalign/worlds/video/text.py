@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidalign.text.encoder import TextEncoder
-from vidalign.world.captions import VOCABULARY
+from vidalign.worlds.video.captions import VOCABULARY
 
 PAD, UNK = "[PAD]", "[UNK]"
 SEED = 1234

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from vidalign.world.auditor import audit
-from vidalign.world.captions import is_caption
-from vidalign.world.scorer import SCORES, score
+from vidalign.worlds.video.auditor import audit
+from vidalign.worlds.video.captions import is_caption
+from vidalign.worlds.video.scorer import SCORES, score
 
 TRAINED = "trained rewards"
 AUDITOR = "held-out auditor"

@@ -25,9 +25,9 @@ from functools import lru_cache
 
 import torch
 
-from vidalign.world import laws
-from vidalign.world.captions import parse
-from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZE, SIZES
+from vidalign.worlds.video import laws
+from vidalign.worlds.video.captions import parse
+from vidalign.worlds.video.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZE, SIZES
 
 SCORES = ("text_alignment", "motion_quality", "visual_quality", "strict_pass")
 FLOOR_SCORE = 0.02

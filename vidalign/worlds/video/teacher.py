@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.world.renderer import clips
+from vidalign.worlds.video.renderer import clips
 
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig

@@ -13,13 +13,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from vidalign.bench.judges import AUDITOR, TRAINED, judge_world
 from vidalign.bench.metrics.base import Metric
 from vidalign.engine.rng import generator
-from vidalign.world import scorer
-from vidalign.world.captions import is_caption
-from vidalign.world.diversity import diversity
-from vidalign.world.renderer import clips as render_clips
+from vidalign.worlds.video import scorer
+from vidalign.worlds.video.captions import is_caption
+from vidalign.worlds.video.diversity import diversity
+from vidalign.worlds.video.judges import AUDITOR, TRAINED, judge_world
+from vidalign.worlds.video.renderer import clips as render_clips
 
 BATCH = 16
 """Clips judged at once."""

@@ -3,7 +3,7 @@
 `world_hash` covers the file that this module writes, not source text: a comment changes nothing, a scorer that judges
 otherwise does. A test holds the worlds against the file. After a deliberate change of a world, write it anew,
 
-    python -m vidalign.golden
+    python -m vidalign.worlds.golden
 
 and measure the published results again, or mark them with ``outdated_since``.
 """
@@ -30,7 +30,7 @@ def world_hash() -> str:
 
 def behaviour() -> dict[str, Any]:
     """Version, pixels and scores of ground truth and of every corruption, and problems of the language worlds."""
-    from vidalign.tasks import pictures, tokens
+    from vidalign.worlds.language import pictures, tokens
 
     texts = {f"tokens:{split}": [_text(tokens, split, n) for n in range(EXAMPLES)] for split in tokens.SPLITS}
     texts |= {f"pictures:{split}": [_text(pictures, split, n) for n in range(EXAMPLES)] for split in pictures.SPLITS}
@@ -40,9 +40,9 @@ def behaviour() -> dict[str, Any]:
 def _video() -> dict[str, dict[str, list[float]]]:
     """By row of the perturbation table: mean pixel and every score of `CLIPS` clips, motions in turn."""
     from vidalign.engine.rng import generator
-    from vidalign.world import auditor, perturbations, scorer
-    from vidalign.world.captions import balanced
-    from vidalign.world.constants import FRAMES
+    from vidalign.worlds.video import auditor, perturbations, scorer
+    from vidalign.worlds.video.captions import balanced
+    from vidalign.worlds.video.constants import FRAMES
 
     numbers = generator(0, "golden", 0)
     captions = balanced("unseen", CLIPS, numbers)

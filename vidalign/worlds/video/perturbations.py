@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn.functional import conv2d
 
-from vidalign.world.captions import CaptionSpec, is_caption, parse
-from vidalign.world.constants import COLOURS, FLOOR, MARGIN, MOTIONS, PALETTE, SHAPES, SIZE
-from vidalign.world.renderer import coverage, render
-from vidalign.world.scenes import Scenes, sample
+from vidalign.worlds.video.captions import CaptionSpec, is_caption, parse
+from vidalign.worlds.video.constants import COLOURS, FLOOR, MARGIN, MOTIONS, PALETTE, SHAPES, SIZE
+from vidalign.worlds.video.renderer import coverage, render
+from vidalign.worlds.video.scenes import Scenes, sample
 
 ROWS = (
     "ground truth",

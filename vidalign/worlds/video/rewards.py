@@ -1,4 +1,4 @@
-"""Rewards of the embedded world: three views of one pass of its scorer (`vidalign.world.scorer`).
+"""Rewards of the embedded world: three views of one pass of its scorer (`vidalign.worlds.video.scorer`).
 
 The scorer runs once for a batch, whichever of the three is asked first. A prompt that is no caption of the
 world has no known answer: its clip is a failed item (NaN), and the first such prompt is warned about.
@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from vidalign.world.captions import is_caption
-from vidalign.world.scorer import SCORES, score
+from vidalign.worlds.video.captions import is_caption
+from vidalign.worlds.video.scorer import SCORES, score
 
 
 def _scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vidalign.world.constants import BACKGROUND, COLOURS, EXTENT, FRAMES, PALETTE, SHAPES, SIZE
-from vidalign.world.scenes import Scenes, sample
+from vidalign.worlds.video.constants import BACKGROUND, COLOURS, EXTENT, FRAMES, PALETTE, SHAPES, SIZE
+from vidalign.worlds.video.scenes import Scenes, sample
 
 
 def _distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from itertools import accumulate
 
 import torch
 
-from vidalign.world.captions import parse
-from vidalign.world.constants import (
+from vidalign.worlds.video.captions import parse
+from vidalign.worlds.video.constants import (
     COLOURS,
     EXTENT,
     FLOOR,

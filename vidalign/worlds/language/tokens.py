@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vidalign.data.examples import Example
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, nearest
-from vidalign.tasks.problems import FAMILIES, Problem, draw
+from vidalign.worlds.language.problems import FAMILIES, Problem, draw
 
 FORMS = ("hints", "executed", "summary", "answer", "none")
 """What a privileged policy may be told."""

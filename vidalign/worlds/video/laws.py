@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from vidalign.world.constants import FLOOR, FRAMES, GRAVITY, MARGIN, MOTIONS, RESTITUTION, SIZE
+from vidalign.worlds.video.constants import FLOOR, FRAMES, GRAVITY, MARGIN, MOTIONS, RESTITUTION, SIZE
 
 LAWS = tuple(MOTIONS)
 SLOWEST, FASTEST = 0.68, 2.0

@@ -17,10 +17,10 @@ from vidalign.bench.bootstrap import interval
 from vidalign.bench.judging import scored
 from vidalign.bench.protocol import build_metrics
 from vidalign.engine.rng import generator
-from vidalign.world import auditor, perturbations, scorer
-from vidalign.world.captions import is_caption
-from vidalign.world.constants import FRAMES
-from vidalign.world.renderer import clips as render_clips
+from vidalign.worlds.video import auditor, perturbations, scorer
+from vidalign.worlds.video.captions import is_caption
+from vidalign.worlds.video.constants import FRAMES
+from vidalign.worlds.video.renderer import clips as render_clips
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol

@@ -23,7 +23,7 @@ from functools import cache
 import torch
 
 from vidalign.errors import DataError, nearest
-from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
+from vidalign.worlds.video.constants import COLOURS, MOTIONS, SHAPES, SIZES
 
 SPLITS = ("train", "held_out", "held_out_combinations", "unseen", "held_out_speeds")
 VOCABULARY: tuple[str, ...] = tuple(
@@ -98,7 +98,7 @@ def parse(caption: str) -> CaptionSpec:
         raise DataError(
             f"the prompt {caption!r} is not a caption of the embedded world",
             why="its scorer and auditor judge a clip by the laws that the caption names",
-            fix=f"did you mean {close!r}?" if close else "see `vidalign.world.captions.all_captions()`",
+            fix=f"did you mean {close!r}?" if close else "see `vidalign.worlds.video.captions.all_captions()`",
         )
     return spec
 

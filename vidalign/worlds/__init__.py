@@ -1,0 +1,1 @@
+"""The embedded worlds: everything in them reaches the rest of the package through the registry."""
