@@ -1,9 +1,4 @@
-"""Prompt sources: a split of the world (``world:train``) or a text file with one prompt a line.
-
-Sample n of a training run is a pure function of (seed, n): the same on any number of processes and after a resume,
-without a cursor. Motions of the world take turns, each with its own shuffled captions, so that a batch of
-neighbouring samples never repeats a prompt unless it needs more captions of a motion than there are.
-"""
+"""Prompts in groups that take turns, and the prompts of a text file, one a line."""
 
 from __future__ import annotations
 
@@ -13,18 +8,23 @@ from pathlib import Path
 
 import torch
 
+from vidalign.data.source import PromptSource
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError
 
 
-class PromptSource:
-    """Groups of prompts from which samples are drawn in turn; `batch` neighbouring samples are distinct."""
+class GroupedPrompts(PromptSource):
+    """Groups of prompts that take turns, each with its own order; `batch` neighbouring samples are distinct."""
 
     def __init__(self, groups: Sequence[Sequence[str]], seed: int, batch: int = 1) -> None:
         assert groups and all(groups), "a prompt source holds at least one prompt"
         self.groups, self.seed = groups, seed
         self.turns = (batch - 2) // len(groups) + 2  # the most turns that a batch touches
         self._order = lru_cache(maxsize=64)(self._permutation)
+
+    @classmethod
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+        return cls([cls.listed(argument) or []], seed, batch)
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
@@ -46,9 +46,13 @@ class PromptSource:
         fixed, shuffled = self._order("prompt blocks", 0, index, length), self._order("prompts", epoch, index, length)
         return sorted(range(length), key=lambda i: (fixed[i] // block, shuffled[i]))
 
-    def first(self, count: int) -> list[str]:
-        """The first `count` samples, for evaluation."""
-        return [self[n] for n in range(count)]
+
+class TextFile(GroupedPrompts):
+    """A text file with one prompt a line."""
+
+    @classmethod
+    def listed(cls, argument: str) -> list[str]:
+        return read_prompts(Path(argument))
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -61,15 +65,3 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")
     return prompts
-
-
-def open_prompts(source: str, seed: int, batch: int = 1) -> PromptSource:
-    """``world:SPLIT`` or the path of a text file; raises `DataError` for an unknown split or an unusable file."""
-    if not source.startswith("world:"):
-        return PromptSource([read_prompts(Path(source))], seed, batch)
-    from vidalign.worlds.video.captions import parse, prompts
-
-    groups: dict[str, list[str]] = {}
-    for caption in prompts(source.removeprefix("world:")):
-        groups.setdefault(parse(caption).motion, []).append(caption)
-    return PromptSource(list(groups.values()), seed, batch)

@@ -1,0 +1,40 @@
+"""The problems of the language worlds as prompt sources: ``tokens:SPLIT`` and ``pictures:SPLIT``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vidalign.data.examples import Example
+from vidalign.data.source import PromptSource
+from vidalign.worlds.golden import world_hash
+from vidalign.worlds.language import pictures, tokens
+
+
+class Tokens(PromptSource):
+    """Reasoning problems in words; endless."""
+
+    students = ("language",)
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
+    version = world_hash()
+    problems: ClassVar[Any] = tokens
+
+    def __init__(self, split: str, seed: int, privilege: str) -> None:
+        self.split, self.seed, self.privilege = split, seed, privilege
+
+    @classmethod
+    def listed(cls, argument: str) -> None:
+        cls.problems.check_split(argument)
+
+    @classmethod
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+        cls.listed(argument)
+        return cls(argument, seed, privilege)
+
+    def __getitem__(self, sample: int) -> Example:
+        return self.problems.example(self.split, self.seed, sample, self.privilege)
+
+
+class Pictures(Tokens):
+    """Questions about pictures; endless."""
+
+    problems = pictures

@@ -1,0 +1,51 @@
+"""The captions of the embedded video world as a prompt source: ``world:SPLIT``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from vidalign.data.prompts import GroupedPrompts
+from vidalign.worlds.golden import world_hash
+from vidalign.worlds.video import captions
+from vidalign.worlds.video.renderer import clips as render
+
+UNSEEN = "held_out_combinations"
+
+
+class Captions(GroupedPrompts):
+    """Captions of a split; motions take turns. The world knows their ground truth and judges them."""
+
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"world_auditor": {}}
+    version = world_hash()
+
+    @classmethod
+    def listed(cls, argument: str) -> list[str]:
+        return list(captions.prompts(argument))
+
+    @classmethod
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> Captions:
+        groups: dict[str, list[str]] = {}
+        for caption in captions.prompts(argument):
+            groups.setdefault(captions.parse(caption).motion, []).append(caption)
+        return cls(list(groups.values()), seed, batch)
+
+    @classmethod
+    def out_of_domain(cls, argument: str) -> str:
+        part, slash, _ = argument.rpartition("/")
+        return f"world:{part}{slash}{UNSEEN}"
+
+    def truth(self, prompts: Sequence[str], generators: Sequence[torch.Generator], frames: int) -> torch.Tensor:
+        return torch.cat([render([p], frames, generator=g) for p, g in zip(prompts, generators, strict=True)])
+
+    def describe(self, clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
+        from vidalign.worlds.video.captioner import rollout_captions
+
+        return rollout_captions(clips, prompts)
+
+    def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
+        from vidalign.worlds.video.health import examine
+
+        return examine(prompts, metrics, settings)
