@@ -53,7 +53,7 @@ def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
     near = nearest(name, ENCODERS)
     raise UserError(
         f"unknown text encoder {name!r}",
-        where="student.text.name",
+        where="student.init.text.name",
         why=f"valid: {', '.join(ENCODERS)}",
         fix=f"did you mean {near!r}?" if near else "",
     )
