@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class Reward(Protocol):
     """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``.
 
-    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused.
+    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
+    static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
+    training prompt that no reward of the recipe can score is refused.
     """
 
     name: str
