@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vidalign.bench.bootstrap import compare, goal_row, summaries, varied
+from vidalign.bench.comparison import compare, goal_row, summaries, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results, read_results
 

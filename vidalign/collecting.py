@@ -11,7 +11,7 @@ from rich.progress import track
 
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch
-from vidalign.data.prompts import open_prompts
+from vidalign.data.source import open_source
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.objectives.ar_copo import ARCoPO
@@ -54,7 +54,7 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     distributed.barrier()
     buffer = Buffer.open(out, whole=False)
     missing = {n // size for n in distributed.broadcast_object(buffer.missing())}
-    prompts = open_prompts(recipe.data.prompts, recipe.seed, size)
+    prompts = open_source(recipe.data.prompts, recipe.seed, size)
     console = Console(stderr=True, quiet=distributed.rank() != 0)
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step = step

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.bench.bootstrap import interval
+from vidalign.evaluation.bootstrap import interval
 from vidalign.build import build_student
 from vidalign.errors import CheckpointError, UserError
 from vidalign.merge_scores import JUDGE, MergeScores

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UsageError
-from vidalign.worlds.golden import world_hash
+from vidalign.data.source import find_source
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
         "recipe_hash": recipe.hash,
         "seed": str(recipe.seed),
         "commit": commit(),
-        "world_hash": world_hash(),
+        "world_hash": find_source(recipe.data.prompts)[0].version,
         "command": command(),
         "machine": machine(),
         "precision": distributed.resolve_precision(recipe.engine.precision),

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from vidalign.errors import PluginError, UsageError, UserError, nearest
 
-KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics")
+KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics", "prompts", "codecs",
+         "text_encoders")  # fmt: skip
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
@@ -62,7 +63,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "vision_language": "vidalign.rewards.discriminators.vision_language:VisionLanguage",
     },
     "metrics": {
-        "clip_score": "vidalign.bench.metrics.clip_score:ClipScore",
+        "clip_score": "vidalign.evaluation.metrics.clip_score:ClipScore",
         "diversity": "vidalign.worlds.video.metrics:Diversity",
         "drift": "vidalign.worlds.video.metrics:Drift",
         "exact_match": "vidalign.worlds.language.metrics:ExactMatch",
@@ -70,6 +71,23 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "quarters": "vidalign.worlds.video.metrics:Quarters",
         "world_auditor": "vidalign.worlds.video.metrics:WorldAuditor",
         "world_scorer": "vidalign.worlds.video.metrics:WorldScorer",
+    },
+    "prompts": {
+        "datasets": "vidalign.data.tables:HubTable",
+        "pictures": "vidalign.worlds.language.prompts:Pictures",
+        "table": "vidalign.data.tables:TableExamples",
+        "text": "vidalign.data.prompts:TextFile",
+        "tokens": "vidalign.worlds.language.prompts:Tokens",
+        "world": "vidalign.worlds.video.prompts:Captions",
+    },
+    "codecs": {
+        "frames": "vidalign.codecs.autoencoder:FrameCodec",
+        "rgb": "vidalign.codecs.rgb:RGBCodec",
+        "wan": "vidalign.codecs.autoencoder:WanCodec",
+    },
+    "text_encoders": {
+        "transformers": "vidalign.text.encoder:PretrainedEncoder",
+        "world": "vidalign.worlds.video.text:WorldTextEncoder",
     },
 }
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}

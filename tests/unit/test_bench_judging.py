@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidalign.bench.judging import Source, judge, judge_few, save_clips
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.bench.protocol import EvaluationConfig
 from vidalign.errors import PluginError
 from vidalign.worlds.video import captions, health, perturbations

@@ -12,7 +12,8 @@ import torch
 from bench_helpers import make_cell, make_results
 
 from vidalign.bench import results as results_file
-from vidalign.bench.bootstrap import compare, hierarchical_interval, interval, summaries
+from vidalign.bench.comparison import compare, summaries
+from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
 from vidalign.errors import DataError, UserError

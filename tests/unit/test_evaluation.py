@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidalign.bench import evaluation
-from vidalign.bench.bootstrap import interval
+from vidalign.evaluation.bootstrap import interval
 from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_out_prompts, judge_student
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec

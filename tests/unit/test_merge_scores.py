@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from vidalign import registry
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.errors import DataError, UserError
 from vidalign.merge_scores import MergeScores
 from vidalign.recipe import Recipe, load_recipe

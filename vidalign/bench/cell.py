@@ -27,7 +27,7 @@ from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.evaluation import student_generator
 from vidalign.bench.judging import Judged, Source, as_source, judge, judge_few, save_clips
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.build import LANGUAGE, build_features

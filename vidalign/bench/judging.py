@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from vidalign.bench.metrics.base import Metric
-from vidalign.engine.rng import generator
-from vidalign.errors import PluginError
-from vidalign.guest import guest
+from vidalign.evaluation.judging import Generate, outputs_of, scored
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.owner import beside
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol
 
-BATCH = 32
-"""Clips generated at once."""
-Generate = Callable[[list[str], list[torch.Generator]], torch.Tensor]
+
+EACH = ("clips", "answers")
+"""What a metric judges that is asked for every seed by itself."""
 
 
 @dataclass
 class Source:
-    """Where the clips of a row come from."""
+    """Where the clips or answers of a row come from."""
 
-    clips: Generate
-    """Prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1]."""
+    outputs: Generate
+    """Of prompts, with one generator each."""
     long: Generate | None = None
-    """The same for long clips; None when it cannot make them."""
+    """The same for long clips; None when it makes none."""
 
 
 @dataclass
@@ -46,21 +44,21 @@ class Judged:
 
 def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judged:
     """Generate and judge everything that the protocol asks for."""
-    evaluation, prompts, metrics = protocol.evaluation, protocol.all_prompts, list(metrics)
+    evaluation, asked, metrics = protocol.evaluation, protocol.asked, list(metrics)
     out, kept = Judged(), []
     sums: dict[str, list[torch.Tensor]] = {}
     together = [metric for metric in metrics if metric.judges == "seeds"]
     for seed in evaluation.seeds:
-        clips = make_clips(source.clips, prompts, seed)
-        if seed == evaluation.seeds[0]:
-            out.shown = clips[: evaluation.shown].clone()
-        for metric in (m for m in metrics if m.judges == "clips"):
-            for name, values in scored(metric, clips, prompts, len(prompts)).items():
+        outputs = outputs_of(source.outputs, asked, seed)
+        if seed == evaluation.seeds[0] and torch.is_tensor(outputs):
+            out.shown = outputs[: evaluation.shown].clone()
+        for metric in (m for m in metrics if m.judges in EACH):
+            for name, values in scored(metric, outputs, asked, len(asked)).items():
                 sums.setdefault(name, []).append(values)
-        kept += [clips] if together else []
+        kept += [outputs] if together else []
     out.metrics = {name: torch.stack(values).nanmean(0).tolist() for name, values in sums.items()}
     for metric in together:
-        found = scored(metric, torch.cat(kept), prompts * len(evaluation.seeds), len(prompts))
+        found = scored(metric, torch.cat(kept), asked * len(evaluation.seeds), len(asked))
         out.metrics |= {name: values.tolist() for name, values in found.items()}
     if evaluation.long_factor and source.long is not None:
         _judge_long(source.long, protocol, [m for m in metrics if m.judges == "long"], out)
@@ -69,51 +67,10 @@ def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judg
 
 def judge_few(generate: Generate, protocol: Protocol, metrics: Iterable[Metric]) -> dict[str, float]:
     """Means over a few held-out prompts and one seed, for the curve during training."""
-    prompts = protocol.held_out[: protocol.evaluation.curve_prompts]
-    clips = make_clips(generate, prompts, protocol.evaluation.seeds[0])
-    found = [scored(metric, clips, prompts, len(prompts)) for metric in metrics if metric.judges == "clips"]
+    few = protocol.asked[: min(protocol.evaluation.curve_prompts, len(protocol.held_out))]
+    outputs = outputs_of(generate, few, protocol.evaluation.seeds[0])
+    found = [scored(metric, outputs, few, len(few)) for metric in metrics if metric.judges in EACH]
     return {name: float(values.nanmean()) for values_of in found for name, values in values_of.items()}
-
-
-@torch.no_grad()
-def make_clips(generate: Generate, prompts: Sequence[str], seed: int, purpose: str = "evaluation") -> torch.Tensor:
-    """One clip a prompt, on the CPU; the noise depends on seed and prompt number only."""
-    return torch.cat([clips.cpu() for _, clips in clip_batches(generate, prompts, seed, purpose)])
-
-
-def clip_batches(
-    generate: Generate, prompts: Sequence[str], seed: int, purpose: str = "evaluation"
-) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """The clips of `make_clips` where they were made, a batch of prompts at a time."""
-    for start in range(0, len(prompts), BATCH):
-        part = list(prompts[start : start + BATCH])
-        yield part, generate(part, [generator(seed, purpose, 0, start + n) for n in range(len(part))]).float()
-
-
-def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected: int) -> dict[str, torch.Tensor]:
-    """What a metric says of clips, see `checked`."""
-    with guest("metric", metric.name, metric):
-        found = metric.score(clips, list(prompts))
-    return checked(metric, found, expected)
-
-
-def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:
-    """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts, or a series of other
-    than long clips."""
-    out = {}
-    for name, values in found.items():
-        if len(values) != expected:
-            raise PluginError(
-                f"the metric {metric.name!r} returned {len(values)} values for {expected} prompts",
-                where=type(metric).__qualname__,
-            )
-        if values.ndim != 1 and not (values.ndim == 2 and metric.judges == "long"):
-            raise PluginError(
-                f"the metric {metric.name!r} returned {name!r} of shape {list(values.shape)}",
-                where=type(metric).__qualname__, fix="give one number a clip; series are for `judges = 'long'`",
-            )  # fmt: skip
-        out[f"{metric.name}/{name}"] = values.float().cpu()
-    return out
 
 
 def save_clips(path: Path, clips: torch.Tensor) -> None:
@@ -134,7 +91,7 @@ def _judge_long(generate: Generate, protocol: Protocol, metrics: list[Metric], o
     if not metrics:
         return
     prompts = protocol.held_out[: protocol.evaluation.long_prompts]
-    clips = make_clips(generate, prompts, protocol.evaluation.seeds[0], "long evaluation")
+    clips = outputs_of(generate, prompts, protocol.evaluation.seeds[0], "long evaluation")
     rest = [float("nan")] * (len(protocol.all_prompts) - len(prompts))
     for metric in metrics:
         for name, values in scored(metric, clips, prompts, len(prompts)).items():
@@ -142,8 +99,3 @@ def _judge_long(generate: Generate, protocol: Protocol, metrics: list[Metric], o
                 out.drift[name] = values.nanmean(0).tolist()
                 values = values[:, -1] - values[:, 0]
             out.metrics[name] = values.tolist() + rest
-
-
-def as_source(generate_for: Callable[[int], Any], frames: int, factor: int, *, long: bool = True) -> Source:
-    """A source from a function that makes a generator for a number of frames."""
-    return Source(generate_for(frames), generate_for(frames * factor) if long and factor else None)

@@ -18,19 +18,17 @@ import yaml
 
 from vidalign import registry
 from vidalign.bench.cost import read_spec
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.data.examples import Example
-from vidalign.data.language import evaluation_examples, is_examples
 from vidalign.data.paths import is_file_name
-from vidalign.data.prompts import open_prompts
+from vidalign.data.source import PromptSource, find_source, open_source
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.marks import Node, parse_override, read_yaml
 from vidalign.recipe.typed import build, placed
 from vidalign.students.video.checkpoint import resolve
-from vidalign.worlds.golden import world_hash
 
 REFERENCES = ("base", "teacher", "ground_truth")
 """Rows of every table that are not trained."""
@@ -196,11 +194,21 @@ class Protocol(ProtocolSections):
     @property
     def language(self) -> bool:
         """Whether language students are compared."""
-        return is_examples(self.prompts.source)
+        return "language" in self.source.students
+
+    @property
+    def source(self) -> type[PromptSource]:
+        """The kind of source that its prompts come from."""
+        return find_source(self.prompts.source)[0]
 
     @property
     def all_prompts(self) -> list[str]:
         return self.held_out + self.far
+
+    @property
+    def asked(self) -> list[Any]:
+        """What a student is asked: examples, or the prompts themselves."""
+        return self.examples or self.all_prompts
 
     @property
     def split(self) -> dict[str, tuple[int, int]]:
@@ -242,7 +250,7 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     layers += [parse_override(text, n, problems) for n, text in enumerate(overrides or [], start=1)]
     for layer in layers:
         tree = merge(tree, layer, set(), problems)
-    protocol = build(Protocol, tree, path.stem, problems)
+    protocol = build(Protocol, tree, "", problems)
     for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
         _check_metric(metric, settings, problems)
     for row in protocol.objectives if protocol is not None else ():
@@ -274,17 +282,6 @@ def find_protocol(name: str) -> Path:
     raise UserError(f"there is no protocol {name!r}", why="neither a file nor a shipped one", fix=fix)
 
 
-def build_metrics(protocol: Protocol) -> list[Metric]:
-    """The metrics of a protocol with their settings."""
-    problems: list[Problem] = []
-    found = []
-    for name, settings in protocol.metrics.items():
-        plugin = registry.get("metrics", name)
-        found.append(plugin(build(plugin.Config, _node(settings), f"metrics.{name}", problems)))
-    assert not problems, "the settings were checked when the protocol was loaded"
-    return found
-
-
 def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
     try:
         plugin = registry.get("metrics", name)
@@ -295,15 +292,11 @@ def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
             build(plugin.Config, settings, f"metrics.{name}", problems)
 
 
-def _node(value: Any) -> Node:
-    return Node({key: _node(item) for key, item in value.items()} if isinstance(value, dict) else value, "protocol")
-
-
 def _pin(protocol: Protocol, tree: Node) -> None:
     """Look up what the file names; raises `UserError` for prompts or weights that are not what it says."""
-    protocol.held_out = _prompts(protocol, protocol.prompts, tree.locate("prompts"))
+    protocol.held_out = _prompts(protocol, protocol.prompts, tree, "prompts")
     if protocol.out_of_domain is not None:
-        protocol.far = _prompts(protocol, protocol.out_of_domain, tree.locate("out_of_domain"))
+        protocol.far = _prompts(protocol, protocol.out_of_domain, tree, "out_of_domain")
         shared = set() if protocol.language else set(protocol.held_out) & set(protocol.far)
         if shared:
             raise UserError(
@@ -312,7 +305,8 @@ def _pin(protocol: Protocol, tree: Node) -> None:
             )  # fmt: skip
     sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
-    plain = {name: _plain(getattr(protocol, name)) for name in pinned}
+    values = {name: getattr(protocol, name) for name in pinned}
+    plain = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
     if protocol.out_of_domain is not None:
         plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
@@ -322,7 +316,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
         _same_hash(resolve(protocol.teacher.path), protocol.teacher.sha256, tree.locate("teacher"))
     plain["evaluation"]["sigmas"] = sigmas
     versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
-    protocol.pinned = {"world": world_hash(), **plain, "metric_versions": versions}
+    protocol.pinned = {"world": protocol.source.version, **plain, "metric_versions": versions}
 
 
 def teacher_hash(teacher: TeacherWeights) -> str:
@@ -353,25 +347,28 @@ def find_teacher(protocol: Protocol) -> Path | None:
         return None
 
 
-def _prompts(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
-    """The prompts of one section; the examples of a language protocol are kept beside them."""
-    if is_examples(config.source) != protocol.language:
-        raise UserError("one protocol judges videos or answers, not both", where=where,
-                        fix="take both kinds of prompts from sources of the same kind")  # fmt: skip
-    if protocol.language:
-        found = evaluation_examples(config.source, config.count)
-        protocol.examples += found
-        return [example.prompt for example in found]
-    if not config.source.startswith("world:") and config.sha256:
+def _prompts(protocol: Protocol, config: PromptsConfig, tree: Node, section: str) -> list[str]:
+    """The prompts of one section, whose key a mistake names."""
+    try:
+        return _read_section(protocol, config, tree.locate(section))
+    except DataError as error:
+        for problem in error.problems:
+            problem.where = problem.where or tree.locate(f"{section}.source")
+            problem.fix = problem.fix.replace("the path", f"{section}.source")
+        raise
+
+
+def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
+    """The examples of a language protocol are kept beside their prompts."""
+    if find_source(config.source)[0].students != protocol.source.students:
+        fix = "take both kinds of prompts from sources of the same kind"
+        raise UserError("one protocol judges videos or answers, not both", where=where, fix=fix)
+    if Path(config.source).is_file() and config.sha256:
         _same_hash(Path(config.source), config.sha256, where)
-    source = open_prompts(config.source, 0)
-    wanted = min(config.count, len(source))
-    distinct: dict[str, None] = {}
-    for n in range(64 * len(source)):
-        distinct.setdefault(source[n])
-        if len(distinct) == wanted:
-            break
-    return list(distinct)
+    found = open_source(config.source, 0).first(config.count)
+    if protocol.language:
+        protocol.examples += found
+    return [str(getattr(one, "prompt", one)) for one in found]
 
 
 def _same_hash(path: Path, wanted: str, where: str) -> str:
@@ -386,7 +383,3 @@ def _same_hash(path: Path, wanted: str, where: str) -> str:
             why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}", fix="restore the file",
         )  # fmt: skip
     return found
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from vidalign.bench.bootstrap import HELD_OUT, compare, goal_row, summaries, values_of, varied
+from vidalign.bench.comparison import HELD_OUT, compare, goal_row, summaries, values_of, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
 from vidalign.data.paths import inside

@@ -32,7 +32,6 @@ from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.owner import beside
 from vidalign.provenance import machine
-from vidalign.worlds.golden import world_hash
 
 RESULTS = "results.json"
 CELL = (sys.executable, "-m", "vidalign.bench.cell")
@@ -135,7 +134,7 @@ class BenchRun:
             cell.command = self._command_of(cell)
             cell.sealed()
         return Results(
-            ProtocolStamp(protocol.name, protocol.hash, protocol.text), world_hash(), self.command(),
+            ProtocolStamp(protocol.name, protocol.hash, protocol.text), protocol.source.version, self.command(),
             {"description": machine(), "python": sys.version.split()[0], "cores": os.cpu_count()},
             protocol.all_prompts, cells, health,
         )  # fmt: skip

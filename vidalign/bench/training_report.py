@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidalign.bench.bootstrap import interval
+from vidalign.evaluation.bootstrap import interval
 from vidalign.bench.evaluation import Evaluation
 from vidalign.bench.language import ALL, EXACT
 from vidalign.build import LANGUAGE

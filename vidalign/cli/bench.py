@@ -84,8 +84,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from vidalign.bench.bootstrap import compare as difference
-    from vidalign.bench.bootstrap import varied
+    from vidalign.bench.comparison import compare as difference
+    from vidalign.bench.comparison import varied
     from vidalign.report.model import TOO_FEW, TOO_FEW_WHY
 
     with before_work():

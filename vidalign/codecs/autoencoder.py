@@ -9,6 +9,7 @@ A config names either `path` (folder or hub name, with `subfolder`) or `config` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,52 +19,61 @@ from vidalign.codecs.base import Codec
 from vidalign.errors import UserError
 
 
-def _autoencoder(kind: str, path: str, subfolder: str, config: dict[str, Any] | None) -> Any:
+@dataclass
+class AutoencoderConfig:
+    """Which autoencoder: `path`, or `config` for one with random weights."""
+
+    path: str = ""
+    """Folder or hub name."""
+    subfolder: str = ""
+    """Folder of the autoencoder below it."""
+    config: dict[str, Any] | None = None
+    """Settings of the class in diffusers."""
+    downscale: int = 8
+    """Pixels per latent position, stated so that shapes are known without building it."""
+
+
+def _autoencoder(kind: str, config: AutoencoderConfig) -> Any:
     """A diffusers autoencoder of class `kind` in fp32."""
     import diffusers
 
     cls = getattr(diffusers, kind)
-    if bool(path) == bool(config):
-        raise UserError("a codec needs either path or config", where="student.codec")
-    if config:
-        return cls(**config)
+    if bool(config.path) == bool(config.config):
+        raise UserError("a codec needs either path or config", where="student.init.codec")
+    if config.config:
+        return cls(**config.config)
     try:
-        return cls.from_pretrained(path, subfolder=subfolder or None, torch_dtype=torch.float32)
+        return cls.from_pretrained(config.path, subfolder=config.subfolder or None, torch_dtype=torch.float32)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise UserError("the autoencoder cannot be loaded", where=path, why=why) from error
+        raise UserError("the autoencoder cannot be loaded", where=config.path, why=why) from error
 
 
 class FrameCodec(Codec):
-    """A frame-wise autoencoder: one latent frame per pixel frame.
+    """A frame-wise autoencoder: one latent frame per pixel frame."""
 
-    kind: tiny (`AutoencoderTiny`) or kl (`AutoencoderKL`, encoded to the mode). slice_frames: frames per
-    call of the network, 0 = all at once.
-    """
+    @dataclass
+    class Config(AutoencoderConfig):
+        kind: str = "tiny"
+        """tiny (`AutoencoderTiny`) or kl (`AutoencoderKL`, encoded to the mode)."""
+        slice_frames: int = 0
+        """Frames per call of the network; 0 = all at once."""
 
-    def __init__(
-        self,
-        kind: str = "tiny",
-        path: str = "",
-        subfolder: str = "",
-        config: dict[str, Any] | None = None,
-        downscale: int = 8,
-        slice_frames: int = 0,
-    ) -> None:
-        super().__init__()
-        classes = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        classes, kind = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}, config.kind
         if kind not in classes:
-            raise UserError(f"unknown kind {kind!r}", where="student.codec.kind", fix="tiny or kl")
+            raise UserError(f"unknown kind {kind!r}", where="student.init.codec.kind", fix="tiny or kl")
         self.kind = kind
-        self.slice_frames = slice_frames
-        self.model = _autoencoder(classes[kind], path, subfolder, config)
+        self.slice_frames = config.slice_frames
+        self.model = _autoencoder(classes[kind], config)
         settings = self.model.config
         self.channels = settings.latent_channels
         blocks = settings.encoder_block_out_channels if kind == "tiny" else settings.block_out_channels
         self.downscale = 2 ** (len(blocks) - 1)
         self.scale = float(settings.scaling_factor)
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
-        check_downscale(downscale, self.downscale)
+        check_downscale(config.downscale, self.downscale)
 
     def encode(self, clips: Tensor) -> Tensor:
         return self._sliced(self._encode_frames, clips)
@@ -93,14 +103,14 @@ class WanCodec(Codec):
 
     remembers = True
 
-    def __init__(
-        self, path: str = "", subfolder: str = "", config: dict[str, Any] | None = None, downscale: int = 8
-    ) -> None:
-        super().__init__()
-        self.model = _autoencoder("AutoencoderKLWan", path, subfolder, config)
+    Config = AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.model = _autoencoder("AutoencoderKLWan", config)
         self.channels = self.model.config.z_dim
         self.downscale = int(self.model.spatial_compression_ratio)
-        check_downscale(downscale, self.downscale)
+        check_downscale(config.downscale, self.downscale)
 
     def encode(self, clips: Tensor) -> Tensor:
         video = (clips * 2 - 1).transpose(1, 2).to(self.model.dtype)
@@ -170,5 +180,5 @@ def check_downscale(stated: int, found: int) -> None:
     """The spec states the factor so that shapes are known without building the codec; it must be right."""
     if stated != found:
         raise UserError(
-            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.codec.downscale"
+            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.init.codec.downscale"
         )

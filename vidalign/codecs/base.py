@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from vidalign.errors import UserError, nearest
+from vidalign import registry
+from vidalign.recipe.plugins import make
 
 if TYPE_CHECKING:
     from vidalign.students.video.spec import VideoStudentSpec
 
-CODECS = ("rgb", "frames", "wan")
-
 
 class Codec(nn.Module):
     """Encodes clips `[B, F, 3, H, W]` in [0, 1] to latents `[B, f, channels, H / downscale, W /
-    downscale]` and back.
+    downscale]` and back. A subclass is a plugin (kind ``codecs``) with a ``Config``, and is made with one.
     """
+
+    @dataclass
+    class Config:
+        """No settings."""
 
     channels: int
     """Channels of a latent frame."""
-    downscale: int
+    downscale: int = 1
     """Pixels per latent position, in each direction."""
     remembers: bool = False
     """Whether the frames of a latent depend on the latents before it."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = config if config is not None else self.Config()
 
     def encode(self, clips: Tensor) -> Tensor:
         """Clips in [0, 1] to latents."""
@@ -45,28 +53,14 @@ class Codec(nn.Module):
 
 
 def build_codec(config: dict[str, Any]) -> Codec:
-    """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the options of
-    that class.
-    """
-    options = dict(config)
-    name = options.pop("name", "rgb")
-    if name == "rgb":
-        from vidalign.codecs.rgb import RGBCodec
-
-        return RGBCodec(**options)
-    if name in ("frames", "wan"):
-        from vidalign.codecs.autoencoder import FrameCodec, WanCodec
-
-        return (FrameCodec if name == "frames" else WanCodec)(**options)
-    raise UserError(
-        f"unknown codec {name!r}",
-        where="student.codec.name",
-        why=f"valid: {', '.join(CODECS)}",
-        fix=f"did you mean {nearest(name, CODECS)!r}?" if nearest(name, CODECS) else "",
-    )
+    """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the settings of that class."""
+    settings = {key: value for key, value in config.items() if key != "name"}
+    codec: Codec = make("codecs", config.get("name", "rgb"), settings, "student.init.codec")
+    return codec
 
 
 def latent_shape(spec: VideoStudentSpec) -> tuple[int, int, int]:
     """(C, H, W) of one latent frame of a student."""
-    scale = int(spec.codec.get("downscale", 1 if spec.codec.get("name", "rgb") == "rgb" else 8))
+    kind = registry.get("codecs", spec.codec.get("name", "rgb"))
+    scale = int(spec.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
     return (int(spec.transformer.get("in_channels", 16)), spec.height // scale, spec.width // scale)

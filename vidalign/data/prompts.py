@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +29,15 @@ class GroupedPrompts(PromptSource):
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
 
+    def first(self, count: int) -> list[str]:
+        """The first `count` prompts without repetitions; all of them where there are fewer."""
+        found: dict[str, None] = {}
+        for n in range(64 * len(self)):
+            if len(found) == min(count, len(self)):
+                break
+            found.setdefault(self[n])
+        return list(found)
+
     def _permutation(self, purpose: str, epoch: int, key: int, length: int) -> list[int]:
         return torch.randperm(length, generator=generator(self.seed, purpose, epoch, key)).tolist()
 
@@ -54,13 +63,18 @@ class TextFile(GroupedPrompts):
     def listed(cls, argument: str) -> list[str]:
         return read_prompts(Path(argument))
 
+    @classmethod
+    def placed(cls, argument: str) -> Iterator[tuple[str, str]]:
+        lines = Path(argument).read_text(encoding="utf-8").splitlines()
+        return ((f"{argument}:{n}", line.strip()) for n, line in enumerate(lines, start=1) if line.strip())
+
 
 def read_prompts(path: Path) -> list[str]:
     """Distinct non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check data.prompts") from error
+        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
     prompts = [line for line in dict.fromkeys(lines) if line]
     if not prompts:
         raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")

@@ -7,7 +7,7 @@ suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +43,11 @@ class PromptSource(ABC):
         return None
 
     @classmethod
+    def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:
+        """(place, prompt or example) of all that can be read without cost, for messages."""
+        return ((f"{argument}:{n}", prompt) for n, prompt in enumerate(cls.listed(argument) or (), start=1))
+
+    @classmethod
     @abstractmethod
     def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
         """The source as a run sees it.
@@ -63,8 +68,12 @@ class PromptSource(ABC):
         """Number of distinct samples. Raises `TypeError` where there is no end."""
         raise TypeError(f"{type(self).__name__} has no end")
 
+    def questions(self) -> Iterator[tuple[str, Any]]:
+        """(place, prompt) of every sample, where these can be read only once the source is open."""
+        return iter(())
+
     def first(self, count: int) -> list[Any]:
-        """The first `count` samples, for evaluation."""
+        """The first `count` samples, for evaluation; each once where the source has an end."""
         return [self[n] for n in range(count)]
 
     def truth(self, prompts: Sequence[str], generators: Sequence[torch.Generator], frames: int) -> torch.Tensor | None:
@@ -98,17 +107,6 @@ def listed(text: str) -> list[str] | None:
     """See `PromptSource.listed`."""
     kind, argument = find_source(text)
     return kind.listed(argument)
-
-
-def distinct(source: PromptSource, count: int) -> list[str]:
-    """The first `count` prompts of a source without repetitions; all of them where it holds fewer."""
-    found: dict[str, None] = {}
-    wanted = min(count, len(source))
-    for n in range(64 * len(source)):
-        found.setdefault(source[n])
-        if len(found) == wanted:
-            break
-    return list(found)
 
 
 def check_kind(text: str, student: str) -> None:

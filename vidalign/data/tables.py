@@ -6,7 +6,7 @@ prompt; privileged, images, answer, response where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,20 @@ class TableExamples(PromptSource):
             raise DataError(f"there are no examples {argument!r}", why="there is no such file", fix="check the path")
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> TableExamples:
         cls.listed(argument)
         kind = TABLES[Path(argument).suffix]
         return cls(_load(argument, kind, data_files=argument, split="train"), seed, argument, batch)
+
+    @classmethod
+    def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:
+        return cls.open(argument, 0).questions()
+
+    def questions(self) -> Iterator[tuple[str, Example]]:
+        """(place, example) of every row, its pictures left out."""
+        kept = [name for name in self.rows.column_names if name != "images"]
+        texts = TableExamples(self.rows.select_columns(kept), 0, self.where)
+        return ((f"{self.where}, row {index}", texts.row(index)) for index in range(len(texts)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +85,11 @@ class HubTable(TableExamples):
         """The hub is not asked."""
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+    def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:
+        return iter(())
+
+    @classmethod
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> HubTable:
         name, _, split = argument.partition(":")
         return cls(_load(f"datasets:{argument}", name, split=split or "train"), seed, f"datasets:{argument}", batch)
 

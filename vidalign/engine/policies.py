@@ -239,7 +239,7 @@ def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
             near = nearest(pattern, kinds)
             raise UserError(
                 f"adapter pattern {pattern!r} matches no layer",
-                where="adapter.targets",
+                where="student.adapter.targets",
                 why="linear layers of this network: " + ", ".join(kinds),
                 fix=f"did you mean {near!r}?" if near else "use 'blocks', or one of these names",
             )

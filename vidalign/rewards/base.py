@@ -19,7 +19,7 @@ from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
-    from vidalign.data.prompts import PromptSource
+    from vidalign.data.source import PromptSource
     from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class Reward(Protocol):
     """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``.
 
-    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused.
+    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
+    static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
+    training prompt that no reward of the recipe can score is refused.
     """
 
     name: str

@@ -35,7 +35,7 @@ from vidalign.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
-    from vidalign.data.prompts import PromptSource
+    from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text import PromptFeatures
@@ -100,7 +100,8 @@ class DiscriminatorReward(TrainableReward):
 
     def judge(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores ``[B]`` in one forward, differentiable with respect to the clips if the network is."""
-        return self.ctx.roles.module(self.role)(in_bytes(clips), prompts)
+        network = self.ctx.roles.module(self.role) if self.ctx else self.network
+        return network(in_bytes(clips), prompts)
 
     def teacher_clips(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor

@@ -12,7 +12,7 @@ defaults of the model's generation config other than its stop tokens do not appl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
 """Config entries of tokens that stand for pictures."""
+
+Sample = Callable[[Sequence[Example], Sequence[torch.Generator]], list[str]]
 
 
 @dataclass
@@ -183,6 +185,15 @@ class LanguageStudent(nn.Module):
         logprobs = torch.stack(sampler.logprobs, 1) * response
         mask = torch.cat([prompts.mask, response], 1)
         return TokenBatch(ids, mask, response, lengthen(prompts.inputs, ids.shape), logprobs)
+
+    def sampler(self, frames: int = 0, method: str = "", *, temperature: float = 0.0, **parts: Any) -> Sample:
+        """How evaluations sample it: examples and one generator each to responses, without privileged text."""
+        sampling = replace(self.spec.sampling, temperature=temperature)
+
+        def answer(examples: Sequence[Example], generators: Sequence[torch.Generator]) -> list[str]:
+            return self.decode(self.generate(self.prompts(examples), generators, sampling))
+
+        return answer
 
     def decode(self, batch: TokenBatch) -> list[str]:
         """Text of every response, without special tokens."""

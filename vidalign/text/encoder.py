@@ -7,18 +7,24 @@ of them without a mask. Any encoder with `last_hidden_state` serves.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vidalign.errors import UserError, nearest
-
-ENCODERS = ("world", "transformers")
+from vidalign.errors import UserError
+from vidalign.recipe.plugins import make
 
 
 class TextEncoder(nn.Module):
-    """Prompts to features `[B, length, dim]` (fp32, zero at the padding), without gradient."""
+    """Prompts to features `[B, length, dim]` (fp32, zero at the padding), without gradient.
+
+    A subclass is a plugin (kind ``text_encoders``) with a ``Config``; it is made with one.
+    """
+
+    name: ClassVar[str]
 
     def __init__(self, model: nn.Module, tokenizer: Any, length: int, key: str) -> None:
         super().__init__()
@@ -27,6 +33,11 @@ class TextEncoder(nn.Module):
         self.length = length
         self.key = key
         """Identity of the encoder, part of the key of cached features."""
+
+    @classmethod
+    def unknown_words(cls, prompts: Sequence[str]) -> list[str]:
+        """Words of the prompts that it cannot read, each once; found without its weights."""
+        return []
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
@@ -39,51 +50,43 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
-    """The encoder of a spec: `{"name": "world"}` or `{"name": "transformers", "path": ..., "length":
-    512}`.
-    """
-    options = dict(config)
-    name = options.pop("name", "world")
-    if name == "world":
-        from vidalign.worlds.video.text import world_encoder
-
-        return world_encoder(**options)
-    if name == "transformers":
-        return pretrained_encoder(**options)
-    near = nearest(name, ENCODERS)
-    raise UserError(
-        f"unknown text encoder {name!r}",
-        where="student.text.name",
-        why=f"valid: {', '.join(ENCODERS)}",
-        fix=f"did you mean {near!r}?" if near else "",
-    )
+    """The encoder of a spec, such as `{"name": "transformers", "path": ..., "length": 512}`."""
+    settings = {key: value for key, value in config.items() if key != "name"}
+    encoder: TextEncoder = make("text_encoders", config.get("name", "world"), settings, "student.init.text")
+    return encoder
 
 
-def pretrained_encoder(
-    path: str, length: int = 512, dtype: str = "bfloat16", subfolder: str = ""
-) -> TextEncoder:
-    """A published encoder with its tokenizer, e.g. the `text_encoder` and `tokenizer` folders of a Wan
-    repository.
+class PretrainedEncoder(TextEncoder):
+    """A published encoder with its tokenizer, e.g. the `text_encoder` and `tokenizer` folders of a Wan repository."""
 
-    path: folder or hub name; when `subfolder` is empty and the repository has a `text_encoder` folder, pass
-    subfolder="text_encoder" (its tokenizer is then read from "tokenizer").
-    """
-    from transformers import AutoConfig, AutoTokenizer
+    name = "transformers"
 
-    try:
-        config = AutoConfig.from_pretrained(path, subfolder=subfolder)
-        model = _encoder_class(config.model_type).from_pretrained(
-            path, subfolder=subfolder, dtype=getattr(torch, dtype)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            "the text encoder cannot be loaded", where=path, why=str(error).splitlines()[0]
-        ) from error
-    key = hashlib.sha256(
-        repr((path, subfolder, dtype, length, config.to_json_string())).encode()
-    ).hexdigest()[:16]
-    return TextEncoder(model, tokenizer, length, key)
+    @dataclass
+    class Config:
+        path: str
+        """Folder or hub name."""
+        length: int = 512
+        """Tokens to which prompts are padded or cut."""
+        dtype: str = "bfloat16"
+        """Type of its weights."""
+        subfolder: str = ""
+        """``text_encoder`` where the repository has such a folder; the tokenizer is then read from ``tokenizer``."""
+
+    def __init__(self, config: Config) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        path, subfolder = config.path, config.subfolder
+        try:
+            settings = AutoConfig.from_pretrained(path, subfolder=subfolder)
+            model = _encoder_class(settings.model_type).from_pretrained(
+                path, subfolder=subfolder, dtype=getattr(torch, config.dtype)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
+        except (OSError, ValueError, AttributeError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError("the text encoder cannot be loaded", where=path, why=why) from error
+        identity = repr((path, subfolder, config.dtype, config.length, settings.to_json_string()))
+        super().__init__(model, tokenizer, config.length, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
 def _encoder_class(model_type: str) -> Any:

@@ -220,6 +220,10 @@ class VideoStudent(nn.Module):
         noise = Noise.draw(plan, self.chunk_shape, self.spec.sampler.max_steps, generators, **kwargs)
         return noise.to("cpu", self.latent_dtype)
 
+    def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
+        """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""
+        return clip_sampler(self, frames, method, parts.get("features"), parts.get("codec"))
+
     @property
     def chunk_shape(self) -> tuple[int, int, int, int]:
         """(chunk_frames, C, H, W) of a chunk of latents."""

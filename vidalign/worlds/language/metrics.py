@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.data.examples import Example
 from vidalign.worlds.language import grader
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.bench.bootstrap import interval
+from vidalign.evaluation.bootstrap import interval
 from vidalign.bench.judging import scored
 from vidalign.bench.protocol import build_metrics
 from vidalign.engine.rng import generator

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.engine.rng import generator
 from vidalign.worlds.video import scorer
 from vidalign.worlds.video.captions import is_caption

@@ -57,6 +57,7 @@ _last_batch = _LastBatch()
 class _WorldReward:
     name: ClassVar[str]
     judges: ClassVar[str] = "clips"
+    can_score = staticmethod(is_caption)
 
     @dataclass
     class Config:

@@ -10,33 +10,64 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidalign.text.encoder import TextEncoder
-from vidalign.worlds.video.captions import VOCABULARY
+from vidalign.worlds.video.captions import VOCABULARY, unknown_words
 
 PAD, UNK = "[PAD]", "[UNK]"
 SEED = 1234
 
 
 class WorldTextEncoder(TextEncoder):
-    """`TextEncoder` that tells the user about words the world does not know."""
+    """Features `[B, length, dim]` of captions, the same on every machine; warns about words that it does not know."""
+
+    name = "world"
+
+    @dataclass
+    class Config:
+        length: int = 16
+        """Words to which prompts are padded or cut."""
+        dim: int = 64
+        """Width of the features."""
+
+    def __init__(self, config: Config) -> None:
+        from transformers import BertConfig, BertModel
+
+        settings = BertConfig(
+            vocab_size=len(VOCABULARY) + 2,
+            hidden_size=config.dim,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=2 * config.dim,
+            max_position_embeddings=config.length,
+            pad_token_id=0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model = BertModel(settings, add_pooling_layer=False)
+        identity = repr(("world", config.length, config.dim, SEED, VOCABULARY))
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        super().__init__(model, world_tokenizer(), config.length, key)
+        self._reported: set[str] = set()
+
+    @classmethod
+    def unknown_words(cls, prompts: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
 
     def encode(self, prompts: list[str]) -> Tensor:
-        unknown = sorted({w for p in prompts for w in p.lower().split()} - set(VOCABULARY) - self._told)
+        unknown = sorted({w for p in prompts for w in p.lower().split()} - set(VOCABULARY) - self._reported)
         if unknown:
-            self._told.update(unknown)
+            self._reported.update(unknown)
             warnings.warn(
                 f"words outside the world's vocabulary are read as {UNK}: {', '.join(unknown)}", stacklevel=2
             )
         return super().encode(prompts)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._told: set[str] = set()
 
 
 def world_tokenizer() -> Any:
@@ -49,25 +80,3 @@ def world_tokenizer() -> Any:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK)
-
-
-def world_encoder(length: int = 16, dim: int = 64) -> WorldTextEncoder:
-    """Features `[B, length, dim]`; the same on every machine."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        vocab_size=len(VOCABULARY) + 2,
-        hidden_size=dim,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=2 * dim,
-        max_position_embeddings=length,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = BertModel(config, add_pooling_layer=False)
-    identity = repr(("world", length, dim, SEED, VOCABULARY))
-    return WorldTextEncoder(
-        model, world_tokenizer(), length, hashlib.sha256(identity.encode()).hexdigest()[:16]
-    )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from vidalign.bench.metrics.base import Metric
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.tracking.clips import to_frames

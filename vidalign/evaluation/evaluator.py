@@ -1,0 +1,128 @@
+"""The held-out judgement of a student: the same prompts and noise for every student, by rewards and by metrics.
+
+The metrics are those of the recipe (``evaluation.metrics``), by default those that the prompt source offers; the
+rewards are the recipe's own. Whoever cannot judge a prompt says NaN, and a judge that said nothing else is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vidalign.data.source import open_source
+from vidalign.evaluation.judging import Generate, batches, scored
+from vidalign.evaluation.metrics.base import Metric
+from vidalign.recipe.plugins import make
+from vidalign.rewards.base import CompositeReward
+
+if TYPE_CHECKING:
+    from vidalign.recipe import Recipe
+
+SHOWN = 6
+"""Clips kept for the report."""
+TRAINED = "trained rewards"
+"""The judge whose values are the recipe's rewards."""
+COMPOSITE = "composite"
+Score = tuple[str, str]
+"""(judge, name)"""
+
+
+@dataclass
+class Evaluation:
+    """Judgement of P prompts; every metric ``[P]`` is the mean over the seeds of a prompt."""
+
+    prompts: list[str]
+    metrics: dict[Score, torch.Tensor]
+    clips: torch.Tensor
+    """The first clips, ``[SHOWN, F, 3, H, W]`` in [0, 1]; none of a student that answers with text."""
+    clip_metrics: list[dict[str, float]] = field(default_factory=list)
+    """What the report writes below these clips."""
+    responses: list[str] = field(default_factory=list)
+    """The first response to every example, of a student that answers with text."""
+
+    @property
+    def headline(self) -> Score | None:
+        """The score that stands for all: of the first metric that is no reward, else of the rewards."""
+        names = [name for name in self.metrics if name[0] != TRAINED] or list(self.metrics)
+        first = [name for name in names if name[0] == names[0][0]] if names else []
+        return next((name for name in first if name[1] == COMPOSITE), first[0] if first else None)
+
+    def health(self) -> dict[str, float]:
+        """What the monitors and the report's curves read; nothing where nothing could be judged."""
+        found = {"held_out": self.headline, "held_out_trained": (TRAINED, COMPOSITE)}
+        return {
+            f"health/{name}/mean": float(self.metrics[score].nanmean())
+            for name, score in found.items()
+            if score in self.metrics
+        }
+
+
+class Evaluator:
+    """Judges students on the held-out prompts of a recipe."""
+
+    def __init__(self, recipe: Recipe, rewards: CompositeReward | None) -> None:
+        settings = recipe.evaluation
+        self.source = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+        self.prompts = self.source.first(settings.count)
+        self.metrics = build_metrics(settings.metrics if settings.metrics is not None else self.source.judges)
+        self.rewards, self.seeds, self.frames = rewards, settings.seeds, settings.frames
+
+    def __call__(self, generate: Generate, count: int | None = None, seeds: int | None = None) -> Evaluation:
+        """Judge what `generate` makes of the prompts, by default of all of them with all seeds."""
+        prompts, seeds = self.prompts[:count], seeds or self.seeds
+        values: dict[Score, list[torch.Tensor]] = {}
+        first: list[Any] = []
+        with torch.no_grad():
+            for seed in range(seeds):
+                for part, outputs in batches(generate, prompts, seed):
+                    for name, found in self._judge(outputs, part).items():
+                        values.setdefault(name, []).append(found)
+                    if seed == 0 and (not first or isinstance(outputs, list)):
+                        first.append(outputs if isinstance(outputs, list) else outputs[:SHOWN].cpu())
+        means = {name: torch.cat(parts).view(seeds, -1).nanmean(0) for name, parts in values.items()}
+        judges = {judge for (judge, _), found in means.items() if bool(found.isfinite().any())}
+        means = {name: found for name, found in means.items() if name[0] in judges}
+        texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
+        if isinstance(first[0], list):
+            return Evaluation(texts, means, torch.empty(0, 0, 3, 0, 0), [], [text for part in first for text in part])
+        result = Evaluation(texts, means, first[0])
+        result.clip_metrics = _below_clips(result, values)
+        return result
+
+    def truth(self) -> Evaluation | None:
+        """The ground truth of the prompts, judged like a student's clips; None where the source has none."""
+        one = self.source.truth(self.prompts[:1], [torch.Generator()], self.frames)
+        if one is None:
+            return None
+        return self(lambda prompts, generators: self.source.truth(prompts, generators, self.frames))
+
+    def _judge(self, outputs: Any, prompts: Sequence[Any]) -> dict[Score, torch.Tensor]:
+        """Every score ``[B]`` of clips or texts."""
+        found: dict[Score, torch.Tensor] = {}
+        for metric in self.metrics:
+            for name, values in scored(metric, outputs, prompts, len(prompts)).items():
+                found[metric.name, name.removeprefix(f"{metric.name}/")] = values
+        if self.rewards is not None:
+            scores = self.rewards.score(outputs, prompts)
+            found |= {(TRAINED, name): values.float().cpu() for name, values in scores.items()}
+            if sum(self.rewards.weights.values()):
+                found[TRAINED, COMPOSITE] = self.rewards.total(scores).float().cpu()
+        return found
+
+
+def build_metrics(metrics: Mapping[str, Mapping[str, Any] | None]) -> list[Metric]:
+    """Metrics by their names in the registry, with their settings; raises `RecipeError` for what they do not have."""
+    return [make("metrics", name, settings, f"metrics.{name}") for name, settings in metrics.items()]
+
+
+def _below_clips(result: Evaluation, values: dict[Score, list[torch.Tensor]]) -> list[dict[str, float]]:
+    """The headline and the rewards' composite of every shown clip."""
+    chosen = dict.fromkeys(score for score in (result.headline, (TRAINED, COMPOSITE)) if score in result.metrics)
+    labels = {score: "trained" if score[0] == TRAINED else score[0] for score in chosen if score is not None}
+    return [
+        {label: float(torch.cat(values[score])[n]) for score, label in labels.items()}
+        for n in range(len(result.clips))
+    ]

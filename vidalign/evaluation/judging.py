@@ -1,0 +1,64 @@
+"""Outputs of a student for prompts, the same noise for every student, and what a metric says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vidalign.engine.rng import generator
+from vidalign.errors import PluginError
+from vidalign.evaluation.metrics.base import Metric
+from vidalign.guest import guest
+
+BATCH = 32
+"""Outputs generated at once."""
+Generate = Callable[[list[Any], list[torch.Generator]], Any]
+"""Prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1], or to B texts."""
+
+
+@torch.no_grad()
+def outputs_of(generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation") -> Any:
+    """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt; the noise depends on seed and prompt number only."""
+    parts = [outputs for _, outputs in batches(generate, prompts, seed, purpose)]
+    return torch.cat([clips.cpu() for clips in parts]) if torch.is_tensor(parts[0]) else [t for part in parts for t in part]
+
+
+def batches(
+    generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation"
+) -> Iterator[tuple[list[Any], Any]]:
+    """(prompts, outputs where they were made), a batch of prompts at a time; clips are float32 at least."""
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        outputs = generate(part, [generator(seed, purpose, 0, start + n) for n in range(len(part))])
+        yield part, outputs.float() if isinstance(outputs, torch.Tensor) else outputs
+
+
+def scored(metric: Metric, outputs: Any, prompts: Sequence[Any], expected: int) -> dict[str, torch.Tensor]:
+    """What a metric says of clips, or of answers to examples, see `checked`."""
+    with guest("metric", metric.name, metric):
+        if metric.judges == "answers":
+            found = metric.grade(outputs, list(prompts))
+        else:
+            found = metric.score(outputs.cpu(), list(prompts))
+    return checked(metric, found, expected)
+
+
+def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:
+    """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts, or a series of other
+    than long clips."""
+    out = {}
+    for name, values in found.items():
+        if len(values) != expected:
+            raise PluginError(
+                f"the metric {metric.name!r} returned {len(values)} values for {expected} prompts",
+                where=type(metric).__qualname__,
+            )
+        if values.ndim != 1 and not (values.ndim == 2 and metric.judges == "long"):
+            raise PluginError(
+                f"the metric {metric.name!r} returned {name!r} of shape {list(values.shape)}",
+                where=type(metric).__qualname__, fix="give one number a clip; series are for `judges = 'long'`",
+            )  # fmt: skip
+        out[f"{metric.name}/{name}"] = values.float().cpu()
+    return out

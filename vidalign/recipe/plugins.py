@@ -1,0 +1,33 @@
+"""Plugins made from plain settings ``{name: ..., **Config}``, as they stand in recipes, protocols and student files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vidalign import registry
+from vidalign.errors import Problem, RecipeError, UserError
+from vidalign.guest import guest
+from vidalign.recipe.marks import Node
+from vidalign.recipe.typed import build, placed
+
+
+def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -> Any:
+    """An instance of the plugin `name` with its own ``Config``.
+
+    Raises RecipeError, which names `where`, for an unknown plugin and for settings that it does not have.
+    """
+    try:
+        plugin = registry.get(kind, name)
+    except UserError as error:
+        raise RecipeError(placed(error, where)) from error
+    problems: list[Problem] = []
+    config = build(plugin.Config, _node(dict(settings or {}), where), where, problems)
+    if problems:
+        raise RecipeError(problems)
+    with guest(kind.removesuffix("s"), name, plugin):
+        return plugin(config)
+
+
+def _node(value: Any, where: str) -> Node:
+    return Node({key: _node(item, where) for key, item in value.items()} if isinstance(value, dict) else value, where)

@@ -1,0 +1,94 @@
+"""Can the prompts of a recipe be read, shown by its student and scored by its rewards?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vidalign import registry
+from vidalign.data.source import PromptSource, check_kind, find_source
+from vidalign.errors import Problem, UserError
+from vidalign.guest import guest
+from vidalign.recipe.draft import Draft, student_spec
+from vidalign.recipe.schema import Choice
+
+
+def check_prompts(draft: Draft) -> None:
+    """The sources exist and have prompts for the student; a reward can score every training prompt."""
+    recipe = draft.recipe
+    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
+    if recipe.evaluation.prompts:
+        sources["evaluation.prompts"] = recipe.evaluation.prompts
+    before = len(draft.problems)
+    for path, source in sources.items():
+        _readable(draft, source, path)
+    if len(draft.problems) == before:
+        _scored(draft, *find_source(recipe.data.prompts))
+
+
+def unscored(rewards: dict[str, Any], prompts: Iterator[tuple[str, Any]]) -> Problem | None:
+    """The problem of the first (place, prompt) that none of the rewards can score; rewards that say nothing score all.
+
+    See `Reward` for ``can_score``.
+    """
+    if not rewards or not all(hasattr(kind, "can_score") for kind in rewards.values()):
+        return None
+    for place, prompt in prompts:
+        if not any(_can_score(name, kind, prompt) for name, kind in rewards.items()):
+            why = f"{' and '.join(rewards)} know no answer for it: {str(getattr(prompt, 'prompt', prompt))[:60]!r}"
+            fix = "leave it out, or add a reward that can"
+            return Problem("no reward of the recipe can score a prompt", place, why, fix)
+    return None
+
+
+def _can_score(name: str, kind: Any, prompt: Any) -> bool:
+    with guest("reward", name, kind):
+        return bool(kind.can_score(prompt))
+
+
+def weighted(objective: Choice, rewards: dict[str, float]) -> dict[str, Any]:
+    """The rewards that an objective trains on: its own of a mixture, or the recipe's; those of weight 0 are logged."""
+    chosen = getattr(objective, "rewards", None) or rewards
+    return {name: registry.get("rewards", name) for name, weight in chosen.items() if weight}
+
+
+def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
+    """A reward can score every training prompt; the examples of a hub are not read."""
+    try:
+        rewards = weighted(draft.recipe.objective, draft.recipe.rewards)
+    except UserError:
+        return  # reported with the rewards
+    try:
+        problem = unscored(rewards, kind.placed(argument))
+    except UserError as error:
+        draft.pass_on(error, "data.prompts")
+        return
+    if problem is not None:
+        problem.where = f"{draft.tree.locate('data.prompts')} ({problem.where})"
+        draft.problems.append(problem)
+
+
+def _readable(draft: Draft, source: str, path: str) -> None:
+    try:
+        check_kind(source, draft.recipe.student.name)
+        kind, argument = find_source(source)
+        prompts = kind.listed(argument)
+    except UserError as error:
+        for problem in error.problems:
+            problem.fix = problem.fix.replace("the path", path)
+        draft.pass_on(error, path)
+    else:
+        _unknown_words(draft, source, prompts or [])
+
+
+def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
+    """A warning of words that the student's text encoder does not know."""
+    text = (student_spec(draft.recipe.student) or {}).get("text")
+    name = text.get("name") if isinstance(text, dict) else None
+    if name not in registry.names("text_encoders"):
+        return
+    words = registry.get("text_encoders", name).unknown_words(prompts)
+    if words:
+        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+        why = "the student's text encoder reads them as unknown words"
+        draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
