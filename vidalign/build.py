@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
-OBJECTIVE_CALLS = ("phases", "planned_updates", "networks", "optimizer_changes", "collect", "micro_batches", "loss",
-                   "after_step", "state_dict", "load_state_dict")  # fmt: skip
+OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "optimizer_changes", "collect",
+                   "micro_batches", "loss", "after_step", "cost", "state_dict", "load_state_dict")  # fmt: skip
+REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
+"""Beside `score`, which `RewardCall` guards."""
 TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
 LANGUAGE = "language"
 """Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
@@ -91,7 +93,10 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         kind = registry.get("rewards", name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
         with guest("reward", name, kind):
-            rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
+            made = kind.from_recipe(recipe, spec, features) if trainable else kind()
+        if trainable:
+            guarded("reward", name, made.network, ("forward",))
+        rewards[name] = guarded("reward", name, made, REWARD_CALLS)
     seconds, then = recipe.trainer.reward_timeout, recipe.trainer.on_reward_timeout
     return CompositeReward(rewards, recipe.rewards, seconds=seconds, on_timeout=then)
 

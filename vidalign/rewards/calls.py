@@ -90,17 +90,32 @@ class RewardCall:
 
     def _numbers(self, key: str, value: Any, device: torch.device | None) -> torch.Tensor:
         """Real numbers of any type, in a tensor, an array or a list, as float32."""
-        if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
-            try:
-                array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
-                if array.dtype.kind in "fiub":
-                    value = torch.from_numpy(array.astype(np.float32))
-            except (TypeError, ValueError):
-                pass  # told below
-        if not isinstance(value, torch.Tensor) or value.is_complex():
-            kind = f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
-            raise self._refusal(f"{kind} under {key!r}", "a tensor, an array or a list of real numbers is needed")
-        return value.detach().to(device or value.device, torch.float32)
+        numbers = as_numbers(value)
+        if numbers is None:
+            raise self._refusal(f"{kind_of(value)} under {key!r}", NUMBERS)
+        return numbers.to(device or numbers.device)
 
     def _refusal(self, what: str, why: str) -> PluginError:
         return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
+
+
+NUMBERS = "a tensor, an array or a list of real numbers is needed"
+
+
+def as_numbers(value: Any) -> torch.Tensor | None:
+    """Real numbers of any type, in a tensor, an array or a list, as float32; None for anything else."""
+    if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
+        try:
+            array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
+        except (TypeError, ValueError):
+            return None
+        if array.dtype.kind in "fiub":
+            value = torch.from_numpy(array.astype(np.float32))
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return None
+    return value.detach().to(torch.float32)
+
+
+def kind_of(value: Any) -> str:
+    """What `as_numbers` was given, in words."""
+    return f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
