@@ -116,7 +116,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     device = distributed.device()
     engine = replace(recipe.engine, precision=distributed.resolve_precision(recipe.engine.precision))
     student = build_student(recipe).to(device)
-    policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
+    policies_wanted = [*objective.needs.policies, *averaged(recipe)]
     frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
     if not language:
         _check_chunks(frames, student.spec.cache.chunk_frames)
@@ -196,7 +196,16 @@ def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return
-    network: Any = ctx.roles.engines["student"].network
+    with_weights(ctx.roles.engines["student"].network, weights).save(path, metadata)
+
+
+def averaged(recipe: Recipe) -> tuple[str, ...]:
+    """The weight set of the moving average, if the recipe keeps one."""
+    return ("ema",) if recipe.trainer.ema_decay else ()
+
+
+def with_weights(network: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """A plain student like `network`, in fp32 on the CPU, with these weights."""
     student = type(network).from_spec(network.spec)
     student.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
-    student.save(path, metadata)
+    return student
