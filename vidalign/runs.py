@@ -1,6 +1,7 @@
 """Run folders: opening them again, judging their student, writing their report, sampling from them.
 
-RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html.
+RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html; of the student in
+a checkpoint RUN/evaluation-step-N.json and RUN/report-step-N.html.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from vidalign.provenance import describe_run, without_run_folder
 from vidalign.reading import read_json
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
+from vidalign.saved import Saved, held_out_score, step_of, student_at
 from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 STUDENT = "student.safetensors"
+FINAL = Saved()
 
 
 @dataclass
@@ -58,30 +61,46 @@ class FinishedRun:
     recipe: Recipe
     student: Any
     """A `VideoStudent` or a `LanguageStudent`."""
+    checkpoint: Path | None = None
+    """Where the student comes from, if not from the end of the run."""
+    step: int | None = None
+    """Step of that checkpoint."""
+
+    def file(self, name: str) -> Path:
+        """A file about the student; those of other steps have other names."""
+        path = self.folder / name
+        return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
-    """Open a finished run; raises `CheckpointError` naming what is missing."""
+def open_run(folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL) -> FinishedRun:
+    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing."""
     folder = Path(folder)
-    check_finished(folder)
+    check_finished(folder, saved)
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
+    if not saved.final:
+        source = saved.checkpoint(folder)
+        step = step_of(source)
+        return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
     kind = registry.get("students", recipe.student.name)
     return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
 
 
 @before_work()
-def check_finished(folder: Path) -> None:
-    """Raises `CheckpointError` unless the folder holds a recipe and a student."""
-    for name in ("recipe.yaml", STUDENT):
+def check_finished(folder: Path, saved: Saved = FINAL) -> None:
+    """Raises `CheckpointError` unless the folder holds a recipe and the student that is meant."""
+    for name in ("recipe.yaml", STUDENT) if saved.final else ("recipe.yaml",):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
-                fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
+                fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
+                "--best or --step N, or name another folder",
             )  # fmt: skip
+    if not saved.final:
+        saved.checkpoint(folder)
 
 
 def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
@@ -100,10 +119,13 @@ def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.T
 
 
 def evaluate_run(
-    folder: str | Path, overrides: Sequence[str] = (), *, console: Console | None = None
+    folder: str | Path, overrides: Sequence[str] = (), *, saved: Saved = FINAL, console: Console | None = None
 ) -> list[EvaluationRow]:
-    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html."""
-    run = open_run(folder, overrides)
+    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html.
+
+    A student of step N is told in files of its own, evaluation-step-N.json and report-step-N.html.
+    """
+    run = open_run(folder, overrides, saved)
     recipe, settings = run.recipe, run.recipe.evaluation
     if recipe.student.name == LANGUAGE:
         return _evaluate_language(run, console or Console())
@@ -116,9 +138,7 @@ def evaluate_run(
     after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
     judged = {"before": before, "after": after} | ({"ground truth": truth} if truth else {})
     rows = compare(before, after, truth)
-    header = describe_run(recipe)
-    save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
-    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
+    path = _write_judgement(run, rows, judged)
     console = console or Console()
     title = f"{len(prompts)} held-out prompts x {settings.seeds} seeds, 95 % bootstrap intervals over prompts"
     for judge in dict.fromkeys(row.group for row in rows):
@@ -134,26 +154,43 @@ def _evaluate_language(run: FinishedRun, console: Console) -> list[EvaluationRow
     first = build_student(recipe).to(distributed.device())
     before = judge_language(first, examples, settings.seeds, settings.temperature)
     after = judge_language(run.student, examples, settings.seeds, settings.temperature)
-    rows, header = compare(before, after), describe_run(recipe)
-    save_evaluation(run.folder / "evaluation.json", before, after, None, header)
-    judged: dict[str, Evaluation] = {"before": before, "after": after}
-    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
+    rows = compare(before, after)
+    path = _write_judgement(run, rows, {"before": before, "after": after})
     title = f"{len(examples)} held-out examples x {settings.seeds} seeds, 95 % bootstrap intervals over examples"
     console.print(evaluation_table(rows, f"{EXACT} | {title}"))
     console.print(f"report: {path}")
     return rows
 
 
-def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
-    """Write a run's student to one file, with what made it and the means of its evaluation in the metadata."""
-    run = open_run(folder)
-    _, metadata = checkpoint.read(run.folder / STUDENT)
-    metadata = {k: without_run_folder(v) for k, v in metadata.items() if k not in ("spec", "format")}
-    judged = run.folder / "evaluation.json"
+def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation]) -> Path:
+    """The evaluation and the report of a run's student; returns where the report is."""
+    header = describe_run(run.recipe) | ({} if run.step is None else {"step": str(run.step)})
+    before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
+    save_evaluation(run.file("evaluation.json"), before, after, truth, header)
+    report = training_report(run.folder, run.recipe, rows, judged, header)
+    return write_report(run.file("report.html"), report)
+
+
+def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Saved = FINAL) -> Path:
+    """Write a run's student to one file, with what made it and the means of its own evaluation in the metadata."""
+    run = open_run(folder, saved=saved)
+    metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
+    judged = run.file("evaluation.json")
     if judged.is_file():
         metadata["scores"] = json.dumps(_scores(judged))
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
+
+
+def _provenance(run: FinishedRun) -> dict[str, str]:
+    """What made the student: as its file says, or the log of the run with the step and the score of its weights."""
+    if run.checkpoint is None:
+        metadata = checkpoint.read(run.folder / STUDENT)[1]
+        return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
+    header = next(iter(read_records(run.folder / "metrics.jsonl")), {})
+    score = held_out_score(run.checkpoint, run.recipe)
+    own = {"step": str(run.step)} | ({} if score is None else {"held_out_score": f"{score:.4f}"})
+    return {k: str(v) for k, v in header.items() if k not in ("kind", "step", "time")} | own
 
 
 def _scores(file: Path) -> dict[str, float]:
@@ -176,6 +213,7 @@ def sample_run(
     frames: int | None = None,
     seed: int = 0,
     images: Sequence[Path] = (),
+    saved: Saved = FINAL,
 ) -> list[Path]:
     """Write a clip of every prompt with a run's student; several prompts get numbered files.
 
@@ -183,7 +221,7 @@ def sample_run(
 
     The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
-    run = open_run(folder)
+    run = open_run(folder, saved=saved)
     student = run.student.eval()
     if run.recipe.student.name == LANGUAGE:
         return [_write_answers(student, prompts, out, seed, images)]

@@ -34,7 +34,7 @@ from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
-from vidalign.errors import UserError
+from vidalign.errors import PluginError, UserError
 from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
 from vidalign.recipe import Recipe, load_recipe
@@ -236,6 +236,8 @@ def _predicted(recipe: Recipe, steps: int) -> Predicted:
     recipe.trainer.steps = steps
     try:
         cost = predict(recipe)
+    except PluginError:
+        raise
     except UserError:
         return Predicted(*[float("nan")] * 4)
     return Predicted(cost.forwards, cost.reward_calls, cost.teacher_calls, cost.responses)

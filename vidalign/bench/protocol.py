@@ -27,7 +27,7 @@ from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.marks import Node, parse_override, read_yaml
-from vidalign.recipe.typed import build, placed
+from vidalign.recipe.typed import build, placed, settings_of
 from vidalign.students.video.checkpoint import resolve
 
 REFERENCES = ("base", "teacher", "ground_truth")
@@ -284,12 +284,10 @@ def find_protocol(name: str) -> Path:
 
 def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
     try:
-        plugin = registry.get("metrics", name)
+        if isinstance(settings.value, dict):
+            settings_of("metrics", name, settings, f"metrics.{name}", problems)
     except UserError as error:
         problems.extend(placed(error, settings.where))
-    else:
-        if isinstance(settings.value, dict):
-            build(plugin.Config, settings, f"metrics.{name}", problems)
 
 
 def _pin(protocol: Protocol, tree: Node) -> None:

@@ -9,7 +9,7 @@ from vidalign import registry
 from vidalign.errors import Problem, RecipeError, UserError
 from vidalign.guest import guest
 from vidalign.recipe.marks import Node
-from vidalign.recipe.typed import build, placed
+from vidalign.recipe.typed import placed, settings_of
 
 
 def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -> Any:
@@ -17,14 +17,14 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -
 
     Raises RecipeError, which names `where`, for an unknown plugin and for settings that it does not have.
     """
+    problems: list[Problem] = []
     try:
-        plugin = registry.get(kind, name)
+        config = settings_of(kind, name, _node(dict(settings or {}), where), where, problems)
     except UserError as error:
         raise RecipeError(placed(error, where)) from error
-    problems: list[Problem] = []
-    config = build(plugin.Config, _node(dict(settings or {}), where), where, problems)
     if problems:
         raise RecipeError(problems)
+    plugin = registry.get(kind, name)
     with guest(kind.removesuffix("s"), name, plugin):
         return plugin(config)
 
