@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from vidalign import registry
 from vidalign.codecs import build_codec
 from vidalign.context import TrainContext
+from vidalign.data.source import PromptSource, open_source
 from vidalign.engine import distributed
 from vidalign.engine.base import Engine, build_engine, set_precision
 from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
-from vidalign.errors import UserError
+from vidalign.errors import RecipeError, UserError
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
+from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudentSpec
 from vidalign.text import PromptFeatures, build_text_encoder
@@ -35,6 +39,8 @@ OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "opt
 REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
 TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
+REWARDS = "rewards"
+"""Folder in a run with the weights of the rewards that learn."""
 LANGUAGE = "language"
 """Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
 
@@ -79,6 +85,16 @@ def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
         return guarded("teacher", name, kind.from_recipe(recipe.teacher, frames, spec), TEACHER_CALLS)
 
 
+def build_prompts(recipe: Recipe) -> PromptSource:
+    """What sample n of a run is asked. Raises `RecipeError` for a prompt that no reward can score."""
+    data = recipe.data
+    source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step, data.privilege)
+    for objective in recipe.objectives.values() or [recipe.objective]:
+        if problem := unscored(weighted(objective, recipe.rewards), source.questions()):
+            raise RecipeError([problem])
+    return source
+
+
 def build_features(spec: VideoStudentSpec) -> PromptFeatures:
     """Prompt features of a student's text encoder, computed on first use."""
     return PromptFeatures(lambda: build_text_encoder(spec.text))
@@ -99,6 +115,37 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         rewards[name] = guarded("reward", name, made, REWARD_CALLS)
     seconds, then = recipe.trainer.reward_timeout, recipe.trainer.on_reward_timeout
     return CompositeReward(rewards, recipe.rewards, seconds=seconds, on_timeout=then)
+
+
+def frozen_rewards(recipe: Recipe, student: Any, run: Path) -> CompositeReward | None:
+    """The rewards of a finished run, those that learn with their weights at its end; None when it names none.
+
+    A reward that learns and whose weights the run does not hold is left out, with a warning.
+    """
+    features = None if recipe.student.name == LANGUAGE else build_features(student.spec)
+    rewards = build_rewards(recipe, student.spec, features)
+    weights = dict(recipe.rewards)
+    for reward in rewards.trainable if rewards else ():
+        file = run / REWARDS / f"{reward.name}.safetensors"
+        if not file.is_file():
+            what = f"the run holds no weights of the reward {reward.name!r}: it does not judge"
+            warnings.warn(f"{what} - {file}", UserWarning, stacklevel=2)
+            del weights[reward.name]
+            continue
+        network = reward.network.to(distributed.device()).eval().requires_grad_(False)
+        network.load_state_dict(load_file(file, str(distributed.device())), strict=False)
+    return rewards.part(weights) if rewards and weights else None
+
+
+def save_rewards(ctx: TrainContext, run: Path) -> None:
+    """Write the trained weights of the rewards that learn, for judgements after training; all ranks call it."""
+    for reward in ctx.rewards.trainable if ctx.rewards else ():
+        engine = ctx.roles.engines[reward.role]
+        with engine.gathered():
+            tensors = {name: p.detach().cpu().contiguous() for name, p in engine.named_trainable().items()}
+        if distributed.rank() == 0:
+            (run / REWARDS).mkdir(parents=True, exist_ok=True)
+            save_file(tensors, run / REWARDS / f"{reward.name}.safetensors")
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerConfig:
@@ -139,6 +186,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         engines[role] = build_engine(
             engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
         )
+    prompts = build_prompts(recipe)
     codec = None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False)
     if codec is not None:
         set_precision(codec, engine.precision)
@@ -154,6 +202,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         policies=policies,
         rewards=rewards,
         teacher=teacher,
+        prompts=prompts,
         features=features,
         codec=codec,
         tracker=tracker,

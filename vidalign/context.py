@@ -18,6 +18,7 @@ from vidalign.engine.rng import generator
 from vidalign.losses.advantages import SignalFloor
 
 if TYPE_CHECKING:
+    from vidalign.data.source import PromptSource
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
     from vidalign.rewards.base import CompositeReward
@@ -51,6 +52,8 @@ class TrainContext:
     rewards: CompositeReward | None
     teacher: Any
     """What the recipe's teacher section names; offers ``clips``, ``velocity``, ``few_step`` or ``logits``."""
+    prompts: PromptSource
+    """Where the prompts come from."""
     features: Any
     """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a language student, as is `codec`."""
     codec: Any

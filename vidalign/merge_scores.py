@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign import registry
-from vidalign.bench.evaluation import distinct_prompts
-from vidalign.bench.judging import Generate, clip_batches, scored
 from vidalign.build import build_rewards
+from vidalign.data.source import find_source, open_source
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.guest import guest
 from vidalign.rewards.base import CompositeReward, TrainableReward
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
-WORLD, UNSEEN, JUDGE = "world:", "held_out_combinations", "world_auditor"
+JUDGE = "world_auditor"
 Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
 """Clips ``[B, F, 3, H, W]`` in [0, 1] and their prompts to a number each, ``[B]``; NaN where one cannot be judged."""
 
@@ -55,26 +55,27 @@ class MergeScores:
         values = [
             score(clips, part).float().cpu()
             for seed in range(self.seeds)
-            for part, clips in clip_batches(generate, prompts, seed)
+            for part, clips in batches(generate, prompts, seed)
         ]
         return torch.cat(values).view(self.seeds, -1).nanmean(0)
 
 
 def _take(recipe: Recipe, source: str) -> list[str]:
     """As many distinct prompts of a source as the evaluation takes."""
-    return distinct_prompts(source, recipe)[: recipe.evaluation.count]
+    return open_source(source, 0).first(recipe.evaluation.count)
 
 
 def _unseen(source: str) -> str:
-    """The world's split that is out of the domain of a training split."""
-    if not source.startswith(WORLD):
+    """Prompts that are out of the domain of the training prompts, where their source knows some."""
+    kind, argument = find_source(source)
+    found = kind.out_of_domain(argument)
+    if not found:
         raise UserError(
             "there are no out-of-domain prompts", where="--out-of-domain",
-            why=f"the run was trained on {source}, and only the embedded world knows what lies beyond its own prompts",
+            why=f"the run was trained on {source}, which knows nothing that lies beyond it",
             fix="name a file of prompts of another kind, and a --judge for them",
         )  # fmt: skip
-    part, slash, _ = source.removeprefix(WORLD).rpartition("/")
-    return f"{WORLD}{part}{slash}{UNSEEN}"
+    return found
 
 
 def _trained_rewards(recipe: Recipe) -> Score:

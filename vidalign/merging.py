@@ -21,12 +21,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.evaluation.bootstrap import interval
 from vidalign.build import build_student
 from vidalign.errors import CheckpointError, UserError
+from vidalign.evaluation.bootstrap import interval
 from vidalign.merge_scores import JUDGE, MergeScores
 from vidalign.provenance import describe_run, weights_hash
-from vidalign.runs import STUDENT, FinishedRun, generator_of, open_run
+from vidalign.runs import STUDENT, FinishedRun, open_run, sampler_of
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _add(network: Any, scale: float) -> None:
 
 def _sweep(network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
-    generate: Callable[..., torch.Tensor] = generator_of(recipe, network.get_base_model())
+    generate: Callable[..., torch.Tensor] = sampler_of(recipe, network.get_base_model())
     with network.disable_adapter():
         before = scores(generate)
     judged = []

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidalign.errors import UsageError
 from vidalign.data.source import find_source
+from vidalign.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

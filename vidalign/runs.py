@@ -18,30 +18,20 @@ import torch
 from rich.console import Console
 
 from vidalign import registry
-from vidalign.bench.evaluation import (
-    Evaluation,
-    compare,
-    ground_truth,
-    held_out_prompts,
-    judge_student,
-    save_evaluation,
-    student_generator,
-)
-from vidalign.bench.language import EXACT, held_out_examples, judge_language
 from vidalign.bench.training_report import training_report
-from vidalign.build import LANGUAGE, build_features, build_student
-from vidalign.codecs import build_codec
+from vidalign.build import LANGUAGE, build_student, frozen_rewards
 from vidalign.data.examples import Example
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError, UsageError, before_work
+from vidalign.evaluation.comparison import compare, save_evaluation
+from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.provenance import describe_run, without_run_folder
 from vidalign.reading import read_json
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
 from vidalign.saved import Saved, held_out_score, step_of, student_at
-from vidalign.students.video import VideoStudent, checkpoint
-from vidalign.teachers.model import ModelTeacher
+from vidalign.students.video import checkpoint
 from vidalign.tracking.clips import write_clip
 from vidalign.tracking.jsonl import read_records
 from vidalign.tracking.table import evaluation_table
@@ -103,19 +93,11 @@ def check_finished(folder: Path, saved: Saved = FINAL) -> None:
         saved.checkpoint(folder)
 
 
-def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
-    """How the recipe's evaluation samples a network: the causal few-step sampler, or a teacher's own."""
-    student = student.eval().to(distributed.device())
-    codec = build_codec(student.spec.codec).to(student.device)
-    features, frames = build_features(student.spec), recipe.evaluation.frames
-    if recipe.evaluation.sampler == "causal":
-        return student_generator(student, features, codec, frames)
-    teacher = ModelTeacher(student, frames)
-
-    def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        return codec.decode(teacher.sample(features(prompts).to(student.device), generators))
-
-    return generate
+def sampler_of(recipe: Recipe, student: Any) -> Callable[..., Any]:
+    """How the recipe's evaluation samples a student."""
+    settings = recipe.evaluation
+    network = student.eval().to(distributed.device())
+    return network.sampler(settings.frames, settings.sampler, temperature=settings.temperature)
 
 
 def evaluate_run(
@@ -123,41 +105,23 @@ def evaluate_run(
 ) -> list[EvaluationRow]:
     """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html.
 
-    A student of step N is told in files of its own, evaluation-step-N.json and report-step-N.html.
+    A student of step N is judged into files of its own, evaluation-step-N.json and report-step-N.html.
     """
     run = open_run(folder, overrides, saved)
-    recipe, settings = run.recipe, run.recipe.evaluation
-    if recipe.student.name == LANGUAGE:
-        return _evaluate_language(run, console or Console())
-    prompts = held_out_prompts(recipe)
-    truth = ground_truth(prompts, settings.seeds, settings.frames)
-    if truth is None:
-        what = "the evaluation prompts are no captions of the embedded world: the clips are in the report, unjudged"
-        warnings.warn(f"{what} - data.eval_prompts - use world:held_out for scores", UserWarning, stacklevel=2)
-    before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
-    after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
-    judged = {"before": before, "after": after} | ({"ground truth": truth} if truth else {})
+    recipe, console = run.recipe, console or Console()
+    evaluator = Evaluator(recipe, frozen_rewards(recipe, run.student, run.folder))
+    truth = evaluator.truth()
+    before = evaluator(sampler_of(recipe, build_student(recipe)))
+    after = evaluator(sampler_of(recipe, run.student))
     rows = compare(before, after, truth)
-    path = _write_judgement(run, rows, judged)
-    console = console or Console()
-    title = f"{len(prompts)} held-out prompts x {settings.seeds} seeds, 95 % bootstrap intervals over prompts"
+    if not rows:
+        what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
+        warnings.warn(f"{what} - evaluation.metrics - name metrics, or rewards", UserWarning, stacklevel=2)
+    path = _write_judgement(run, rows, {"before": before, "after": after} | ({"ground truth": truth} if truth else {}))
+    unit = "examples" if after.responses else "prompts"
+    title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % bootstrap intervals over {unit}"
     for judge in dict.fromkeys(row.group for row in rows):
         console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
-    console.print(f"report: {path}")
-    return rows
-
-
-def _evaluate_language(run: FinishedRun, console: Console) -> list[EvaluationRow]:
-    """The exact-match table of a language student, RUN/evaluation.json and RUN/report.html."""
-    recipe, settings = run.recipe, run.recipe.evaluation
-    examples = held_out_examples(recipe)
-    first = build_student(recipe).to(distributed.device())
-    before = judge_language(first, examples, settings.seeds, settings.temperature)
-    after = judge_language(run.student, examples, settings.seeds, settings.temperature)
-    rows = compare(before, after)
-    path = _write_judgement(run, rows, {"before": before, "after": after})
-    title = f"{len(examples)} held-out examples x {settings.seeds} seeds, 95 % bootstrap intervals over examples"
-    console.print(evaluation_table(rows, f"{EXACT} | {title}"))
     console.print(f"report: {path}")
     return rows
 
@@ -227,9 +191,8 @@ def sample_run(
         return [_write_answers(student, prompts, out, seed, images)]
     _check_clip_name(out)
     frames = run.recipe.data.frames if frames is None else frames
-    codec = build_codec(student.spec.codec)
     with before_work():
-        generate: Any = student_generator(student, build_features(student.spec), codec, frames)
+        generate = student.sampler(frames)
     clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]

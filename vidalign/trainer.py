@@ -16,19 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_student, student_generator
-from vidalign.bench.language import held_out_examples, judge_language
-from vidalign.build import LANGUAGE, build_context, build_objective, save_student
+from vidalign.build import build_context, build_objective, save_rewards, save_student
 from vidalign.context import Batch
-from vidalign.data.source import PromptSource, open_source
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.errors import PluginError, Problem, RecipeError, UserError
+from vidalign.errors import PluginError, Problem, UserError
+from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.recipe.marks import read_yaml
-from vidalign.recipe.prompts import unscored, weighted
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -68,7 +65,8 @@ class Trainer:
         if saved:
             _check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
-        self.prompts = open_data(recipe)
+        self.prompts = self.ctx.prompts
+        self.evaluator = Evaluator(recipe, self.ctx.rewards)
         self.step = 0
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
@@ -97,6 +95,7 @@ class Trainer:
                 judged = self.score is not None  # a score belongs to the weights that it judged
                 if (self.step % every == 0 or self.done or judged) and not self._skipping():
                     self.save()
+            save_rewards(self.ctx, self.run_dir)
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
         except PluginError as error:
             error.problems[0].where += f", step {self.step + 1}"
@@ -152,10 +151,10 @@ class Trainer:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
         ctx, settings = self.ctx, self.recipe.evaluation
         with torch.no_grad(), ctx.gathered():
-            if self.recipe.student.name == LANGUAGE:
-                return judge_language(ctx.student, held_out_examples(self.recipe)[:prompts], 1, settings.temperature)
-            generate = student_generator(ctx.student, ctx.features, ctx.codec, ctx.frames)
-            return judge_student(generate, held_out_prompts(self.recipe)[:prompts], 1)
+            generate = ctx.student.sampler(
+                settings.frames, features=ctx.features, codec=ctx.codec, temperature=settings.temperature
+            )
+            return self.evaluator(generate, prompts, 1)
 
     # --- parts of a step ---
 

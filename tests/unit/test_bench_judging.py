@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vidalign.bench.judging import Source, judge, judge_few, save_clips
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.bench.protocol import EvaluationConfig
 from vidalign.errors import PluginError
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.worlds.video import captions, health, perturbations
 from vidalign.worlds.video.metrics import Diversity, Drift, Motion, Quarters, WorldAuditor, WorldScorer
 from vidalign.worlds.video.renderer import clips as render_clips

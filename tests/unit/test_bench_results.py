@@ -13,10 +13,10 @@ from bench_helpers import make_cell, make_results
 
 from vidalign.bench import results as results_file
 from vidalign.bench.comparison import compare, summaries
-from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
 from vidalign.errors import DataError, UserError
+from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from vidalign import registry
-from vidalign.evaluation.metrics.clip_score import ClipScore, evenly_spaced
 from vidalign.errors import UserError
+from vidalign.evaluation.metrics.clip_score import ClipScore, evenly_spaced
 
 MEAN, STD = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
 PROMPTS = ["a red ball", "a blue box falls", "a red ball"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_out_prompts, judge_student
 
 from vidalign.bench import evaluation
 from vidalign.evaluation.bootstrap import interval
-from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_out_prompts, judge_student
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.table import evaluation_table

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, open_examples
-from vidalign.errors import DataError, RecipeError
-from vidalign.recipe import load_recipe
 from vidalign.tasks import pictures, problems, tokens, vocabulary
 from vidalign.tasks.grader import ExactMatch, final_answer
-from vidalign.trainer import open_data
 from vidalign.world.constants import COLOURS, PALETTE
+
+from vidalign.data.examples import Example
+from vidalign.errors import DataError, RecipeError
+from vidalign.recipe import load_recipe
+from vidalign.trainer import open_data
 
 # --- token world ---
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from vidalign import registry
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.errors import DataError, UserError
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.merge_scores import MergeScores
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.worlds.video import captions

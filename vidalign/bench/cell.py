@@ -13,36 +13,33 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidalign import registry
-from vidalign.bench.answers import answers_of, judge_answers, judge_few_answers
 from vidalign.bench.budget import FIELDS, BudgetedTrainer, spent_of, time_steps
 from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
-from vidalign.bench.evaluation import student_generator
-from vidalign.bench.judging import Judged, Source, as_source, judge, judge_few, save_clips
-from vidalign.evaluation.metrics.base import Metric
-from vidalign.bench.protocol import Protocol, RowConfig, build_metrics, load_protocol, teacher_hash
+from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
+from vidalign.bench.protocol import Protocol, RowConfig, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
-from vidalign.data.prompts import open_prompts
+from vidalign.data.source import listed, open_source
 from vidalign.engine import distributed
 from vidalign.errors import PluginError, UserError
+from vidalign.evaluation.evaluator import build_metrics
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
-from vidalign.students.video import VideoStudent
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.jsonl import read_history, read_records
-from vidalign.worlds.video.teacher import WorldTeacher
 
 VIDEO = "video"
 STEPS = "bench-steps"
@@ -82,8 +79,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
     """Captions that are judged are not trained on; splits of problems are disjoint by construction."""
-    trained = {prompt for group in open_prompts(recipe.data.prompts, 0).groups for prompt in group}
-    seen = trained & set(protocol.all_prompts)
+    seen = set(listed(recipe.data.prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
             f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}", where="data.prompts",
@@ -97,14 +93,14 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
-    metrics = build_metrics(protocol)
+    metrics = build_metrics(protocol.metrics)
     if not (folder / "student.safetensors").is_file():
         evaluation = protocol.evaluation
 
         def curve(ctx: Any) -> dict[str, float]:
-            if protocol.language:
-                return judge_few_answers(answers_of(ctx.student, protocol), protocol, metrics)
-            generate = student_generator(ctx.student, ctx.features, ctx.codec, evaluation.frames)
+            generate = ctx.student.sampler(
+                evaluation.frames, features=ctx.features, codec=ctx.codec, temperature=evaluation.temperature
+            )
             return judge_few(generate, protocol, metrics)
 
         seconds = protocol.budget.amount if protocol.budget.currency == "seconds" else None
@@ -135,15 +131,11 @@ def off_prediction(cell: Cell) -> list[str]:
 def run_reference(protocol: Protocol, row: str) -> Cell:
     """Judge the start weights, the teacher or the ground truth."""
     cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
-    metrics = build_metrics(protocol)
+    metrics = build_metrics(protocol.metrics)
     if row == "base":
         return _finish(protocol, cell, _judge(protocol, _load(protocol, protocol.student.path), metrics))
-    if row == "ground_truth" and protocol.language:
-        written = judge_answers(lambda examples, seed: [e.response for e in examples], protocol, metrics)
-        return _finish(protocol, cell, written)
     if row == "ground_truth":
-        source = as_source(lambda n: WorldTeacher(n).clips, evaluation.frames, evaluation.long_factor)
-        return _finish(protocol, cell, judge(source, protocol, metrics))
+        return _finish(protocol, cell, judge(_truth(protocol), protocol, metrics))
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol, protocol.teacher.path).eval(), protocol.teacher
     cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
@@ -159,11 +151,22 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
     return _finish(protocol, cell, judge(Source(generate), protocol, metrics))
 
 
+def _truth(protocol: Protocol) -> Source:
+    """The worked answers of a language protocol, else the ground truth that the prompts' source knows."""
+    if protocol.language:
+        return Source(lambda examples, _: [example.response for example in examples])
+    source, evaluation = open_source(protocol.prompts.source, 0), protocol.evaluation
+    long = partial(source.truth, frames=evaluation.frames * evaluation.long_factor)
+    return Source(partial(source.truth, frames=evaluation.frames), long if evaluation.long_factor else None)
+
+
 def _judge(protocol: Protocol, student: Any, metrics: list[Metric]) -> Judged:
     """A student by everything that the protocol asks for."""
-    if protocol.language:
-        return judge_answers(answers_of(student, protocol), protocol, metrics)
-    return judge(_student_source(protocol, student), protocol, metrics)
+    evaluation, student = protocol.evaluation, student.eval()
+    long = student.sampler(evaluation.frames * evaluation.long_factor) if evaluation.long_factor else None
+    return judge(
+        Source(student.sampler(evaluation.frames, temperature=evaluation.temperature), long), protocol, metrics
+    )
 
 
 def _finish(protocol: Protocol, cell: Cell, judged: Judged) -> Cell:
@@ -182,16 +185,6 @@ def _load(protocol: Protocol, path: str | Path) -> Any:
     """Weights of the kind of student that the protocol judges."""
     kind = registry.get("students", LANGUAGE if protocol.language else VIDEO)
     return kind.load(path, device=distributed.device())
-
-
-def _student_source(protocol: Protocol, student: VideoStudent) -> Source:
-    student = student.eval()
-    codec, features = build_codec(student.spec.codec).to(student.device), build_features(student.spec)
-
-    def of_length(frames: int) -> Callable[..., torch.Tensor]:
-        return student_generator(student, features, codec, frames)
-
-    return as_source(of_length, protocol.evaluation.frames, protocol.evaluation.long_factor)
 
 
 def _check_latents(protocol: Protocol, config: RowConfig) -> None:
@@ -262,9 +255,9 @@ def _curve(history: dict[str, list[tuple[int, float]]]) -> list[dict[str, float]
 def run(protocol: Protocol, row: str, seed: int) -> None:
     """Whatever a row is: an objective, a reference, or the examination of the judges."""
     if row == "health":
-        from vidalign.worlds.video.health import examine
-
-        health = sealed_health(examine(protocol))
+        source = open_source(protocol.prompts.source, 0)
+        found = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
+        health = sealed_health(found)
         write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
     elif row in protocol.objectives:
         run_row(protocol, row, seed)

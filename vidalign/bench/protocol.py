@@ -18,7 +18,6 @@ import yaml
 
 from vidalign import registry
 from vidalign.bench.cost import read_spec
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.data.examples import Example
 from vidalign.data.paths import is_file_name

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidalign.evaluation.bootstrap import interval
-from vidalign.bench.evaluation import Evaluation
-from vidalign.bench.language import ALL, EXACT
-from vidalign.build import LANGUAGE
+from vidalign.evaluation.evaluator import COMPOSITE, TRAINED, Evaluation
 from vidalign.report import (
     CellWarning,
     EvaluationRow,
@@ -28,7 +26,6 @@ from vidalign.report import (
 from vidalign.report.charts import history_charts
 from vidalign.tracking.clips import to_frames
 from vidalign.tracking.jsonl import FILE_NAME, History, read_history, read_records
-from vidalign.worlds.video.judges import AUDITOR, TRAINED
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -49,9 +46,12 @@ def training_report(
     """
     log, chosen = folder / FILE_NAME, f" --step {header['step']}" if "step" in header else ""
     history = read_history(log)
-    language, count, seeds = recipe.student.name == LANGUAGE, len(judged["after"].prompts), recipe.evaluation.seeds
-    unit = f"examples, {seeds} responses each" if language else f"prompts, {seeds} clips each, same noise"
-    hacking = Hacking(Metric(TRAINED, "composite"), Metric(AUDITOR, "composite"), _run_paths(history))
+    after, seeds = judged["after"], recipe.evaluation.seeds
+    count = len(after.prompts)
+    unit = f"examples, {seeds} responses each" if after.responses else f"prompts, {seeds} clips each, same noise"
+    headline = Metric(*after.headline) if after.headline else None
+    watched = headline is not None and headline.judge != TRAINED and (TRAINED, COMPOSITE) in after.metrics
+    hacking = Hacking(Metric(TRAINED, COMPOSITE), headline, _run_paths(history)) if headline and watched else None
     return Report(
         title=f"{recipe.objective.name} | {recipe.name}",
         summary=recipe.header.split("\n", 1)[0],
@@ -59,10 +59,10 @@ def training_report(
         | {"steps": str(recipe.trainer.steps)},  # beside the step of the student, where it is that of a checkpoint
         note=f"{count} held-out {unit} before and after; 95 % bootstrap intervals over {unit.split(',')[0]}.",
         rows=[_evaluated(name, evaluation) for name, evaluation in judged.items()],
-        headline=(Metric(EXACT, ALL) if language else Metric(AUDITOR, "composite")) if differences else None,
+        headline=headline if differences else None,
         baseline="before",
         pairs=[Pair("before", "after", differences)] if differences else [],
-        hacking=None if language or not differences else hacking,
+        hacking=hacking if differences else None,
         curves=history_charts(history),
         prompts=_evaluated_clips(judged),
         warnings=_logged_warnings(log),

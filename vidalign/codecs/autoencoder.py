@@ -103,9 +103,11 @@ class WanCodec(Codec):
 
     remembers = True
 
-    Config = AutoencoderConfig
+    @dataclass
+    class Config(AutoencoderConfig):
+        """As every autoencoder."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.model = _autoencoder("AutoencoderKLWan", config)
         self.channels = self.model.config.z_dim

@@ -1,1 +1,1 @@
-"""One evaluator for training, `evaluate`, benchmarks and merging: outputs of a student, judged by rewards and metrics."""
+"""One evaluator for training, `evaluate`, benchmarks and merging: outputs judged by rewards and metrics."""

@@ -102,14 +102,14 @@ class Evaluator:
     def _judge(self, outputs: Any, prompts: Sequence[Any]) -> dict[Score, torch.Tensor]:
         """Every score ``[B]`` of clips or texts."""
         found: dict[Score, torch.Tensor] = {}
-        for metric in self.metrics:
-            for name, values in scored(metric, outputs, prompts, len(prompts)).items():
-                found[metric.name, name.removeprefix(f"{metric.name}/")] = values
         if self.rewards is not None:
             scores = self.rewards.score(outputs, prompts)
             found |= {(TRAINED, name): values.float().cpu() for name, values in scores.items()}
             if sum(self.rewards.weights.values()):
                 found[TRAINED, COMPOSITE] = self.rewards.total(scores).float().cpu()
+        for metric in self.metrics:
+            for name, values in scored(metric, outputs, prompts, len(prompts)).items():
+                found[metric.name, name.removeprefix(f"{metric.name}/")] = values
         return found
 
 

@@ -23,7 +23,9 @@ Generate = Callable[[list[Any], list[torch.Generator]], Any]
 def outputs_of(generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation") -> Any:
     """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt; the noise depends on seed and prompt number only."""
     parts = [outputs for _, outputs in batches(generate, prompts, seed, purpose)]
-    return torch.cat([clips.cpu() for clips in parts]) if torch.is_tensor(parts[0]) else [t for part in parts for t in part]
+    if torch.is_tensor(parts[0]):
+        return torch.cat([clips.cpu() for clips in parts])
+    return [text for part in parts for text in part]
 
 
 def batches(

@@ -44,7 +44,7 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 from vidalign.objectives.cost import Cost
 from vidalign.objectives.replay import replay_gap
 from vidalign.rollout import Rollout, RolloutPlan
-from vidalign.teachers.privilege import dense_prompts, rollout_captions
+from vidalign.teachers.privilege import dense_prompts
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -155,16 +155,18 @@ class DOPDVideo(Objective):
         if kind == "future":
             found = data["latents"]
         else:
-            texts = (
-                rollout_captions(clips, prompts)
-                if kind == "caption"
-                else dense_prompts(prompts, self.config.dense_prompts)
-            )
+            texts = ctx.prompts.describe(clips, prompts) if kind == "caption" else self._dense(prompts)
+            if texts is None:
+                raise UserError("the prompts' source cannot describe what a clip shows", where="objective.privilege",
+                                why="only the embedded world can", fix="use dense_prompt or future")  # fmt: skip
             found = ctx.text(texts)
         if self.config.pairing == "shuffled":
             groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
             found = groups[distributed.places_of_next(len(data.prompts))].flatten(0, 1)
         data.tensors["privilege"] = found
+
+    def _dense(self, prompts: list[str]) -> list[str]:
+        return dense_prompts(prompts, self.config.dense_prompts)
 
     def _velocities(self, ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Tensor]:
         """v_S, v_S^p and v_T^p, ``[N, F, C, H, W]`` each, without gradient."""

@@ -200,6 +200,9 @@ class EvaluationConfig:
 
     prompts: str = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
+    metrics: dict[str, dict[str, Any] | None] | None = None
+    """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for
+    the prompts, where their source offers some."""
     count: int = 64
     """Prompts taken from them."""
     seeds: int = 1

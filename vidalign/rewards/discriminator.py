@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text import PromptFeatures
 
+BATCH = 16
+"""Clips scored in one forward."""
 MEMORY = 0.9
 """Decay of the running held-out accuracy at every update that saw a held-out prompt."""
 ENOUGH_PAIRS = 16
@@ -55,6 +57,8 @@ class DiscriminatorReward(TrainableReward):
         self._right, self._pairs = 0.0, 0.0  # running sums over held-out pairs
         self._seen = 0  # held-out pairs so far
         self._learned: int | None = None
+        self._module: Callable[[], Any] = lambda: self.network
+        """Its network: that of its engine in a training run."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> DiscriminatorReward:
@@ -85,6 +89,7 @@ class DiscriminatorReward(TrainableReward):
 
     def attach(self, ctx: TrainContext) -> None:
         self.ctx = ctx
+        self._module = lambda: ctx.roles.module(self.role)
 
     @property
     def held_out_accuracy(self) -> float:
@@ -94,14 +99,12 @@ class DiscriminatorReward(TrainableReward):
     @torch.no_grad()
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1]; comparable inside a prompt only."""
-        size = self.ctx.micro_batch
-        parts = [self.judge(clips[k : k + size], prompts[k : k + size]) for k in range(0, len(clips), size)]
+        parts = [self.judge(clips[k : k + BATCH], prompts[k : k + BATCH]) for k in range(0, len(clips), BATCH)]
         return {self.name: torch.cat(parts)}
 
     def judge(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores ``[B]`` in one forward, differentiable with respect to the clips if the network is."""
-        network = self.ctx.roles.module(self.role) if self.ctx else self.network
-        return network(in_bytes(clips), prompts)
+        return self._module()(in_bytes(clips), prompts)
 
     def teacher_clips(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor

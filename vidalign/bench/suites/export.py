@@ -25,7 +25,7 @@ from vidalign.bench.suites.folder import VIDEOS, Folder
 from vidalign.engine.rng import generator, key
 from vidalign.errors import UserError
 from vidalign.provenance import describe_run
-from vidalign.runs import generator_of
+from vidalign.runs import sampler_of
 from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_frames
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def export_videos(
     check_names(suite, items, seeds)
     recipe = copy.copy(recipe)
     recipe.evaluation = replace(recipe.evaluation, frames=config.frames or recipe.evaluation.frames)
-    generate = generator_of(recipe, student)
+    generate = sampler_of(recipe, student)
     videos = [Video(i, n, suite.file_name(i, n)) for i in items for n in range(suite.videos(i, seeds))]
     settings = {
         "suite": suite.name,

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.engine import distributed
 from vidalign.errors import UserError
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.tracking.clips import to_frames
 
 

@@ -21,6 +21,7 @@ from vidalign.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
+from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install
 from vidalign.students.video.rope import RotaryTables

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.data.examples import Example
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.worlds.language import grader
 
 

@@ -37,4 +37,4 @@ class Tokens(PromptSource):
 class Pictures(Tokens):
     """Questions about pictures; endless."""
 
-    problems = pictures
+    problems: ClassVar[Any] = pictures

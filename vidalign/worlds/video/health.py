@@ -9,40 +9,41 @@ more than the auditor, with a 95 % interval over clips that excludes zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.evaluation.bootstrap import interval
-from vidalign.bench.judging import scored
-from vidalign.bench.protocol import build_metrics
 from vidalign.engine.rng import generator
+from vidalign.evaluation.bootstrap import interval
+from vidalign.evaluation.judging import scored
 from vidalign.worlds.video import auditor, perturbations, scorer
 from vidalign.worlds.video.captions import is_caption
 from vidalign.worlds.video.constants import FRAMES
 from vidalign.worlds.video.renderer import clips as render_clips
 
 if TYPE_CHECKING:
-    from vidalign.bench.protocol import Protocol
+    from vidalign.bench.protocol import HealthConfig
+    from vidalign.evaluation.metrics.base import Metric
 
 REWARDS = scorer.SCORES[:3]
 
 
-def examine(protocol: Protocol) -> dict[str, Any] | None:
-    """Both examinations on the protocol's held-out captions; None without captions or when it asks for none."""
-    captions = [prompt for prompt in protocol.held_out if is_caption(prompt)]
-    if not captions or not protocol.health.clips:
+def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthConfig) -> dict[str, Any] | None:
+    """Both examinations on held-out captions; None without captions or when a protocol asks for none."""
+    captions = [prompt for prompt in prompts if is_caption(prompt)]
+    if not captions or not settings.clips:
         return None
-    spoiled = [captions[n % len(captions)] for n in range(protocol.health.clips)]
+    spoiled = [captions[n % len(captions)] for n in range(settings.clips)]
     table, audited = {}, {}
-    metrics = [metric for metric in build_metrics(protocol) if metric.judges == "clips"]
+    metrics = [metric for metric in metrics if metric.judges == "clips"]
     for row, clips, prompts in perturbations.table(spoiled, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
         table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
         audited[row] = auditor.audit(clips, prompts)["composite"]
     falls = {row: _fall(audited[perturbations.ROWS[0]] - found) for row, found in list(audited.items())[1:]}
-    attacked = [captions[n % len(captions)] for n in range(protocol.health.probe_clips)]
-    probe = {reward: hack(reward, attacked, protocol.health.probe_steps) for reward in REWARDS if attacked}
+    attacked = [captions[n % len(captions)] for n in range(settings.probe_clips)]
+    probe = {reward: hack(reward, attacked, settings.probe_steps) for reward in REWARDS if attacked}
     return {"perturbations": table, "falls": falls, "hacking_probe": probe}
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from vidalign.evaluation.metrics.base import Metric
 from vidalign.engine.rng import generator
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.worlds.video import scorer
 from vidalign.worlds.video.captions import is_caption
 from vidalign.worlds.video.diversity import diversity
