@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vidalign.bench.judging import scored
-from vidalign.data.prompts import open_prompts
+from vidalign.data.source import open_source
 from vidalign.engine.rng import generator
 from vidalign.provenance import commit, machine
 from vidalign.recipe import load_recipe
@@ -46,7 +46,7 @@ def ranks(values: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def groups_of(trainer: Trainer) -> tuple[torch.Tensor, list[str], torch.Tensor]:
     """Clips of the initial student ``[groups * size, F, 3, H, W]``, their prompts, the auditor ``[groups, size]``."""
-    ctx, source = trainer.ctx, open_prompts(trainer.recipe.data.eval_prompts, 0)
+    ctx, source = trainer.ctx, open_source(trainer.recipe.data.eval_prompts, 0)
     prompts = [source[k // SIZE] for k in range(GROUPS * SIZE)]
     plan, clips = RolloutPlan(prefix=0, branch=ctx.chunks), []
     for start in range(0, len(prompts), 64):

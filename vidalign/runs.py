@@ -109,7 +109,7 @@ def evaluate_run(
     """
     run = open_run(folder, overrides, saved)
     recipe, console = run.recipe, console or Console()
-    evaluator = Evaluator(recipe, frozen_rewards(recipe, run.student, run.folder))
+    evaluator = Evaluator.from_recipe(recipe, frozen_rewards(recipe, run.student, run.folder))
     truth = evaluator.truth()
     before = evaluator(sampler_of(recipe, build_student(recipe)))
     after = evaluator(sampler_of(recipe, run.student))

@@ -66,7 +66,7 @@ class Trainer:
             _check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
         self.prompts = self.ctx.prompts
-        self.evaluator = Evaluator(recipe, self.ctx.rewards)
+        self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
         self.step = 0
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""

@@ -10,7 +10,7 @@ import torch
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch, TrainContext
 from vidalign.data.examples import Example
-from vidalign.data.language import open_examples
+from vidalign.data.source import open_source
 from vidalign.objectives.base import Experience, Objective
 from vidalign.recipe import load_recipe
 from vidalign.students.language import LanguageSpec, LanguageStudent
@@ -74,7 +74,7 @@ def make(folder: Path, name: str, *overrides: str) -> tuple[Objective, TrainCont
 
 
 def examples(count: int = 3, form: str = "hints") -> list[Example]:
-    source = open_examples("tokens:train", 0, form)
+    source = open_source("tokens:train", 0, privilege=form)
     return [source[n] for n in range(count)]
 
 

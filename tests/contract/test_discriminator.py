@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from vidalign import registry
 from vidalign.context import TrainContext
-from vidalign.data.prompts import open_prompts
+from vidalign.data.source import open_source
 from vidalign.engine.rng import generator
 from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
@@ -113,7 +113,7 @@ def test_a_frozen_one_stays_as_it_is_and_is_measured(optimizer: str, folder: Pat
         folder, "discriminator.learning_rate=0", f"trainer.optimizer={optimizer}", "discriminator.updates=2"
     )
     before, prompts = weights(ctx), [*TRAINED[:2], HELD_OUT[0]]
-    reward.warm_up(open_prompts("world:basic/train", 0, 4))
+    reward.warm_up(open_source("world:basic/train", 0, 4))
     reward.learn(student_clips(prompts), prompts)
     assert same(before, weights(ctx)) and ctx.metrics["health/discriminator_warm_up_steps"] == 0
     assert ctx.metrics["health/discriminator_grad_norm/mean"] > 0
@@ -237,7 +237,7 @@ def test_warm_up_ends_at_the_accuracy_or_at_the_last_step(
         return reward._measure(margin, margin[:, 0], torch.zeros(4, dtype=torch.bool))
 
     monkeypatch.setattr(reward, "_update", update)
-    reward.warm_up(open_prompts("world:basic/train", 0, 4))
+    reward.warm_up(open_source("world:basic/train", 0, 4))
     assert len(calls) == steps and ctx.metrics["health/discriminator_warm_up_steps"] == steps
     assert len({c[2] for c in calls}) == steps, "fresh videos in each step"
     assert all(len(c[1]) == 4 for c in calls)
@@ -255,7 +255,7 @@ def test_warm_up_goes_through_its_videos_again(folder: Path, monkeypatch: pytest
         return {}
 
     monkeypatch.setattr(reward, "_update", update)
-    reward.warm_up(open_prompts("world:basic/train", 0, 4))
+    reward.warm_up(open_source("world:basic/train", 0, 4))
     assert steps == [0, 1, 2, 3, 4] and seen == [seen[0], seen[1], seen[0], seen[1], seen[0]] and seen[0] != seen[1]
 
 
@@ -273,7 +273,7 @@ def test_its_learning_rate_rises(folder: Path) -> None:
 def test_warm_up_trains_the_discriminator_only(folder: Path) -> None:
     reward, ctx = discriminator(folder)
     student, before = weights(ctx, "student"), weights(ctx)
-    reward.warm_up(open_prompts("world:basic/train", 0, 4))
+    reward.warm_up(open_source("world:basic/train", 0, 4))
     assert same(student, weights(ctx, "student")) and not same(before, weights(ctx))
 
 

@@ -19,7 +19,7 @@ from vidalign.losses.routing import Regime, trimmed_mean
 from vidalign.objectives.base import Experience, Phase
 from vidalign.objectives.dopd_video import DOPDVideo
 from vidalign.students.video import VideoStudent
-from vidalign.teachers.privilege import rollout_captions
+from vidalign.worlds.video.captioner import rollout_captions
 from vidalign.worlds.video.renderer import clips
 
 BLOCK = 16

@@ -10,7 +10,7 @@ import torch
 from objective_helpers import accumulate, whole
 from safetensors.torch import load_file
 
-from vidalign.build import build_context, build_objective
+from vidalign.build import build_context, build_objective, build_prompts
 from vidalign.context import Batch, TrainContext
 from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import RecipeError, UserError
@@ -20,7 +20,7 @@ from vidalign.runs import evaluate_run, open_run, sample_run
 from vidalign.saved import Saved
 from vidalign.students.language import LanguageStudent
 from vidalign.tracking.tracker import Tracker
-from vidalign.trainer import Trainer, open_data
+from vidalign.trainer import Trainer
 
 RECIPE = """
 student:
@@ -49,7 +49,7 @@ def start(folder: Path, *overrides: str) -> tuple[Objective, TrainContext, Exper
     recipe = load_recipe(write(folder), list(overrides))
     objective = build_objective(recipe)
     ctx = build_context(recipe, objective, Tracker.silent())
-    examples = open_data(recipe)
+    examples = build_prompts(recipe)
     with torch.no_grad():
         return objective, ctx, objective.collect(ctx, Batch(0, [examples[n] for n in range(6)], list(range(6))))
 

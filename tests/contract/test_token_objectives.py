@@ -16,7 +16,7 @@ from objective_helpers import accumulate, logged, network_of, nudge, whole
 from torch import Tensor
 
 from vidalign.context import TrainContext
-from vidalign.data.language import open_examples
+from vidalign.data.source import open_source
 from vidalign.errors import DataError, RecipeError
 from vidalign.losses.divergences import divergence
 from vidalign.losses.routing import Regime
@@ -362,7 +362,7 @@ def test_dopd_on_pictures(tmp_path: Path) -> None:
         make_picture_student(tmp_path / f"{name}.safetensors", seed)
     data = ["data.prompts=pictures:train", "data.eval_prompts=pictures:held_out"]
     objective, ctx = make(tmp_path, "dopd", "objective.group_size=2", "objective.top_k=8", *data)
-    source = open_examples("pictures:train", 0, "hints")
+    source = open_source("pictures:train", 0, privilege="hints")
     found = collect(objective, ctx, [source[n] for n in range(3)])
     assert all(e.images and e.privileged for e in found.prompts)
     expected, gradient, _ = accumulate(objective, ctx, found, Phase(), 64)

@@ -9,8 +9,7 @@ from bench_helpers import RECIPE, make_student
 
 from vidalign.bench.budget import BudgetedTrainer, spent_of, time_steps
 from vidalign.bench.cost import predict
-from vidalign.bench.evaluation import student_generator
-from vidalign.bench.judging import make_clips
+from vidalign.evaluation.judging import outputs_of
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.tracking.jsonl import read_history
 from vidalign.trainer import Trainer
@@ -50,8 +49,8 @@ def test_judging_on_the_way_is_not_counted(recipe: Recipe, tmp_path: Path) -> No
     seen: list[int] = []
 
     def curve(ctx: object) -> dict[str, float]:
-        generate = student_generator(ctx.student, ctx.features, ctx.codec, 6)  # type: ignore[attr-defined]
-        ctx.score(make_clips(generate, ["a large red circle falls"], 0), ["a large red circle falls"])  # type: ignore[attr-defined]
+        generate = ctx.student.sampler(6, features=ctx.features, codec=ctx.codec)  # type: ignore[attr-defined]
+        ctx.score(outputs_of(generate, ["a large red circle falls"], 0), ["a large red circle falls"])  # type: ignore[attr-defined]
         seen.append(ctx.step + 1)  # type: ignore[attr-defined]
         return {"world_auditor/composite": 0.25, "m/nothing": float("nan")}
 

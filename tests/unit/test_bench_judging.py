@@ -102,7 +102,7 @@ class Ends(Metric):
 
 PROMPTS = ["one", "two", "three", "four"]
 EVALUATION = EvaluationConfig(frames=2, seeds=[0, 1, 2], long_factor=2, long_prompts=2, curve_prompts=2, shown=3)
-PROTOCOL: Any = SimpleNamespace(evaluation=EVALUATION, all_prompts=PROMPTS, held_out=PROMPTS[:3])
+PROTOCOL: Any = SimpleNamespace(evaluation=EVALUATION, asked=PROMPTS, all_prompts=PROMPTS, held_out=PROMPTS[:3])
 
 
 def noisy(frames: int) -> Any:
@@ -117,7 +117,7 @@ def test_values_are_means_over_seeds_of_the_same_noise(monkeypatch: pytest.Monke
 
     source, metrics = Source(noisy(2), noisy(4)), [Mean(), Spread(), Ends()]
     first = judge(source, PROTOCOL, metrics)
-    per_seed = torch.stack([judging.make_clips(noisy(2), PROMPTS, s).flatten(1).mean(1) for s in (0, 1, 2)])
+    per_seed = torch.stack([judging.outputs_of(noisy(2), PROMPTS, s).flatten(1).mean(1) for s in (0, 1, 2)])
     assert first.metrics["mean/all"] == pytest.approx(per_seed.mean(0).tolist())
     assert first.metrics["spread/all"] == pytest.approx(per_seed.std(0).tolist())
     monkeypatch.setattr(judging, "BATCH", 3)
@@ -166,12 +166,10 @@ def test_an_adversary_on_one_reward_is_told_apart() -> None:
     assert idle["excess"] == 0 and not idle["told_apart"]
 
 
-def test_the_perturbation_table_is_judged_by_the_protocols_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
     from vidalign.bench.protocol import HealthConfig
 
-    monkeypatch.setattr(health, "build_metrics", lambda protocol: [WorldAuditor(), Diversity()])
-    protocol: Any = SimpleNamespace(held_out=["a whale", FALLS, STILL], health=HealthConfig(2, 0, 1))
-    found = health.examine(protocol)
+    found = health.examine(["a whale", FALLS, STILL], [WorldAuditor(), Diversity()], HealthConfig(2, 0, 1))
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)
     means = {row: values["world_auditor/composite"] for row, values in found["perturbations"].items()}
     assert means["ground truth"] > 0.95 and means["uniform noise"] < 0.2
@@ -182,4 +180,4 @@ def test_the_perturbation_table_is_judged_by_the_protocols_metrics(monkeypatch: 
         assert fall["told_apart"] and 0 < fall["interval"][0] <= fall["mean"] <= fall["interval"][1]
     assert not health._fall(torch.tensor([0.1, -0.1, 0.05, -0.05]))["told_apart"]
     assert set(health.REWARDS) == {"text_alignment", "motion_quality", "visual_quality"}
-    assert health.examine(SimpleNamespace(held_out=["a whale"], health=HealthConfig())) is None  # type: ignore[arg-type]
+    assert health.examine(["a whale"], [], HealthConfig()) is None

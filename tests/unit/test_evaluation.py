@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vidalign.bench.evaluation import Evaluation, compare, ground_truth, held_out_prompts, judge_student
 
-from vidalign.bench import evaluation
+from vidalign import registry
+from vidalign.data.prompts import GroupedPrompts
+from vidalign.data.source import open_source
+from vidalign.evaluation import judging
 from vidalign.evaluation.bootstrap import interval
+from vidalign.evaluation.comparison import compare, save_evaluation
+from vidalign.evaluation.evaluator import TRAINED, Evaluation, Evaluator, build_metrics
+from vidalign.evaluation.metrics.base import Metric
+from vidalign.rewards.base import CompositeReward
 from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.table import evaluation_table
 from vidalign.worlds.video import captions
-from vidalign.worlds.video.judges import AUDITOR, TRAINED
 
 PROMPTS = list(captions.prompts("held_out")[:5])
 
@@ -67,7 +73,7 @@ def test_interval_is_deterministic_and_leaves_out_failures() -> None:
 
 def judged(values: Tensor, name: str = "composite") -> Evaluation:
     prompts = [f"prompt {n}" for n in range(len(values))]
-    return Evaluation(prompts, {(AUDITOR, name): values}, torch.zeros(1, 1, 3, 2, 2))
+    return Evaluation(prompts, {("auditor", name): values}, torch.zeros(1, 1, 3, 2, 2))
 
 
 def test_comparison_is_paired() -> None:
@@ -75,7 +81,7 @@ def test_comparison_is_paired() -> None:
     before = 10 * numbers(50)
     gain = 0.2 + 0.01 * numbers(50, seed=1)
     (row,) = compare(judged(before), judged(before + gain), judged(before + 1))
-    assert (row.group, row.metric, row.verdict) == (AUDITOR, "composite", "better")
+    assert (row.group, row.metric, row.verdict) == ("auditor", "composite", "better")
     assert (row.before, row.after) == (
         pytest.approx(before.mean().item()),
         pytest.approx((before + gain).mean().item()),
@@ -105,62 +111,103 @@ def test_other_prompts_cannot_be_compared() -> None:
 # --- generation ---
 
 
-@pytest.fixture
-def cheap_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of a clip as its only score."""
+class Negative(Metric):
+    """Minus the mean of a clip."""
 
-    def judge(clips: Tensor, prompts: list[str]) -> dict[tuple[str, str], Tensor]:
-        mean = clips.flatten(1).mean(1)
-        return {(TRAINED, "composite"): mean, (AUDITOR, "composite"): -mean}
+    name = "negative"
 
-    monkeypatch.setattr(evaluation, "judge_world", judge)
+    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"other": torch.zeros(len(clips)), "composite": -clips.flatten(1).mean(1)}
+
+
+class Mean:
+    """The mean of a clip."""
+
+    name = "mean"
+
+    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"mean": clips.flatten(1).mean(1)}
+
+
+class Fixed(GroupedPrompts):
+    """The prompts in their own order."""
+
+    def __getitem__(self, sample: int) -> str:
+        return self.groups[0][sample]
+
+
+def evaluator(prompts: Sequence[str] = PROMPTS, seeds: int = 1, *metrics: Metric) -> Evaluator:
+    rewards = CompositeReward({"mean": Mean()}, {"mean": 2.0})
+    return Evaluator(Fixed([prompts], 0), metrics or (Negative(),), rewards, seeds=seeds)
 
 
 def noisy(prompts: list[str], generators: list[torch.Generator]) -> Tensor:
     return torch.stack([torch.rand(2, 3, 4, 4, generator=g) for g in generators])
 
 
-def test_noise_depends_on_prompt_and_seed_only(cheap_judge: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_depends_on_prompt_and_seed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
     def watched(prompts: list[str], generators: list[torch.Generator]) -> Tensor:
         seen.append(noisy(prompts, generators))
         return seen[-1]
 
-    before = judge_student(watched, PROMPTS, 2)
-    after = judge_student(watched, PROMPTS, 2)
+    before, after = evaluator(seeds=2)(watched), evaluator(seeds=2)(watched)
     assert len(seen) == 4 and torch.equal(torch.cat(seen[:2]), torch.cat(seen[2:]))
     rows = torch.cat(seen[:2]).flatten(1)
     assert len({tuple(row.tolist()) for row in rows}) == 10, "every prompt and seed has noise of its own"
-    monkeypatch.setattr(evaluation, "BATCH", 2)
-    in_parts = judge_student(noisy, PROMPTS, 2)
+    monkeypatch.setattr(judging, "BATCH", 2)
+    in_parts = evaluator(seeds=2)(noisy)
     for key, values in before.metrics.items():
         assert torch.equal(values, after.metrics[key]) and torch.equal(values, in_parts.metrics[key])
 
 
-def test_metrics_are_means_over_the_seeds_of_a_prompt(cheap_judge: None) -> None:
+def test_metrics_are_means_over_the_seeds_of_a_prompt() -> None:
     def generate(prompts: list[str], generators: list[torch.Generator]) -> Tensor:
         calls.append(len(prompts))
         base = torch.arange(len(prompts), dtype=torch.float32) + 10 * len(calls)
         return base.reshape(-1, 1, 1, 1, 1).expand(-1, 2, 3, 4, 4)
 
     calls: list[int] = []
-    found = judge_student(generate, PROMPTS, 3)
+    found = evaluator(seeds=3)(generate)
     assert found.metrics[TRAINED, "composite"].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0]
+    assert found.metrics[TRAINED, "mean"].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0]
     assert found.clips.shape == (5, 2, 3, 4, 4) and len(found.clip_metrics) == 5
-    assert found.clip_metrics[1] == {"trained": 11.0, "auditor": -11.0}, "of the clip that is shown"
+    assert found.headline == ("negative", "composite"), "the composite of what is not trained on"
+    assert found.clip_metrics[1] == {"negative": -11.0, "trained": 11.0}, "of the clip that is shown"
     assert found.health() == {"health/held_out/mean": -22.0, "health/held_out_trained/mean": 22.0}
 
 
-def test_a_failed_clip_does_not_spoil_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_clip_does_not_spoil_its_prompt() -> None:
     scores = iter([torch.tensor([1.0, torch.nan]), torch.tensor([3.0, 5.0])])
 
-    def judge(clips: Tensor, prompts: list[str]) -> dict[tuple[str, str], Tensor]:
-        values = next(scores)
-        return {(TRAINED, "composite"): values, (AUDITOR, "composite"): values}
+    class Sometimes(Metric):
+        name = "sometimes"
 
-    monkeypatch.setattr(evaluation, "judge_world", judge)
-    assert judge_student(noisy, PROMPTS[:2], 2).metrics[AUDITOR, "composite"].tolist() == [2.0, 5.0]
+        def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            return {"value": next(scores)}
+
+    assert evaluator(PROMPTS[:2], 2, Sometimes())(noisy).metrics["sometimes", "value"].tolist() == [2.0, 5.0]
+
+
+def test_a_judge_that_knows_no_prompt_is_left_out() -> None:
+    """Of prompts that are no captions the world's auditor says nothing: the rewards stand alone."""
+    found = evaluator(["a whale that sings"], 1, *build_metrics({"world_auditor": {}}))(noisy)
+    assert set(found.metrics) == {(TRAINED, "mean"), (TRAINED, "composite")}
+    assert found.headline == (TRAINED, "composite")
+    alone = Evaluator(Fixed([["a whale that sings"]], 0), [])(noisy)
+    assert not alone.metrics and alone.headline is None and alone.health() == {} and len(alone.clips) == 1
+
+
+def test_answers_are_graded_and_kept() -> None:
+    """A language student is judged by the same evaluator: its responses, a family outside of an example is NaN."""
+    source = open_source("tokens:held_out", 0)
+    judge = Evaluator(source, build_metrics(source.judges), count=40)
+    found = judge(lambda examples, _: [example.response for example in examples])
+    assert found.metrics["exact_match", "all"].tolist() == [1.0] * 40 and found.headline == ("exact_match", "all")
+    assert found.responses[3] == source[3].response and not len(found.clips)
+    wrong = Evaluator(source, build_metrics(source.judges), count=4)(lambda examples, _: ["= x"] * len(examples))
+    assert wrong.health() == {"health/held_out/mean": 0.0}
 
 
 def test_two_students_start_from_the_same_noise() -> None:
@@ -180,47 +227,57 @@ def test_two_students_start_from_the_same_noise() -> None:
 
         student.draw_noise = draw
         codec = SimpleNamespace(decode=lambda x: x.clamp(0, 1))
-        generate = evaluation.student_generator(student, lambda p: torch.ones(len(p), 4, 8), codec, 6)
+        generate = student.sampler(6, features=lambda p: torch.ones(len(p), 4, 8), codec=codec)
         clips = generate(PROMPTS[:2], [torch.Generator().manual_seed(n) for n in range(2)])
         assert clips.shape == (2, 6, 3, 32, 32)
     assert torch.equal(*drawn)
 
 
 def test_ground_truth_is_judged_by_the_real_judges() -> None:
-    truth = ground_truth(PROMPTS[:2], 1, 12)
-    assert truth.metrics[TRAINED, "composite"].min() > 0.9 and truth.metrics[AUDITOR, "composite"].min() > 0.9
-    grey = judge_student(lambda prompts, _: torch.full((len(prompts), 12, 3, 32, 32), 0.5), PROMPTS[:2], 1)
-    assert (grey.metrics[AUDITOR, "composite"] < truth.metrics[AUDITOR, "composite"] - 0.2).all()
+    rewards = {name: registry.get("rewards", name)() for name in ("text_alignment", "visual_quality")}
+    source = open_source("world:held_out", 0)
+    both = CompositeReward(rewards, dict.fromkeys(rewards, 1.0))
+    real = Evaluator(source, build_metrics(source.judges), both, count=2)
+    truth, auditor = real.truth(), ("world_auditor", "composite")
+    assert truth is not None and truth.headline == auditor
+    assert truth.metrics[TRAINED, "composite"].min() > 0.9 and truth.metrics[auditor].min() > 0.9
+    grey = real(lambda prompts, _: torch.full((len(prompts), 12, 3, 32, 32), 0.5))
+    assert (grey.metrics[auditor] < truth.metrics[auditor] - 0.2).all()
 
 
 # --- prompts and files ---
 
 
-def recipe(count: int = 6, prompts: str = "", held_out: str = "world:basic/unseen") -> Any:
-    settings = SimpleNamespace(prompts=prompts, count=count)
-    return SimpleNamespace(evaluation=settings, data=SimpleNamespace(eval_prompts=held_out), seed=0)
+def recipe(prompts: str, metrics: dict[str, Any] | None = None, count: int = 10) -> Any:
+    settings = SimpleNamespace(prompts=prompts, count=count, metrics=metrics, seeds=1, frames=12)
+    return SimpleNamespace(evaluation=settings, data=SimpleNamespace(eval_prompts="world:basic/unseen"), seed=3)
 
 
-def test_held_out_prompts_are_distinct_captions() -> None:
-    found = held_out_prompts(recipe(count=10))
+def test_held_out_prompts_are_distinct_and_of_no_seed() -> None:
+    found = Evaluator.from_recipe(recipe(""), None).prompts
     assert len(set(found)) == 10 and set(found) <= set(captions.prompts("basic/unseen"))
-    everything = held_out_prompts(recipe(count=1000))
+    other = recipe("")
+    other.seed = 4
+    assert Evaluator.from_recipe(other, None).prompts == found
+    everything = Evaluator.from_recipe(recipe("", count=1000), None).prompts
     assert sorted(everything) == sorted(captions.prompts("basic/unseen"))
 
 
-def test_prompts_that_the_world_cannot_judge_are_left_out(tmp_path: Path) -> None:
+def test_metrics_are_the_recipe_s_or_what_the_source_offers(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text("\n".join(["a whale that sings", *PROMPTS]), encoding="utf-8")
-    assert sorted(held_out_prompts(recipe(prompts=str(file)))) == sorted(PROMPTS)
     file.write_text("a whale that sings\n", encoding="utf-8")
-    assert held_out_prompts(recipe(prompts=str(file))) == ["a whale that sings"], "shown, and not judged"
+    names = [
+        [metric.name for metric in Evaluator.from_recipe(made, None).metrics]
+        for made in (recipe(""), recipe(str(file)), recipe("", {"motion": {"references": 2}}), recipe("", {}))
+    ]
+    assert names == [["world_auditor"], [], ["motion"], []]
 
 
 def test_the_file_holds_every_prompt(tmp_path: Path) -> None:
     values = torch.tensor([0.25, 0.5])
     path = tmp_path / "evaluation.json"
-    evaluation.save_evaluation(path, judged(values), judged(values + 0.25), judged(values + 0.5), {"seed": "3"})
+    save_evaluation(path, judged(values), judged(values + 0.25), judged(values + 0.5), {"seed": "3"})
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["header"] == {"seed": "3"} and document["prompts"] == ["prompt 0", "prompt 1"]
-    assert document["values"]["after"] == {f"{AUDITOR}/composite": [0.5, 0.75]}
+    assert document["values"]["after"] == {"auditor/composite": [0.5, 0.75]}
     assert set(document["values"]) == {"before", "after", "ground_truth"}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from vidalign.bench.metrics.base import Metric
 
 from vidalign import build, merge_scores, registry
 from vidalign.bench import cost, judging, protocol
 from vidalign.errors import PluginError, RecipeError
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.objectives.base import Objective
 from vidalign.recipe import load_recipe
 from vidalign.recipe.marks import Node

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from vidalign.data.language import evaluation_examples, open_examples
-from vidalign.tasks import pictures, problems, tokens, vocabulary
-from vidalign.tasks.grader import ExactMatch, final_answer
-from vidalign.world.constants import COLOURS, PALETTE
 
+from vidalign.build import build_prompts
 from vidalign.data.examples import Example
+from vidalign.data.source import check_kind, open_source
 from vidalign.errors import DataError, RecipeError
 from vidalign.recipe import load_recipe
-from vidalign.trainer import open_data
+from vidalign.worlds.language import pictures, problems, tokens, vocabulary
+from vidalign.worlds.language.grader import ExactMatch, final_answer
+from vidalign.worlds.video.constants import COLOURS, PALETTE
 
 # --- token world ---
 
@@ -82,11 +82,11 @@ def test_forms_of_privilege() -> None:
 
 
 def test_examples_are_a_function_of_seed_and_sample() -> None:
-    first = open_examples("tokens:train", 5, "mixed")
+    first = open_source("tokens:train", 5, privilege="mixed")
     forms = {first[n].privileged.split(" ")[0] for n in range(96)}
-    assert forms == {"plan", "summary", "answer"} and first[7] == open_examples("tokens:train", 5, "mixed")[7]
-    assert first[7].prompt != open_examples("tokens:train", 6, "mixed")[7].prompt
-    held = evaluation_examples("tokens:held_out", 9)
+    assert forms == {"plan", "summary", "answer"} and first[7] == open_source("tokens:train", 5, privilege="mixed")[7]
+    assert first[7].prompt != open_source("tokens:train", 6, privilege="mixed")[7].prompt
+    held = open_source("tokens:held_out", 0).first(9)
     assert len(held) == 9 and all(not e.privileged for e in held)
 
 
@@ -206,26 +206,28 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
     rows = {"prompt": ["one", "two"], "privileged": ["hint", None], "images": [[image], []], "answer": ["1", "2"]}
     table = datasets.Dataset.from_dict(rows).cast_column("images", datasets.List(datasets.Image()))
     table.to_parquet(tmp_path / "t.parquet")
-    first, second = evaluation_examples(str(tmp_path / "t.parquet"), 5)
+    first, second = open_source(str(tmp_path / "t.parquet"), 0).first(5)
     assert (first.prompt, first.privileged, first.answer) == ("one", "hint", "1") and second.privileged == ""
     assert np.array_equal(np.asarray(first.images[0]), np.asarray(image)) and second.images == ()
-    shuffled = open_examples(str(tmp_path / "t.parquet"), 0, "none", 2)
+    shuffled = open_source(str(tmp_path / "t.parquet"), 0, 2)
     assert {shuffled[0].prompt, shuffled[1].prompt} == {"one", "two"} == {shuffled[6].prompt, shuffled[7].prompt}
     image.save(tmp_path / "p.png")
     (tmp_path / "p.jsonl").write_text('{"prompt": "one", "answer": 0, "images": ["p.png"]}\n')
-    (third,) = evaluation_examples(str(tmp_path / "p.jsonl"), 5)
+    (third,) = open_source(str(tmp_path / "p.jsonl"), 0).first(5)
     assert np.array_equal(np.asarray(third.images[0]), np.asarray(image)) and third.answer == "0"
     for place in (f"{tmp_path}/p.png", f"../{tmp_path.name}/p.png"):
         (tmp_path / "out.jsonl").write_text(f'{{"prompt": "one", "images": ["{place}"]}}\n')
         with pytest.raises(DataError, match="leads out of the folder"):
-            evaluation_examples(str(tmp_path / "out.jsonl"), 5)
+            open_source(str(tmp_path / "out.jsonl"), 0).first(5)
     (tmp_path / "t.jsonl").write_text('{"question": "one"}\n')
     with pytest.raises(DataError, match="no column 'prompt'"):
-        open_examples(str(tmp_path / "t.jsonl"), 0, "none")
+        open_source(str(tmp_path / "t.jsonl"), 0, privilege="none")
     with pytest.raises(DataError, match="did you mean 'held_out'"):
-        open_examples("tokens:heldout", 0, "none")
+        open_source("tokens:heldout", 0, privilege="none")
+    with pytest.raises(DataError, match="a language student cannot use"):
+        check_kind(str(tmp_path / "t.txt"), "language")
     with pytest.raises(DataError, match="there are no examples"):
-        open_examples(str(tmp_path / "t.txt"), 0, "none")
+        open_source(str(tmp_path / "none.csv"), 0)
 
 
 def test_a_table_without_answers_is_not_trained_on_by_exact_match(tmp_path: Path) -> None:
@@ -234,6 +236,6 @@ def test_a_table_without_answers_is_not_trained_on_by_exact_match(tmp_path: Path
     recipe = load_recipe("tokens/opd", ["rewards.exact_match=1"])
     recipe.data.prompts = str(tmp_path / "t.jsonl")
     with pytest.raises(RecipeError, match=r"can score a prompt - .*t.jsonl, row 1 - exact_match .* 'why\?'"):
-        open_data(recipe)
+        build_prompts(recipe)
     recipe.rewards = {"exact_match": 0.0}
-    assert open_data(recipe)[0].prompt in ("1 + 1", "why?")
+    assert build_prompts(recipe)[0].prompt in ("1 + 1", "why?")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vidalign.errors import UserError
 from vidalign.text import PromptFeatures, TextEncoder, build_text_encoder
-from vidalign.text.encoder import pretrained_encoder
 from vidalign.worlds.video.captions import VOCABULARY, prompts
 from vidalign.worlds.video.text import world_tokenizer
 
@@ -122,7 +121,8 @@ def test_published_encoder_families(kind: str, tmp_path: Path) -> None:
     model = getattr(transformers, name)(config).eval()
     model.save_pretrained(tmp_path)
     world_tokenizer().save_pretrained(tmp_path)
-    encoder = pretrained_encoder(str(tmp_path), length=12, dtype="float32")
+    settings = {"name": "transformers", "path": str(tmp_path), "length": 12, "dtype": "float32"}
+    encoder = build_text_encoder(settings)
     features = encoder.encode(["a red circle", "a blue"])
     assert features.shape == (2, 12, 16) and not any(p.requires_grad for p in encoder.parameters())
     assert (features[0, 3:] == 0).all() and (features[1, 2:] == 0).all() and (features[1, :2] != 0).any()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vidalign.errors import PluginError
-from vidalign.rewards import world
 from vidalign.rewards.base import CompositeReward, Reward
+from vidalign.worlds.video import rewards as world
 from vidalign.worlds.video import scorer
 from vidalign.worlds.video.captions import balanced
 from vidalign.worlds.video.renderer import clips

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.data.source import open_source
+from vidalign.data.source import PromptSource, open_source
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe.plugins import make
@@ -61,14 +61,22 @@ class Evaluation:
 
 
 class Evaluator:
-    """Judges students on the held-out prompts of a recipe."""
+    """Judges students on the first `count` prompts of a source, `seeds` outputs each; frames: of the ground truth."""
 
-    def __init__(self, recipe: Recipe, rewards: CompositeReward | None) -> None:
+    def __init__(
+        self, source: PromptSource, metrics: Sequence[Metric], rewards: CompositeReward | None = None,
+        *, count: int = 64, seeds: int = 1, frames: int = 12,
+    ) -> None:  # fmt: skip
+        self.source, self.metrics, self.rewards = source, list(metrics), rewards
+        self.prompts, self.seeds, self.frames = source.first(count), seeds, frames
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, rewards: CompositeReward | None) -> Evaluator:
+        """On the held-out prompts of a recipe, the same for every seed of it."""
         settings = recipe.evaluation
-        self.source = open_source(settings.prompts or recipe.data.eval_prompts, 0)
-        self.prompts = self.source.first(settings.count)
-        self.metrics = build_metrics(settings.metrics if settings.metrics is not None else self.source.judges)
-        self.rewards, self.seeds, self.frames = rewards, settings.seeds, settings.frames
+        source = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+        metrics = build_metrics(source.judges if settings.metrics is None else settings.metrics)
+        return cls(source, metrics, rewards, count=settings.count, seeds=settings.seeds, frames=settings.frames)
 
     def __call__(self, generate: Generate, count: int | None = None, seeds: int | None = None) -> Evaluation:
         """Judge what `generate` makes of the prompts, by default of all of them with all seeds."""

@@ -30,4 +30,8 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -
 
 
 def _node(value: Any, where: str) -> Node:
-    return Node({key: _node(item, where) for key, item in value.items()} if isinstance(value, dict) else value, where)
+    if isinstance(value, dict):
+        return Node({key: _node(item, where) for key, item in value.items()}, where)
+    if isinstance(value, list | tuple):
+        return Node([_node(item, where) for item in value], where)
+    return Node(value, where)
