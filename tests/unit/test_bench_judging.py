@@ -113,7 +113,7 @@ def noisy(frames: int) -> Any:
 
 
 def test_values_are_means_over_seeds_of_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vidalign.bench import judging
+    from vidalign.evaluation import judging
 
     source, metrics = Source(noisy(2), noisy(4)), [Mean(), Spread(), Ends()]
     first = judge(source, PROTOCOL, metrics)
