@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidalign.errors import CheckpointError, UserError
+from vidalign.quiet import no_bars
 from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageSpec, LanguageStudent
 from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
@@ -103,7 +104,8 @@ def load_transformers(name: str) -> LanguageStudent:
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(name, dtype="auto")
+        with no_bars("transformers"):
+            model = kind.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
         raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
                               fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip
