@@ -211,7 +211,7 @@ def _student(draft: Draft) -> None:
         build(VideoStudentSpec, written, "student.init", draft.problems)
         _transformer(draft, written)
     if student.init and student.name == LANGUAGE:
-        from vidalign.students.language import LanguageSpec
+        from vidalign.students.language_config import LanguageSpec
 
         build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
     if student.cache and student.name == LANGUAGE:
@@ -302,12 +302,12 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
     from vidalign.students.video.checkpoint import resolve
 
     if draft.recipe.student.name == LANGUAGE:
-        from vidalign.students.language_checkpoint import is_transformers
+        from vidalign.students.language_config import is_transformers
 
         if is_transformers(path):
             return
     try:
-        with safe_open(resolve(path), "pt") as file:
+        with safe_open(resolve(path), "np") as file:
             metadata = file.metadata() or {}
     except UserError as error:
         draft.pass_on(error, key)

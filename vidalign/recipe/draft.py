@@ -54,7 +54,7 @@ def student_spec(student: StudentConfig) -> dict[str, Any] | None:
     from vidalign.students.video.checkpoint import resolve
 
     try:
-        with safe_open(resolve(student.path), "pt") as file:
+        with safe_open(resolve(student.path), "np") as file:
             return dict(json.loads((file.metadata() or {})["spec"]))
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why
