@@ -26,7 +26,7 @@ from vidalign.bench.evaluation import (
     save_evaluation,
     student_generator,
 )
-from vidalign.bench.language import EXACT, held_out_examples, judge_language
+from vidalign.bench.language import held_out_examples, judge_language
 from vidalign.bench.training_report import training_report
 from vidalign.build import LANGUAGE, build_features, build_student
 from vidalign.codecs import build_codec
@@ -42,6 +42,7 @@ from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
 from vidalign.tracking.jsonl import read_records
+from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.tracking.table import evaluation_table
 
 if TYPE_CHECKING:
@@ -104,44 +105,51 @@ def evaluate_run(
 ) -> list[EvaluationRow]:
     """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html."""
     run = open_run(folder, overrides)
+    recipe, console = run.recipe, console or Console()
+    language = recipe.student.name == LANGUAGE
+    with stages(recipe.tracking.panel, console) as stage:
+        judged = _judge_answers(run, stage) if language else _judge_clips(run, stage)
+        before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
+        rows, header = compare(before, after, truth), describe_run(recipe)
+        done = stage("writing the report", 1)
+        save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
+        path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
+        done(1)
+    asked = "examples" if language else "prompts"
+    title = f"{len(after.prompts)} held-out {asked} x {recipe.evaluation.seeds} seeds"
+    for judge in dict.fromkeys(row.group for row in rows):
+        table = [row for row in rows if row.group == judge]
+        console.print(evaluation_table(table, f"{judge} | {title}, 95 % bootstrap intervals over {asked}"))
+    console.print(f"report: {path}")
+    return rows
+
+
+def _judge_clips(run: FinishedRun, stage: Stage) -> dict[str, Evaluation]:
+    """Clips before and after training, and those of the ground truth where the world can judge."""
     recipe, settings = run.recipe, run.recipe.evaluation
-    if recipe.student.name == LANGUAGE:
-        return _evaluate_language(run, console or Console())
     prompts = held_out_prompts(recipe)
+    clips = len(prompts) * settings.seeds
+    done = stage("judging the ground truth", clips)
     truth = ground_truth(prompts, settings.seeds, settings.frames)
+    done(clips)
     if truth is None:
         what = "the evaluation prompts are no captions of the embedded world: the clips are in the report, unjudged"
-        warnings.warn(f"{what} - data.eval_prompts - use world:held_out for scores", UserWarning, stacklevel=2)
-    before = judge_student(generator_of(recipe, build_student(recipe)), prompts, settings.seeds)
-    after = judge_student(generator_of(recipe, run.student), prompts, settings.seeds)
-    judged = {"before": before, "after": after} | ({"ground truth": truth} if truth else {})
-    rows = compare(before, after, truth)
-    header = describe_run(recipe)
-    save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
-    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
-    console = console or Console()
-    title = f"{len(prompts)} held-out prompts x {settings.seeds} seeds, 95 % bootstrap intervals over prompts"
-    for judge in dict.fromkeys(row.group for row in rows):
-        console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
-    console.print(f"report: {path}")
-    return rows
+        warnings.warn(f"{what} - data.eval_prompts - use world:held_out for scores", UserWarning, stacklevel=3)
+    judged = {}
+    for name, student in (("before", build_student(recipe)), ("after", run.student)):
+        generate = counted(generator_of(recipe, student), stage(f"judging {name} training", clips))
+        judged[name] = judge_student(generate, prompts, settings.seeds)
+    return judged | ({"ground truth": truth} if truth else {})
 
 
-def _evaluate_language(run: FinishedRun, console: Console) -> list[EvaluationRow]:
-    """The exact-match table of a language student, RUN/evaluation.json and RUN/report.html."""
+def _judge_answers(run: FinishedRun, stage: Stage) -> dict[str, Evaluation]:
+    """Answers of a language student before and after training."""
     recipe, settings = run.recipe, run.recipe.evaluation
-    examples = held_out_examples(recipe)
-    first = build_student(recipe).to(distributed.device())
-    before = judge_language(first, examples, settings.seeds, settings.temperature)
-    after = judge_language(run.student, examples, settings.seeds, settings.temperature)
-    rows, header = compare(before, after), describe_run(recipe)
-    save_evaluation(run.folder / "evaluation.json", before, after, None, header)
-    judged: dict[str, Evaluation] = {"before": before, "after": after}
-    path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
-    title = f"{len(examples)} held-out examples x {settings.seeds} seeds, 95 % bootstrap intervals over examples"
-    console.print(evaluation_table(rows, f"{EXACT} | {title}"))
-    console.print(f"report: {path}")
-    return rows
+    examples, judged = held_out_examples(recipe), {}
+    for name, student in (("before", build_student(recipe).to(distributed.device())), ("after", run.student)):
+        done = stage(f"judging {name} training", len(examples) * settings.seeds)
+        judged[name] = judge_language(student, examples, settings.seeds, settings.temperature, done)
+    return dict(judged)
 
 
 def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:

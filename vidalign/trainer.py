@@ -20,15 +20,16 @@ from vidalign.bench.evaluation import Evaluation, held_out_prompts, judge_studen
 from vidalign.bench.language import held_out_examples, judge_language
 from vidalign.build import LANGUAGE, build_context, build_objective, save_student
 from vidalign.context import Batch
-from vidalign.data.language import open_examples
+from vidalign.data.language import TableExamples, open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints
-from vidalign.errors import PluginError, Problem, UserError
+from vidalign.errors import PluginError, Problem, RecipeError, UserError
 from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.recipe.marks import read_yaml
+from vidalign.recipe.prompts import unscored, weighted
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -279,8 +280,18 @@ def open_data(recipe: Recipe) -> Any:
     """What sample n of a run is asked: captions for a video student, examples for a language student."""
     data, batch = recipe.data, recipe.trainer.prompts_per_step
     if recipe.student.name == LANGUAGE:
-        return open_examples(data.prompts, recipe.seed, data.privilege, batch)
+        examples = open_examples(data.prompts, recipe.seed, data.privilege, batch)
+        if isinstance(examples, TableExamples):
+            _check_scored(recipe, examples)
+        return examples
     return open_prompts(data.prompts, recipe.seed, batch)
+
+
+def _check_scored(recipe: Recipe, examples: TableExamples) -> None:
+    """Raises `RecipeError` for an example that no reward can score; tables of a hub are read here first."""
+    for objective in recipe.objectives.values() or [recipe.objective]:
+        if problem := unscored(weighted(objective, recipe.rewards), examples.questions()):
+            raise RecipeError([problem])
 
 
 def new_run_dir(recipe: Recipe) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_helpers import FINISHED, RECIPE, vidalign
+from run_helpers import BRIGHTNESS, FINISHED, RECIPE, vidalign
 
-from vidalign import runs
+from vidalign import registry, runs
 
 
 @pytest.fixture
@@ -15,6 +15,14 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def brightness(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """What adds a reward of one's own to the recipe."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    Path("brightness.py").write_text(BRIGHTNESS, encoding="utf-8")
+    return ("rewards.brightness=1", "--plugin", "brightness.py")
 
 
 @pytest.fixture

@@ -25,6 +25,17 @@ trainer: {steps: 4, prompts_per_step: 2, micro_batch: 2, learning_rate: 1.0e-2, 
 tracking: {panel: none, clips_every: 0, tensorboard: false}
 evaluation: {count: 2, frames: 9}
 """
+BRIGHTNESS = """\
+from vidalign.registry import register
+
+@register("rewards", "brightness")
+class Brightness:
+    name = "brightness"
+
+    def score(self, clips, prompts):
+        return {"brightness": clips.mean((1, 2, 3, 4))}
+"""
+"""A plugin file with a reward that judges the clip of any prompt."""
 FINISHED = ("trainer.steps=2", "tracking.tensorboard=true", "tracking.clips_every=1", "trainer.eval_every=2")
 SFT = ("objective={name: sft}", "rewards={}", "teacher.name=world")
 

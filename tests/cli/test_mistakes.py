@@ -98,6 +98,14 @@ MISTAKES = {
     "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
     "validate tokens/opd data.prompts=gone.jsonl": "there are no examples 'gone.jsonl' - override 1",
     "validate tokens/opd rewards.motion_quality=1": "the reward 'motion_quality' cannot judge texts - override 1",
+    "validate recipe.yaml data.prompts=whales.txt": "can score a prompt - override 1 (whales.txt:3)",
+    "train recipe.yaml data.prompts=whales.txt": "no answer for it: 'a whale sings'",
+    "validate tokens/opd data.prompts=questions.jsonl rewards.exact_match=1": "override 1 (questions.jsonl, row 1)",
+    "validate tokens/opd evaluation.prompts=gone.txt": "there are no examples 'gone.txt' - override 1 - it is no table",
+    "validate tokens/opd evaluation.prompts=gone.jsonl": "check evaluation.prompts",
+    "bench run quickstart budget.forwads=3": "'budget.forwads' - override 1 - did you mean `currency: forwards`?",
+    "bench run quickstart prompts.source=gone.txt": "override 1 - [Errno 2] No such file or directory: 'gone.txt' - "
+    "check prompts.source",
     "validate recipe.yaml student.init.transformer.num_layer=2": "did you mean 'num_layers'?",
     "validate recipe.yaml data.frames=10": "a video of 10 frames is not whole chunks - override 1",
     "validate recipe.yaml evaluation.frames=8": "a video of 8 frames is not whole chunks - override 1",
@@ -123,6 +131,8 @@ def test_mistakes_on_the_command_line_end_with_2_before_any_work(
 ) -> None:
     Path("notes.txt").write_text("no Python", encoding="utf-8")
     Path("broken.py").write_text("1 / 0\n", encoding="utf-8")
+    Path("whales.txt").write_text("a large red circle falls\n\na whale sings\n", encoding="utf-8")
+    Path("questions.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "why?"}\n', encoding="utf-8")
     before = sorted(recipe_folder.rglob("*"))
     words = [str(finished / "run") if word == "RUN" else word for word in command.split()]
     assert vidalign(*words) == 2
@@ -182,18 +192,19 @@ def test_an_empty_prompt_file(recipe_folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_unknown_words_are_warned_about_when_training(
-    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, unjudged: None, brightness: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Told by the recipe, by the encoder and by the rewards, whose clips are left out; one line each."""
     Path("prompts.txt").write_text("a large blue whale sings\na large red circle stays still\n", encoding="utf-8")
-    assert train("data.prompts=prompts.txt", "trainer.steps=1") == 0
+    assert train("data.prompts=prompts.txt", "trainer.steps=1", *brightness) == 0
     told = capsys.readouterr().err
     assert "warning: words outside the world's vocabulary: whale, sings" in told
     assert "read as [UNK]: sings, whale" in told and "its clips are not scored" in told and ".py:" not in told
     history = read_history("run/metrics.jsonl")
     assert history["health/reward_nan/mean"] == [(1, 0.5)]
-    # the candidates of the other prompt score the same: nothing to learn, and no NaN in the update
-    assert history["health/low_spread_groups/mean"] == [(1, 1.0)] and history["health/grad_norm/mean"] == [(1, 0.0)]
+    # the other prompt is learned from, and no NaN is in the update
+    ((_, norm),) = history["health/grad_norm/mean"]
+    assert history["health/low_spread_groups/mean"] == [(1, 0.5)] and norm > 0
     assert history["health/skipped_updates"] == [(1, 0.0)]
 
 

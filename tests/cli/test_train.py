@@ -72,8 +72,10 @@ def test_evaluate_repeats_itself(finished: Path, capsys: pytest.CaptureFixture[s
     file = finished / "run" / "evaluation.json"
     first = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
-    assert vidalign("evaluate", "--run", str(finished / "run")) == 0
+    assert vidalign("evaluate", "--run", str(finished / "run"), "tracking.panel=auto") == 0
     told = capsys.readouterr().out
+    stages = ("judging the ground truth: 2/2", "judging before training: 2/2", "judging after training: 2/2")
+    assert told.splitlines()[:4] == [*stages, "writing the report: 1/1"]
     assert "held-out auditor" in told and "trained rewards" in told and "report.html" in told
     second = json.loads(file.read_text(encoding="utf-8"))
     assert second["values"] == first["values"] and len(first["prompts"]) == 2
@@ -298,12 +300,12 @@ def test_what_collect_logs_is_reduced_over_ranks(recipe_folder: Path, monkeypatc
 
 
 def test_training_on_prompts_without_judges_ends_well(
-    recipe_folder: Path, capsys: pytest.CaptureFixture[str]
+    recipe_folder: Path, brightness: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The student and its clips are there; scores, a goal and the plots of both are left out."""
+    """A reward of one's own judges; student and clips are there, scores, a goal and the plots of both are left out."""
     Path("prompts.txt").write_text("a whale sings\ntwo dogs play\n", encoding="utf-8")
     asked = ("data.prompts=prompts.txt", "data.eval_prompts=prompts.txt", "trainer.steps=1", "trainer.eval_every=1")
-    assert train(*asked) == 0
+    assert train(*asked, "~rewards", *brightness) == 0
     told = capsys.readouterr()
     assert told.err.count("are no captions of the embedded world") == 1 and "report.html" in told.out
     assert Path("run/student.safetensors").is_file()

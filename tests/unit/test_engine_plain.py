@@ -145,7 +145,7 @@ def test_views_call_through_the_engine() -> None:
         (lambda: EngineConfig(offload="optimizer"), "engine.offload"),
         (lambda: OptimizerConfig(learning_rate=-1.0), "optimizer.learning_rate"),
         (lambda: OptimizerConfig(clip=float("nan")), "optimizer.clip"),
-        (lambda: AdapterConfig(rank=0), "adapter.rank"),
+        (lambda: AdapterConfig(rank=0), "student.adapter.rank"),
     ],
 )
 def test_bad_settings_are_refused(make: object, where: str) -> None:

@@ -10,9 +10,11 @@ import torch
 
 from vidalign.data.examples import Example
 from vidalign.data.language import evaluation_examples, open_examples
-from vidalign.errors import DataError
+from vidalign.errors import DataError, RecipeError
+from vidalign.recipe import load_recipe
 from vidalign.tasks import pictures, problems, tokens, vocabulary
 from vidalign.tasks.grader import ExactMatch, final_answer
+from vidalign.trainer import open_data
 from vidalign.world.constants import COLOURS, PALETTE
 
 # --- token world ---
@@ -223,3 +225,14 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
         open_examples("tokens:heldout", 0, "none")
     with pytest.raises(DataError, match="there are no examples"):
         open_examples(str(tmp_path / "t.txt"), 0, "none")
+
+
+def test_a_table_without_answers_is_not_trained_on_by_exact_match(tmp_path: Path) -> None:
+    """What `validate` does not read, such as a table of a hub, is looked at before the first step."""
+    (tmp_path / "t.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "why?"}\n')
+    recipe = load_recipe("tokens/opd", ["rewards.exact_match=1"])
+    recipe.data.prompts = str(tmp_path / "t.jsonl")
+    with pytest.raises(RecipeError, match=r"can score a prompt - .*t.jsonl, row 1 - exact_match .* 'why\?'"):
+        open_data(recipe)
+    recipe.rewards = {"exact_match": 0.0}
+    assert open_data(recipe)[0].prompt in ("1 + 1", "why?")

@@ -188,6 +188,21 @@ def test_without_a_terminal_the_panel_prints_plain_lines(tmp_path: Path) -> None
     )
 
 
+def test_a_student_without_rewards_shows_its_loss_and_held_out_score(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with Tracker(tmp_path, HEADER, total_steps=3, tensorboard=False, console=console) as tracker:
+        tracker.log(1, {"objective/loss/mean": 0.25, "health/held_out/mean": 0.5})
+        tracker.log(2, {"objective/loss/mean": 0.125})
+    first, second = text_of(console).splitlines()
+    assert first.startswith("step 1/3 | loss 0.250 | held out 0.500 | left ")
+    assert second.startswith("step 2/3 | loss 0.125 | left ")
+    live = make_panel("live", total_steps=3, console=(console := terminal()))
+    assert live is not None
+    live.update(1, {"objective/loss/mean": 0.25})
+    live.close()
+    assert "loss" in text_of(console) and "0.250" in text_of(console)
+
+
 @pytest.mark.parametrize("panel", ["auto", "live", "plain", "none"])
 def test_a_warning_is_told_on_standard_error_with_every_panel(
     panel: Mode, tmp_path: Path, capsys: pytest.CaptureFixture[str]

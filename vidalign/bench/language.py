@@ -5,7 +5,7 @@ The same examples and generators before and after; rows for all examples and for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,18 @@ def held_out_examples(recipe: Recipe) -> list[Example]:
     return evaluation_examples(settings.prompts or recipe.data.eval_prompts, settings.count)
 
 
-def judge_language(student: Any, examples: Sequence[Example], seeds: int, temperature: float) -> LanguageEvaluation:
-    """Answer every example `seeds` times and grade it; the generators depend on example and seed only."""
-    given = [answer(student, examples, seed, temperature=temperature) for seed in range(seeds)]
+def judge_language(
+    student: Any, examples: Sequence[Example], seeds: int, temperature: float, done: Callable[[int], None] | None = None
+) -> LanguageEvaluation:
+    """Answer every example `seeds` times and grade it; the generators depend on example and seed only.
+
+    done: told how many examples have been answered since its last call.
+    """
+    given = []
+    for seed in range(seeds):
+        given.append(answer(student, examples, seed, temperature=temperature))
+        if done is not None:
+            done(len(examples))
     graded = [ExactMatch().grade(texts, examples) for texts in given]
     metrics = {(EXACT, name): torch.stack([found[name] for found in graded]).mean(0) for name in graded[0]}
     prompts = [example.prompt for example in examples]

@@ -242,7 +242,7 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     layers += [parse_override(text, n, problems) for n, text in enumerate(overrides or [], start=1)]
     for layer in layers:
         tree = merge(tree, layer, set(), problems)
-    protocol = build(Protocol, tree, path.stem, problems)
+    protocol = build(Protocol, tree, "", problems)
     for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
         _check_metric(metric, settings, problems)
     for row in protocol.objectives if protocol is not None else ():
@@ -301,9 +301,9 @@ def _node(value: Any) -> Node:
 
 def _pin(protocol: Protocol, tree: Node) -> None:
     """Look up what the file names; raises `UserError` for prompts or weights that are not what it says."""
-    protocol.held_out = _prompts(protocol, protocol.prompts, tree.locate("prompts"))
+    protocol.held_out = _prompts(protocol, protocol.prompts, tree, "prompts")
     if protocol.out_of_domain is not None:
-        protocol.far = _prompts(protocol, protocol.out_of_domain, tree.locate("out_of_domain"))
+        protocol.far = _prompts(protocol, protocol.out_of_domain, tree, "out_of_domain")
         shared = set() if protocol.language else set(protocol.held_out) & set(protocol.far)
         if shared:
             raise UserError(
@@ -312,7 +312,8 @@ def _pin(protocol: Protocol, tree: Node) -> None:
             )  # fmt: skip
     sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
-    plain = {name: _plain(getattr(protocol, name)) for name in pinned}
+    values = {name: getattr(protocol, name) for name in pinned}
+    plain = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
     if protocol.out_of_domain is not None:
         plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
@@ -353,11 +354,22 @@ def find_teacher(protocol: Protocol) -> Path | None:
         return None
 
 
-def _prompts(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
-    """The prompts of one section; the examples of a language protocol are kept beside them."""
+def _prompts(protocol: Protocol, config: PromptsConfig, tree: Node, section: str) -> list[str]:
+    """The prompts of one section, whose key a mistake names."""
+    try:
+        return _read_section(protocol, config, tree.locate(section))
+    except DataError as error:
+        for problem in error.problems:
+            problem.where = problem.where or tree.locate(f"{section}.source")
+            problem.fix = problem.fix.replace("the path", f"{section}.source")
+        raise
+
+
+def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
+    """The examples of a language protocol are kept beside their prompts."""
     if is_examples(config.source) != protocol.language:
-        raise UserError("one protocol judges videos or answers, not both", where=where,
-                        fix="take both kinds of prompts from sources of the same kind")  # fmt: skip
+        fix = "take both kinds of prompts from sources of the same kind"
+        raise UserError("one protocol judges videos or answers, not both", where=where, fix=fix)
     if protocol.language:
         found = evaluation_examples(config.source, config.count)
         protocol.examples += found
@@ -386,7 +398,3 @@ def _same_hash(path: Path, wanted: str, where: str) -> str:
             why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}", fix="restore the file",
         )  # fmt: skip
     return found
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

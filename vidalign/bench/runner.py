@@ -33,6 +33,7 @@ from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserEr
 from vidalign.golden import world_hash
 from vidalign.owner import beside
 from vidalign.provenance import machine
+from vidalign.tracking.stages import stages
 
 RESULTS = "results.json"
 CELL = (sys.executable, "-m", "vidalign.bench.cell")
@@ -100,11 +101,13 @@ class BenchRun:
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for slot in slots:
             free.put(slot)
-        with ThreadPoolExecutor(len(slots)) as pool:
+        with stages("auto") as stage, ThreadPoolExecutor(len(slots)) as pool:
+            ended = stage("cells", len(left))
             waiting = {pool.submit(self._run_cell, job, free): job for job in left}
             try:
                 for done in as_completed(waiting):
                     self._report(waiting[done], done)
+                    ended(1)
             except KeyboardInterrupt:
                 self._stop(pool)
         results = self.collect()

@@ -24,7 +24,7 @@ def _autoencoder(kind: str, path: str, subfolder: str, config: dict[str, Any] | 
 
     cls = getattr(diffusers, kind)
     if bool(path) == bool(config):
-        raise UserError("a codec needs either path or config", where="student.codec")
+        raise UserError("a codec needs either path or config", where="student.init.codec")
     if config:
         return cls(**config)
     try:
@@ -53,7 +53,7 @@ class FrameCodec(Codec):
         super().__init__()
         classes = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}
         if kind not in classes:
-            raise UserError(f"unknown kind {kind!r}", where="student.codec.kind", fix="tiny or kl")
+            raise UserError(f"unknown kind {kind!r}", where="student.init.codec.kind", fix="tiny or kl")
         self.kind = kind
         self.slice_frames = slice_frames
         self.model = _autoencoder(classes[kind], path, subfolder, config)
@@ -170,5 +170,5 @@ def check_downscale(stated: int, found: int) -> None:
     """The spec states the factor so that shapes are known without building the codec; it must be right."""
     if stated != found:
         raise UserError(
-            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.codec.downscale"
+            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.init.codec.downscale"
         )

@@ -60,7 +60,7 @@ def build_codec(config: dict[str, Any]) -> Codec:
         return (FrameCodec if name == "frames" else WanCodec)(**options)
     raise UserError(
         f"unknown codec {name!r}",
-        where="student.codec.name",
+        where="student.init.codec.name",
         why=f"valid: {', '.join(CODECS)}",
         fix=f"did you mean {nearest(name, CODECS)!r}?" if nearest(name, CODECS) else "",
     )

@@ -7,7 +7,7 @@ Its columns: prompt; privileged, images, answer, response where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,12 @@ class TableExamples:
     def __getitem__(self, sample: int) -> Example:
         index: Any = self.order[sample]
         return self.row(index)
+
+    def questions(self) -> Iterator[tuple[str, Example]]:
+        """(place, example) of every row, its pictures left out."""
+        kept = [name for name in self.rows.column_names if name != "images"]
+        texts = TableExamples(self.rows.select_columns(kept), 0, self.where)
+        return ((f"{self.where}, row {index}", texts.row(index)) for index in range(len(texts)))
 
     def row(self, index: int) -> Example:
         """Row `index` of the table; `DataError` when its prompt is no text."""
@@ -129,7 +135,7 @@ def _read_table(source: str) -> Any:
             return datasets.load_dataset(name, split=split or "train")
         kind = FILES.get(Path(source).suffix)
         if kind is None or not Path(source).is_file():
-            raise DataError(f"there are no examples {source!r}", where="data.prompts",
+            raise DataError(f"there are no examples {source!r}", why="there is no such source",
                             fix="use tokens:train, pictures:train, datasets:NAME or a table file")  # fmt: skip
         return datasets.load_dataset(kind, data_files=source, split="train")
     except (OSError, ValueError) as error:

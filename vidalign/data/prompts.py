@@ -56,7 +56,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check data.prompts") from error
+        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
     prompts = [line for line in dict.fromkeys(lines) if line]
     if not prompts:
         raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")

@@ -89,4 +89,4 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"rank is {self.rank}", where="adapter.rank", fix="use a rank >= 1")
+            raise UserError(f"rank is {self.rank}", where="student.adapter.rank", fix="use a rank >= 1")

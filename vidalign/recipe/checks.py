@@ -8,56 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
+from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Choice, Sections, StudentConfig
-from vidalign.recipe.typed import build, placed, unknown_key
+from vidalign.recipe.prompts import check_prompts, read_source
+from vidalign.recipe.schema import Choice, Sections
+from vidalign.recipe.typed import build, unknown_key
 
-if TYPE_CHECKING:
-    from vidalign.objectives.base import Needs
-
-WORLD = "world:"
-LANGUAGE = "language"
 NETWORKS = ("model", "few_step", LANGUAGE)
 """Teachers that are a network with weights."""
-
-
-@dataclass
-class Draft:
-    """A recipe under examination."""
-
-    recipe: Sections
-    tree: Node
-    broken: set[str]
-    problems: list[Problem]
-    warnings: list[Problem]
-
-    @property
-    def needs(self) -> Needs | None:
-        """What the chosen objective asks for; None when there is no such objective."""
-        name = self.recipe.objective.name
-        return registry.get("objectives", name).needs if name else None
-
-    def refuse(self, what: str, path: str, why: str = "", fix: str = "") -> None:
-        self.problems.append(Problem(what, self.tree.locate(path), why, fix))
-
-    def pass_on(self, error: UserError, path: str) -> None:
-        """An error met while looking at the value at `path`, told with its place in the recipe."""
-        self.problems += placed(error, self.tree.locate(path))
 
 
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
-        _objective, _rewards, _discriminator, _teacher, _student, _frames, _adapter, _optimizer, _prompts,
+        _objective, _rewards, _discriminator, _teacher, _student, _frames, _adapter, _optimizer, check_prompts,
     ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
@@ -206,7 +178,7 @@ def _store(draft: Draft, path: str) -> None:
 
     try:
         known = {entry.prompt for entry in index_clips(Path(path))}
-        wanted = _read_prompts(draft.recipe.data.prompts)
+        wanted = read_source(draft.recipe.data.prompts)
     except UserError as error:
         draft.pass_on(error, "teacher.path")
         return
@@ -239,7 +211,7 @@ def _student(draft: Draft) -> None:
         build(VideoStudentSpec, written, "student.init", draft.problems)
         _transformer(draft, written)
     if student.init and student.name == LANGUAGE:
-        from vidalign.students.language import LanguageSpec
+        from vidalign.students.language_config import LanguageSpec
 
         build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
     if student.cache and student.name == LANGUAGE:
@@ -262,7 +234,7 @@ def _cache(draft: Draft, changes: Node) -> None:
     """The student's cache policy with its changes is a possible one."""
     from vidalign.students.video import CachePolicy
 
-    own = (_student_spec(draft.recipe.student) or {}).get("cache")
+    own = (student_spec(draft.recipe.student) or {}).get("cache")
     own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
     policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
     build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
@@ -270,7 +242,7 @@ def _cache(draft: Draft, changes: Node) -> None:
 
 def _frames(draft: Draft) -> None:
     """The lengths of videos are whole chunks of the student."""
-    recipe, spec = draft.recipe, _student_spec(draft.recipe.student)
+    recipe, spec = draft.recipe, student_spec(draft.recipe.student)
     if spec is None or "student" in draft.broken:
         return
     own = spec.get("cache")
@@ -312,7 +284,7 @@ def _optimizer(draft: Draft) -> None:
 
 def _linear_layers(draft: Draft) -> list[str]:
     """Names of the student's linear layers; none when its specification is unknown or wrong."""
-    spec = _student_spec(draft.recipe.student)
+    spec = student_spec(draft.recipe.student)
     if spec is None:
         return []
     from vidalign.students.video.wan import linear_layers
@@ -325,32 +297,17 @@ def _linear_layers(draft: Draft) -> list[str]:
         return []
 
 
-def _student_spec(student: StudentConfig) -> dict[str, Any] | None:
-    """The specification that stands in the header of the weights, or `init`; None when it cannot be read."""
-    if student.name != "video":
-        return None
-    if student.init:
-        return student.init
-    from vidalign.students.video.checkpoint import resolve
-
-    try:
-        with safe_open(resolve(student.path), "pt") as file:
-            return dict(json.loads((file.metadata() or {})["spec"]))
-    except (UserError, SafetensorError, OSError, KeyError, ValueError):
-        return None  # `_weights_file` has said why
-
-
 def _weights_file(draft: Draft, path: str, key: str) -> None:
     """The file exists and its header can be read; tensors are not touched."""
     from vidalign.students.video.checkpoint import resolve
 
     if draft.recipe.student.name == LANGUAGE:
-        from vidalign.students.language_checkpoint import is_transformers
+        from vidalign.students.language_config import is_transformers
 
         if is_transformers(path):
             return
     try:
-        with safe_open(resolve(path), "pt") as file:
+        with safe_open(resolve(path), "np") as file:
             metadata = file.metadata() or {}
     except UserError as error:
         draft.pass_on(error, key)
@@ -379,72 +336,3 @@ def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
         whose = key.partition(".")[0]
         why = f"they are those of a {kinds[0]} network, the {whose} is a {wanted} one"
         draft.refuse(f"the weights {path!r} do not fit", key, why, f"name others, or change {whose}.name")
-
-
-def _prompts(draft: Draft) -> None:
-    recipe = draft.recipe
-    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
-    if recipe.evaluation.prompts:
-        sources["evaluation.prompts"] = recipe.evaluation.prompts
-    if recipe.student.name == LANGUAGE:
-        _examples(draft, sources)
-        return
-    from vidalign.data.language import is_examples
-
-    for path, source in sources.items():
-        if is_examples(source):
-            draft.refuse(f"a video student cannot show {source!r}", path, "they are questions for language students",
-                         "use world:SPLIT or a text file with one prompt a line")  # fmt: skip
-            continue
-        try:
-            prompts = _read_prompts(source)
-        except UserError as error:
-            for problem in error.problems:
-                problem.fix = problem.fix.replace("data.prompts", path)  # the key that was written
-            draft.pass_on(error, path)
-        else:
-            _unknown_words(draft, source, prompts)
-
-
-def _examples(draft: Draft, sources: dict[str, str]) -> None:
-    """Splits of the embedded worlds exist and a table is not a split of the video world; tables are not read."""
-    from vidalign.data.language import FILES, check_world
-
-    for path, source in sources.items():
-        if Path(source).suffix in FILES and not Path(source).is_file():
-            draft.refuse(f"there are no examples {source!r}", path, "there is no such file", "check the path")
-        try:
-            check_world(source)
-        except UserError as error:
-            draft.pass_on(error, path)
-        if source.startswith(WORLD):
-            draft.refuse(f"a language student cannot answer {source!r}", path, "its captions are for video students",
-                         "use tokens:train, pictures:train or a table")  # fmt: skip
-
-
-def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
-    if source.startswith(WORLD) or not _reads_world_words(draft.recipe.student):
-        return
-    from vidalign.world.captions import unknown_words
-
-    words = list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
-    if words:
-        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
-        why = "the student's text encoder reads them as unknown words"
-        draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
-
-
-def _read_prompts(source: str) -> list[str]:
-    """The prompts of a world split or a text file; raises DataError for what cannot be used."""
-    if source.startswith(WORLD):
-        from vidalign.world.captions import prompts
-
-        return list(prompts(source.removeprefix(WORLD)))
-    from vidalign.data.prompts import read_prompts
-
-    return read_prompts(Path(source))
-
-
-def _reads_world_words(student: StudentConfig) -> bool:
-    spec = _student_spec(student) or {}
-    return spec.get("text", {"name": "world"}).get("name") == "world"

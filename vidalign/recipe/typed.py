@@ -34,10 +34,10 @@ def build(cls: type[T], node: Node, path: str, problems: list[Problem], default:
         problems.append(Problem(f"{path} must be a mapping, not {node.plain()!r}", node.where))
         return None
     known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    hints, given = get_type_hints(cls), isinstance(default, cls)
     for key, child in node.value.items():
         if key not in known:
-            problems.append(unknown_key(_join(path, key), child.where, known))
-    hints, given = get_type_hints(cls), isinstance(default, cls)
+            problems.append(unknown_key(_join(path, key), child.where, known, hints))
     values: dict[str, Any] = {name: getattr(default, name) for name in known} if given else {}
     for name, spec in known.items():
         if name not in node.value:
@@ -120,17 +120,22 @@ def placed(error: UserError, where: str) -> list[Problem]:
     ]
 
 
-def unknown_key(path: str, where: str, known: Any) -> Problem:
-    """The problem of a key that its section does not have."""
-    close = nearest(path.rpartition(".")[2], known)
-    fix = (
-        f"did you mean {close!r}?"
-        if close
-        else f"known: {', '.join(known)}"
-        if known
-        else "it takes no settings"
-    )
+def unknown_key(path: str, where: str, known: Any, hints: dict[str, Any] | None = None) -> Problem:
+    """The problem of a key that its section does not have; with its `hints`, a value for a key is recognised too."""
+    key = path.rpartition(".")[2]
+    close, meant = nearest(key, known), _value_like(key, hints or {})
+    fix = f"known: {', '.join(known)}" if known else "it takes no settings"
+    if close or meant:
+        fix = f"did you mean {close!r}?" if close else f"did you mean `{meant}`?"
     return Problem(f"unknown key {path!r}", where, fix=fix)
+
+
+def _value_like(key: str, hints: dict[str, Any]) -> str:
+    """The setting `name: value` whose value, one of a few words, is most like `key`; '' when none is close."""
+    for name, hint in hints.items():
+        if get_origin(hint) is Literal and (close := nearest(key, map(str, get_args(hint)))):
+            return f"{name}: {close}"
+    return ""
 
 
 def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
@@ -156,10 +161,10 @@ def _construct(
     except UserError as error:
         for problem in error.problems:
             where = node.locate(problem.where.rpartition(".")[2])
-            problems.append(Problem(f"{path}: {problem.what}", where, problem.why, problem.fix))
+            problems.append(Problem(f"{path}: {problem.what}".removeprefix(": "), where, problem.why, problem.fix))
     except ValueError as error:
         field = str(error).split(" ", 1)[0]
-        what = f"{path}.{error}" if field in values else f"{path}: {error}"
+        what = _join(path, str(error)) if field in values else f"{path}: {error}".removeprefix(": ")
         problems.append(Problem(what, node.locate(field)))
     return None
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
+from vidalign.deferred import without_gradient
 from vidalign.guest import guest
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vidalign.context import TrainContext
     from vidalign.data.prompts import PromptSource
     from vidalign.objectives.cost import Cost, StepSizes
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 class Reward(Protocol):
     """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``.
 
-    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused.
+    Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
+    static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
+    training prompt that no reward of the recipe can score is refused.
     """
 
     name: str
@@ -143,7 +147,7 @@ class CompositeReward:
         for reward in self.trainable:
             reward.load_state_dict(state[reward.name])
 
-    @torch.no_grad()
+    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """The ``[B]`` score of every reward by its name, not weighted.
 

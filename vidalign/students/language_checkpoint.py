@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import CheckpointError, UserError
+from vidalign.quiet import no_bars
 from vidalign.reading import check_object, parse_json
-from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec, is_transformers
 from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 SHIPPED_TOKENIZER = "tasks"
-SHIPPED = ("world", "tokens", "pictures")
-"""First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 
 def new_model(config: dict[str, Any]) -> Any:
@@ -76,24 +77,12 @@ def load(path: str) -> LanguageStudent:
     return student
 
 
-def is_transformers(path: str) -> bool:
-    """Whether a path names a transformers model (a folder or a hub name) rather than weights saved by vidalign."""
-    return Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))
-
-
 def is_language(path: str) -> bool:
     """Whether a path names a language student, by the spec in its header; raises `CheckpointError` for no weights."""
     if is_transformers(path):
         return True
     with reading_spec(path):
         return "tokenizer" in check_object(parse_json(read(resolve(path))[1].get("spec", "{}")), {})
-
-
-def is_hub_name(path: str) -> bool:
-    """``owner/name`` as on the hub, and not the name of shipped weights."""
-    owner, slash, name = path.partition("/")
-    is_path = owner in ("", ".", "..") or "/" in name or name.endswith(".safetensors")
-    return bool(slash and name) and not is_path and owner not in SHIPPED
 
 
 def load_transformers(name: str) -> LanguageStudent:
@@ -103,7 +92,8 @@ def load_transformers(name: str) -> LanguageStudent:
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(name, dtype="auto")
+        with no_bars("transformers"):
+            model = kind.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
         raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
                               fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip

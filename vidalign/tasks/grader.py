@@ -21,6 +21,11 @@ class ExactMatch:
     name = "exact_match"
     judges = "texts"
 
+    @staticmethod
+    def can_score(example: Example) -> bool:
+        """Whether the right answer is known."""
+        return bool(example.answer)
+
     def score(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """``[B]`` under ``exact_match`` for B responses."""
         values = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.errors import DataError, UserError
 from vidalign.world.captions import CaptionSpec, is_caption, parse
 from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
@@ -39,7 +40,7 @@ def dense_prompts(prompts: Sequence[str], path: str) -> list[str]:
     return [str(table[prompt]) for prompt in prompts]
 
 
-@torch.no_grad()
+@without_gradient
 def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
     """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever was asked for.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.errors import UserError, nearest
+from vidalign.quiet import no_bars
 
 ENCODERS = ("world", "transformers")
 
@@ -53,7 +54,7 @@ def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
     near = nearest(name, ENCODERS)
     raise UserError(
         f"unknown text encoder {name!r}",
-        where="student.text.name",
+        where="student.init.text.name",
         why=f"valid: {', '.join(ENCODERS)}",
         fix=f"did you mean {near!r}?" if near else "",
     )
@@ -72,9 +73,10 @@ def pretrained_encoder(
 
     try:
         config = AutoConfig.from_pretrained(path, subfolder=subfolder)
-        model = _encoder_class(config.model_type).from_pretrained(
-            path, subfolder=subfolder, dtype=getattr(torch, dtype)
-        )
+        with no_bars("transformers"):
+            model = _encoder_class(config.model_type).from_pretrained(
+                path, subfolder=subfolder, dtype=getattr(torch, dtype)
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from vidalign.errors import CheckpointError, UserError, nearest
 from vidalign.owner import beside
@@ -22,6 +21,8 @@ from vidalign.students.video.spec import VideoStudentSpec
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim")
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.students.video.student import VideoStudent
 
 

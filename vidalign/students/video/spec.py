@@ -141,7 +141,7 @@ class VideoStudentSpec:
         if tuple(self.transformer.get("patch_size", (1, 2, 2)))[0] != 1:
             raise UserError(
                 "patch_size must be 1 in time",
-                where="student.transformer.patch_size",
+                where="student.init.transformer.patch_size",
                 why="a causal student handles latent frames one by one",
             )
 
@@ -155,5 +155,5 @@ class VideoStudentSpec:
         values = dict(values)
         for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
             if isinstance(values.get(name), dict):
-                values[name] = _build(part, values[name], f"student.{name}")
-        return _build(cls, values, "student")
+                values[name] = _build(part, values[name], f"student.init.{name}")
+        return _build(cls, values, "student.init")
