@@ -36,7 +36,7 @@ from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError, UsageError, before_work
 from vidalign.provenance import describe_run, without_run_folder
-from vidalign.reading import read_json
+from vidalign.reading import read_json, regular
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
 from vidalign.saved import Saved, held_out_score, step_of, student_at
@@ -176,7 +176,7 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Sav
     run = open_run(folder, saved=saved)
     metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
     judged = run.file("evaluation.json")
-    if judged.is_file():
+    if judged.exists():
         metadata["scores"] = json.dumps(_scores(judged))
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
@@ -249,12 +249,12 @@ def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, i
     from PIL import Image
 
     try:
-        pictures = tuple(Image.open(path).convert("RGB") for path in images)
+        pictures = tuple(Image.open(regular(path)).convert("RGB") for path in images)
     except OSError as error:
         raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
     examples = [Example(prompt, images=pictures) for prompt in prompts]
     generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
     texts = student.decode(student.generate(student.prompts(examples), generators))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
+    regular(out).write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
     return out

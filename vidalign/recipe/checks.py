@@ -6,7 +6,6 @@ something was left out keeps silent about sections that already hold a mistake.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
+from vidalign.reading import parse_json
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Sections, StudentConfig
 from vidalign.recipe.typed import build, placed, unknown_key
@@ -335,7 +335,7 @@ def _student_spec(student: StudentConfig) -> dict[str, Any] | None:
 
     try:
         with safe_open(resolve(student.path), "pt") as file:
-            return dict(json.loads((file.metadata() or {})["spec"]))
+            return dict(parse_json((file.metadata() or {})["spec"]))
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return None  # `_weights_file` has said why
 
@@ -372,7 +372,7 @@ def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
     wanted = LANGUAGE if kind == LANGUAGE else "video" if kind in ("video", "model", "few_step") else ""
     try:
         found = {"config": LANGUAGE, "transformer": "video"}
-        kinds = [name for entry, name in found.items() if entry in json.loads(spec)]
+        kinds = [name for entry, name in found.items() if entry in parse_json(spec)]
     except (TypeError, ValueError):
         return  # what reads the weights says so
     if wanted and kinds and wanted not in kinds:

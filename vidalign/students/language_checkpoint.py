@@ -7,12 +7,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vidalign.errors import CheckpointError, UserError
 from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageSpec, LanguageStudent
-from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
+from vidalign.students.video.checkpoint import (
+    check_layers,
+    check_tensors,
+    load_strict,
+    read,
+    read_spec,
+    reading_spec,
+    resolve,
+    write,
+)
 
 SHIPPED_TOKENIZER = "tasks"
 SHIPPED = ("world", "tokens", "pictures")
@@ -70,7 +80,12 @@ def load(path: str) -> LanguageStudent:
     tensors, metadata = read(file)
     spec = read_spec(metadata, str(file), "config", ("model_type",))
     with reading_spec(str(file)):
-        student = LanguageStudent.from_spec(LanguageSpec.from_dict(spec))
+        made = LanguageSpec.from_dict(spec)
+        check_layers(made.config, tensors)
+        with torch.device("meta"):  # takes no memory
+            shapes = new_model(made.config).state_dict()
+    check_tensors({key: value for key, value in shapes.items() if key in tensors}, tensors, str(file))
+    student = LanguageStudent.from_spec(made)
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
