@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
-OBJECTIVE_CALLS = ("phases", "planned_updates", "networks", "optimizer_changes", "collect", "micro_batches", "loss",
-                   "after_step", "state_dict", "load_state_dict")  # fmt: skip
+OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "optimizer_changes", "collect",
+                   "micro_batches", "loss", "after_step", "cost", "state_dict", "load_state_dict")  # fmt: skip
+REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
+"""Beside `score`, which `RewardCall` guards."""
 TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
 LANGUAGE = "language"
 """Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
@@ -91,7 +93,10 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         kind = registry.get("rewards", name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
         with guest("reward", name, kind):
-            rewards[name] = kind.from_recipe(recipe, spec, features) if trainable else kind()
+            made = kind.from_recipe(recipe, spec, features) if trainable else kind()
+        if trainable:
+            guarded("reward", name, made.network, ("forward",))
+        rewards[name] = guarded("reward", name, made, REWARD_CALLS)
     seconds, then = recipe.trainer.reward_timeout, recipe.trainer.on_reward_timeout
     return CompositeReward(rewards, recipe.rewards, seconds=seconds, on_timeout=then)
 
@@ -111,7 +116,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     device = distributed.device()
     engine = replace(recipe.engine, precision=distributed.resolve_precision(recipe.engine.precision))
     student = build_student(recipe).to(device)
-    policies_wanted = [*objective.needs.policies, *(["ema"] if recipe.trainer.ema_decay else [])]
+    policies_wanted = [*objective.needs.policies, *averaged(recipe)]
     frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
     if not language:
         _check_chunks(frames, student.spec.cache.chunk_frames)
@@ -194,7 +199,16 @@ def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return
-    network: Any = ctx.roles.engines["student"].network
+    with_weights(ctx.roles.engines["student"].network, weights).save(path, metadata)
+
+
+def averaged(recipe: Recipe) -> tuple[str, ...]:
+    """The weight set of the moving average, if the recipe keeps one."""
+    return ("ema",) if recipe.trainer.ema_decay else ()
+
+
+def with_weights(network: Any, weights: dict[str, torch.Tensor]) -> Any:
+    """A plain student like `network`, in fp32 on the CPU, with these weights."""
     student = type(network).from_spec(network.spec)
     student.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
-    student.save(path, metadata)
+    return student

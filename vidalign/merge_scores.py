@@ -17,6 +17,7 @@ from vidalign.bench.evaluation import distinct_prompts
 from vidalign.bench.judging import Generate, clip_batches, scored
 from vidalign.build import build_rewards
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.guest import guest
 from vidalign.rewards.base import CompositeReward, TrainableReward
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def _trained_rewards(recipe: Recipe) -> Score:
 def _metric(judge: str) -> Score:
     """The value ``NAME/VALUE`` of a metric; of ``NAME`` its ``composite``, or the first."""
     name, _, wanted = judge.partition("/")
-    metric = registry.get("metrics", name)()
+    kind = registry.get("metrics", name)
+    with guest("metric", name, kind):
+        metric = kind()
     if metric.judges != "clips":
         raise UserError(f"the metric {name!r} judges no single clips", where="--judge",
                         why=f"it judges {metric.judges}", fix=f"use {JUDGE} or clip_score")  # fmt: skip

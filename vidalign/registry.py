@@ -72,6 +72,13 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "world_scorer": "vidalign.bench.metrics.world:WorldScorer",
     },
 }
+ASKED = {
+    "objectives": ("needs", "Config"),
+    "teachers": ("offers", "from_recipe"),
+    "discriminators": ("Config", "from_recipe"),
+    "metrics": ("name", "version", "judges", "Config"),
+}
+"""What the class of a plugin must have: asked for before one is made."""
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 
 T = TypeVar("T")
@@ -86,7 +93,7 @@ def get(kind: str, name: str) -> Any:
     if name in _BUILTIN[kind]:
         return _load(kind, EntryPoint(name, _BUILTIN[kind][name], f"vidalign.{kind}"), "vidalign")
     if name in _registered[kind]:
-        return _registered[kind][name][0]
+        return _complete(kind, name, *_registered[kind][name])
     found = [point for point in _entry_points(kind) if point.name == name]
     if len(found) > 1:
         owners = ", ".join(_owner(point) for point in found)
@@ -94,7 +101,7 @@ def get(kind: str, name: str) -> Any:
             f"two installed packages offer {name!r} among {kind}", where=owners, fix="uninstall one of them"
         )
     if found:
-        return _load(kind, found[0], _owner(found[0]))
+        return _complete(kind, name, _load(kind, found[0], _owner(found[0])), _owner(found[0]))
     known = names(kind)
     close = nearest(name, known)
     fix = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
@@ -164,6 +171,17 @@ def load_plugin_file(path: str | Path) -> None:
             where=f"{path}:{line}",
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:
+    """The plugin of somebody else; `PluginError` when its class lacks what its kind has."""
+    missing = [attribute for attribute in ASKED.get(kind, ()) if not hasattr(plugin, attribute)]
+    if missing:
+        raise PluginError(
+            f"{name!r} among {kind} has no {', '.join(missing)}", where=owner,
+            why=f"every one of the {kind} has {', '.join(ASKED[kind])}", fix="repair the plugin, or tell its authors",
+        )  # fmt: skip
+    return plugin
 
 
 def _entry_points(kind: str) -> list[EntryPoint]:

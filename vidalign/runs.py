@@ -1,6 +1,7 @@
 """Run folders: opening them again, judging their student, writing their report, sampling from them.
 
-RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html.
+RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html; of the student in
+a checkpoint RUN/evaluation-step-N.json and RUN/report-step-N.html.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError, UsageError, before_work
 from vidalign.provenance import describe_run, without_run_folder
-from vidalign.reading import read_json
+from vidalign.reading import read_json, regular
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
+from vidalign.saved import Saved, held_out_score, step_of, student_at
 from vidalign.students.video import VideoStudent, checkpoint
 from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.clips import write_clip
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 STUDENT = "student.safetensors"
+FINAL = Saved()
 
 
 @dataclass
@@ -59,30 +62,46 @@ class FinishedRun:
     recipe: Recipe
     student: Any
     """A `VideoStudent` or a `LanguageStudent`."""
+    checkpoint: Path | None = None
+    """Where the student comes from, if not from the end of the run."""
+    step: int | None = None
+    """Step of that checkpoint."""
+
+    def file(self, name: str) -> Path:
+        """A file about the student; those of other steps have other names."""
+        path = self.folder / name
+        return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = ()) -> FinishedRun:
-    """Open a finished run; raises `CheckpointError` naming what is missing."""
+def open_run(folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL) -> FinishedRun:
+    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing."""
     folder = Path(folder)
-    check_finished(folder)
+    check_finished(folder, saved)
     recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
+    if not saved.final:
+        source = saved.checkpoint(folder)
+        step = step_of(source)
+        return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
     kind = registry.get("students", recipe.student.name)
     return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
 
 
 @before_work()
-def check_finished(folder: Path) -> None:
-    """Raises `CheckpointError` unless the folder holds a recipe and a student."""
-    for name in ("recipe.yaml", STUDENT):
+def check_finished(folder: Path, saved: Saved = FINAL) -> None:
+    """Raises `CheckpointError` unless the folder holds a recipe and the student that is meant."""
+    for name in ("recipe.yaml", STUDENT) if saved.final else ("recipe.yaml",):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
-                fix="finish it with `vidalign train RECIPE --run RUN --resume`, or name another folder",
+                fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
+                "--best or --step N, or name another folder",
             )  # fmt: skip
+    if not saved.final:
+        saved.checkpoint(folder)
 
 
 def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.Tensor]:
@@ -101,19 +120,21 @@ def generator_of(recipe: Recipe, student: VideoStudent) -> Callable[..., torch.T
 
 
 def evaluate_run(
-    folder: str | Path, overrides: Sequence[str] = (), *, console: Console | None = None
+    folder: str | Path, overrides: Sequence[str] = (), *, saved: Saved = FINAL, console: Console | None = None
 ) -> list[EvaluationRow]:
-    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html."""
-    run = open_run(folder, overrides)
+    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html.
+
+    A student of step N is judged into files of its own, evaluation-step-N.json and report-step-N.html.
+    """
+    run = open_run(folder, overrides, saved)
     recipe, console = run.recipe, console or Console()
     language = recipe.student.name == LANGUAGE
     with stages(recipe.tracking.panel, console) as stage:
         judged = _judge_answers(run, stage) if language else _judge_clips(run, stage)
-        before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
-        rows, header = compare(before, after, truth), describe_run(recipe)
+        after = judged["after"]
+        rows = compare(judged["before"], after, judged.get("ground truth"))
         done = stage("writing the report", 1)
-        save_evaluation(run.folder / "evaluation.json", before, after, truth, header)
-        path = write_report(run.folder / "report.html", training_report(run.folder, recipe, rows, judged, header))
+        path = _write_judgement(run, rows, judged)
         done(1)
     asked = "examples" if language else "prompts"
     title = f"{len(after.prompts)} held-out {asked} x {recipe.evaluation.seeds} seeds"
@@ -152,16 +173,35 @@ def _judge_answers(run: FinishedRun, stage: Stage) -> dict[str, Evaluation]:
     return dict(judged)
 
 
-def export_run(folder: str | Path, out: Path, dtype: str = "float32") -> Path:
-    """Write a run's student to one file, with what made it and the means of its evaluation in the metadata."""
-    run = open_run(folder)
-    _, metadata = checkpoint.read(run.folder / STUDENT)
-    metadata = {k: without_run_folder(v) for k, v in metadata.items() if k not in ("spec", "format")}
-    judged = run.folder / "evaluation.json"
-    if judged.is_file():
+def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation]) -> Path:
+    """The evaluation and the report of a run's student; returns where the report is."""
+    header = describe_run(run.recipe) | ({} if run.step is None else {"step": str(run.step)})
+    before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
+    save_evaluation(run.file("evaluation.json"), before, after, truth, header)
+    report = training_report(run.folder, run.recipe, rows, judged, header)
+    return write_report(run.file("report.html"), report)
+
+
+def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Saved = FINAL) -> Path:
+    """Write a run's student to one file, with what made it and the means of its own evaluation in the metadata."""
+    run = open_run(folder, saved=saved)
+    metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
+    judged = run.file("evaluation.json")
+    if judged.exists():
         metadata["scores"] = json.dumps(_scores(judged))
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
+
+
+def _provenance(run: FinishedRun) -> dict[str, str]:
+    """What made the student: as its file says, or the log of the run with the step and the score of its weights."""
+    if run.checkpoint is None:
+        metadata = checkpoint.read(run.folder / STUDENT)[1]
+        return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
+    header = next(iter(read_records(run.folder / "metrics.jsonl")), {})
+    score = held_out_score(run.checkpoint, run.recipe)
+    own = {"step": str(run.step)} | ({} if score is None else {"held_out_score": f"{score:.4f}"})
+    return {k: str(v) for k, v in header.items() if k not in ("kind", "step", "time")} | own
 
 
 def _scores(file: Path) -> dict[str, float]:
@@ -184,6 +224,7 @@ def sample_run(
     frames: int | None = None,
     seed: int = 0,
     images: Sequence[Path] = (),
+    saved: Saved = FINAL,
 ) -> list[Path]:
     """Write a clip of every prompt with a run's student; several prompts get numbered files.
 
@@ -191,7 +232,7 @@ def sample_run(
 
     The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
-    run = open_run(folder)
+    run = open_run(folder, saved=saved)
     student = run.student.eval()
     if run.recipe.student.name == LANGUAGE:
         return [_write_answers(student, prompts, out, seed, images)]
@@ -219,12 +260,12 @@ def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, i
     from PIL import Image
 
     try:
-        pictures = tuple(Image.open(path).convert("RGB") for path in images)
+        pictures = tuple(Image.open(regular(path)).convert("RGB") for path in images)
     except OSError as error:
         raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
     examples = [Example(prompt, images=pictures) for prompt in prompts]
     generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
     texts = student.decode(student.generate(student.prompts(examples), generators))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
+    regular(out).write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
     return out

@@ -23,7 +23,7 @@ from vidalign.context import Batch
 from vidalign.data.language import TableExamples, open_examples
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
-from vidalign.engine.checkpoint import Checkpoints
+from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, RecipeError, UserError
 from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
@@ -258,11 +258,13 @@ class Trainer:
 
     def _resume(self, trust: bool) -> None:
         self.step, state = self.checkpoints.load(self._parts(), trust=trust)
-        self.objective.load_state_dict(state["objective"])
-        if self.ctx.rewards:
-            self.ctx.rewards.load_state_dict(state.get("rewards", {}))
-        self.ctx.signal.load_state_dict(state.get("signal", {}))
-        self._start_norms |= state.get("weight_norms", {})
+        with reading_state(self.checkpoints.path(self.step) / "state.pt"):
+            self.objective.load_state_dict(state["objective"])
+            if self.ctx.rewards:
+                self.ctx.rewards.load_state_dict(state.get("rewards", {}))
+            self.ctx.signal.load_state_dict(state.get("signal", {}))
+            norms = state.get("weight_norms", {})
+            self._start_norms |= {role: float(norms.get(role, norm)) for role, norm in self._start_norms.items()}
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

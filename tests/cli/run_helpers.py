@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +80,9 @@ def damage(file: Path) -> None:
     """Cut a file in half, as a killed copy would."""
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
+
+
+def edit_manifest(run: Path, step: int, **values: Any) -> None:
+    """Change entries of a checkpoint's manifest."""
+    file = run / "checkpoints" / f"step-{step:08d}" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

@@ -47,7 +47,7 @@ def test_a_disk_that_takes_no_more_is_told_without_a_traceback(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(number, "odd", "run/evaluation.json")
 
-    monkeypatch.setattr("vidalign.runs.check_finished", lambda folder: None)
+    monkeypatch.setattr("vidalign.runs.check_finished", lambda folder, saved: None)
     monkeypatch.setattr("vidalign.runs.evaluate_run", full)
     if code is None:
         with pytest.raises(OSError, match="odd"):

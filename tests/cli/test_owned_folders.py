@@ -36,7 +36,7 @@ def test_the_second_command_is_refused_before_it_loads(
     monkeypatch.setattr(collecting, "collect_buffer", loaded)
     monkeypatch.setattr(merging, "merge_runs", loaded)
     monkeypatch.setattr(runs, "open_run", loaded)
-    monkeypatch.setattr(runs, "check_finished", lambda folder: None)
+    monkeypatch.setattr(runs, "check_finished", lambda folder, saved: None)
     with owned(Path("run"), ".x.safetensors" + LOCK if name == "export" else LOCK):
         before = sorted(Path("run").iterdir())
         assert vidalign(*COMMANDS[name]) == 2

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch, TrainContext
+from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.recipe import load_recipe
-from vidalign.runs import evaluate_run, sample_run
+from vidalign.runs import evaluate_run, open_run, sample_run
+from vidalign.saved import Saved
 from vidalign.students.language import LanguageStudent
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import Trainer, open_data
@@ -111,6 +113,13 @@ def test_a_run_is_evaluated_and_answers(tmp_path: Path) -> None:
     (out,) = sample_run(run, ["chain : 7 | 1 : plus 5", "walk : p"], tmp_path / "answers.txt")
     lines = out.read_text().splitlines()
     assert lines[0] == "chain : 7 | 1 : plus 5" and lines[1].startswith("->") and len(lines) == 4
+    final, step = open_run(run).student, Checkpoints(run / "checkpoints").steps()[-1]
+    saved = open_run(run, saved=Saved(step)).student
+    assert saved.spec == final.spec and all(
+        torch.equal(tensor, final.state_dict()[name]) for name, tensor in saved.state_dict().items()
+    )
+    (out,) = sample_run(run, ["chain : 7 | 1 : plus 5", "walk : p"], tmp_path / "saved.txt", saved=Saved(step))
+    assert out.read_text().splitlines() == lines
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
         "[vidalign.metrics]\ngood = toy_pack:Good\nbroken = toy_pack_broken:X\n"
         "[vidalign.objectives]\nsft = toy_pack:Good\n"
     )
-    (tmp_path / "toy_pack.py").write_text("class Good: pass\n")
+    (tmp_path / "toy_pack.py").write_text("class Good: name, version, judges, Config = 'good', '1', 'clips', object\n")
     (tmp_path / "toy_pack_broken.py").write_text("import a_module_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path

@@ -102,9 +102,11 @@ def test_run_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a Linux device")
-def test_full_disk_is_one_clear_error() -> None:
+def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    log = JsonlLog(tmp_path / "metrics.jsonl", HEADER)
+    log._file = Path("/dev/full").open("a", encoding="utf-8")
     with pytest.raises(UserError, match="No space left"):
-        JsonlLog("/dev/full", HEADER)
+        log.metrics(1, METRICS)
 
 
 def test_silent_tracker_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

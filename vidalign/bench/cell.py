@@ -34,9 +34,10 @@ from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
 from vidalign.data.prompts import open_prompts
 from vidalign.engine import distributed
-from vidalign.errors import UserError
+from vidalign.errors import DataError, PluginError, UserError
 from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
+from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
 from vidalign.students.video import VideoStudent
@@ -211,7 +212,9 @@ def _check_latents(protocol: Protocol, config: RowConfig) -> None:
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """A run that was begun by another recipe is not gone on with."""
     begun = folder / "recipe.yaml"
-    if begun.is_file() and (difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8"))):
+    if not begun.is_file():
+        return
+    if difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8", errors="replace")):
         raise UserError(
             "the run was begun with another recipe", where=str(folder), why=difference,
             fix="put the recipe back, or remove the folder to train anew",
@@ -228,7 +231,11 @@ def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
         partial = beside(file)
         partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
         partial.replace(file)
-    return int(file.read_text(encoding="utf-8"))
+    try:
+        return int(regular(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = "the number of steps cannot be read"
+        raise DataError(what, where=str(file), why=str(error), fix="remove the file") from error
 
 
 def _predicted(recipe: Recipe, steps: int) -> Predicted:
@@ -236,6 +243,8 @@ def _predicted(recipe: Recipe, steps: int) -> Predicted:
     recipe.trainer.steps = steps
     try:
         cost = predict(recipe)
+    except PluginError:
+        raise
     except UserError:
         return Predicted(*[float("nan")] * 4)
     return Predicted(cost.forwards, cost.reward_calls, cost.teacher_calls, cost.responses)

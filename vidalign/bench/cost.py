@@ -17,6 +17,7 @@ from torch import nn
 from vidalign import registry
 from vidalign.build import LANGUAGE, build_objective
 from vidalign.errors import UserError
+from vidalign.guest import guest
 from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.students.language import LanguageStudent
@@ -44,11 +45,15 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
     """Cost of step 0, 1, ... without end; raises `UserError` when the objective does not declare it."""
     objective = build_objective(recipe)
     chunks, sampler = _video_sizes(recipe)
-    kinds = [registry.get("rewards", name) for name in recipe.rewards]
-    learning = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, TrainableReward)]
+    kinds = {name: registry.get("rewards", name) for name in recipe.rewards}
+    learning = {n: kind for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, TrainableReward)}
     for step in count():
         sizes = StepSizes(recipe.seed, step, recipe.trainer.prompts_per_step, chunks, len(recipe.rewards), sampler)
-        yield sum((kind.cost(recipe, sizes) for kind in learning), objective.cost(sizes))
+        cost = objective.cost(sizes)
+        for name, kind in learning.items():
+            with guest("reward", name, kind):
+                cost += kind.cost(recipe, sizes)
+        yield cost
 
 
 def _video_sizes(recipe: Recipe) -> tuple[int, Sampler]:

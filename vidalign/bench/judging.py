@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import torch
 from vidalign.bench.metrics.base import Metric
 from vidalign.engine.rng import generator
 from vidalign.errors import PluginError
-from vidalign.guest import guest
+from vidalign.guest import guest, is_foreign
 from vidalign.owner import beside
+from vidalign.rewards.calls import NUMBERS, as_numbers, kind_of
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol
@@ -93,18 +94,30 @@ def clip_batches(
 def scored(metric: Metric, clips: torch.Tensor, prompts: Sequence[str], expected: int) -> dict[str, torch.Tensor]:
     """What a metric says of clips, see `checked`."""
     with guest("metric", metric.name, metric):
-        found = metric.score(clips, list(prompts))
+        found = metric.score(clips.clone() if is_foreign(metric) else clips, list(prompts))
     return checked(metric, found, expected)
 
 
-def checked(metric: Metric, found: dict[str, torch.Tensor], expected: int) -> dict[str, torch.Tensor]:
+def checked(metric: Metric, found: Any, expected: int) -> dict[str, torch.Tensor]:
     """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts, or a series of other
     than long clips."""
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"the metric {metric.name!r} returned a {type(found).__name__}", where=type(metric).__qualname__,
+            why="a metric returns a dict of values by name",
+        )  # fmt: skip
     out = {}
-    for name, values in found.items():
-        if len(values) != expected:
+    for name, given in found.items():
+        values = as_numbers(given)
+        if values is None:
             raise PluginError(
-                f"the metric {metric.name!r} returned {len(values)} values for {expected} prompts",
+                f"the metric {metric.name!r} returned {kind_of(given)} under {name!r}",
+                where=type(metric).__qualname__, why=NUMBERS,
+            )  # fmt: skip
+        if values.ndim == 0 or len(values) != expected:
+            count = len(values) if values.ndim else "no list of"
+            raise PluginError(
+                f"the metric {metric.name!r} returned {count} values for {expected} prompts",
                 where=type(metric).__qualname__,
             )
         if values.ndim != 1 and not (values.ndim == 2 and metric.judges == "long"):

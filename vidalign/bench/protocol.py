@@ -26,10 +26,11 @@ from vidalign.data.paths import is_file_name
 from vidalign.data.prompts import open_prompts
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.golden import world_hash
+from vidalign.guest import guest
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.marks import Node, parse_override, read_yaml
-from vidalign.recipe.typed import build, placed
+from vidalign.recipe.typed import build, placed, settings_of
 from vidalign.students.video.checkpoint import resolve
 
 REFERENCES = ("base", "teacher", "ground_truth")
@@ -280,19 +281,19 @@ def build_metrics(protocol: Protocol) -> list[Metric]:
     found = []
     for name, settings in protocol.metrics.items():
         plugin = registry.get("metrics", name)
-        found.append(plugin(build(plugin.Config, _node(settings), f"metrics.{name}", problems)))
+        config = build(plugin.Config, _node(settings), f"metrics.{name}", problems)
+        with guest("metric", name, plugin):
+            found.append(plugin(config))
     assert not problems, "the settings were checked when the protocol was loaded"
     return found
 
 
 def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
     try:
-        plugin = registry.get("metrics", name)
+        if isinstance(settings.value, dict):
+            settings_of("metrics", name, settings, f"metrics.{name}", problems)
     except UserError as error:
         problems.extend(placed(error, settings.where))
-    else:
-        if isinstance(settings.value, dict):
-            build(plugin.Config, settings, f"metrics.{name}", problems)
 
 
 def _node(value: Any) -> Node:

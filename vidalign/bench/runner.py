@@ -7,7 +7,6 @@ and ``results.json``. A finished cell is never run again, an interrupted one goe
 from __future__ import annotations
 
 import collections
-import json
 import os
 import queue
 import re
@@ -33,6 +32,7 @@ from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserEr
 from vidalign.golden import world_hash
 from vidalign.owner import beside
 from vidalign.provenance import machine
+from vidalign.reading import read_json
 from vidalign.tracking.stages import stages
 
 RESULTS = "results.json"
@@ -290,7 +290,7 @@ def prepare(protocol: Protocol) -> None:
     file = protocol.folder / "protocol.yaml"
     try:
         if file.is_file():
-            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8")):
+            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8", errors="replace")):
                 raise UserError(
                     f"{protocol.folder} holds cells of another protocol", where=protocol.name, why=difference,
                     fix="move the folder away, or put the protocol back",
@@ -309,14 +309,14 @@ def read_finished(file: Path, protocol: Protocol) -> Cell:
     plain = _read_document(file, protocol, "cell")
     try:
         return read_cell(plain, str(file))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=repr(error), fix="remove it") from error
 
 
 def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
     """The content of a file that a cell wrote last."""
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(file)
         made_by, found = document["protocol"], document[content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
@@ -329,7 +329,7 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
 def _check_same_hash(file: Path, recipe_hash: str) -> None:
     """A cell that was taken over has no run folder to compare with. Raises `UserError` for another recipe's."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["cell"]["recipe_hash"]
+        found = read_json(file)["cell"]["recipe_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # told when the cell is read
     if found != recipe_hash:

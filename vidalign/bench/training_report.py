@@ -47,7 +47,7 @@ def training_report(
 
     differences: `after` against `before`; judged: the evaluations of the rows `before`, `after` and `ground truth`.
     """
-    log = folder / FILE_NAME
+    log, chosen = folder / FILE_NAME, f" --step {header['step']}" if "step" in header else ""
     history = read_history(log)
     language, count, seeds = recipe.student.name == LANGUAGE, len(judged["after"].prompts), recipe.evaluation.seeds
     unit = f"examples, {seeds} responses each" if language else f"prompts, {seeds} clips each, same noise"
@@ -56,7 +56,7 @@ def training_report(
         title=f"{recipe.objective.name} | {recipe.name}",
         summary=recipe.header.split("\n", 1)[0],
         facts={k: v for k, v in header.items() if k not in ("command", "machine")}
-        | {"steps": str(recipe.trainer.steps)},
+        | {"steps": str(recipe.trainer.steps)},  # beside the step of the student, where it is that of a checkpoint
         note=f"{count} held-out {unit} before and after; 95 % bootstrap intervals over {unit.split(',')[0]}.",
         rows=[_evaluated(name, evaluation) for name, evaluation in judged.items()],
         headline=(Metric(EXACT, ALL) if language else Metric(AUDITOR, "composite")) if differences else None,
@@ -66,7 +66,7 @@ def training_report(
         curves=history_charts(history),
         prompts=_evaluated_clips(judged),
         warnings=_logged_warnings(log),
-        commands=[header["command"], f"vidalign evaluate --run {_place(folder)}"],
+        commands=[header["command"], f"vidalign evaluate --run {_place(folder)}{chosen}"],
         texts={"Recipe": (folder / "recipe.yaml").read_text(encoding="utf-8")},
         environment={"machine": header["machine"], "python": sys.version.split()[0]},
     )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from vidalign.cli.options import Overrides, Plugins, RunFolder
+from vidalign.cli.options import Best, Overrides, Plugins, RunFolder, Step, Trust
 from vidalign.owner import owned
 
 
-def evaluate(run: RunFolder, overrides: Overrides = None, plugin: Plugins = None) -> None:
+def evaluate(
+    run: RunFolder,
+    overrides: Overrides = None,
+    step: Step = None,
+    best: Best = False,
+    trust_checkpoint: Trust = False,
+    plugin: Plugins = None,
+) -> None:
     """Judge the student of a run on held-out prompts."""
-    from vidalign.runs import check_finished, evaluate_run
+    from vidalign.runs import Saved, check_finished, evaluate_run
 
-    check_finished(run)
+    saved = Saved(step, best, trust_checkpoint)
+    check_finished(run, saved)
     with owned(run):
-        evaluate_run(run, overrides or [])
+        evaluate_run(run, overrides or [], saved=saved)

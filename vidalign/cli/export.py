@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vidalign.cli.options import RunFolder
+from vidalign.cli.options import Best, RunFolder, Step, Trust
 from vidalign.errors import UsageError
 from vidalign.owner import LOCK, owned
 
@@ -18,6 +18,9 @@ def export(
     dtype: Annotated[
         Literal["float32", "float16"], typer.Option(help="float16 halves the file; computing stays in float32.")
     ] = "float32",
+    step: Step = None,
+    best: Best = False,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Write the student of a run to one file."""
     if out.suffix != ".safetensors":
@@ -25,7 +28,9 @@ def export(
             f"a student cannot be written as {out.name!r}", where="--out",
             why="its weights are a safetensors file", fix="end the file name in .safetensors",
         )  # fmt: skip
-    from vidalign.runs import export_run
+    from vidalign.runs import Saved, check_finished, export_run
 
+    saved = Saved(step, best, trust_checkpoint)
+    check_finished(run, saved)
     with owned(out.parent, f".{out.name}{LOCK}"):
-        typer.echo(str(export_run(run, out, dtype)))
+        typer.echo(str(export_run(run, out, dtype, saved)))

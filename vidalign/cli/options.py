@@ -35,6 +35,16 @@ Plugins = Annotated[
         is_eager=True,
     ),
 ]
+Step = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", min=0, help="The student in the checkpoint of step N, not the final one."),
+]
+Best = Annotated[
+    bool, typer.Option("--best", help="The student in the checkpoint with the best held-out score, not the final one.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-checkpoint", help="Read a ZeRO checkpoint of another user: loading it runs code.")
+]
 RunFolder = Annotated[Path, typer.Option("--run", metavar="RUN", help="The folder of a run.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Plugins, RunFolder
+from vidalign.cli.options import Best, Plugins, RunFolder, Step, Trust
 from vidalign.errors import UsageError
 
 
@@ -22,12 +22,16 @@ def sample(
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="Picture that a vision-language student is asked about.")
     ] = None,
+    step: Step = None,
+    best: Best = False,
+    trust_checkpoint: Trust = False,
     plugin: Plugins = None,
 ) -> None:
     """Generate clips, or answers of a language student, with the student of a run."""
     if not all(text.strip() for text in prompt):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
-    from vidalign.runs import sample_run
+    from vidalign.runs import Saved, sample_run
 
-    for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or []):
+    saved = Saved(step, best, trust_checkpoint)
+    for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or [], saved=saved):
         typer.echo(str(path))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidalign.cli.launch import Gpus, Nodes, Rendezvous, check_processes, relaunch
-from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, Trust, tell_warnings
 from vidalign.errors import Interrupted, UsageError
 from vidalign.owner import owned, refuse_owned
 
@@ -28,9 +28,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in RUN.")
     ] = False,
-    trust_checkpoint: Annotated[
-        bool, typer.Option("--trust-checkpoint", help="Resume a ZeRO checkpoint of another user: loading it runs code.")
-    ] = False,
+    trust_checkpoint: Trust = False,
     gpus: Gpus = 1,
     nodes: Nodes = 1,
     rendezvous: Rendezvous = None,

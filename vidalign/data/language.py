@@ -15,6 +15,7 @@ from vidalign.data.examples import Example
 from vidalign.data.paths import inside
 from vidalign.data.prompts import PromptSource
 from vidalign.errors import DataError
+from vidalign.reading import regular
 
 WORLDS = ("tokens", "pictures")
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -81,7 +82,7 @@ def _picture(item: Any, where: str) -> Any:
 
     if isinstance(item, str):
         try:
-            item = Image.open(inside(Path(where) if Path(where).is_dir() else Path(where).parent, item))
+            item = Image.open(regular(inside(Path(where) if Path(where).is_dir() else Path(where).parent, item)))
         except (OSError, ValueError) as error:
             raise DataError("a picture cannot be read", where=where, why=str(error)) from error
     return item.convert("RGB")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,21 @@ class DeepSpeedEngine(Engine):
         self.norm = float(nn.utils.clip_grad_norm_(self.trainable, limit or math.inf))
         if not math.isfinite(self.norm):
             self.deepspeed.zero_grad()
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """The trained weights that `DeepSpeedEngine.save` wrote, without an engine; this unpickles, so it runs code."""
+    file = directory / FOLDER / "mp_rank_00_model_states.pt"
+    if not file.is_file():
+        raise CheckpointError(
+            "the weights cannot be read from this checkpoint", where=str(directory),
+            why="ZeRO-3 divides them among its processes", fix="use the student at the end of the run, without --step",
+        )  # fmt: skip
+    try:
+        module = torch.load(file, map_location="cpu", weights_only=False)["module"]
+        return {name.removeprefix("network."): weight for name, weight in module.items()}
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, pickle.UnpicklingError) as error:
+        raise CheckpointError("cannot read a checkpoint file", where=str(file), why=str(error)) from error
 
 
 class _Recorder:

@@ -6,7 +6,6 @@ something was left out keeps silent about sections that already hold a mistake.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
+from vidalign.reading import parse_json
 from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
 from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import check_prompts, read_source
@@ -329,7 +329,7 @@ def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
     wanted = LANGUAGE if kind == LANGUAGE else "video" if kind in ("video", "model", "few_step") else ""
     try:
         found = {"config": LANGUAGE, "transformer": "video"}
-        kinds = [name for entry, name in found.items() if entry in json.loads(spec)]
+        kinds = [name for entry, name in found.items() if entry in parse_json(spec)]
     except (TypeError, ValueError):
         return  # what reads the weights says so
     if wanted and kinds and wanted not in kinds:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError, nearest
+from vidalign.guest import guest
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Part
 
@@ -88,11 +89,18 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
     chosen = node.value["name"]
     settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
     try:
-        plugin = registry.get(kind, str(chosen.value))
+        config = settings_of(kind, str(chosen.value), settings, path, problems)
     except UserError as error:
         problems += placed(error, chosen.where)
         return Choice("")
-    return Choice(str(chosen.value), build(plugin.Config, settings, path, problems))
+    return Choice(str(chosen.value), config)
+
+
+def settings_of(kind: str, name: str, node: Node, path: str, problems: list[Problem]) -> Any:
+    """The `Config` of a plugin; `UserError` for one that does not exist or fails on its own."""
+    plugin = registry.get(kind, name)
+    with guest(kind.removesuffix("s"), name, plugin):
+        return build(plugin.Config, node, path, problems)
 
 
 def mix(kind: str, node: Node, path: str, problems: list[Problem]) -> dict[str, Part]:

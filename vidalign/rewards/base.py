@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 
 from vidalign.deferred import without_gradient
-from vidalign.guest import guest
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
@@ -130,14 +129,12 @@ class CompositeReward:
     def warm_up(self, prompts: PromptSource) -> None:
         """Let the trainable rewards learn from the initial student."""
         for reward in self.trainable:
-            with guest("reward", reward.name, reward):
-                reward.warm_up(prompts)
+            reward.warm_up(prompts)
 
     def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
         """Let the trainable rewards learn from clips of the student."""
         for reward in self.trainable:
-            with guest("reward", reward.name, reward):
-                reward.learn(clips, prompts)
+            reward.learn(clips, prompts)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the trainable rewards, by name."""

@@ -92,17 +92,10 @@ class RewardCall:
 
     def _numbers(self, key: str, value: Any) -> torch.Tensor:
         """Real numbers of any type, in a tensor, an array or a list, as a tensor."""
-        if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
-            try:
-                array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
-                if array.dtype.kind in "fiub":
-                    value = torch.from_numpy(array.astype(np.float64))
-            except (TypeError, ValueError):
-                pass  # told below
-        if not isinstance(value, torch.Tensor) or value.is_complex():
-            kind = f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
-            raise self._refusal(f"{kind} under {key!r}", "a tensor, an array or a list of real numbers is needed")
-        return value.detach()
+        numbers = as_numbers(value)
+        if numbers is None:
+            raise self._refusal(f"{kind_of(value)} under {key!r}", NUMBERS)
+        return numbers
 
     def _refusal(self, what: str, why: str) -> PluginError:
         return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
@@ -113,3 +106,25 @@ def _beside(values: torch.Tensor, clips: Any) -> torch.Tensor:
     if not isinstance(clips, torch.Tensor):
         return values.to(torch.float32)
     return values.to(clips.device, torch.promote_types(clips.dtype, torch.float32))
+
+
+NUMBERS = "a tensor, an array or a list of real numbers is needed"
+
+
+def as_numbers(value: Any) -> torch.Tensor | None:
+    """Real numbers of any type, in a tensor, an array or a list, as a tensor; None for anything else."""
+    if isinstance(value, list | tuple | np.ndarray | np.number | float | int):
+        try:
+            array = np.asarray([float(v) for v in value] if isinstance(value, list | tuple) else value)
+        except (TypeError, ValueError):
+            return None
+        if array.dtype.kind in "fiub":
+            value = torch.from_numpy(array.astype(np.float64))
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        return None
+    return value.detach()
+
+
+def kind_of(value: Any) -> str:
+    """What `as_numbers` was given, in words."""
+    return f"{value.dtype} values" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__

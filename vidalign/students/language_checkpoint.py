@@ -12,7 +12,16 @@ from vidalign.quiet import no_bars
 from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec, is_transformers
-from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
+from vidalign.students.video.checkpoint import (
+    check_layers,
+    check_tensors,
+    load_strict,
+    read,
+    read_spec,
+    reading_spec,
+    resolve,
+    write,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,13 +74,20 @@ def load(path: str) -> LanguageStudent:
     """A file or shipped name, in the dtype of its configuration (fp32 without one); a transformers folder or hub name,
     in the dtype in which it is stored.
     """
+    import torch
+
     if is_transformers(path):
         return load_transformers(path)
     file = resolve(path)
     tensors, metadata = read(file)
     spec = read_spec(metadata, str(file), "config", ("model_type",))
     with reading_spec(str(file)):
-        student = LanguageStudent.from_spec(LanguageSpec.from_dict(spec))
+        made = LanguageSpec.from_dict(spec)
+        check_layers(made.config, tensors)
+        with torch.device("meta"):  # takes no memory
+            shapes = new_model(made.config).state_dict()
+    check_tensors({key: value for key, value in shapes.items() if key in tensors}, tensors, str(file))
+    student = LanguageStudent.from_spec(made)
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student

@@ -85,7 +85,7 @@ class PipelineTeacher:
         noise = torch.Generator().manual_seed(int(file.stem[:15], 16))
         with guest("pipeline", self.identity, self._pipeline), torch.no_grad():
             frames = self._pipeline(prompt=prompt, generator=noise, output_type="np", **self.call).frames[0]
-        array = torch.from_numpy(np.asarray(frames, dtype=np.float32)).permute(0, 3, 1, 2)
+            array = torch.from_numpy(np.asarray(frames, dtype=np.float32)).permute(0, 3, 1, 2)
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)
         normalise(RawClip(clip), self.shape)  # a clip that is too short is not worth keeping
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -100,14 +100,15 @@ def load_pipeline(path: str) -> Any:
 
     device = distributed.device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    try:
-        with no_bars("diffusers", "transformers"):
-            pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
-    except (OSError, ValueError, ImportError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the pipeline {path!r} cannot be loaded", where="teacher.path", why=why,
-            fix="name a folder or hub model that holds a text-to-video pipeline of diffusers",
-        ) from error  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    with guest("pipeline", path, DiffusionPipeline):
+        try:
+            with no_bars("diffusers", "transformers"):
+                pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+        except (OSError, ValueError, ImportError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the pipeline {path!r} cannot be loaded", where="teacher.path", why=why,
+                fix="name a folder or hub model that holds a text-to-video pipeline of diffusers",
+            ) from error  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)

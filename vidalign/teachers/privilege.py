@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,6 +11,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.errors import DataError, UserError
+from vidalign.reading import read_json
 from vidalign.world.captions import CaptionSpec, is_caption, parse
 from vidalign.world.constants import COLOURS, MOTIONS, SHAPES, SIZES
 from vidalign.world.scorer import score
@@ -20,7 +20,7 @@ from vidalign.world.scorer import score
 @lru_cache(maxsize=4)
 def _table(path: str) -> dict[str, str]:
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(f"the dense prompts {path!r} cannot be read", where="objective.dense_prompts", why=str(error),
                         fix="write a JSON object from prompts to dense prompts") from error  # fmt: skip
