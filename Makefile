@@ -17,12 +17,16 @@ venv: $(INSTALLED)  ## build .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python of version 3.11 or newer; looked for: $(PYTHONS)" >&2; exit 2; }
+	@echo "== install 1 of 3: a virtual environment in $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "== install 2 of 3: torch, the largest download; unpacking it takes a minute"
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	@echo "== install 3 of 3: vidalign and the other packages"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
 quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write the report
+	@echo "== quickstart: training, then evaluation and report"
 	$(BIN)/vidalign train recipes/world/astrolabe.yaml
 
 test: $(INSTALLED)  ## the tests, without the slow ones

@@ -22,6 +22,7 @@ from vidalign.rewards.base import CompositeReward, TrainableReward
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
+    from vidalign.tracking.stages import Done
 
 JUDGE = "world_auditor"
 Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
@@ -39,10 +40,18 @@ class MergeScores:
         self.inside = _take(recipe, recipe.data.prompts), _trained_rewards(recipe)
         self.outside = _take(recipe, prompts or _unseen(recipe.data.prompts)), _metric(judge)
 
+    @property
+    def clips(self) -> int:
+        """How many clips one call judges."""
+        return self.seeds * (len(self.inside[0]) + len(self.outside[0]))
+
     @torch.no_grad()
-    def __call__(self, generate: Generate) -> tuple[torch.Tensor, torch.Tensor]:
-        """In-domain and out-of-domain score of every prompt, the mean over seeds: ``[P]`` and ``[Q]``."""
-        inside, outside = (self._means(generate, *part) for part in (self.inside, self.outside))
+    def __call__(self, generate: Generate, done: Done) -> tuple[torch.Tensor, torch.Tensor]:
+        """In-domain and out-of-domain score of every prompt, the mean over seeds: ``[P]`` and ``[Q]``.
+
+        done: told how many clips have been judged since its last call.
+        """
+        inside, outside = (self._means(generate, *part, done) for part in (self.inside, self.outside))
         if bool(outside.isnan().all()):
             raise DataError(
                 "no out-of-domain prompt can be judged", where="--judge",
@@ -51,12 +60,12 @@ class MergeScores:
             )  # fmt: skip
         return inside, outside
 
-    def _means(self, generate: Generate, prompts: Sequence[str], score: Score) -> torch.Tensor:
-        values = [
-            score(clips, part).float().cpu()
-            for seed in range(self.seeds)
-            for part, clips in batches(generate, prompts, seed)
-        ]
+    def _means(self, generate: Generate, prompts: Sequence[str], score: Score, done: Done) -> torch.Tensor:
+        values = []
+        for seed in range(self.seeds):
+            for part, clips in batches(generate, prompts, seed):
+                values.append(score(clips, part).float().cpu())
+                done(len(part))
         return torch.cat(values).view(self.seeds, -1).nanmean(0)
 
 

@@ -28,6 +28,7 @@ from vidalign.merge_scores import JUDGE, MergeScores
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.runs import STUDENT, FinishedRun, open_run, sampler_of
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
+from vidalign.tracking.stages import Stage, stages
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -93,8 +94,10 @@ def merge_runs(
     recipe = runs["on_policy"].recipe
     start = _same_start(runs)
     network = _with_adapters(runs)
-    judged = _sweep(network, recipe, scales, MergeScores(recipe, out_of_domain, judge)) if len(scales) > 1 else []
-    if judged:
+    judged = []
+    if len(scales) > 1:
+        with stages("auto", console) as stage:
+            judged = _sweep(network, recipe, scales, MergeScores(recipe, out_of_domain, judge), stage)
         console.print(_table(judged))
     scale = choose_scale(judged) if judged else scales[0]
     if scale is None:
@@ -152,15 +155,17 @@ def _add(network: Any, scale: float) -> None:
     network.set_adapter("merged")
 
 
-def _sweep(network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores) -> list[Judged]:
+def _sweep(
+    network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores, stage: Stage
+) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
     generate: Callable[..., torch.Tensor] = sampler_of(recipe, network.get_base_model())
     with network.disable_adapter():
-        before = scores(generate)
+        before = scores(generate, stage("judging W0", scores.clips))
     judged = []
     for scale in scales:
         _add(network, scale)
-        after = scores(generate)
+        after = scores(generate, stage(f"judging s = {scale:g}", scores.clips))
         inside, outside = after[0] - before[0], after[1] - before[1]
         judged.append(
             Judged(

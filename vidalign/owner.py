@@ -135,6 +135,9 @@ def _create(file: Path, entry: str) -> bool:
 
 def _remove_stale(file: Path) -> None:
     """Remove the lock of a process that has ended, and say so; raise `UsageError` for any other."""
+    if file.exists() and not file.is_file():
+        fix = "remove it, or name another folder"
+        raise UsageError(f"the lock of {file.parent} is no file", where=str(file), fix=fix)
     try:
         with file.open("r+", encoding="utf-8") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX)  # of two that find it stale, one removes it

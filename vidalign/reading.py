@@ -16,11 +16,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json(path: Path) -> Any:
-    """The value in a regular file; `OSError` or `ValueError` when it cannot be read."""
+def regular(path: Path) -> Path:
+    """The path itself; `OSError` for a pipe, a device or a folder, which are never read or written as a file.
+
+    Opening a pipe waits for its other end, and some devices have no end.
+    """
     if path.exists() and not path.is_file():
         raise OSError("it is not a regular file")
-    return parse_json(path.read_bytes())
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """The value in a regular file; `OSError` or `ValueError` when it cannot be read."""
+    return parse_json(regular(path).read_bytes())
 
 
 def check_object(value: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:

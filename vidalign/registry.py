@@ -86,8 +86,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "wan": "vidalign.codecs.autoencoder:WanCodec",
     },
     "text_encoders": {
-        "transformers": "vidalign.text.encoder:PretrainedEncoder",
-        "world": "vidalign.worlds.video.text:WorldTextEncoder",
+        "transformers": "vidalign.text.pretrained:PretrainedText",
+        "world": "vidalign.worlds.video.text:WorldText",
     },
 }
 ASKED = {

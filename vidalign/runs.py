@@ -27,13 +27,14 @@ from vidalign.errors import CheckpointError, DataError, UsageError, before_work
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.provenance import describe_run, without_run_folder
-from vidalign.reading import read_json
+from vidalign.reading import read_json, regular
 from vidalign.recipe import load_recipe
 from vidalign.report import EvaluationRow, write_report
 from vidalign.saved import Saved, held_out_score, step_of, student_at
 from vidalign.students.video import checkpoint
 from vidalign.tracking.clips import write_clip
 from vidalign.tracking.jsonl import read_records
+from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.tracking.table import evaluation_table
 
 if TYPE_CHECKING:
@@ -110,20 +111,33 @@ def evaluate_run(
     run = open_run(folder, overrides, saved)
     recipe, console = run.recipe, console or Console()
     evaluator = Evaluator.from_recipe(recipe, frozen_rewards(recipe, run.student, run.folder))
-    truth = evaluator.truth()
-    before = evaluator(sampler_of(recipe, build_student(recipe)))
-    after = evaluator(sampler_of(recipe, run.student))
-    rows = compare(before, after, truth)
+    with stages(recipe.tracking.panel, console) as stage:
+        judged = _judge(run, evaluator, stage)
+        after = judged["after"]
+        rows = compare(judged["before"], after, judged.get("ground truth"))
+        done = stage("writing the report", 1)
+        path = _write_judgement(run, rows, judged)
+        done(1)
     if not rows:
         what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
         warnings.warn(f"{what} - evaluation.metrics - name metrics, or rewards", UserWarning, stacklevel=2)
-    path = _write_judgement(run, rows, {"before": before, "after": after} | ({"ground truth": truth} if truth else {}))
     unit = "examples" if after.responses else "prompts"
     title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % bootstrap intervals over {unit}"
     for judge in dict.fromkeys(row.group for row in rows):
         console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
     console.print(f"report: {path}")
     return rows
+
+
+def _judge(run: FinishedRun, evaluator: Evaluator, stage: Stage) -> dict[str, Evaluation]:
+    """The student before and after training, and the ground truth where the prompts' source has one."""
+    count = len(evaluator.prompts) * evaluator.seeds
+    judged, done = {}, stage("judging the ground truth", count)
+    truth = evaluator.truth()
+    done(count)
+    for name, student in (("before", build_student(run.recipe)), ("after", run.student)):
+        judged[name] = evaluator(counted(sampler_of(run.recipe, student), stage(f"judging {name} training", count)))
+    return judged | ({"ground truth": truth} if truth else {})
 
 
 def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation]) -> Path:
@@ -140,7 +154,7 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Sav
     run = open_run(folder, saved=saved)
     metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
     judged = run.file("evaluation.json")
-    if judged.is_file():
+    if judged.exists():
         metadata["scores"] = json.dumps(_scores(judged))
     run.student.to(getattr(torch, dtype)).save(out, metadata)
     return out
@@ -212,12 +226,12 @@ def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, i
     from PIL import Image
 
     try:
-        pictures = tuple(Image.open(path).convert("RGB") for path in images)
+        pictures = tuple(Image.open(regular(path)).convert("RGB") for path in images)
     except OSError as error:
         raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
     examples = [Example(prompt, images=pictures) for prompt in prompts]
     generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
     texts = student.decode(student.generate(student.prompts(examples), generators))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
+    regular(out).write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
     return out

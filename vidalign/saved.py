@@ -18,6 +18,7 @@ from vidalign.engine.checkpoint import (
     check_shapes,
     read_manifest,
     read_tensors,
+    reading_state,
     refuse_foreign_code,
     verify,
 )
@@ -95,14 +96,15 @@ def student_at(recipe: Recipe, checkpoint: Path, *, trust: bool = False) -> Any:
     student = build_student(recipe)
     policies = Policies(student, averaged(recipe), recipe.student.adapter, seed=recipe.seed)
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-    weights = _weights(checkpoint / "student")
-    check_shapes(checkpoint / "student", weights, trained)
-    with torch.no_grad():
+    with reading_state(checkpoint / "student"), torch.no_grad():
+        weights = _weights(checkpoint / "student")
+        check_shapes(checkpoint / "student", weights, trained)
         for name, parameter in trained.items():
             parameter.copy_(weights[name])
     policies.attach()
     if policies.names:
-        policies.load(checkpoint / "policies")
+        with reading_state(checkpoint / "policies"):
+            policies.load(checkpoint / "policies")
     return with_weights(student, policies.weights(next(iter(policies.names), "current"))).to(distributed.device())
 
 

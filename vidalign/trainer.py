@@ -19,7 +19,7 @@ import yaml
 from vidalign.build import build_context, build_objective, save_rewards, save_student
 from vidalign.context import Batch
 from vidalign.engine import distributed
-from vidalign.engine.checkpoint import Checkpoints
+from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.objectives.base import Experience, LossOut, Phase
@@ -256,11 +256,13 @@ class Trainer:
 
     def _resume(self, trust: bool) -> None:
         self.step, state = self.checkpoints.load(self._parts(), trust=trust)
-        self.objective.load_state_dict(state["objective"])
-        if self.ctx.rewards:
-            self.ctx.rewards.load_state_dict(state.get("rewards", {}))
-        self.ctx.signal.load_state_dict(state.get("signal", {}))
-        self._start_norms |= state.get("weight_norms", {})
+        with reading_state(self.checkpoints.path(self.step) / "state.pt"):
+            self.objective.load_state_dict(state["objective"])
+            if self.ctx.rewards:
+                self.ctx.rewards.load_state_dict(state.get("rewards", {}))
+            self.ctx.signal.load_state_dict(state.get("signal", {}))
+            norms = state.get("weight_norms", {})
+            self._start_norms |= {role: float(norms.get(role, norm)) for role, norm in self._start_norms.items()}
 
     def _tracker(self, start_step: int) -> Tracker:
         if distributed.rank() != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_helpers import damage, train, vidalign
 from safetensors.torch import save_file
 
@@ -136,6 +138,39 @@ READ = {
         "run/student.safetensors",
     ),
 }  # fmt: skip
+SIZES = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": [1, 8, 8],
+         "in_channels": 3, "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 32}  # fmt: skip
+
+
+def sizes(**values: Any) -> Callable[[Path], None]:
+    """The spec of the run's student with other sizes of the network."""
+    return spec(json.dumps({"transformer": SIZES | values, "prediction": "x0"}))
+
+
+READ |= {
+    f"{name} {value!r}"[:40]: (sizes(**{name: value}), "run/student.safetensors")
+    for name in ("num_layers", "num_attention_heads", "attention_head_dim")
+    for value in (-1, 0, 10**12, 10**7, True, "2", None, [2], 1e300, float("nan"))
+}
+READ |= {
+    f"{name} {value!r}"[:40]: (sizes(**{name: value}), "run/student.safetensors")
+    for name in ("ffn_dim", "text_dim", "in_channels", "rope_max_seq_len")
+    for value in (-1, 10**12, 10**7, "2", [2])
+}
+READ |= {
+    f"{name} {value!r}"[:40]: (spec(json.dumps({"transformer": SIZES, "prediction": "x0", name: value})), told)
+    for name, value, told in (
+        ("height", 10**12, "height is 1000000000000"), ("width", -32, "width is -32"),
+        ("height", "32", "height is '32'"),
+        ("cache", {"window": -3}, "window is -3"), ("cache", {"chunk_frames": 10**12}, "chunk_frames is 1000"),
+        ("cache", {"chunk_frames": True}, "chunk_frames is True"), ("cache", {"sink": "3"}, "sink is '3'"),
+        ("sampler", {"sigmas": ["a"]}, "run/student.safetensors"),
+        ("sampler", {"sigmas": 3}, "run/student.safetensors"),
+        ("sampler", {"sigmas": [1.0, float("nan")]}, "run/student.safetensors"),
+        ("codec", "rgb", "run/student.safetensors"), ("codec", {"name": ["x"]}, "run/student.safetensors"),
+        ("text", {"name": 3}, "run/student.safetensors"), ("prediction", 3, "run/student.safetensors"),
+    )
+}  # fmt: skip
 COMMANDS = {
     "evaluate": ("evaluate",),
     "sample": ("sample", "--prompt", "a large red circle", "--out", "x.gif"),
@@ -151,6 +186,83 @@ def test_commands_that_read_a_run(name: str, run: Path, capsys: pytest.CaptureFi
         assert vidalign(*command, "--run", "run") in (2, 3)
         told = capsys.readouterr().err
         assert message in told and told.count("error:") == 1 and "Traceback" not in told, command
+
+
+@pytest.mark.parametrize("name", [name for name in READ if "spec" in name or name.split()[-1].strip("'").isdigit()])
+def test_a_recipe_that_names_such_weights(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    READ[name][0](run)
+    for command in ("validate", "train"):
+        code = vidalign(command, "recipe.yaml", "~student.init", "student.path=run/student.safetensors",
+                        *(("--run", "new") if command == "train" else ()))  # fmt: skip
+        told = capsys.readouterr().err
+        assert code in ((2, 3) if command == "train" else (0, 2)) and "Traceback" not in told
+
+
+def test_a_spec_takes_no_memory_that_the_file_does_not_hold(run: Path) -> None:
+    """Wide layers, in a file that holds a narrow network."""
+    sizes(ffn_dim=10**7, num_layers=2)(run)
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert vidalign("export", "--run", "run", "--out", "x.safetensors") == 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
+
+
+def state(name: str, value: Any) -> Callable[[Path], None]:
+    """A file of the newest checkpoint that holds something else, with a manifest that agrees."""
+
+    def change(run: Path) -> None:
+        folder = run / "checkpoints" / "step-00000002"
+        found = torch.load(folder / name, weights_only=True)
+        torch.save(value(found) if callable(value) else value, folder / name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda found: {name: value for name, value in found.items() if name != key}
+
+
+def instead(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda found: {**found, **values}
+
+
+ENGINE, SETS = "student/engine.pt", "policies/policies.pt"
+STATE = {
+    "list": ("state.pt", [1, 2]),
+    "no objective": ("state.pt", without("objective")),
+    "objective as text": ("state.pt", instead(objective="x")),
+    "objective of another kind": ("state.pt", instead(objective={"rho": 1.0, "odd": 2})),
+    "signal as text": ("state.pt", instead(signal="x")),
+    "norms as text": ("state.pt", instead(weight_norms={"student": "x"})),
+    "norms as a list": ("state.pt", instead(weight_norms=[1])),
+    "number in place of the engine": (ENGINE, 3),
+    "no weights": (ENGINE, without("weights")),
+    "weights as a list": (ENGINE, instead(weights=[1])),
+    "optimizer of another kind": (ENGINE, instead(optimizer={"state": {}, "param_groups": []})),
+    "optimizer as text": (ENGINE, instead(optimizer="x")),
+    "schedule as text": (ENGINE, instead(schedule="x")),
+    "steps as text": (ENGINE, instead(steps="many")),
+    "list of weight sets": (SETS, [1]),
+    "no reference": (SETS, without("reference")),
+    "reference as text": (SETS, instead(reference="x")),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_intact_states_of_another_form(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, value = STATE[name]
+    state(file, value)(run)
+    assert train("trainer.steps=3", "trainer.eval_every=2", "--resume") == 3
+    told = capsys.readouterr().err
+    assert "run/checkpoints/step-00000002" in told and told.count("error:") == 1 and "Traceback" not in told
+    if file == ENGINE and "weights" in name:
+        assert vidalign("export", "--run", "run", "--out", "x.safetensors", "--step", "2") == 3
+        told = capsys.readouterr().err
+        assert "run/checkpoints/step-00000002" in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize("content", [BINARY, DEEP, "[]", '{"values": 1}', '{"values": {"after": {"a": "x"}}}'])

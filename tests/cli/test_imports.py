@@ -14,6 +14,8 @@ from vidalign.engine import policies
 from vidalign.students.video import wan
 
 HEAVY = {"diffusers", "transformers", "peft"}
+TORCH = "torch.nn"
+"""A part of torch, whose own place is taken by a module that waits for its first use."""
 ASK = """
 import sys
 from vidalign import cli
@@ -34,7 +36,19 @@ def imports_none_of(names: set[str], command: str) -> None:
 
 @pytest.mark.parametrize("kind", ["recipes", "protocols", *registry.KINDS])
 def test_list_imports_no_torch(kind: str) -> None:
-    imports_none_of({"torch", *HEAVY}, f"list {kind}")
+    imports_none_of({TORCH, *HEAVY}, f"list {kind}")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "world/astrolabe", "world/mix_dmd_astrolabe", "world/ar_copo", "world/diffusion_nft", "world/dopd",
+        "tokens/dopd", "pictures/opsd", "tokens/pretrain/student",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["show", "show --explain", "validate"])
+def test_a_recipe_is_shown_without_torch(command: str, recipe: str) -> None:
+    imports_none_of({TORCH, *HEAVY}, f"{command} {recipe}")
 
 
 @pytest.mark.parametrize(

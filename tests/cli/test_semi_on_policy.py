@@ -19,6 +19,7 @@ from vidalign.recipe import load_recipe
 from vidalign.rollout.buffer import Buffer
 from vidalign.students.video import VideoStudent
 from vidalign.students.video import checkpoint as weights_file
+from vidalign.tracking.stages import Done
 
 SMALL = RECIPE.replace("{name: astrolabe, group_size: 2}", "{name: ar_copo, group_size: 3, anchors: 1}").replace(
     "prediction: x0\n", "prediction: x0\n  adapter: {rank: 2, alpha: 4}\n"
@@ -221,15 +222,18 @@ def test_the_sweep_judges_every_scale_and_keeps_the_rule(
         direction = on - start
         return float(((weight - semi) * direction).sum() / direction.square().sum())
 
-    def judge(scores: MergeScores, generate: VideoStudent) -> tuple[torch.Tensor, torch.Tensor]:
+    def judge(scores: MergeScores, generate: VideoStudent, done: Done) -> tuple[torch.Tensor, torch.Tensor]:
         found.append(scale_of(generate))
+        done(scores.clips)
         s = torch.full((2,), found[-1])
         return s / 2, (s < 0.7).float()
 
     monkeypatch.setattr(MergeScores, "__call__", judge)
-    monkeypatch.setattr(merging, "generator_of", lambda recipe, student: student)
+    monkeypatch.setattr(merging, "sampler_of", lambda recipe, student: student)
     done = merge_runs(folder / "semi", folder / "on", tmp_path / "merged", (0.2, 1.0, 0.6, 0.8))
     assert found == pytest.approx([-1, 1.0, 0.8, 0.6, 0.2], abs=1e-3) and done.scale == 0.6
+    out = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judging ")]
+    assert [line.partition(":")[0] for line in out] == ["judging W0", *(f"judging s = {s}" for s in (1, 0.8, 0.6, 0.2))]
     assert [one.scale for one in done.judged] == [1.0, 0.8, 0.6, 0.2]
     assert done.judged[0].in_domain == pytest.approx(0.5, abs=1e-3)
     assert done.judged[0].out_of_domain_gain == -1 and done.judged[2].in_domain_gain == pytest.approx(0.8, abs=1e-3)

@@ -72,8 +72,10 @@ def test_evaluate_repeats_itself(finished: Path, capsys: pytest.CaptureFixture[s
     file = finished / "run" / "evaluation.json"
     first = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
-    assert vidalign("evaluate", "--run", str(finished / "run")) == 0
+    assert vidalign("evaluate", "--run", str(finished / "run"), "tracking.panel=auto") == 0
     told = capsys.readouterr().out
+    stages = ("judging the ground truth: 2/2", "judging before training: 2/2", "judging after training: 2/2")
+    assert told.splitlines()[:4] == [*stages, "writing the report: 1/1"]
     assert "held-out auditor" in told and "trained rewards" in told and "report.html" in told
     second = json.loads(file.read_text(encoding="utf-8"))
     assert second["values"] == first["values"] and len(first["prompts"]) == 2

@@ -13,7 +13,8 @@ from vidalign.data.examples import Example
 from vidalign.data.source import open_source
 from vidalign.objectives.base import Experience, Objective
 from vidalign.recipe import load_recipe
-from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec
 from vidalign.tracking.tracker import Tracker
 
 CONFIG: dict[str, Any] = dict(

@@ -29,6 +29,7 @@ tracking: {tensorboard: false, panel: none, clips_every: 0}
 """
 ENGINES = {
     "plain": "{name: plain, precision: fp64}",
+    "fp32": "{name: plain}",
     "zero2": "{name: deepspeed, zero_stage: 2}",
     "zero3": "{name: deepspeed, zero_stage: 3}",
 }

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec
 from vidalign.tracking.jsonl import read_records
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from vidalign.recipe import load_recipe
+from vidalign.tracking.jsonl import History, read_history
 from vidalign.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -54,12 +56,22 @@ def on_two_ranks(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "student.safetensors")
 
 
+def _assert_same_log(one: History, two: History) -> None:
+    """Means and largest values are those of all ranks; what is measured only on one rank would differ."""
+    names = [name for name in one if not name.startswith("perf/") and "on_policy" not in name]
+    assert {"health/motion/mean", "reward/mean", "objective/loss/mean"} <= set(names)
+    for name in names:
+        for (step, value), (other, found) in zip(one[name], two[name], strict=True):
+            assert step == other and found == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
 def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     two = on_two_ranks(tmp_path)
     trainer = Trainer(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "one")
     before = {name: value.clone() for name, value in trainer.ctx.student.base.state_dict().items()}
     one = load_file(trainer.fit() / "student.safetensors")
+    _assert_same_log(read_history(tmp_path / "one" / "metrics.jsonl"), read_history(tmp_path / "two" / "metrics.jsonl"))
     moved = max(float((one[name] - value).abs().max()) for name, value in before.items())
     apart = max(float((one[name] - value).abs().max()) for name, value in two.items())
     assert moved > 1e-4 and apart < 1e-3 * moved

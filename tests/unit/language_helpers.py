@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from vidalign.engine.rng import generator
-from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec
 
 VOCAB = 102
 TEXT: dict[str, Any] = dict(

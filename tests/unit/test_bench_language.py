@@ -14,7 +14,8 @@ from vidalign.bench.protocol import Protocol, load_protocol
 from vidalign.bench.runner import read_finished
 from vidalign.data.examples import Example
 from vidalign.errors import UserError
-from vidalign.students.language import LanguageSpec, LanguageStudent
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec
 from vidalign.worlds.language.metrics import ExactMatch
 
 PROTOCOL = """\

@@ -82,8 +82,9 @@ def test_failures_are_named_and_the_others_go_on(folder: Path) -> None:
     assert all(line.endswith(" 1") for line in Path("log.txt").read_text().splitlines()), "one thread"
 
 
-def test_only_what_is_left_is_run(folder: Path) -> None:
+def test_only_what_is_left_is_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("good,crash").run()
+    assert capsys.readouterr().out.splitlines() == ["cells: 4/4"]
     Path("log.txt").unlink()
     results = run("good,crash", seeds=[0, 4]).run()
     assert sorted(started()) == ["crash-0", "crash-4", "good-4"]

@@ -215,7 +215,7 @@ def test_videos_are_those_of_the_student(full_info: Path, tmp_path: Path, parts:
     assert_same_videos(names, tmp_path / "a", tmp_path / "b")
     rows = json.loads((tmp_path / "b" / "manifest.json").read_text(encoding="utf-8"))["videos"]
     noise = torch.Generator().manual_seed(rows[0]["seed"])
-    clip = export_module.generator_of(recipe, student)([TWO], [noise])[0]
+    clip = export_module.sampler_of(recipe, student)([TWO], [noise])[0]
     expected = (clip.permute(0, 2, 3, 1) * 255).round().numpy()
     found, _ = decode(tmp_path / "b" / rows[0]["file"])
     luma = np.array([0.299, 0.587, 0.114])
@@ -231,7 +231,7 @@ def test_the_student_reads_the_rewritten_prompts(
         read.extend((text, generator.initial_seed()) for text, generator in zip(texts, noise, strict=True))
         return torch.zeros(len(texts), 3, 3, 15, 16)
 
-    monkeypatch.setattr(export_module, "generator_of", lambda recipe, student: generate)
+    monkeypatch.setattr(export_module, "sampler_of", lambda recipe, student: generate)
     longer = tmp_path / "longer.txt"
     longer.write_text("first, longer\nsecond, longer\nfirst again, longer\n", encoding="utf-8")
     config = ExportConfig(seeds=1, rewritten=str(longer), batch=4)

@@ -69,6 +69,16 @@ def test_a_reward_cannot_change_the_clips() -> None:
     assert bool((clips == 1).all())
 
 
+def test_clips_of_an_accelerator_are_not_copied_but_watched() -> None:
+    """The meta device stands for one."""
+    reward = Given(lambda clips: {"given": clips.mul_(0)[:, 0, 0, 0, 0]})
+    rewards = CompositeReward({"given": reward}, {"given": 1.0})
+    with pytest.raises(PluginError, match="'given' changed the clips that it was given"):
+        rewards.score(torch.ones(2, 1, 3, 4, 4, device="meta"), ["a", "b"])
+    reward.work = lambda clips: {"given": clips.mean((1, 2, 3, 4))}
+    assert rewards.score(torch.ones(2, 1, 3, 4, 4, device="meta"), ["a", "b"])["given"].shape == (2,)
+
+
 def test_a_reward_that_hangs() -> None:
     wait = threading.Event()
     with pytest.raises(PluginError, match="takes longer than 0.1 s.*trainer.reward_timeout"):

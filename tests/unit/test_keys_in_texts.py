@@ -14,7 +14,7 @@ import pytest
 from vidalign import registry
 from vidalign.bench.protocol import ProtocolSections
 from vidalign.recipe.schema import Part, Sections
-from vidalign.students.language import LanguageSpec
+from vidalign.students.language_config import LanguageSpec
 from vidalign.students.video import CachePolicy, VideoStudentSpec
 
 ROOT = Path(__file__).parents[2]

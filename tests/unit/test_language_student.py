@@ -12,8 +12,8 @@ from language_helpers import generators as numbers
 
 from vidalign.data.examples import Example
 from vidalign.errors import CheckpointError, DataError, UserError
-from vidalign.students.language import LanguageSpec, LanguageStudent
-from vidalign.students.language_config import ChatConfig, Sampling
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling
 from vidalign.students.sampling import draw
 from vidalign.worlds.language import pictures, tokens
 

@@ -66,9 +66,16 @@ class Student:
         return torch.full((len(prompts), 12, 3, 32, 32), 0.25)
 
 
+def ignore(count: int) -> None:
+    """Nobody watches."""
+
+
 def test_rewards_of_the_recipe_at_home_and_the_auditor_elsewhere(tmp_path: Path) -> None:
     student = Student()
-    inside, outside = MergeScores(recipe(tmp_path))(student)
+    counted: list[int] = []
+    scores = MergeScores(recipe(tmp_path))
+    inside, outside = scores(student, counted.append)
+    assert sum(counted) == scores.clips == len(student.asked)
     first, second = student.asked[:10], student.asked[10:]
     assert set(first) <= set(INSIDE) and set(second) <= set(OUTSIDE) and first[:5] == first[5:]
     torch.testing.assert_close(inside, torch.tensor([len(p) + 0.25 for p in first[:5]]))
@@ -82,15 +89,16 @@ def test_prompts_and_judge_of_ones_own(tmp_path: Path) -> None:
     other.write_text("an oil painting\n")
     mine = recipe(tmp_path, data={"prompts": str(own)})
     student = Student()
-    inside, outside = MergeScores(mine, str(other), "dark")(student)
+    inside, outside = MergeScores(mine, str(other), "dark")(student, ignore)
     assert set(student.asked) == {"a dog", "a cat on a mat", "an oil painting"} and len(inside) == 2
-    assert outside.tolist() == [-0.25] and MergeScores(mine, str(other), "dark/light")(student)[1].tolist() == [0.25]
+    assert outside.tolist() == [-0.25]
+    assert MergeScores(mine, str(other), "dark/light")(student, ignore)[1].tolist() == [0.25]
     with pytest.raises(UserError, match="there are no out-of-domain prompts"):
         MergeScores(mine)
     with pytest.raises(DataError, match="no out-of-domain prompt can be judged"):
-        MergeScores(mine, str(other))(student)
+        MergeScores(mine, str(other))(student, ignore)
     with pytest.raises(UserError, match="has no value 'lite'"):
-        MergeScores(mine, str(other), "dark/lite")(student)
+        MergeScores(mine, str(other), "dark/lite")(student, ignore)
     with pytest.raises(UserError, match="judges no single clips"):
         MergeScores(mine, str(other), "diversity")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidalign.errors import UserError
-from vidalign.objectives.base import LossOut
+from vidalign.objectives.base import LossOut, Phase
 from vidalign.recipe import load_recipe
 from vidalign.trainer import Trainer, reduce_metrics
 
@@ -70,6 +70,37 @@ def test_a_run_stops_after_too_many_skipped_updates(tmp_path: Path) -> None:
     assert kept["batches"][0]["ids"] == [8, 9, 10, 11] and len(kept["batches"][0]["prompts"]) == 4
     resumed = start(tmp_path, resume=True)
     assert resumed.step == 2
+
+
+def test_a_good_update_between_bad_ones_begins_the_count_anew(tmp_path: Path) -> None:
+    trainer = start(tmp_path, "trainer.max_skipped=2")
+    poison(trainer, {1, 3})
+    trainer.fit()
+    assert trainer.done and sum(line.get("health/skipped_updates", 0.0) for line in lines(tmp_path)) == 2  # type: ignore
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_so_many_in_a_row_stop_the_run_and_not_one_less(limit: int, tmp_path: Path) -> None:
+    trainer = start(tmp_path, f"trainer.max_skipped={limit}")
+    poison(trainer, {2, 3, 4})
+    with pytest.raises(UserError, match=f"^{limit} updates in a row were skipped at step {2 + limit} "):
+        trainer.fit()
+
+
+def test_no_update_is_tried_after_the_last_one_that_may_be_skipped(tmp_path: Path) -> None:
+    """Several updates on the experience of one step."""
+    trainer = start(tmp_path, "trainer.max_skipped=2")
+    trainer.objective.phases = lambda: (Phase(updates=5),)  # type: ignore[method-assign]
+    inner = trainer.objective.loss
+
+    def loss(ctx, piece, phase) -> LossOut:  # type: ignore[no-untyped-def]
+        out = inner(ctx, piece, phase)
+        out.loss = out.loss * math.nan
+        return out
+
+    trainer.objective.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="^2 updates in a row were skipped at step 1 "):
+        trainer.fit()
 
 
 def test_one_skipped_update_is_counted_and_the_run_goes_on(tmp_path: Path) -> None:

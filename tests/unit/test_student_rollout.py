@@ -10,7 +10,7 @@ from student_reference import inputs, student
 
 from vidalign.errors import UserError
 from vidalign.rollout import Noise, RolloutPlan
-from vidalign.students.video import CachePolicy, Context
+from vidalign.students.video import CachePolicy, Context, Sampler
 
 SHAPE = (3, 16, 6, 8)
 
@@ -195,3 +195,20 @@ def test_impossible_plans_are_refused() -> None:
         RolloutPlan(prefix=1, branch=1, record=(2,))
     with pytest.raises(UserError, match="noise"):
         Noise.draw(RolloutPlan(0, 1), SHAPE, 2, seeds(1), branch="near")
+
+
+def test_levels_of_the_first_chunk_are_its_own() -> None:
+    """In a whole video, in one that forks, and behind a context: the list belongs to frame 0."""
+    _, clean, text = inputs(6)
+    network = student(CachePolicy())
+    network.spec.sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
+    own, rest = network.spec.sampler.first_sigmas, network.spec.sampler.sigmas
+
+    def levels(plan: RolloutPlan, context: Context | None = None) -> dict[int, list[float]]:
+        noise = network.draw_noise(plan, seeds(1))
+        return {n: s.sigmas for n, s in network.rollout(text, plan, noise, context=context).states.items()}
+
+    assert levels(RolloutPlan(prefix=0, branch=3, record=(0, 1, 2))) == {0: own, 1: rest, 2: rest}
+    assert levels(RolloutPlan(prefix=1, branch=1, group_size=2, record=(1,))) == {1: rest}
+    behind = network.extend(network.begin(text), clean, text)
+    assert levels(RolloutPlan(prefix=0, branch=1, record=(0,)), behind) == {0: rest}

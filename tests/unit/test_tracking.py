@@ -102,9 +102,11 @@ def test_run_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a Linux device")
-def test_full_disk_is_one_clear_error() -> None:
+def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    log = JsonlLog(tmp_path / "metrics.jsonl", HEADER)
+    log._file = Path("/dev/full").open("a", encoding="utf-8")
     with pytest.raises(UserError, match="No space left"):
-        JsonlLog("/dev/full", HEADER)
+        log.metrics(1, METRICS)
 
 
 def test_silent_tracker_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +188,21 @@ def test_without_a_terminal_the_panel_prints_plain_lines(tmp_path: Path) -> None
     assert lines[0].startswith(
         "step 1/3 | reward 0.500 (group std 0.125) | motion 0.250 (group std 0.500) | rollout 0.0s | left "
     )
+
+
+def test_a_student_without_rewards_shows_its_loss_and_held_out_score(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with Tracker(tmp_path, HEADER, total_steps=3, tensorboard=False, console=console) as tracker:
+        tracker.log(1, {"objective/loss/mean": 0.25, "health/held_out/mean": 0.5})
+        tracker.log(2, {"objective/loss/mean": 0.125})
+    first, second = text_of(console).splitlines()
+    assert first.startswith("step 1/3 | loss 0.250 | held out 0.500 | left ")
+    assert second.startswith("step 2/3 | loss 0.125 | left ")
+    live = make_panel("live", total_steps=3, console=(console := terminal()))
+    assert live is not None
+    live.update(1, {"objective/loss/mean": 0.25})
+    live.close()
+    assert "loss" in text_of(console) and "0.250" in text_of(console)
 
 
 @pytest.mark.parametrize("panel", ["auto", "live", "plain", "none"])

@@ -31,11 +31,12 @@ from vidalign.build import LANGUAGE, build_features
 from vidalign.codecs import build_codec
 from vidalign.data.source import listed, open_source
 from vidalign.engine import distributed
-from vidalign.errors import PluginError, UserError
+from vidalign.errors import DataError, PluginError, UserError
 from vidalign.evaluation.evaluator import build_metrics
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.owner import LOCK, beside, owned
 from vidalign.provenance import commit, machine
+from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
 from vidalign.teachers.model import ModelTeacher
@@ -204,7 +205,9 @@ def _check_latents(protocol: Protocol, config: RowConfig) -> None:
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """A run that was begun by another recipe is not gone on with."""
     begun = folder / "recipe.yaml"
-    if begun.is_file() and (difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8"))):
+    if not begun.is_file():
+        return
+    if difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8", errors="replace")):
         raise UserError(
             "the run was begun with another recipe", where=str(folder), why=difference,
             fix="put the recipe back, or remove the folder to train anew",
@@ -221,7 +224,11 @@ def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
         partial = beside(file)
         partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
         partial.replace(file)
-    return int(file.read_text(encoding="utf-8"))
+    try:
+        return int(regular(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = "the number of steps cannot be read"
+        raise DataError(what, where=str(file), why=str(error), fix="remove the file") from error
 
 
 def _predicted(recipe: Recipe, steps: int) -> Predicted:

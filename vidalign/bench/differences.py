@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import yaml
 
+from vidalign.errors import Problem
 from vidalign.recipe.differences import differences
+from vidalign.recipe.marks import parse_yaml
 
 
 def first_difference(ours: str, theirs: str) -> str:
-    """`key: ours, not theirs` of the first value in which two YAML texts differ; '' when they are equal."""
-    for path, here, there in differences(yaml.safe_load(ours), yaml.safe_load(theirs)):
+    """`key: ours, not theirs` of the first value in which two YAML texts differ; '' when they are equal.
+
+    The other text comes from a file that may have been damaged since: what is wrong with it is a difference too.
+    """
+    problems: list[Problem] = []
+    found = parse_yaml(theirs, "line", problems).plain()
+    if problems or not isinstance(found, dict):
+        return f"it cannot be read: {problems[0] if problems else 'it is no mapping'}"
+    for path, here, there in differences(yaml.safe_load(ours), found):
         return f"{path}: {here!r}, not {there!r}"
     return ""

@@ -17,6 +17,7 @@ from vidalign.bench.comparison import HELD_OUT, compare, goal_row, summaries, va
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
 from vidalign.data.paths import inside
+from vidalign.reading import regular
 from vidalign.report import (
     CellWarning,
     Chart,
@@ -232,7 +233,7 @@ def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
         if cell is None or cell.clips is None:
             continue
         try:
-            with np.load(inside(folder, cell.clips)) as file:
+            with np.load(regular(inside(folder, cell.clips))) as file:
                 found.append((cell, file["clips"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("The report shows no clips of %s: %s", name, error)

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vidalign.data.paths import is_file_name
 from vidalign.errors import DataError
 from vidalign.owner import beside
+from vidalign.reading import check_object, read_json
 
 
 @dataclass
@@ -136,13 +138,14 @@ def read_results(path: str | Path) -> Results:
     """Read a result file. Raises `DataError` when it is missing, damaged, or was changed after it was written."""
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = check_object(read_json(path), {"protocol": dict, "cells": list, "prompts": list})
     except FileNotFoundError as error:
         raise DataError(f"there is no result file {path}", fix="make it with `vidalign bench run PROTOCOL`") from error
     except (OSError, ValueError) as error:
         raise DataError("cannot read the result file", where=str(path), why=str(error)) from error
     try:
-        stamp = ProtocolStamp(**document.pop("protocol"))
+        stamp = ProtocolStamp(**check_object(document.pop("protocol"), {"name": str, "hash": str, "text": str}))
+        _check_name(stamp.name, "protocol")
         if hashlib.sha256(stamp.text.encode()).hexdigest()[:12] != stamp.hash:
             fix = "restore the file, or measure again"
             raise DataError("the protocol was changed after it was measured", where=str(path), fix=fix)
@@ -152,7 +155,7 @@ def read_results(path: str | Path) -> Results:
             raise DataError("the result was changed after it was measured", where=str(path), fix=fix)
         del document["cells"]
         return Results(stamp, cells=cells, **document)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             "this is not a benchmark result", where=str(path), why=f"{type(error).__name__}: {error}"
         ) from error
@@ -167,12 +170,20 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
             why=f"its digest is {plain['digest'][:12]}, its contents give {digest_of(plain)[:12]}",
             fix="restore the file, or measure again",
         )  # fmt: skip
+    check_object(plain, {"row": str, "kind": str, "seed": int, "metrics": dict, "drift": dict, "prompt_split": dict})
+    _check_name(plain["row"], "row")
     values = {f.name: plain[f.name] for f in fields(Cell)}
     values |= {"spent": Spent(**plain["spent"]), "predicted": _predicted(plain["predicted"])}
     values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
     return Cell(**values)
+
+
+def _check_name(name: str, of: str) -> None:
+    """Raises `ValueError` for a name that would lead out of the folder of its protocol."""
+    if not is_file_name(name):
+        raise ValueError(f"the name of a {of}, {name[:60]!r}, cannot be that of a file")
 
 
 def sealed_health(health: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ in the folders beside the protocol's own, and in result files, such as the one t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from vidalign.bench.differences import first_difference
 from vidalign.bench.protocol import Protocol, teacher_hash
 from vidalign.bench.results import Cell, Results, read_cell, read_health, read_results, sealed_health, write_json
 from vidalign.errors import DataError, UserError
+from vidalign.reading import read_json
 
 
 class Finished:
@@ -82,7 +82,7 @@ class Finished:
     def _from_cell(self, file: Path) -> None:
         """A cell's own file; what cannot be read, or was changed, is another protocol's business."""
         try:
-            plain = json.loads(file.read_text(encoding="utf-8"))
+            plain = read_json(file)
             if plain["protocol"] != self.protocol.hash:
                 return
             if "health" in plain:

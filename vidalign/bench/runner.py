@@ -7,7 +7,6 @@ and ``results.json``. A finished cell is never run again, an interrupted one goe
 from __future__ import annotations
 
 import collections
-import json
 import os
 import queue
 import re
@@ -32,6 +31,8 @@ from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.owner import beside
 from vidalign.provenance import machine
+from vidalign.reading import read_json
+from vidalign.tracking.stages import stages
 
 RESULTS = "results.json"
 CELL = (sys.executable, "-m", "vidalign.bench.cell")
@@ -99,11 +100,13 @@ class BenchRun:
         free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for slot in slots:
             free.put(slot)
-        with ThreadPoolExecutor(len(slots)) as pool:
+        with stages("auto") as stage, ThreadPoolExecutor(len(slots)) as pool:
+            ended = stage("cells", len(left))
             waiting = {pool.submit(self._run_cell, job, free): job for job in left}
             try:
                 for done in as_completed(waiting):
                     self._report(waiting[done], done)
+                    ended(1)
             except KeyboardInterrupt:
                 self._stop(pool)
         results = self.collect()
@@ -286,7 +289,7 @@ def prepare(protocol: Protocol) -> None:
     file = protocol.folder / "protocol.yaml"
     try:
         if file.is_file():
-            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8")):
+            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8", errors="replace")):
                 raise UserError(
                     f"{protocol.folder} holds cells of another protocol", where=protocol.name, why=difference,
                     fix="move the folder away, or put the protocol back",
@@ -305,14 +308,14 @@ def read_finished(file: Path, protocol: Protocol) -> Cell:
     plain = _read_document(file, protocol, "cell")
     try:
         return read_cell(plain, str(file))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=repr(error), fix="remove it") from error
 
 
 def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
     """The content of a file that a cell wrote last."""
     try:
-        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(file)
         made_by, found = document["protocol"], document[content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
@@ -325,7 +328,7 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
 def _check_same_hash(file: Path, recipe_hash: str) -> None:
     """A cell that was taken over has no run folder to compare with. Raises `UserError` for another recipe's."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["cell"]["recipe_hash"]
+        found = read_json(file)["cell"]["recipe_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # told when the cell is read
     if found != recipe_hash:

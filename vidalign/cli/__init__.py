@@ -19,6 +19,7 @@ from rich.console import Console
 import vidalign
 from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
 from vidalign.cli.launch import leave_mistake
+from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
 
 INTERRUPTED, FAULT = 130, 1
@@ -64,6 +65,7 @@ app.command("validate")(validate.validate)
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code. A polite kill (SIGTERM) ends it as Ctrl-C does."""
     warnings.showwarning = _warn
+    defer("torch")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -11,6 +11,7 @@ import torch
 from vidalign.data.source import PromptSource
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError
+from vidalign.reading import regular
 
 
 class GroupedPrompts(PromptSource):
@@ -72,7 +73,7 @@ class TextFile(GroupedPrompts):
 def read_prompts(path: Path) -> list[str]:
     """Distinct non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
     prompts = [line for line in dict.fromkeys(lines) if line]

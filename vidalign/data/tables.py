@@ -15,6 +15,7 @@ from vidalign.data.paths import inside
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.source import TABLES, PromptSource
 from vidalign.errors import DataError
+from vidalign.reading import regular
 
 
 class TableExamples(PromptSource):
@@ -114,7 +115,7 @@ def _picture(item: Any, where: str) -> Any:
 
     if isinstance(item, str):
         try:
-            item = Image.open(inside(Path(where) if Path(where).is_dir() else Path(where).parent, item))
+            item = Image.open(regular(inside(Path(where) if Path(where).is_dir() else Path(where).parent, item)))
         except (OSError, ValueError) as error:
             raise DataError("a picture cannot be read", where=where, why=str(error)) from error
     return item.convert("RGB")

@@ -20,7 +20,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,8 +134,10 @@ class Checkpoints:
                 fix=f"resume with {saved} processes",
             )
         for name, part in parts.items():
-            part.load(path / name)
-        return dict(read_tensors(path / "state.pt"))
+            with reading_state(path / name):
+                part.load(path / name)
+        with reading_state(path / "state.pt"):
+            return dict(read_tensors(path / "state.pt"))
 
     def _problem(self, step: int) -> str:
         """Why the checkpoint cannot be used, '' when it is intact; looked at by rank 0 alone."""
@@ -275,6 +278,18 @@ def read_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise CheckpointError("cannot read a checkpoint file", where=str(path), why=str(error)) from error
+
+
+@contextmanager
+def reading_state(where: Path) -> Iterator[None]:
+    """Whatever an intact file of another form makes go wrong inside is told with its name."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(
+            "the state in a checkpoint is not that of this run", where=str(where),
+            why=f"{type(error).__name__}: {error}", fix="use the recipe and version that wrote it, or begin anew",
+        ) from error  # fmt: skip
 
 
 def check_shapes(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

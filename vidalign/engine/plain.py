@@ -79,7 +79,7 @@ class PlainEngine(Engine):
                 parameters[name].copy_(weight)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.steps = state["steps"]
+        self.steps = int(state["steps"])
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

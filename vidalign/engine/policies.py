@@ -18,15 +18,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
+from vidalign.deferred import without_gradient
 from vidalign.engine import distributed, rng, zero3
 from vidalign.engine.checkpoint import check_shapes, read_tensors, write_tensors
 from vidalign.engine.config import AdapterConfig
 from vidalign.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CURRENT, BASE = "current", "base"
 
@@ -87,12 +90,12 @@ class Policies:
         finally:
             self._aliases = before
 
-    @torch.no_grad()
+    @without_gradient
     def copy(self, source: str, target: str) -> None:
         """target <- source."""
         self.lerp(target, source, 0.0)
 
-    @torch.no_grad()
+    @without_gradient
     def lerp(self, target: str, source: str, decay: float) -> None:
         """target <- decay * target + (1 - decay) * source, in the dtype of the weights."""
         assert self.active == CURRENT, "weight sets are not written while one of them is swapped in"
@@ -217,7 +220,7 @@ class Policies:
 
 def linear_layers(network: nn.Module) -> list[str]:
     """Names of the layers that an adapter can be put on."""
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
 
 
 def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:

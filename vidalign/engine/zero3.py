@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vidalign.engine import distributed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def is_divided(parameter: Any) -> bool:

@@ -11,19 +11,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch.nn.functional import softplus
 
 from vidalign.losses.advantages import group_statistics
 
 
 def bradley_terry_loss(margin: torch.Tensor) -> torch.Tensor:
     """``-log sigmoid(margin)`` like `margin` (any shape), without overflow; margin = winner's minus loser's score."""
-    return softplus(-margin)
+    return torch.nn.functional.softplus(-margin)
 
 
 def gan_loss(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """``-log sigmoid(teacher) - log sigmoid(-student)`` of scores: binary cross-entropy, which compares nothing."""
-    return softplus(-teacher) + softplus(student)
+    return torch.nn.functional.softplus(-teacher) + torch.nn.functional.softplus(student)
 
 
 def pair_accuracy(margin: torch.Tensor) -> torch.Tensor:

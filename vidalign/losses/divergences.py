@@ -19,10 +19,12 @@ truncation sums to less than 1 and can be negative: -0.162 in the example of the
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["reverse_kl", "forward_kl", "js", "jsd"]
 

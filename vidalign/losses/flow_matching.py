@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-Level = TypeVar("Level", float, torch.Tensor)
+Level = TypeVar("Level", float, "torch.Tensor")
 
 
 def expand_sigma(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

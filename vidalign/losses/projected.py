@@ -10,14 +10,17 @@ R rows, D and D' hidden sizes, V entries of the vocabulary. Heads are modules or
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from vidalign.deferred import without_gradient
 from vidalign.losses.divergences import Kind, divergence, entropy, log_probs
 
-Head = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Head = Callable[["Tensor"], "Tensor"]
 ROWS = 256
 """Rows of a chunk: 0.16 GB of fp32 logits at V = 151,936."""
 
@@ -65,7 +68,7 @@ def projected_cross_entropy(
     return losses, right.detach()
 
 
-@torch.no_grad()
+@without_gradient
 def projected_statistics(
     hidden: Tensor, head: Head, tokens: Tensor, *, temperature: float = 1.0, rows: int = ROWS
 ) -> tuple[Tensor, Tensor]:
@@ -81,6 +84,8 @@ def projected_statistics(
 
 def _in_chunks(chunk: Callable[..., Tensor], tensors: tuple[Tensor, ...], rows: int) -> Tensor:
     """`chunk` of every `rows` rows of `tensors`, joined; recomputed in the backward pass where there is one."""
+    from torch.utils.checkpoint import checkpoint
+
     first = tensors[0]
     if not len(first):
         return first.new_zeros(0, dtype=torch.promote_types(first.dtype, torch.float32))

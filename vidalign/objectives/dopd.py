@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
+from vidalign.deferred import without_gradient
 from vidalign.losses import routing
 from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
@@ -38,6 +38,8 @@ from vidalign.objectives.cost import Cost
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.context import Batch, TrainContext
     from vidalign.objectives.cost import StepSizes
 
@@ -199,7 +201,7 @@ class DOPD(Objective):
             found.append((name, index, losses))
         return found
 
-    @torch.no_grad()
+    @without_gradient
     def _privileged(self, ctx: TrainContext, source: str, data: Experience, mask: Tensor, ours: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
         texts = [data.prompts[group].privileged for group in data.group.tolist()]

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from vidalign.engine import distributed
 from vidalign.errors import UserError
@@ -47,6 +46,8 @@ from vidalign.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.context import Batch, TrainContext
     from vidalign.objectives.cost import StepSizes
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from vidalign.errors import DataError
 from vidalign.objectives import tokens
@@ -23,6 +22,8 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.context import Batch, TrainContext
     from vidalign.objectives.cost import StepSizes
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from vidalign.engine import distributed
 from vidalign.engine.zero3 import is_sharded
@@ -20,6 +19,8 @@ from vidalign.losses.projected import projected_divergence, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.context import Batch, TrainContext
 
 GENERATE_SLICE = 64

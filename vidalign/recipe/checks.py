@@ -6,7 +6,6 @@ something was left out keeps silent about sections that already hold a mistake.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from vidalign import registry
 from vidalign.data.source import listed
 from vidalign.errors import Problem, UserError
+from vidalign.reading import parse_json
 from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
 from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import check_prompts
@@ -212,7 +212,7 @@ def _student(draft: Draft) -> None:
         build(VideoStudentSpec, written, "student.init", draft.problems)
         _transformer(draft, written)
     if student.init and student.name == LANGUAGE:
-        from vidalign.students.language import LanguageSpec
+        from vidalign.students.language_config import LanguageSpec
 
         build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
     if student.cache and student.name == LANGUAGE:
@@ -303,12 +303,12 @@ def _weights_file(draft: Draft, path: str, key: str) -> None:
     from vidalign.students.video.checkpoint import resolve
 
     if draft.recipe.student.name == LANGUAGE:
-        from vidalign.students.language_checkpoint import is_transformers
+        from vidalign.students.language_config import is_transformers
 
         if is_transformers(path):
             return
     try:
-        with safe_open(resolve(path), "pt") as file:
+        with safe_open(resolve(path), "np") as file:
             metadata = file.metadata() or {}
     except UserError as error:
         draft.pass_on(error, key)
@@ -330,7 +330,7 @@ def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
     wanted = LANGUAGE if kind == LANGUAGE else "video" if kind in ("video", "model", "few_step") else ""
     try:
         found = {"config": LANGUAGE, "transformer": "video"}
-        kinds = [name for entry, name in found.items() if entry in json.loads(spec)]
+        kinds = [name for entry, name in found.items() if entry in parse_json(spec)]
     except (TypeError, ValueError):
         return  # what reads the weights says so
     if wanted and kinds and wanted not in kinds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
+from vidalign.reading import parse_json
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Sections, StudentConfig
 from vidalign.recipe.typed import placed
@@ -54,7 +54,7 @@ def student_spec(student: StudentConfig) -> dict[str, Any] | None:
     from vidalign.students.video.checkpoint import resolve
 
     try:
-        with safe_open(resolve(student.path), "pt") as file:
-            return dict(json.loads((file.metadata() or {})["spec"]))
+        with safe_open(resolve(student.path), "np") as file:
+            return dict(parse_json((file.metadata() or {})["spec"]))
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vidalign.errors import Problem
+from vidalign.reading import regular
 
 
 @dataclass
@@ -67,13 +68,16 @@ def read_yaml(path: Path, problems: list[Problem]) -> Node:
     """The file as a tree; syntax mistakes and repeated keys are appended to `problems`."""
     shown = display(path)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a regular file")
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(f"cannot read {shown}", why=str(error)))
         return Node({}, shown)
-    return _parse(text, shown, "", problems)
+    return parse_yaml(text, shown, problems)
+
+
+def parse_yaml(text: str, where: str, problems: list[Problem]) -> Node:
+    """A text as a tree, marked by `where` and the line; mistakes are appended to `problems`."""
+    return _parse(text, where, "", problems)
 
 
 def parse_override(text: str, number: int, problems: list[Problem]) -> Node:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
+from vidalign.reading import regular
 from vidalign.report import charts, sprites
 from vidalign.report.model import EvaluationRow, Metric, Pane, Report, Score
 
@@ -25,7 +26,7 @@ def write_report(path: str | Path, report: Report) -> Path:
     html = render(report)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html, encoding="utf-8")
+        regular(path).write_text(html, encoding="utf-8")
     except OSError as error:
         raise UserError(
             "cannot write the report",

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
+from vidalign.deferred import without_gradient
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vidalign.context import TrainContext
     from vidalign.data.source import PromptSource
     from vidalign.objectives.cost import Cost, StepSizes
@@ -142,7 +144,7 @@ class CompositeReward:
         for reward in self.trainable:
             reward.load_state_dict(state[reward.name])
 
-    @torch.no_grad()
+    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """The ``[B]`` score of every reward by its name, not weighted.
 

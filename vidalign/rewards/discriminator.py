@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign import registry
+from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
@@ -96,7 +97,7 @@ class DiscriminatorReward(TrainableReward):
         """Running pair accuracy on prompts that are not trained on; NaN before the first of them."""
         return self._right / self._pairs if self._pairs else math.nan
 
-    @torch.no_grad()
+    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1]; comparable inside a prompt only."""
         parts = [self.judge(clips[k : k + BATCH], prompts[k : k + BATCH]) for k in range(0, len(clips), BATCH)]
@@ -147,7 +148,7 @@ class DiscriminatorReward(TrainableReward):
             step += 1
         ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
 
-    @torch.no_grad()
+    @without_gradient
     def _first_videos(self, prompts: PromptSource, step: int) -> tuple[torch.Tensor, list[str]]:
         """This process' share of fresh videos of the student: latents ``[B, F, C, H, W]`` on the CPU, and prompts."""
         ctx, first, count = self.ctx, step * self.config.warm_up.prompts, self.config.warm_up.prompts

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from vidalign.losses.flow_matching import add_noise
 from vidalign.rollout.noise import Noise
 from vidalign.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.students.video.context import Context
     from vidalign.students.video.student import VideoStudent
 

@@ -16,18 +16,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from vidalign.errors import DataError
 from vidalign.losses.flow_matching import add_noise
 from vidalign.owner import beside
 from vidalign.provenance import weights_hash
 from vidalign.reading import check_object, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 1
 HEADER = "buffer.json"
@@ -182,6 +183,8 @@ class Buffer:
 
     def write(self, numbers: Sequence[int], groups: ForkedGroups) -> None:
         """Add groups under their numbers, one file each; `DataError` when the disk refuses."""
+        from safetensors.torch import save_file
+
         for row, number in enumerate(numbers):
             one = groups.rows([row])
             tensors = {name: value.detach().cpu().contiguous() for name, value in one.tensors().items()}

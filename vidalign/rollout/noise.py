@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from vidalign.errors import UserError
 from vidalign.rollout.plan import RolloutPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

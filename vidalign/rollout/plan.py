@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from vidalign.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.students.video.context import Context
 
 

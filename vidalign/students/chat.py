@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from vidalign.data.examples import Example
 from vidalign.errors import DataError, UserError
 from vidalign.students.language_config import ChatConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PER_TOKEN = "token_type_ids"
 """How the names of processor outputs with an entry a token end."""
@@ -137,12 +138,13 @@ class ChatEncoder:
         for extra in extras:
             for name, value in extra.items():
                 if name.endswith(PER_TOKEN):
-                    value = pad(value, (length - value.shape[1], 0))
+                    value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
                 out.setdefault(name, []).append(value)
         return {name: torch.cat(values) for name, values in out.items()}
 
 
 def lengthen(inputs: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
     """Inputs with an entry a token, continued to the length of `shape` as text (type 0)."""
-    per_token = [name for name in inputs if name.endswith(PER_TOKEN)]
-    return inputs | {name: pad(inputs[name], (0, shape[1] - inputs[name].shape[1])) for name in per_token}
+    per_token = {name: values for name, values in inputs.items() if name.endswith(PER_TOKEN)}
+    pad = torch.nn.functional.pad
+    return inputs | {name: pad(values, (0, shape[1] - values.shape[1])) for name, values in per_token.items()}

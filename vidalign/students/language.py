@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vidalign.data.examples import Example
 from vidalign.errors import UserError
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
-from vidalign.students.language_config import ChatConfig, Sampling
+from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling
 from vidalign.students.sampling import CounterSampler, log_probabilities
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -34,38 +34,6 @@ PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_sta
 """Config entries of tokens that stand for pictures."""
 
 Sample = Callable[[Sequence[Example], Sequence[torch.Generator]], list[str]]
-
-
-@dataclass
-class LanguageSpec:
-    """All of a student but its weights."""
-
-    config: dict[str, Any]
-    """The model's transformers configuration, with its `model_type`."""
-    tokenizer: str = "tasks"
-    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds."""
-    stop: list[str] = field(default_factory=list)
-    """Tokens that end every response, besides the tokenizer's end-of-text token."""
-    chat: ChatConfig = field(default_factory=ChatConfig)
-    """How a question becomes a conversation."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How responses are drawn, unless a call says otherwise."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LanguageSpec:
-        """The spec of a recipe's `student.init` or of a file; `UserError` for a wrong key."""
-        try:
-            parts = dict(values)
-            for name, kind in (("chat", ChatConfig), ("sampling", Sampling)):
-                if name in parts:
-                    parts[name] = kind(**parts[name])
-            return cls(**parts)
-        except TypeError as error:
-            raise UserError("the language student's specification cannot be read", where="student.init",
-                            why=str(error), fix="see LanguageSpec") from error  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class LanguageStudent(nn.Module):

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import CheckpointError, UserError
+from vidalign.quiet import no_bars
 from vidalign.reading import check_object, parse_json
-from vidalign.students.language import LanguageSpec, LanguageStudent
-from vidalign.students.video.checkpoint import load_strict, read, read_spec, reading_spec, resolve, write
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_config import LanguageSpec, is_transformers
+from vidalign.students.video.checkpoint import (
+    check_layers,
+    check_tensors,
+    load_strict,
+    read,
+    read_spec,
+    reading_spec,
+    resolve,
+    write,
+)
 
-SHIPPED_TOKENIZER = "tasks"
-SHIPPED = ("world", "tokens", "pictures")
-"""First parts of the names of shipped weights; other `owner/name`s are of the hub."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def new_model(config: dict[str, Any]) -> Any:
@@ -39,10 +47,11 @@ def sees_pictures(config: Any) -> bool:
 
 
 def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
-    """The tokenizer of that folder or hub name, and the processor of a vision-language model (else None)."""
+    """Tokenizer of a folder, hub name or shipped name, and processor of a vision-language model (else None)."""
     from transformers import AutoProcessor, AutoTokenizer
 
-    source = str(resources.files("vidalign") / "tasks" / "tokenizer") if name == SHIPPED_TOKENIZER else name
+    shipped = Path(str(resources.files("vidalign") / "weights")) / name
+    source = str(shipped) if (shipped / "tokenizer.json").is_file() else name
     try:
         if sees_pictures(config):
             processor = AutoProcessor.from_pretrained(source)
@@ -64,21 +73,23 @@ def load(path: str) -> LanguageStudent:
     """A file or shipped name, in the dtype of its configuration (fp32 without one); a transformers folder or hub name,
     in the dtype in which it is stored.
     """
+    import torch
+
     if is_transformers(path):
         return load_transformers(path)
     file = resolve(path)
     tensors, metadata = read(file)
     spec = read_spec(metadata, str(file), "config", ("model_type",))
     with reading_spec(str(file)):
-        student = LanguageStudent.from_spec(LanguageSpec.from_dict(spec))
+        made = LanguageSpec.from_dict(spec)
+        check_layers(made.config, tensors)
+        with torch.device("meta"):  # takes no memory
+            shapes = new_model(made.config).state_dict()
+    check_tensors({key: value for key, value in shapes.items() if key in tensors}, tensors, str(file))
+    student = LanguageStudent.from_spec(made)
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
-
-
-def is_transformers(path: str) -> bool:
-    """Whether a path names a transformers model (a folder or a hub name) rather than weights saved by vidalign."""
-    return Path(path).is_dir() or (not Path(path).is_file() and is_hub_name(path))
 
 
 def is_language(path: str) -> bool:
@@ -89,13 +100,6 @@ def is_language(path: str) -> bool:
         return "tokenizer" in check_object(parse_json(read(resolve(path))[1].get("spec", "{}")), {})
 
 
-def is_hub_name(path: str) -> bool:
-    """``owner/name`` as on the hub, and not the name of shipped weights."""
-    owner, slash, name = path.partition("/")
-    is_path = owner in ("", ".", "..") or "/" in name or name.endswith(".safetensors")
-    return bool(slash and name) and not is_path and owner not in SHIPPED
-
-
 def load_transformers(name: str) -> LanguageStudent:
     """A pretrained causal language model or vision-language model with its own tokenizer and chat template."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -103,7 +107,8 @@ def load_transformers(name: str) -> LanguageStudent:
     try:
         config = AutoConfig.from_pretrained(name)
         kind = AutoModelForImageTextToText if sees_pictures(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(name, dtype="auto")
+        with no_bars("transformers"):
+            model = kind.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
         raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
                               fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip

@@ -8,12 +8,14 @@ sample draws does not depend on the others in its batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from vidalign.students.language_config import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from vidalign.errors import DataError
+from vidalign.reading import regular
 
 if TYPE_CHECKING:
     from vidalign.students.video import VideoStudentSpec
@@ -56,6 +57,7 @@ def read_clip(source: Path | bytes, kind: str) -> RawClip:
     """Read a file, or its bytes, of `kind` (an extension such as ``.mp4``); `DataError` when it cannot be used."""
     name = source.name if isinstance(source, Path) else f"a {kind} clip"
     try:
+        source = source if isinstance(source, bytes) else regular(source)
         raw = _read_video(source) if kind in VIDEO else _read_arrays(source, kind)
     except DataError:
         raise

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vidalign.students.language import LanguageStudent
-
 if TYPE_CHECKING:
     from vidalign.recipe.schema import TeacherConfig
-    from vidalign.students.language import LanguageSpec
+    from vidalign.students.language import LanguageStudent
+    from vidalign.students.language_config import LanguageSpec
 
 
 class LanguageTeacher:
@@ -21,4 +20,6 @@ class LanguageTeacher:
 
     @classmethod
     def from_recipe(cls, config: TeacherConfig, frames: int, spec: LanguageSpec) -> LanguageTeacher:
+        from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
+
         return cls(LanguageStudent.load(config.path))

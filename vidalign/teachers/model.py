@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.losses.flow_matching import add_noise, warp_sigma
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ class ModelTeacher:
 
         return cls(VideoStudent.load(config.path), frames)
 
-    @torch.no_grad()
+    @without_gradient
     def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """``[N, F, C, H, W]`` at noise levels ``[N]`` or ``[N, F]``; every frame sees every frame."""
         return self.model.bidirectional(x_t, sigma, text)
 
-    @torch.no_grad()
+    @without_gradient
     def sample(self, text: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each, chunk by chunk.
 

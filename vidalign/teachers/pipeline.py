@@ -19,6 +19,7 @@ from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.guest import guest
 from vidalign.owner import beside
+from vidalign.quiet import no_bars
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def load_pipeline(path: str) -> Any:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     with guest("pipeline", path, DiffusionPipeline):
         try:
-            pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+            with no_bars("diffusers", "transformers"):
+                pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(

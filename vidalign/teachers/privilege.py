@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from vidalign.errors import DataError
+from vidalign.reading import read_json
 
 
 @lru_cache(maxsize=4)
 def _table(path: str) -> dict[str, str]:
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(f"the dense prompts {path!r} cannot be read", where="objective.dense_prompts", why=str(error),
                         fix="write a JSON object from prompts to dense prompts") from error  # fmt: skip

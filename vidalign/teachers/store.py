@@ -22,6 +22,7 @@ import torch
 from vidalign.data.paths import inside
 from vidalign.engine import distributed
 from vidalign.errors import DataError, nearest
+from vidalign.reading import regular
 from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ def _prompt_of(file: Path) -> str:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(file, "pt") as opened:
+            with safe_open(regular(file), "pt") as opened:
                 prompt = (opened.metadata() or {}).get("prompt", "")
-        except SafetensorError:
+        except (OSError, SafetensorError):
             prompt = ""  # reading it will say why
         if prompt:
             return prompt

@@ -1,6 +1,7 @@
-"""Prompt features: text encoders and the cache that lets the encoder go."""
+"""Text encoders of video students, and the features of their prompts."""
 
-from vidalign.text.encoder import TextEncoder, build_text_encoder
+from vidalign.text.encoder import TextEncoder
 from vidalign.text.features import PromptFeatures
+from vidalign.text.pretrained import build_text_encoder
 
 __all__ = ["PromptFeatures", "TextEncoder", "build_text_encoder"]

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from vidalign.errors import UserError
+from vidalign.reading import regular
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def mp4_bytes(frames: np.ndarray, encoder: str, fps: float, options: Mapping[str
 def _write(path: Path, data: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        regular(path).write_bytes(data)
     except OSError as error:
         raise UserError(
             "cannot write the clip",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
-from vidalign.reading import check_object, parse_json
+from vidalign.reading import check_object, parse_json, regular
 
 History = dict[str, list[tuple[int, float]]]
 FILE_NAME = "metrics.jsonl"
@@ -32,7 +32,7 @@ class JsonlLog:
         self._started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_file():
+            if regular(self.path).is_file():
                 read_records(self.path)  # nothing is appended to what is no log
             _drop_half_line(self.path)
             self._file = self.path.open("a", encoding="utf-8")

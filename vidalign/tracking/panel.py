@@ -1,9 +1,9 @@
 """Progress for the person who waits: a live panel on a terminal, one plain line a log elsewhere.
 
-Both show step, rewards with their group std, phase times and time left; the live one the last warning too, which
-the tracker tells on standard error in any case. They read
-`reward/mean`, `reward/<component>/mean`, `reward/group_std`, `reward/<component>/group_std` (with or without
-`/mean`) and `perf/<phase>/seconds`.
+Both show step, rewards with their group std, loss, held-out score, phase times and time left; the live one the last
+warning too, which the tracker tells on standard error in any case. They read `reward/mean`,
+`reward/<component>/mean`, `reward/group_std`, `reward/<component>/group_std` (with or without `/mean`),
+`objective/loss/mean`, `health/held_out/mean` and `perf/<phase>/seconds`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from rich.text import Text
 from vidalign.tracking.health import Health, Metrics, find
 
 Mode = Literal["auto", "live", "plain", "none"]
+NUMBERS = {"objective/loss/mean": "loss", "health/held_out/mean": "held out"}
+"""What is shown beside the rewards: all that a student without rewards has."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -45,11 +47,11 @@ class Progress:
             self._last, self.step = now, step
         self.metrics.update(metrics)
         for name, value in metrics.items():
-            if name.startswith("reward/"):
+            if name.startswith("reward/") or name in NUMBERS:
                 self.trends.setdefault(name, deque(maxlen=200)).append(value)
 
-    def rewards(self) -> list[tuple[str, float, float | None, str]]:
-        """(label, mean, group std or None, metric name), the total first."""
+    def rows(self) -> list[tuple[str, float, float | None, str]]:
+        """(label, mean, group std or None, metric name): the rewards, the total first, then loss and held-out score."""
         means = [n for n in self.metrics if n.startswith("reward/") and n.endswith("/mean")]
         names = [n for n in means if "group_std" not in n]
         rows = []
@@ -57,7 +59,8 @@ class Progress:
             stem = name.removesuffix("/mean")
             label = stem.removeprefix("reward").lstrip("/") or "reward"
             rows.append((label, self.metrics[name], find(self.metrics, f"{stem}/group_std"), name))
-        return rows
+        numbers = [(label, name) for name, label in NUMBERS.items() if name in self.metrics]
+        return rows + [(label, self.metrics[name], None, name) for label, name in numbers]
 
     def elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -77,7 +80,7 @@ class PlainPanel:
         self.progress.update(step, metrics)
         progress = self.progress
         parts = [f"step {step}/{progress.total}"]
-        for label, mean, std, name in progress.rewards():
+        for label, mean, std, name in progress.rows():
             if name in metrics:
                 parts.append(f"{label} {mean:.3f}" + ("" if std is None else f" (group std {std:.3f})"))
         parts += [f"{phase} {seconds:.1f}s" for phase, seconds in phase_times(metrics)]
@@ -123,7 +126,7 @@ class LivePanel:
 
     def render(self) -> Box:
         progress = self.progress
-        parts: list[RenderableType] = [self._head(), self._rewards(), self._times()]
+        parts: list[RenderableType] = [self._head(), self._numbers(), self._times()]
         if progress.warning is not None:
             warning = progress.warning
             message, fix = escape(warning.message), escape(warning.fix)
@@ -146,13 +149,13 @@ class LivePanel:
         row.add_row(f"[bold]step {progress.step}/{progress.total}[/]", bar, times)
         return row
 
-    def _rewards(self) -> Table:
+    def _numbers(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("", no_wrap=True)
         for title in ("mean", "group std", "since start"):
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("trend", no_wrap=True)
-        for label, mean, std, name in self.progress.rewards():
+        for label, mean, std, name in self.progress.rows():
             trend = self.progress.trends[name]
             cells = (f"{mean:.3f}", "" if std is None else f"{std:.3f}", f"{mean - trend[0]:+.3f}")
             table.add_row(label, *cells, sparkline(list(trend)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.reading import regular
 
 SUITES = {
     "vbench": "vidalign.bench.suites.vbench:VBench",
@@ -78,7 +79,7 @@ def open_suite(name: str) -> Suite:
 def read_text(file: Path) -> str:
     """Content of a UTF-8 file, with or without a byte order mark; `DataError` when it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return regular(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise DataError("the prompt file cannot be read", where=str(file), why=why, fix="check --prompts") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
+from vidalign.reading import read_json
 from vidalign.recipe.differences import MISSING, differences
 
 VIDEOS = "videos"
@@ -74,7 +75,7 @@ class Folder:
 
     def _agree(self, file: Path) -> None:
         try:
-            old = json.loads(file.read_text(encoding="utf-8"))
+            old = read_json(file)
             same, self.manifest["video"] = old["settings"], old["video"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._other(str(file), f"it cannot be read: {type(error).__name__}: {error}") from error

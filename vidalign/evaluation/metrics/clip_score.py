@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.evaluation.metrics.base import Metric
+from vidalign.quiet import no_bars
 from vidalign.tracking.clips import to_frames
 
 
@@ -108,9 +109,10 @@ def load_clip(name: str, revision: str = "main") -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(name, revision=revision)
         if config.model_type != "clip":
             raise ValueError(f"it holds a model of type {config.model_type!r}, not 'clip'")
-        model, report = CLIPModel.from_pretrained(
-            name, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        with no_bars("transformers"):
+            model, report = CLIPModel.from_pretrained(
+                name, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
         absent = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
         if absent:  # transformers fills them with random numbers
             raise ValueError(f"{len(absent)} weights are missing or of another shape, first {absent[0]!r}")

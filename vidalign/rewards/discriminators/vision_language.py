@@ -25,6 +25,7 @@ from vidalign.engine.config import AdapterConfig
 from vidalign.engine.policies import inject_adapters
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.quiet import no_bars
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
 from vidalign.students.video import VideoStudentSpec
 
@@ -76,7 +77,8 @@ class VisionLanguage(Discriminator):
         from transformers import AutoModel, AutoProcessor
 
         try:
-            backbone = AutoModel.from_pretrained(config.path, dtype="auto")
+            with no_bars("transformers"):
+                backbone = AutoModel.from_pretrained(config.path, dtype="auto")
             processor = AutoProcessor.from_pretrained(config.path)
         except (OSError, ValueError, KeyError, ImportError) as error:
             why = str(error).strip().splitlines()[0]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from vidalign.errors import CheckpointError, UserError, nearest
 from vidalign.owner import beside
@@ -20,8 +19,14 @@ from vidalign.reading import check_object, parse_json
 from vidalign.students.video.spec import VideoStudentSpec
 
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim")
+LONGEST = 2**16
+"""Most positions of a rotary table."""
+LARGEST = 10**8
+"""Largest number in the description of a network."""
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vidalign.students.video.student import VideoStudent
 
 
@@ -95,8 +100,13 @@ def load(path: str | Path) -> VideoStudent:
     tensors, metadata = read(file)
     spec = read_spec(metadata, str(file), "transformer", SIZES)
     with reading_spec(str(file)):
-        student = VideoStudent.from_spec(VideoStudentSpec.from_dict(spec))
-    load_strict(student.base, tensors, str(file))
+        made = VideoStudentSpec.from_dict(spec)
+        check_layers(made.transformer, tensors)
+        with torch.device("meta"):  # takes no memory
+            shapes = VideoStudent.from_spec(made).base.state_dict()
+    check_tensors(shapes, tensors, str(file))
+    student = VideoStudent.from_spec(made)
+    student.base.load_state_dict(tensors)
     return student
 
 
@@ -111,8 +121,32 @@ def read_spec(metadata: dict[str, str], where: str, network: str, sizes: tuple[s
         )
     with reading_spec(where):
         spec = check_object(parse_json(metadata["spec"]), {network: dict})
-        check_object(spec[network], dict.fromkeys(sizes, (int, str)))
+        check_object(spec[network], dict.fromkeys(sizes, str if network == "config" else int))
+        check_numbers(spec[network], network)
     return spec
+
+
+def check_numbers(value: Any, name: str) -> None:
+    """Raises `ValueError` for a number in the description of a network that none has."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_numbers(item, f"{name}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            check_numbers(item, name)
+    elif isinstance(value, int | float) and not -1 <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}: sizes lie in 0..{LARGEST}")
+
+
+def check_layers(network: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` for sizes below 1, and for more layers than there are tensors: they are not even counted."""
+    for name, value in network.items():
+        if name in SIZES and value < 1:
+            raise ValueError(f"{name} is {value}, it must be at least 1")
+        if name == "rope_max_seq_len" and value > LONGEST:
+            raise ValueError(f"{name} is {value}, more than {LONGEST} frames or patches of a side")
+        if "layers" in name and isinstance(value, int) and value > len(tensors):
+            raise ValueError(f"{name} is {value}, and the file holds {len(tensors)} tensors")
 
 
 @contextmanager
@@ -131,7 +165,12 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str)
     """Copy `tensors` into `module`; CheckpointError naming the first key that is missing, unknown or
     misshapen.
     """
-    wanted = module.state_dict()
+    check_tensors(module.state_dict(), tensors, where)
+    module.load_state_dict(tensors)
+
+
+def check_tensors(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """CheckpointError naming the first key that is missing, unknown or misshapen."""
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         key = (missing or unknown)[0]
@@ -141,4 +180,3 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str)
         if value.shape != wanted[key].shape:
             shapes = f"found {list(value.shape)}, expected {list(wanted[key].shape)}"
             raise CheckpointError(f"wrong shape of {key!r}", where=where, why=shapes)
-    module.load_state_dict(tensors)

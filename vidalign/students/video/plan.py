@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vidalign.students.video.context import Context, runs
 from vidalign.students.video.rope import RotaryTables
 from vidalign.students.video.spec import CachePolicy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Span = tuple[int, int]
 

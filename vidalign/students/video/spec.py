@@ -15,6 +15,9 @@ import torch
 from vidalign.errors import UserError, nearest
 from vidalign.losses.flow_matching import warp_sigma
 
+MOST = 100_000
+"""Frames of a window, or pixels of a side."""
+
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
@@ -25,6 +28,12 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
                 f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else ""
             )
     return cls(**values)
+
+
+def _check_count(name: str, value: Any, where: str, least: int = 0) -> None:
+    """Frames and pixels are whole numbers, and there is an end to them."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise UserError(f"{name} is {value!r}", where=where, why=f"it is a whole number in {least}..{MOST}")
 
 
 @dataclass
@@ -50,6 +59,8 @@ class CachePolicy:
 
     def __post_init__(self) -> None:
         where = "cache"
+        for name in ("chunk_frames", "window", "sink"):
+            _check_count(name, getattr(self, name), where)
         if self.chunk_frames < 1:
             raise UserError("chunk_frames must be at least 1", where=where)
         if self.rope not in ("absolute", "relative"):
@@ -134,6 +145,12 @@ class VideoStudentSpec:
     width: int = 32
 
     def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            _check_count(name, getattr(self, name), "student", least=1)
+        for name in ("codec", "text"):
+            chosen = getattr(self, name)
+            if not isinstance(chosen, dict) or not isinstance(chosen.get("name", ""), str):
+                raise UserError(f"{name} is {str(chosen)[:60]!r}", where="student", fix="{name: ..., settings}")
         if self.prediction not in ("velocity", "x0"):
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
         if self.numerics not in ("diffusers", "wan"):

@@ -187,9 +187,7 @@ class VideoStudent(nn.Module):
         start = max(0, frames - cache.window) if cache.window else 0
         past = Context(context.batch, start, first=start)
         if cache.global_sink and cache.window and frames >= cache.window:
-            first = context.first
-            sink = tuple(context._frames(first, first + cache.sink))
-            past = Context(context.batch, start + cache.sink, sink, first)
+            past = Context(context.batch, start + cache.sink, tuple(context._frames(0, cache.sink)))
         latents = latents[:, past.frames :]
         layout = plans.recache_layout(cache, past, latents.shape[1])
         return self._clean_pass(past, latents, text, layout).window(cache)

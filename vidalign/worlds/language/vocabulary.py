@@ -1,6 +1,6 @@
 """The word-level tokenizer of the embedded worlds, in transformers' own files with a chat template.
 
-`build` makes the tokenizer and the processor of the picture world; the shipped files in `tasks/tokenizer/` are what
+`build` makes the tokenizer and the processor of the picture world; the shipped files in `weights/tasks/` are what
 `python -m vidalign.worlds.language.vocabulary` writes, and a test holds them to it.
 """
 
@@ -26,7 +26,7 @@ TEMPLATE = (
     "{% endfor %}{% endif %} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-FOLDER = Path(__file__).parent / "tokenizer"
+FOLDER = Path(__file__).parents[2] / "weights" / "tasks"
 
 
 def vocabulary() -> list[str]:

@@ -134,14 +134,17 @@ def _fit_hit(
     return torch.stack((first, second + sign * gap[:, None]), -1)
 
 
-@torch.no_grad()
 def fit(track: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
     """The best trajectory under every law.
 
     track: ``[B, F, 2, 2]`` centres (x, y) of two objects; extents: ``[B, 2]`` half widths, pixels.
     Returns ``[B, laws, F, 2, 2]`` in the order of `LAWS`; under a law of one object the second is at rest.
     """
-    track, extents = track.double(), extents.double()
+    with torch.no_grad():
+        return _fit(track.double(), extents.double())
+
+
+def _fit(track: torch.Tensor, extents: torch.Tensor) -> torch.Tensor:
     table = tables(track.shape[1], track.device)
     slowest = SLOWEST * min(1.0, (FRAMES - 1) / max(track.shape[1] - 1, 1))
     if track.shape[1] > FRAMES:

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.worlds.video.captions import is_caption
 from vidalign.worlds.video.scorer import SCORES, score
 
@@ -66,7 +67,7 @@ class _WorldReward:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()
 
-    @torch.no_grad()
+    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Scores ``[B]`` in [0, 1] of clips ``[B, F, 3, H, W]`` in [0, 1] under `name`; NaN for a failed
         item."""

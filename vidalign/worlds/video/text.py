@@ -9,22 +9,21 @@ read as [UNK], with one warning that names them.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from vidalign.text.encoder import TextEncoder
+from vidalign.text.base import TextPlugin
 from vidalign.worlds.video.captions import VOCABULARY, unknown_words
+
+if TYPE_CHECKING:
+    from vidalign.text.encoder import TextEncoder
 
 PAD, UNK = "[PAD]", "[UNK]"
 SEED = 1234
 
 
-class WorldTextEncoder(TextEncoder):
+class WorldText(TextPlugin):
     """Features `[B, length, dim]` of captions, the same on every machine; warns about words that it does not know."""
 
     name = "world"
@@ -36,38 +35,34 @@ class WorldTextEncoder(TextEncoder):
         dim: int = 64
         """Width of the features."""
 
-    def __init__(self, config: Config) -> None:
-        from transformers import BertConfig, BertModel
-
-        settings = BertConfig(
-            vocab_size=len(VOCABULARY) + 2,
-            hidden_size=config.dim,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=2 * config.dim,
-            max_position_embeddings=config.length,
-            pad_token_id=0,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            model = BertModel(settings, add_pooling_layer=False)
-        identity = repr(("world", config.length, config.dim, SEED, VOCABULARY))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        super().__init__(model, world_tokenizer(), config.length, key)
-        self._reported: set[str] = set()
+    config: Config
 
     @classmethod
     def unknown_words(cls, prompts: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
 
-    def encode(self, prompts: list[str]) -> Tensor:
-        unknown = sorted({w for p in prompts for w in p.lower().split()} - set(VOCABULARY) - self._reported)
-        if unknown:
-            self._reported.update(unknown)
-            warnings.warn(
-                f"words outside the world's vocabulary are read as {UNK}: {', '.join(unknown)}", stacklevel=2
-            )
-        return super().encode(prompts)
+    def build(self) -> TextEncoder:
+        import torch
+        from transformers import BertConfig, BertModel
+
+        from vidalign.worlds.video.encoder import WarnedEncoder
+
+        length, dim = self.config.length, self.config.dim
+        settings = BertConfig(
+            vocab_size=len(VOCABULARY) + 2,
+            hidden_size=dim,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=2 * dim,
+            max_position_embeddings=length,
+            pad_token_id=0,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            model = BertModel(settings, add_pooling_layer=False)
+        identity = repr(("world", length, dim, SEED, VOCABULARY))
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return WarnedEncoder(model, world_tokenizer(), length, key)
 
 
 def world_tokenizer() -> Any:

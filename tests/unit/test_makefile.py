@@ -1,0 +1,23 @@
+"""`make quickstart` says what it is doing, from the first minute of the install on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(target: str, venv: Path) -> list[str]:
+    """What make would run for a target, with nothing installed in `venv`."""
+    asked = ["make", "--dry-run", "--directory", str(ROOT), f"VENV={venv}", target]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_every_long_step_of_the_quickstart_is_told_before_it_begins(tmp_path: Path) -> None:
+    lines = commands("quickstart", tmp_path / "venv")
+    long = [k for k, line in enumerate(lines) if "-m venv" in line or "pip install" in line or "train " in line]
+    assert len(long) == 4 and [lines[k - 1].partition(":")[0] for k in long] == [
+        'echo "== install 1 of 3', 'echo "== install 2 of 3', 'echo "== install 3 of 3', 'echo "== quickstart'
+    ]  # fmt: skip
+    assert not any("--quiet" in line for line in lines), "pip shows its own bars"
