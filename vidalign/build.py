@@ -26,7 +26,8 @@ from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudentSpec
-from vidalign.text import PromptFeatures, build_text_encoder
+from vidalign.text.features import PromptFeatures
+from vidalign.text.pretrained import build_text_encoder
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Objective

@@ -24,7 +24,7 @@ from vidalign.rollout import RolloutPlan
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
-from vidalign.text import build_text_encoder
+from vidalign.text.pretrained import build_text_encoder
 from vidalign.worlds.video import captions
 
 PLACES = ("cpu", "cuda")

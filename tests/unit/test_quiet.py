@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from transformers.utils import logging
 
 from vidalign.quiet import no_bars
-from vidalign.text import build_text_encoder
+from vidalign.text.pretrained import build_text_encoder
 
 
 def test_a_text_encoder_is_loaded_without_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import UserError
-from vidalign.text import PromptFeatures, TextEncoder, build_text_encoder
+from vidalign.text.encoder import TextEncoder
+from vidalign.text.features import PromptFeatures
+from vidalign.text.pretrained import build_text_encoder
 from vidalign.worlds.video.captions import VOCABULARY, prompts
 from vidalign.worlds.video.text import world_tokenizer
 

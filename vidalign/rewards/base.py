@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
-    from vidalign.text import PromptFeatures
+    from vidalign.text.features import PromptFeatures
 
 
 @runtime_checkable

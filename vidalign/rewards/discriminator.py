@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
-    from vidalign.text import PromptFeatures
+    from vidalign.text.features import PromptFeatures
 
 BATCH = 16
 """Clips scored in one forward."""

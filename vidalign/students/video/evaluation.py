@@ -10,7 +10,8 @@ import torch
 from vidalign.codecs import build_codec
 from vidalign.errors import UserError
 from vidalign.rollout import RolloutPlan
-from vidalign.text import PromptFeatures, build_text_encoder
+from vidalign.text.features import PromptFeatures
+from vidalign.text.pretrained import build_text_encoder
 
 if TYPE_CHECKING:
     from vidalign.students.video.student import VideoStudent
