@@ -93,7 +93,7 @@ MISTAKES = {
     "train recipe.yaml steps=2": "unknown key 'steps' - override 1 - did you mean 'trainer.steps' or 'teacher.steps'?",
     "train recipe.yaml rewards={}": "there are no rewards",
     "validate recipe.yaml evaluation.prompts=gone.txt": "check evaluation.prompts",
-    "validate recipe.yaml data.prompts=tokens:train": "a video student cannot show 'tokens:train' - override 1",
+    "validate recipe.yaml data.prompts=tokens:train": "a video student cannot use 'tokens:train' - override 1",
     "validate recipe.yaml teacher.name=store teacher.path=gone": "'gone' holds no clips - override 2 - there is no",
     "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
     "validate tokens/opd data.prompts=gone.jsonl": "there are no examples 'gone.jsonl' - override 1",
@@ -101,7 +101,7 @@ MISTAKES = {
     "validate recipe.yaml data.prompts=whales.txt": "can score a prompt - override 1 (whales.txt:3)",
     "train recipe.yaml data.prompts=whales.txt": "no answer for it: 'a whale sings'",
     "validate tokens/opd data.prompts=questions.jsonl rewards.exact_match=1": "override 1 (questions.jsonl, row 1)",
-    "validate tokens/opd evaluation.prompts=gone.txt": "there are no examples 'gone.txt' - override 1 - it is no table",
+    "validate tokens/opd evaluation.prompts=gone.txt": "a language student cannot use 'gone.txt' - override 1",
     "validate tokens/opd evaluation.prompts=gone.jsonl": "check evaluation.prompts",
     "bench run quickstart budget.forwads=3": "'budget.forwads' - override 1 - did you mean `currency: forwards`?",
     "bench run quickstart prompts.source=gone.txt": "override 1 - [Errno 2] No such file or directory: 'gone.txt' - "

@@ -128,7 +128,7 @@ class Bad(SFT):
 """
 TEACHER = """
 from vidalign.registry import register
-from vidalign.teachers.world import WorldTeacher
+from vidalign.worlds.video.teacher import WorldTeacher
 
 
 @register("teachers", "bad_world")

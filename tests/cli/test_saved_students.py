@@ -96,7 +96,7 @@ def test_evaluate_writes_beside_the_others(run: Path, capsys: pytest.CaptureFixt
     assert values[1] != values[2]
     export("--step", "1")
     scores = json.loads(checkpoint.read(Path("x.safetensors"))[1]["scores"])
-    name = "held-out auditor/composite"
+    name = "world_auditor/composite"
     assert scores[name] == pytest.approx(sum(values[1][name]) / len(values[1][name]), abs=1e-4)
 
 

@@ -76,13 +76,13 @@ def test_evaluate_repeats_itself(finished: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     stages = ("judging the ground truth: 2/2", "judging before training: 2/2", "judging after training: 2/2")
     assert told.splitlines()[:4] == [*stages, "writing the report: 1/1"]
-    assert "held-out auditor" in told and "trained rewards" in told and "report.html" in told
+    assert "world_auditor" in told and "trained rewards" in told and "report.html" in told
     second = json.loads(file.read_text(encoding="utf-8"))
     assert second["values"] == first["values"] and len(first["prompts"]) == 2
     values = first["values"]
     assert values["before"].keys() == values["after"].keys() == values["ground_truth"].keys()
     assert all(len(v) == 2 for v in values["after"].values())
-    assert min(values["ground_truth"]["held-out auditor/composite"]) > 0.9
+    assert min(values["ground_truth"]["world_auditor/composite"]) > 0.9
 
 
 def test_export_adds_scores(finished: Path) -> None:
@@ -90,7 +90,7 @@ def test_export_adds_scores(finished: Path) -> None:
     assert vidalign("export", "--run", str(finished / "run"), "--out", str(out), "--dtype", "float16") == 0
     tensors, metadata = checkpoint.read(out)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    assert "held-out auditor/composite" in json.loads(metadata["scores"])
+    assert "world_auditor/composite" in json.loads(metadata["scores"])
     assert str(finished / "run") not in json.dumps(metadata)
 
 
@@ -299,18 +299,44 @@ def test_what_collect_logs_is_reduced_over_ranks(recipe_folder: Path, monkeypatc
 # --- prompts that nobody can judge ---
 
 
-def test_training_on_prompts_without_judges_ends_well(
+def test_a_reward_of_ones_own_judges_ordinary_prompts(
     recipe_folder: Path, brightness: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A reward of one's own judges; student and clips are there, scores, a goal and the plots of both are left out."""
+    """Before and after, curve and plots show the recipe's rewards, those of weight 0 too, and no others."""
     Path("prompts.txt").write_text("a whale sings\ntwo dogs play\n", encoding="utf-8")
     asked = ("data.prompts=prompts.txt", "data.eval_prompts=prompts.txt", "trainer.steps=1", "trainer.eval_every=1")
     assert train(*asked, "~rewards", *brightness) == 0
     told = capsys.readouterr()
-    assert told.err.count("are no captions of the embedded world") == 1 and "report.html" in told.out
+    assert "trained rewards" in told.out and "report.html" in told.out and "embedded world" not in told.err
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "a whale sings" in report and "after against before" in report
+    values = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["values"]
+    assert set(values) == {"before", "after"}
+    assert set(values["after"]) == {"trained rewards/brightness", "trained rewards/composite"}
+    assert read_history("run/metrics.jsonl")["health/held_out/mean"][0][1] == pytest.approx(
+        sum(values["after"]["trained rewards/brightness"]) / 2, abs=1e-4
+    )
+    assert vidalign("evaluate", "--run", "run", "rewards.brightness=0") == 0
+    values = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["values"]
+    assert set(values["after"]) == {"trained rewards/brightness"}, "of weight 0: there is no composite"
+    assert vidalign("export", "--run", "run", "--out", "x.safetensors") == 0
+
+
+def test_training_on_prompts_without_judges_ends_well(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Student and clips are there, scores, a goal and the plots of both are left out, with one warning."""
+    Path("prompts.txt").write_text("a whale sings\ntwo dogs play\n", encoding="utf-8")
+    asked = ("evaluation.prompts=prompts.txt", "trainer.steps=1", "trainer.eval_every=1", "trainer.micro_batch=2")
+    assert train("objective={name: sft}", "teacher.name=world", "rewards={}", *asked) == 0
+    told = capsys.readouterr()
+    assert told.err.count("nothing can judge the evaluation prompts") == 1 and "report.html" in told.out
     assert Path("run/student.safetensors").is_file()
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "a whale sings" in report and "after against before" not in report
     document = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))
     assert document["values"] == {"before": {}, "after": {}} and len(document["prompts"]) == 2
-    assert vidalign("export", "--run", "run", "--out", "x.safetensors") == 0
+
+
+def test_metrics_of_the_recipe_judge(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("trainer.steps=1", "evaluation.metrics={motion: {references: 2}}") == 0
+    values = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["values"]["after"]
+    assert {name.partition("/")[0] for name in values} == {"trained rewards", "motion"}

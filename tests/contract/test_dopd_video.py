@@ -20,6 +20,7 @@ from vidalign.objectives.base import Experience, Phase
 from vidalign.objectives.dopd_video import DOPDVideo
 from vidalign.students.video import VideoStudent
 from vidalign.worlds.video.captioner import rollout_captions
+from vidalign.worlds.video.prompts import Captions
 from vidalign.worlds.video.renderer import clips
 
 BLOCK = 16
@@ -102,7 +103,7 @@ def by_hand(ctx: TrainContext, data: Experience, config: Any) -> tuple[float, li
 def test_the_loss_is_the_method_unit_by_unit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, ctx = dopd(folder, "group_size=4")
     other = [PROMPTS[1], PROMPTS[0], "a large red circle falls", PROMPTS[1]] * 2
-    monkeypatch.setattr("vidalign.objectives.dopd_video.rollout_captions", lambda clips, prompts: other[: len(prompts)])
+    monkeypatch.setattr(Captions, "describe", lambda self, clips, prompts: other[: len(prompts)])
     data = collect(objective, ctx)
     expected, regimes = by_hand(ctx, data, objective.config)
     assert data["regime"].flatten().tolist() == regimes and len(set(regimes)) >= 3

@@ -108,7 +108,7 @@ def test_a_run_is_evaluated_and_answers(tmp_path: Path) -> None:
     rows = evaluate_run(run)
     assert [row.metric for row in rows] == ["all", "chain", "list", "rewrite", "walk"]
     values = json.loads((run / "evaluation.json").read_text())["values"]["after"]
-    assert len(values["exact match/all"]) == 8 and values["exact match/chain"].count(None) == 6
+    assert len(values["exact_match/all"]) == 8 and values["exact_match/chain"].count(None) == 6
     assert (run / "report.html").is_file()
     (out,) = sample_run(run, ["chain : 7 | 1 : plus 5", "walk : p"], tmp_path / "answers.txt")
     lines = out.read_text().splitlines()
@@ -137,7 +137,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "did you mean 'train'" in refused("data.prompts=tokens:trian")
-    assert "its captions are for video students" in refused("data.prompts=world:train")
+    assert "its prompts are for students of kind video" in refused("data.prompts=world:train")
     assert "does not support the student 'video'" in refused("student.name=video")
     assert "unknown key 'student.init.tokeniser'" in refused("student.init.tokeniser=tasks")
     assert "privileged_share must be between 0 and 1" in refused("objective.privileged_share=2")

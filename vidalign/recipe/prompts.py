@@ -83,7 +83,12 @@ def _readable(draft: Draft, source: str, path: str) -> None:
 
 def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
     """A warning of words that the student's text encoder does not know."""
-    text = (student_spec(draft.recipe.student) or {}).get("text")
+    spec = student_spec(draft.recipe.student)
+    if spec is None:
+        return
+    from vidalign.students.video import VideoStudentSpec
+
+    text = spec.get("text", VideoStudentSpec().text)
     name = text.get("name") if isinstance(text, dict) else None
     if name not in registry.names("text_encoders"):
         return
