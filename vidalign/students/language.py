@@ -12,7 +12,7 @@ defaults of the model's generation config other than its stop tokens do not appl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +89,14 @@ class LanguageStudent(nn.Module):
         from vidalign.students import language_checkpoint
 
         language_checkpoint.save(self, Path(path), metadata or {})
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageStudent:
+        """Of `.to` and the like. Eager attention takes its softmax in fp32, where the mask of fp64 is infinite: a row
+        of padding would be NaN."""
+        super()._apply(fn, recurse)
+        if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
+            self.model.set_attn_implementation("sdpa")
+        return self
 
     @property
     def device(self) -> torch.device:
