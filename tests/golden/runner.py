@@ -15,7 +15,9 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,22 +25,25 @@ from typing import Any
 
 import torch
 import yaml
+from folders import register
 from safetensors.torch import load_file
 
 CAPS = {
-    "steps": 3, "prompts_per_step": 4, "micro_batch": 6, "save_every": 1, "eval_every": 2, "warmup_steps": 2,
-    "group_size": 4, "anchors": 2, "updates": 2, "max_steps": 2, "prompts": 4, "rollouts": 4, "start": 1,
-    "reset_every": 2, "top_k": 16, "max_new_tokens": 12, "frames": 24, "count": 2, "seeds": 1, "clips_every": 2,
+    "steps": 3, "prompts_per_step": 2, "micro_batch": 4, "save_every": 1, "eval_every": 2, "warmup_steps": 2,
+    "group_size": 4, "anchors": 2, "updates": 2, "max_steps": 2, "prompts": 2, "rollouts": 2, "start": 1,
+    "reset_every": 2, "top_k": 16, "max_new_tokens": 12, "frames": 24, "count": 1, "seeds": 1, "clips_every": 2,
 }  # fmt: skip
 """Largest value of a setting by its last name, in whatever section it stands; smaller ones stay."""
 QUIET = ["tracking.panel=none", "tracking.tensorboard=false"]
 ENGINES = {
-    "plain": ["engine.name=plain", "engine.precision=fp64"],
-    "zero2": ["engine.name=deepspeed", "engine.zero_stage=2", "engine.precision=fp32"],
+    "plain": ["engine.name=plain"],
+    "zero2": ["engine.name=deepspeed", "engine.zero_stage=2"],
 }
+FP32 = ("tokens/", "pictures/")
+"""Recipes that fp64 does not suit yet: eager attention casts the mask's least number to fp32, where it is infinite."""
 FIRST = re.compile(r"(?:# First: |\(after `)vidalign (\w+) (\S+) (--\w+ [\w/]+)")
 """How the header of a recipe names the command to be run before it."""
-BUFFER = ["--groups", "8"]
+BUFFER = ["--groups", "4"]
 
 
 def vidalign(*arguments: str) -> str:
@@ -60,7 +65,12 @@ def overrides(recipe: str, engine: str) -> list[str]:
     """What makes a recipe tiny: every number beyond its cap, the engine, and no panel."""
     values = yaml.safe_load(vidalign("show", recipe))
     capped = [f"{key}={CAPS[key.rpartition('.')[2]]}" for key, value in numbers(values) if value > cap(key)]
-    return [*capped, *ENGINES[engine], *QUIET]
+    return [*capped, *ENGINES[engine], f"engine.precision={precision(recipe, engine)}", *QUIET]
+
+
+def precision(recipe: str, engine: str) -> str:
+    """fp64 wherever it can be had, because processors differ in the last bits of fp32."""
+    return "fp32" if engine != "plain" or recipe.startswith(FP32) else "fp64"
 
 
 def numbers(values: Any, path: str = "") -> Iterator[tuple[str, int]]:
@@ -91,7 +101,11 @@ def run(recipe: str, engine: str, root: Path) -> dict[str, Any]:
     prepare(recipe, engine, root)
     folder = Path("golden") / recipe
     vidalign("train", recipe, *overrides(recipe, engine), "--run", str(folder))
-    return read_run(folder) if os.environ.get("RANK", "0") == "0" else {}
+    if os.environ.get("RANK", "0") != "0":
+        return {}
+    result = read_run(folder)
+    shutil.rmtree(folder)
+    return result
 
 
 # --- the only part that knows the files of a run ---
@@ -143,7 +157,9 @@ def main() -> None:
 
     root = Path(package.__file__).parents[1]
     os.chdir(folder)
+    register()
     for recipe in recipes:
+        started = time.monotonic()
         try:
             result = run(recipe, engine, root)
         except (Exception, SystemExit):
@@ -155,6 +171,7 @@ def main() -> None:
             file = Path("results") / f"{recipe.replace('/', '.')}.json"
             file.parent.mkdir(exist_ok=True)
             file.write_text(json.dumps(result), encoding="utf-8")
+        print(f"{recipe}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from runner import precision
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = HERE / "trajectories"
 DIGITS = 10
-RELATIVE = {"plain": 1e-6, "zero2": 1e-4}
-"""Allowed difference from a committed value, as a share of it."""
-ABSOLUTE = {"plain": 1e-12, "zero2": 1e-7}
+RELATIVE = {"fp64": 1e-6, "fp32": 1e-4}
+"""Allowed difference from a committed value, as a share of it, by precision."""
+ABSOLUTE = {"fp64": 1e-12, "fp32": 1e-7}
 """Allowed difference where values are rounding noise around zero."""
-PROCESSES = {"plain": (1, 2)}
+PROCESSES = {"plain": (1, 2), "zero2": (2,)}
 """Numbers of processes whose runs share one file; the first one is recorded."""
 LONGEST = 1800
 """Seconds after which a launch is stopped."""
@@ -106,6 +107,13 @@ def trajectories(launch: Launch, root: Path = ROOT) -> dict[str, Any]:
 
 def make_folders(folder: Path, recipes: Sequence[str]) -> None:
     """The models and tables that hub recipes ask for."""
+    from folders import make_pictures, make_text
+
+    wanted = {family(recipe) for recipe in recipes}
+    if "qwen3" in wanted:
+        make_text(folder)
+    if "qwen3_vl" in wanted:
+        make_pictures(folder)
 
 
 def start(launch: Launch, folder: Path, root: Path) -> str:
@@ -186,7 +194,8 @@ def against_file(recipe: str, engine: str, result: dict[str, Any]) -> list[str]:
     if not file.is_file():
         return [f"{file.relative_to(ROOT)} is missing: write it with `{again}`"]
     expected = json.loads(file.read_text(encoding="utf-8"))
-    return differences(expected, result, RELATIVE[engine], ABSOLUTE[engine])
+    kind = precision(recipe, engine)
+    return differences(expected, result, RELATIVE[kind], ABSOLUTE[kind])
 
 
 # --- commands ---
