@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test lint types assets slow gpu bench tables clean
+.PHONY: help venv quickstart test golden lint types assets slow gpu bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +31,9 @@ quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write th
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+golden: $(INSTALLED)  ## all golden trajectories; REV=COMMIT compares with that commit, bit for bit
+	OMP_NUM_THREADS=1 $(BIN)/python tests/golden/trajectories.py $(if $(REV),compare $(REV),check) --workers $(WORKERS)
 
 slow: $(INSTALLED)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"

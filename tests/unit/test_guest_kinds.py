@@ -21,6 +21,7 @@ from vidalign.recipe import load_recipe
 from vidalign.recipe.marks import Node
 from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.teachers.pipeline import PipelineTeacher
 
 CLIPS = torch.rand(2, 3, 3, 8, 8)
@@ -110,6 +111,21 @@ def learner(broken: str = "") -> CompositeReward:
     return rewards
 
 
+def discriminator(made: Callable[..., Any]) -> Any:
+    """The network of a discriminator that `made` makes."""
+    kind = type("Judge", (), {"Config": object, "from_recipe": staticmethod(made)})
+    registry.register("discriminators", "judge")(kind)
+    section = SimpleNamespace(name="judge", config=SimpleNamespace(updates=1))
+    return DiscriminatorReward.from_recipe(recipe(discriminator=section), None, None).network  # type: ignore[arg-type]
+
+
+def teacher(**methods: Any) -> Any:
+    made = type("Taught", (), {"offers": ("clips",), **methods})
+    made.from_recipe = staticmethod(lambda *a: fail() if not methods else made())  # type: ignore[attr-defined]
+    registry.register("teachers", "taught")(made)
+    return build.build_teacher(recipe(teacher=SimpleNamespace(name="taught")), 3, None)
+
+
 def objective() -> Any:
     return build.build_objective(recipe(objective=SimpleNamespace(name="costly", config=None)))
 
@@ -137,6 +153,11 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "reward, restored": ("reward 'learns'", lambda: learner("load_state_dict").load_state_dict({"learns": {}})),
     "reward, optimiser": ("reward 'learns'", lambda: learner("optimizer_changes").trainable[0].optimizer_changes()),
     "reward, network": ("reward 'learns'", lambda: learner().trainable[0].network(CLIPS)),
+    "discriminator, made": ("discriminator 'judge'", lambda: discriminator(fail)),
+    "discriminator, judging": ("discriminator 'judge'", lambda: discriminator(lambda *a: Student())(CLIPS)),
+    "teacher, made": ("teacher 'taught'", lambda: teacher()),
+    "teacher, clips": ("teacher 'taught'", lambda: teacher(clips=fail).clips(["a"], [])),
+    "teacher, velocity": ("teacher 'taught'", lambda: teacher(velocity=fail).velocity(CLIPS, 1.0, None)),
     "objective, cost": ("objective 'costly'", lambda: objective().cost(None)),
     "objective, rules": ("objective 'costly'", lambda: objective().policy_rules()),
     "objective, networks": ("objective 'costly'", lambda: objective().networks(None, None)),

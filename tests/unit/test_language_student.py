@@ -289,3 +289,17 @@ def test_load_student_knows_the_kind(tmp_path: Path) -> None:
     make("qwen3").float().save(tmp_path / "s.safetensors")
     assert isinstance(vidalign.load_student(tmp_path / "s.safetensors"), LanguageStudent)
     assert not isinstance(vidalign.load_student("world/student"), LanguageStudent)
+
+
+def test_padded_prompts_in_fp64_are_those_of_fp32() -> None:
+    """Eager attention, which the shipped students ask for, makes NaN of rows of padding in fp64."""
+    narrow = LanguageStudent.load("tokens/student")
+    examples = [tokens.example("train", 0, n, "none") for n in range(4)]
+    batch = narrow.prompts(examples)
+    assert not batch.mask.all(), "some prompts are padded"
+    response = torch.ones(4, 3, dtype=torch.bool)
+    given = narrow.compose(examples, torch.full((4, 3), 7), response)
+    expected = narrow.logprobs(given)
+    wide = LanguageStudent.load("tokens/student").double()
+    found = wide.logprobs(given)
+    assert found.dtype == torch.float64 and torch.allclose(found.float(), expected, atol=1e-4)

@@ -92,6 +92,14 @@ class LanguageStudent(nn.Module):
 
         language_checkpoint.save(self, Path(path), metadata or {})
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageStudent:
+        """Of `.to` and the like. Eager attention takes its softmax in fp32, where the mask of fp64 is infinite: a row
+        of padding would be NaN."""
+        super()._apply(fn, recurse)
+        if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
+            self.model.set_attn_implementation("sdpa")
+        return self
+
     @property
     def device(self) -> torch.device:
         return self.head_weight.device
