@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from vidalign import build, merge_scores, registry
-from vidalign.bench import cost, judging, protocol
+from vidalign.bench import cost
 from vidalign.errors import PluginError, RecipeError
+from vidalign.evaluation import evaluator, judging
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.objectives.base import Objective
 from vidalign.recipe import load_recipe
@@ -162,7 +163,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "objective, rules": ("objective 'costly'", lambda: objective().policy_rules()),
     "objective, networks": ("objective 'costly'", lambda: objective().networks(None, None)),
     "objective, phases": ("objective 'costly'", lambda: objective().phases()),
-    "metric, made": ("metric 'made'", lambda: protocol.build_metrics(SimpleNamespace(metrics={"made": {}}))),  # type: ignore
+    "metric, made": ("metric 'made'", lambda: evaluator.build_metrics({"made": {}})),
     "metric, made for merging": ("metric 'made'", lambda: merge_scores._metric("made")),
     "metric, scoring": ("metric 'scores'", lambda: judging.scored(Scores(), CLIPS, ["a", "b"], 2)),
 }  # fmt: skip
