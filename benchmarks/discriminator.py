@@ -25,7 +25,7 @@ from vidalign.provenance import commit, machine
 from vidalign.recipe import load_recipe
 from vidalign.registry import get
 from vidalign.rewards.discriminator import DiscriminatorReward
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 from vidalign.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "discriminator.json"

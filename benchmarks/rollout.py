@@ -25,9 +25,9 @@ from torch import Tensor
 
 from vidalign.codecs import build_codec
 from vidalign.losses.flow_matching import add_noise
-from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.presets import preset
+from vidalign.students.video.rollout import RolloutPlan
 
 WORLD = {
     "patch_size": [1, 8, 8],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,13 @@ def save_rewards(ctx: TrainContext, run: Path) -> None:
         if distributed.rank() == 0:
             (run / REWARDS).mkdir(parents=True, exist_ok=True)
             save_file(tensors, run / REWARDS / f"{reward.name}.safetensors")
+
+
+def sampler_of(recipe: Recipe, student: Any) -> Callable[..., Any]:
+    """How the recipe's evaluation samples a student."""
+    settings = recipe.evaluation
+    network = student.eval().to(distributed.device())
+    return network.sampler(settings.frames, settings.sampler, temperature=settings.temperature)
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerConfig:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from vidalign.context import Batch, TrainContext
+from vidalign.cost import Cost, StepSizes
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost, StepSizes
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 
 class BestOfN(Objective):

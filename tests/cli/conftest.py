@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from run_helpers import BRIGHTNESS, FINISHED, RECIPE, vidalign
 
-from vidalign import registry, runs
+from vidalign import registry
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def brightness(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[st
 @pytest.fixture
 def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the evaluation after training."""
-    monkeypatch.setattr(runs, "evaluate_run", lambda folder: [])
+    monkeypatch.setattr("vidalign.workflows.evaluate.evaluate_run", lambda folder: [])
 
 
 @pytest.fixture(scope="session")

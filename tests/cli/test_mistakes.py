@@ -47,8 +47,8 @@ def test_a_disk_that_takes_no_more_is_told_without_a_traceback(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(number, "odd", "run/evaluation.json")
 
-    monkeypatch.setattr("vidalign.runs.check_finished", lambda folder, saved: None)
-    monkeypatch.setattr("vidalign.runs.evaluate_run", full)
+    monkeypatch.setattr("vidalign.workflows.opened.check_finished", lambda folder, saved: None)
+    monkeypatch.setattr("vidalign.workflows.evaluate.evaluate_run", full)
     if code is None:
         with pytest.raises(OSError, match="odd"):
             vidalign("evaluate", "--run", "run")

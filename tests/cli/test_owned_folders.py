@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from run_helpers import train, vidalign
 
-from vidalign import collecting, merging, runs
 from vidalign.owner import LOCK, owned
 from vidalign.trainer import Trainer
 
@@ -33,10 +32,9 @@ def test_the_second_command_is_refused_before_it_loads(
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr(Trainer, "__init__", loaded)
-    monkeypatch.setattr(collecting, "collect_buffer", loaded)
-    monkeypatch.setattr(merging, "merge_runs", loaded)
-    monkeypatch.setattr(runs, "open_run", loaded)
-    monkeypatch.setattr(runs, "check_finished", lambda folder, saved: None)
+    for work in ("collect.collect_buffer", "merge.merge_runs", "evaluate.open_run", "export.open_run"):
+        monkeypatch.setattr(f"vidalign.workflows.{work}", loaded)
+    monkeypatch.setattr("vidalign.workflows.opened.check_finished", lambda folder, saved: None)
     with owned(Path("run"), ".x.safetensors" + LOCK if name == "export" else LOCK):
         before = sorted(Path("run").iterdir())
         assert vidalign(*COMMANDS[name]) == 2

@@ -11,15 +11,14 @@ import torch
 from run_helpers import RECIPE, damage, stop_after, student, vidalign
 from safetensors import safe_open
 
-from vidalign import merging, runs
 from vidalign.errors import UserError
-from vidalign.merge_scores import MergeScores
-from vidalign.merging import Judged, choose_scale, merge_runs
 from vidalign.recipe import load_recipe
-from vidalign.rollout.buffer import Buffer
 from vidalign.students.video import VideoStudent
 from vidalign.students.video import checkpoint as weights_file
+from vidalign.students.video.rollout.buffer import Buffer
 from vidalign.tracking.stages import Done
+from vidalign.workflows.merge import Judged, choose_scale, merge_runs
+from vidalign.workflows.merge_scores import MergeScores
 
 SMALL = RECIPE.replace("{name: astrolabe, group_size: 2}", "{name: ar_copo, group_size: 3, anchors: 1}").replace(
     "prediction: x0\n", "prediction: x0\n  adapter: {rank: 2, alpha: 4}\n"
@@ -34,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(SMALL, encoding="utf-8")
     assert collect(folder, "--groups", "7") == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "evaluate_run", lambda folder: [])
+        patch.setattr("vidalign.workflows.evaluate.evaluate_run", lambda folder: [])
         assert train(folder, "semi", f"objective.buffer={folder}/buffer") == 0
         assert train(folder, "on") == 0
         assert train(folder, "full", "student.adapter=null") == 0
@@ -151,7 +150,7 @@ def test_a_damaged_group_is_named(folder: Path, tmp_path: Path, capsys: pytest.C
 def test_training_from_a_buffer_moves_the_adapter_and_resumes_exactly(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "evaluate_run", lambda folder: [])
+    monkeypatch.setattr("vidalign.workflows.evaluate.evaluate_run", lambda folder: [])
     start = VideoStudent.from_spec(load(folder, "semi").spec, 0).state_dict()
     trained = student(str(folder / "semi"))
     moved = {key for key, value in trained.items() if not torch.equal(value, start[f"transformer.{key}"])}
@@ -229,7 +228,7 @@ def test_the_sweep_judges_every_scale_and_keeps_the_rule(
         return s / 2, (s < 0.7).float()
 
     monkeypatch.setattr(MergeScores, "__call__", judge)
-    monkeypatch.setattr(merging, "sampler_of", lambda recipe, student: student)
+    monkeypatch.setattr("vidalign.workflows.merge.sampler_of", lambda recipe, student: student)
     done = merge_runs(folder / "semi", folder / "on", tmp_path / "merged", (0.2, 1.0, 0.6, 0.8))
     assert found == pytest.approx([-1, 1.0, 0.8, 0.6, 0.2], abs=1e-3) and done.scale == 0.6
     out = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judging ")]
@@ -239,7 +238,7 @@ def test_the_sweep_judges_every_scale_and_keeps_the_rule(
     assert done.judged[0].out_of_domain_gain == -1 and done.judged[2].in_domain_gain == pytest.approx(0.8, abs=1e-3)
     saved = json.loads((tmp_path / "merged" / "merge.json").read_text())
     assert saved["scale"] == 0.6 and len(saved["judged"]) == 4
-    monkeypatch.setattr(merging, "choose_scale", lambda judged: None)
+    monkeypatch.setattr("vidalign.workflows.merge.choose_scale", lambda judged: None)
     with pytest.raises(UserError, match="no scale raises"):
         merge_runs(folder / "semi", folder / "on", tmp_path / "other", (0.2, 1.0))
     assert not (tmp_path / "other").exists() and "+1.0000" not in capsys.readouterr().err

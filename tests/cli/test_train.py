@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from run_helpers import FINISHED, SFT, assert_same_student, damage, stop_after, student, train, vidalign
 
-from vidalign import runs
 from vidalign.engine import distributed
 from vidalign.recipe import load_recipe
 from vidalign.students.video import checkpoint
@@ -239,7 +238,7 @@ def test_interrupt_of_the_evaluation(
     def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "evaluate_run", interrupted)
+    monkeypatch.setattr("vidalign.workflows.evaluate.evaluate_run", interrupted)
     assert train("trainer.steps=1") == 130
     told = capsys.readouterr().err
     assert "training is done and the student is saved" in told and "`vidalign evaluate --run run`" in told

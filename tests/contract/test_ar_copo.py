@@ -19,9 +19,9 @@ from vidalign.objectives.base import Phase
 from vidalign.objectives.scoring import Judgement, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Noise, Rollout
-from vidalign.rollout.buffer import Buffer, BufferHeader
 from vidalign.students.video import VideoStudent
+from vidalign.students.video.rollout import Noise, Rollout
+from vidalign.students.video.rollout.buffer import Buffer, BufferHeader
 
 STEPS = 4
 

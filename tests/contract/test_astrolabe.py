@@ -19,8 +19,8 @@ from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.replay import on_policy_gap
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Noise, Rollout, RolloutPlan
 from vidalign.students.video import VideoStudent
+from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 
 @pytest.mark.parametrize(("chunks", "branch"), [(0, 2), (1, 1), (2, 2)])

@@ -11,13 +11,13 @@ from objective_helpers import GROUP, NAMES, sections
 from vidalign import registry
 from vidalign.bench.budget import BudgetedTrainer
 from vidalign.bench.cost import predict, step_costs, steps_within
-from vidalign.collecting import collect_buffer
+from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.objectives.base import Objective
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.recipe import Recipe, load_recipe
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.spec import Sampler
+from vidalign.workflows.collect import collect_buffer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective" / "vidalign_best_of_n.py"
 STEPS = 3

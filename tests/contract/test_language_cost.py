@@ -12,8 +12,8 @@ from objective_helpers import NAMES as VIDEO
 from vidalign import registry
 from vidalign.bench.budget import BudgetedTrainer
 from vidalign.bench.cost import Counter, predict
+from vidalign.cost import Cost
 from vidalign.errors import RecipeError
-from vidalign.objectives.cost import Cost
 from vidalign.recipe import Recipe, load_recipe
 
 STEPS, PROMPTS, GROUP = 2, 3, 4

@@ -15,8 +15,8 @@ from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Objective
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import RolloutPlan
-from vidalign.rollout.buffer import Buffer, BufferHeader
+from vidalign.students.video.rollout import RolloutPlan
+from vidalign.students.video.rollout.buffer import Buffer, BufferHeader
 
 SETTINGS = {
     "ar_copo": ("objective.noise_scale=1.0", "objective.clip=0.01"),

@@ -16,11 +16,13 @@ from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.recipe import load_recipe
-from vidalign.runs import evaluate_run, open_run, sample_run
-from vidalign.saved import Saved
 from vidalign.students.language import LanguageStudent
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import Trainer
+from vidalign.workflows.evaluate import evaluate_run
+from vidalign.workflows.opened import open_run
+from vidalign.workflows.sample import sample_run
+from vidalign.workflows.saved import Saved
 
 RECIPE = """
 student:

@@ -16,8 +16,8 @@ from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import Noise, Rollout
 from vidalign.students.video import VideoStudent
+from vidalign.students.video.rollout import Noise, Rollout
 
 REWARDS = [0.1, 0.4, 0.2, 0.9, 3.0, 1.0, 2.0, 2.5]
 

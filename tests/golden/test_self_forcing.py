@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from vidalign.rollout import Noise, RolloutPlan
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.public import import_student
+from vidalign.students.video.rollout import Noise, RolloutPlan
 from vidalign.students.video.spec import scheduler_sigmas
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "self_forcing_tiny.safetensors"

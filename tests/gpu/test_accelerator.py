@@ -20,10 +20,10 @@ from vidalign import registry
 from vidalign.context import Batch, TrainContext
 from vidalign.engine import distributed
 from vidalign.objectives.base import MicroBatch, Objective
-from vidalign.rollout import RolloutPlan
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
+from vidalign.students.video.rollout import RolloutPlan
 from vidalign.text.pretrained import build_text_encoder
 from vidalign.worlds.video import captions
 

@@ -17,9 +17,9 @@ from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.objectives.dmd import DMD, exit_states
 from vidalign.recipe import load_recipe
-from vidalign.rollout.plan import ChunkStates, Rollout
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.context import Context
+from vidalign.students.video.rollout.plan import ChunkStates, Rollout
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import Trainer
 from vidalign.worlds.video import captions

@@ -21,10 +21,10 @@ from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import TRAINED, Evaluation, Evaluator, build_metrics
 from vidalign.evaluation.metrics.base import Metric
+from vidalign.report.table import evaluation_table
 from vidalign.rewards.base import CompositeReward
-from vidalign.rollout import RolloutPlan
 from vidalign.students.video import VideoStudent, VideoStudentSpec
-from vidalign.tracking.table import evaluation_table
+from vidalign.students.video.rollout import RolloutPlan
 from vidalign.worlds.video import captions
 
 PROMPTS = list(captions.prompts("held_out")[:5])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidalign import build, merge_scores, registry
+from vidalign import build, registry
 from vidalign.bench import cost
 from vidalign.errors import PluginError, RecipeError
 from vidalign.evaluation import evaluator, judging
@@ -24,6 +24,7 @@ from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.teachers.pipeline import PipelineTeacher
+from vidalign.workflows import merge_scores
 
 CLIPS = torch.rand(2, 3, 3, 8, 8)
 

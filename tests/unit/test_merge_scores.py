@@ -13,8 +13,8 @@ import yaml
 from vidalign import registry
 from vidalign.errors import DataError, UserError
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.merge_scores import MergeScores
 from vidalign.recipe import Recipe, load_recipe
+from vidalign.workflows.merge_scores import MergeScores
 from vidalign.worlds.video import captions
 
 INSIDE, OUTSIDE = (captions.prompts(split) for split in ("train", "held_out_combinations"))

@@ -18,7 +18,7 @@ from rich.console import Console
 from vidalign.errors import UserError
 from vidalign.report import EvaluationRow, Metric, Pane, Report, Row, Score, ShownPrompt, render, sprites, write_report
 from vidalign.report.page import format_number
-from vidalign.tracking.table import evaluation_table
+from vidalign.report.table import evaluation_table
 
 
 class Page(HTMLParser):

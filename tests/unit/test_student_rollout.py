@@ -9,8 +9,8 @@ import torch
 from student_reference import inputs, student
 
 from vidalign.errors import UserError
-from vidalign.rollout import Noise, RolloutPlan
 from vidalign.students.video import CachePolicy, Context, Sampler
+from vidalign.students.video.rollout import Noise, RolloutPlan
 
 SHAPE = (3, 16, 6, 8)
 

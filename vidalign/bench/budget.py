@@ -14,7 +14,7 @@ import torch
 
 from vidalign.bench.cost import Counter
 from vidalign.bench.results import Spent
-from vidalign.objectives.cost import Cost
+from vidalign.cost import Cost
 from vidalign.tracking.jsonl import History, read_history
 from vidalign.trainer import Trainer
 

@@ -1,6 +1,6 @@
 """The cost model: forwards, reward calls and teacher calls of a training run, from its recipe alone.
 
-`predict` adds up what the objective says of every step (`vidalign.objectives.cost`); `Counter` counts what a run
+`predict` adds up what the objective says of every step (`vidalign.cost`); `Counter` counts what a run
 really does. Equal budgets are turned into steps by `steps_within`.
 """
 
@@ -16,9 +16,9 @@ from torch import nn
 
 from vidalign import registry
 from vidalign.build import LANGUAGE, build_objective
+from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.guest import guest
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.students.language import LanguageStudent
 from vidalign.students.video import Sampler, VideoStudent, VideoStudentSpec, checkpoint

@@ -43,7 +43,7 @@ def export_videos(
     from vidalign.bench.suites import export_videos as export
     from vidalign.build import build_student
     from vidalign.recipe import load_recipe
-    from vidalign.runs import open_run
+    from vidalign.workflows.opened import open_run
 
     with before_work():
         chosen = open_suite(suite)

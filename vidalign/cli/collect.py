@@ -30,8 +30,8 @@ def collect(
             f"the objective {loaded.objective.name!r} does not train from a buffer", where="objective.name",
             why="groups that fork at a pivot chunk are ar_copo's", fix="use objective.name=ar_copo",
         )  # fmt: skip
-    from vidalign.collecting import collect_buffer  # heavy, and not needed to refuse a recipe
     from vidalign.engine import distributed
+    from vidalign.workflows.collect import collect_buffer  # heavy, and not needed to refuse a recipe
 
     with owned(out):
         buffer = collect_buffer(loaded, out, groups)

@@ -15,7 +15,8 @@ def evaluate(
     plugin: Plugins = None,
 ) -> None:
     """Judge the student of a run on held-out prompts."""
-    from vidalign.runs import Saved, check_finished, evaluate_run
+    from vidalign.workflows.evaluate import evaluate_run
+    from vidalign.workflows.opened import Saved, check_finished
 
     saved = Saved(step, best, trust_checkpoint)
     check_finished(run, saved)

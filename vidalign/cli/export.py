@@ -28,7 +28,8 @@ def export(
             f"a student cannot be written as {out.name!r}", where="--out",
             why="its weights are a safetensors file", fix="end the file name in .safetensors",
         )  # fmt: skip
-    from vidalign.runs import Saved, check_finished, export_run
+    from vidalign.workflows.export import export_run
+    from vidalign.workflows.opened import Saved, check_finished
 
     saved = Saved(step, best, trust_checkpoint)
     check_finished(run, saved)

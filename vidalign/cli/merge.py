@@ -30,8 +30,8 @@ def merge(
     ] = "world_auditor",
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
-    from vidalign.merging import SCALES, merge_runs
-    from vidalign.runs import STUDENT
+    from vidalign.workflows.merge import SCALES, merge_runs
+    from vidalign.workflows.opened import STUDENT
 
     if (out / STUDENT).exists():
         raise UsageError(f"{out} already holds a student", where="--out", fix="name another folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from vidalign.cli.launch import Gpus, Nodes, Rendezvous, check_processes, relaunch
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, Trust, tell_warnings
-from vidalign.errors import Interrupted, UsageError
+from vidalign.errors import Interrupted, UsageError, UserError
 from vidalign.owner import owned, refuse_owned
 
 if TYPE_CHECKING:
@@ -54,16 +55,26 @@ def train(
 def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: bool) -> None:
     """Train and judge; words: what the command line named, to tell how to go on."""
     from vidalign.engine import distributed
-    from vidalign.runs import evaluate_run
     from vidalign.trainer import Trainer
 
     trainer, folder = Trainer(recipe, run_dir=run, resume=resume, trust_checkpoint=trust), None
     try:
         folder = trainer.fit()
         if distributed.rank() == 0:
-            evaluate_run(folder)
+            _judge(folder)
     except KeyboardInterrupt:
         raise _interrupted(trainer, words, folder is not None) from None
+
+
+def _judge(folder: Path) -> None:
+    """Training has done its work: a fault of the judgement is reported, and is none of the command."""
+    from vidalign.workflows.evaluate import evaluate_run
+
+    try:
+        evaluate_run(folder)
+    except (UserError, OSError) as error:
+        again = f"`vidalign evaluate --run {shlex.quote(str(folder))}` judges again"
+        warnings.warn(f"the student is saved in {folder}, its evaluation failed: {error} - {again}", stacklevel=2)
 
 
 def _check_folder(run: Path | None, resume: bool) -> None:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses.advantages import group_statistics, reward_weight
@@ -39,7 +40,6 @@ from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
@@ -58,7 +58,7 @@ from vidalign.objectives.scoring import (
     score_groups,
     score_metrics,
 )
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

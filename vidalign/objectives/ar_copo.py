@@ -32,15 +32,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import group_weights, judge, score_groups
 from vidalign.provenance import weights_hash
-from vidalign.rollout import RolloutPlan
-from vidalign.rollout.buffer import Buffer, ForkedGroups
+from vidalign.students.video.rollout import RolloutPlan
+from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

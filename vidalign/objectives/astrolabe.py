@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.engine import distributed
 from vidalign.errors import UserError, nearest
 from vidalign.losses.advantages import reward_weight
@@ -41,10 +42,9 @@ from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_prediction, old_rule, on_policy_gap
 from vidalign.objectives.scoring import group_weights, judge, score_groups
-from vidalign.rollout import Rollout, RolloutPlan
+from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

@@ -16,7 +16,7 @@ from vidalign.errors import UserError
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import Cost, StepSizes
+    from vidalign.cost import Cost, StepSizes
     from vidalign.students.video import Context
 
 PolicyRule = Literal["fixed", "current", "own"]

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_rule, on_policy_gap, roll_videos
 from vidalign.objectives.scoring import group_weights, judge, score_groups
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

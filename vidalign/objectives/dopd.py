@@ -28,20 +28,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vidalign.cost import Cost
 from vidalign.deferred import without_gradient
 from vidalign.losses import routing
 from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
 from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import StepSizes
+    from vidalign.cost import StepSizes
 
 NAMES = tuple(regime.name.lower() for regime in Regime)
 SHOWN = 8

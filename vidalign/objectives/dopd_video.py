@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vidalign.cost import Cost
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.losses import gaussian_policy as policy
@@ -40,16 +41,15 @@ from vidalign.losses.advantages import combine
 from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost
 from vidalign.objectives.replay import replay_gap
-from vidalign.rollout import Rollout, RolloutPlan
+from vidalign.students.video.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import StepSizes
+    from vidalign.cost import StepSizes
 
 POOL = 4
 NAMES = tuple(regime.name.lower() for regime in Regime)

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import judge, score_groups
-from vidalign.rollout import Noise, Rollout, RolloutPlan
+from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

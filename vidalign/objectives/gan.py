@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.objectives.dmd import exit_states
 from vidalign.objectives.replay import replay_gap
 from vidalign.rewards.discriminator import DiscriminatorReward
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

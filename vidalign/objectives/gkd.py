@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from vidalign.cost import Cost
 from vidalign.errors import DataError
 from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import StepSizes
+    from vidalign.cost import StepSizes
 
 
 class GKD(Objective):

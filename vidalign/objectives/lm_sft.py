@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.cost import Cost
 from vidalign.errors import DataError
 from vidalign.losses.projected import projected_cross_entropy
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import StepSizes
+    from vidalign.cost import StepSizes
 
 
 class LanguageSFT(Objective):

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidalign.cost import Cost
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.objectives.cost import StepSizes
+    from vidalign.cost import StepSizes
     from vidalign.recipe.schema import Part
 
 STUDENT = "student"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.errors import UserError
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.objectives.base import PolicyRule
-    from vidalign.rollout import Rollout
+    from vidalign.students.video.rollout import Rollout
     from vidalign.students.video.spec import Sampler
 
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from vidalign.cost import Cost, StepSizes
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.cost import Cost, StepSizes
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vidalign.context import TrainContext
+    from vidalign.cost import Cost, StepSizes
     from vidalign.data.source import PromptSource
-    from vidalign.objectives.cost import Cost, StepSizes
     from vidalign.recipe import Recipe
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign import registry
+from vidalign.cost import Cost, StepSizes
 from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
 from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, pair_accuracy
-from vidalign.objectives.cost import Cost, StepSizes
 from vidalign.rewards.base import TrainableReward
 from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext

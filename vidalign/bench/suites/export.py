@@ -22,10 +22,10 @@ import torch
 import vidalign
 from vidalign.bench.suites.base import Item, Suite, check_names, sha256
 from vidalign.bench.suites.folder import VIDEOS, Folder
+from vidalign.build import sampler_of
 from vidalign.engine.rng import generator, key
 from vidalign.errors import UserError
 from vidalign.provenance import describe_run
-from vidalign.runs import sampler_of
 from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_frames
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 
 from vidalign.codecs import build_codec
 from vidalign.errors import UserError
-from vidalign.rollout import RolloutPlan
+from vidalign.students.video.rollout import RolloutPlan
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_text_encoder
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.errors import UserError
-from vidalign.rollout.branching import rollout
-from vidalign.rollout.noise import Noise
-from vidalign.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
 from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install
+from vidalign.students.video.rollout.branching import rollout
+from vidalign.students.video.rollout.noise import Noise
+from vidalign.students.video.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video.rope import RotaryTables
 from vidalign.students.video.spec import VideoStudentSpec
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.losses.flow_matching import add_noise
-from vidalign.rollout.noise import Noise
-from vidalign.rollout.plan import ChunkStates, Rollout, RolloutPlan
+from vidalign.students.video.rollout.noise import Noise
+from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from torch import Tensor

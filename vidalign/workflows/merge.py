@@ -21,14 +21,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.build import build_student
+from vidalign.build import build_student, sampler_of
 from vidalign.errors import CheckpointError, UserError
 from vidalign.evaluation.bootstrap import interval
-from vidalign.merge_scores import JUDGE, MergeScores
 from vidalign.provenance import describe_run, weights_hash
-from vidalign.runs import STUDENT, FinishedRun, open_run, sampler_of
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.stages import Stage, stages
+from vidalign.workflows.merge_scores import JUDGE, MergeScores
+from vidalign.workflows.opened import STUDENT, FinishedRun, open_run
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe

@@ -16,7 +16,7 @@ from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.provenance import weights_hash
-from vidalign.rollout.buffer import Buffer, BufferHeader
+from vidalign.students.video.rollout.buffer import Buffer, BufferHeader
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:

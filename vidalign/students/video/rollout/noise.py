@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.errors import UserError
-from vidalign.rollout.plan import RolloutPlan
+from vidalign.students.video.rollout.plan import RolloutPlan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,7 @@ from vidalign.engine.rng import generator
 if TYPE_CHECKING:
     import torch
 
-    from vidalign.rollout import RolloutPlan
+    from vidalign.students.video.rollout import RolloutPlan
     from vidalign.students.video.spec import Sampler
 
 

@@ -1,0 +1,72 @@
+"""The held-out judgement of a run's student against the one that it started from.
+
+Writes RUN/evaluation.json and RUN/report.html; of the student in a checkpoint RUN/evaluation-step-N.json and
+RUN/report-step-N.html.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from vidalign.bench.training_report import training_report
+from vidalign.build import build_student, frozen_rewards, sampler_of
+from vidalign.evaluation.comparison import compare, save_evaluation
+from vidalign.evaluation.evaluator import Evaluation, Evaluator
+from vidalign.provenance import describe_run
+from vidalign.report import EvaluationRow, write_report
+from vidalign.report.table import evaluation_table
+from vidalign.tracking.stages import Stage, counted, stages
+from vidalign.workflows.opened import FINAL, FinishedRun, open_run
+from vidalign.workflows.saved import Saved
+
+
+def evaluate_run(
+    folder: str | Path, overrides: Sequence[str] = (), *, saved: Saved = FINAL, console: Console | None = None
+) -> list[EvaluationRow]:
+    """Judge a run's student against the one it started from: a table, RUN/evaluation.json and RUN/report.html.
+
+    A student of step N is judged into files of its own, evaluation-step-N.json and report-step-N.html.
+    """
+    run = open_run(folder, overrides, saved)
+    recipe, console = run.recipe, console or Console()
+    evaluator = Evaluator.from_recipe(recipe, frozen_rewards(recipe, run.student, run.folder))
+    with stages(recipe.tracking.panel, console) as stage:
+        judged = _judge(run, evaluator, stage)
+        after = judged["after"]
+        rows = compare(judged["before"], after, judged.get("ground truth"))
+        done = stage("writing the report", 1)
+        path = _write_judgement(run, rows, judged)
+        done(1)
+    if not rows:
+        what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
+        warnings.warn(f"{what} - evaluation.metrics - name metrics, or rewards", UserWarning, stacklevel=2)
+    unit = "examples" if after.responses else "prompts"
+    title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % bootstrap intervals over {unit}"
+    for judge in dict.fromkeys(row.group for row in rows):
+        console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
+    console.print(f"report: {path}")
+    return rows
+
+
+def _judge(run: FinishedRun, evaluator: Evaluator, stage: Stage) -> dict[str, Evaluation]:
+    """The student before and after training, and the ground truth where the prompts' source has one."""
+    count = len(evaluator.prompts) * evaluator.seeds
+    judged, done = {}, stage("judging the ground truth", count)
+    truth = evaluator.truth()
+    done(count)
+    for name, student in (("before", build_student(run.recipe)), ("after", run.student)):
+        judged[name] = evaluator(counted(sampler_of(run.recipe, student), stage(f"judging {name} training", count)))
+    return judged | ({"ground truth": truth} if truth else {})
+
+
+def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation]) -> Path:
+    """The evaluation and the report of a run's student; returns where the report is."""
+    header = describe_run(run.recipe) | ({} if run.step is None else {"step": str(run.step)})
+    before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
+    save_evaluation(run.file("evaluation.json"), before, after, truth, header)
+    report = training_report(run.folder, run.recipe, rows, judged, header)
+    return write_report(run.file("report.html"), report)

@@ -1,0 +1,68 @@
+"""Run folders, opened for reading: a recipe and the student that is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidalign import registry
+from vidalign.engine import distributed
+from vidalign.errors import CheckpointError, before_work
+from vidalign.recipe import Recipe, load_recipe
+from vidalign.tracking.jsonl import read_records
+from vidalign.workflows.saved import Saved, step_of, student_at
+
+STUDENT = "student.safetensors"
+FINAL = Saved()
+
+
+@dataclass
+class FinishedRun:
+    """A run folder opened for reading."""
+
+    folder: Path
+    recipe: Recipe
+    student: Any
+    """A `VideoStudent` or a `LanguageStudent`."""
+    checkpoint: Path | None = None
+    """Where the student comes from, if not from the end of the run."""
+    step: int | None = None
+    """Step of that checkpoint."""
+
+    def file(self, name: str) -> Path:
+        """A file about the student; those of other steps have other names."""
+        path = self.folder / name
+        return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
+
+
+def open_run(folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL) -> FinishedRun:
+    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing."""
+    folder = Path(folder)
+    check_finished(folder, saved)
+    recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+    log = folder / "metrics.jsonl"
+    if log.is_file():
+        header = next(iter(read_records(log)), {})
+        recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
+    if not saved.final:
+        source = saved.checkpoint(folder)
+        step = step_of(source)
+        return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
+    kind = registry.get("students", recipe.student.name)
+    return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
+
+
+@before_work()
+def check_finished(folder: Path, saved: Saved = FINAL) -> None:
+    """Raises `CheckpointError` unless the folder holds a recipe and the student that is meant."""
+    for name in ("recipe.yaml", STUDENT) if saved.final else ("recipe.yaml",):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
+                fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
+                "--best or --step N, or name another folder",
+            )  # fmt: skip
+    if not saved.final:
+        saved.checkpoint(folder)
