@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidalign.teachers.model import ModelTeacher
+from vidalign.students.video.bidirectional import sample_bidirectional
 
 CHUNK, STEPS, SHAPE = 2, 5, (3, 4, 4)
 
@@ -37,8 +37,8 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def test_chunks_are_made_in_turn_behind_the_finished_ones() -> None:
     x0 = torch.randn(2, 3 * CHUNK, *SHAPE, generator=torch.Generator().manual_seed(0))
     oracle, seen = Oracle(x0), []
-    teacher = ModelTeacher(oracle, 3 * CHUNK, steps=STEPS, shift=2.0, eta=1.0)
-    made = teacher.sample(torch.zeros(2, 1, 1), generators(1, 2))
+    levels = {"steps": STEPS, "shift": 2.0, "eta": 1.0}
+    made = sample_bidirectional(oracle, 3 * CHUNK, torch.zeros(2, 1, 1), generators(1, 2), **levels)
     assert torch.allclose(made, x0, atol=1e-5) and len(oracle.asked) == 3 * STEPS
     for call, (x_t, sigma) in enumerate(oracle.asked):
         done = call // STEPS * CHUNK
@@ -59,7 +59,8 @@ def test_eta_zero_is_euler() -> None:
 
     x = torch.randn(1, CHUNK, *SHAPE, generator=generators(3)[0]).double()
     levels = torch.linspace(1, 0, STEPS + 1).double()
-    made = ModelTeacher(Field(x), CHUNK, steps=STEPS, shift=1.0, eta=0.0).sample(torch.zeros(1, 1, 1), generators(3))
+    levels_of = {"steps": STEPS, "shift": 1.0, "eta": 0.0}
+    made = sample_bidirectional(Field(x), CHUNK, torch.zeros(1, 1, 1), generators(3), **levels_of)
     for now, after in itertools.pairwise(levels.tolist()):
         x = x + (after - now) * (x.sin() + now)
     assert torch.allclose(made.double(), x, atol=1e-5)
@@ -67,7 +68,7 @@ def test_eta_zero_is_euler() -> None:
 
 def test_levels_are_warped() -> None:
     oracle = Oracle(torch.zeros(1, CHUNK, 1, 1, 1))
-    ModelTeacher(oracle, CHUNK, steps=4, shift=3.0).sample(torch.zeros(1, 1, 1), generators(0))
+    sample_bidirectional(oracle, CHUNK, torch.zeros(1, 1, 1), generators(0), steps=4, shift=3.0)
     assert [float(sigma[0, 0]) for _, sigma in oracle.asked] == pytest.approx([1.0, 0.9, 0.75, 0.5])
 
 
@@ -77,6 +78,6 @@ def test_a_sample_depends_on_its_own_generator() -> None:
             return 0.5 * x_t
 
     model = Drift(torch.zeros(1, CHUNK, *SHAPE))
-    teacher = ModelTeacher(model, 2 * CHUNK, steps=3)
-    both = teacher.sample(torch.zeros(2, 1, 1), generators(5, 6))
-    assert torch.equal(both[1:], teacher.sample(torch.zeros(1, 1, 1), generators(6))) and not both[0].equal(both[1])
+    both = sample_bidirectional(model, 2 * CHUNK, torch.zeros(2, 1, 1), generators(5, 6), steps=3)
+    alone = sample_bidirectional(model, 2 * CHUNK, torch.zeros(1, 1, 1), generators(6), steps=3)
+    assert torch.equal(both[1:], alone) and not both[0].equal(both[1])

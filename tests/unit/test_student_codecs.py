@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vidalign.codecs import Codec, RGBCodec, build_codec, latent_shape
+from vidalign.codecs import Codec, RGBCodec, build_codec
 from vidalign.errors import UserError
 from vidalign.students.video import VideoStudentSpec
 
@@ -133,9 +133,9 @@ def test_wan_latents_are_whitened() -> None:
 
 def test_shapes_are_known_without_building_the_codec() -> None:
     rgb = VideoStudentSpec(transformer={"in_channels": 3, "patch_size": [1, 8, 8]})
-    assert latent_shape(rgb) == (3, 32, 32)
+    assert rgb.latent_shape == (3, 32, 32)
     wan = VideoStudentSpec(transformer={"in_channels": 16}, codec={"name": "wan"}, height=480, width=832)
-    assert latent_shape(wan) == (16, 60, 104)
+    assert wan.latent_shape == (16, 60, 104)
 
 
 def test_mistakes_are_named() -> None:

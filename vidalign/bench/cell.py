@@ -27,8 +27,7 @@ from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
 from vidalign.bench.protocol import Protocol, RowConfig, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
-from vidalign.build import LANGUAGE, build_features
-from vidalign.codecs import build_codec
+from vidalign.build import LANGUAGE
 from vidalign.data.source import listed, open_source
 from vidalign.engine import distributed
 from vidalign.errors import DataError, PluginError, UserError
@@ -39,7 +38,6 @@ from vidalign.provenance import commit, machine
 from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
-from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.jsonl import read_history, read_records
 
 VIDEO = "video"
@@ -140,14 +138,8 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol, protocol.teacher.path).eval(), protocol.teacher
     cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
-    if protocol.language:
-        return _finish(protocol, cell, _judge(protocol, network, metrics))
-    codec, features = build_codec(network.spec.codec).to(network.device), build_features(network.spec)
-    teacher = ModelTeacher(network, evaluation.frames, steps=config.steps, shift=config.shift, eta=config.eta)
-
-    def generate(prompts: list[str], generators: list[torch.Generator]) -> torch.Tensor:
-        return codec.decode(teacher.sample(features(prompts).to(network.device), generators))
-
+    steps = {"steps": config.steps, "shift": config.shift, "eta": config.eta}
+    generate = network.sampler(evaluation.frames, "teacher", temperature=evaluation.temperature, **steps)
     # no long clips: a bidirectional teacher makes none beyond the length that it was trained on
     return _finish(protocol, cell, judge(Source(generate), protocol, metrics))
 

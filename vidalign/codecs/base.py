@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from vidalign import registry
 from vidalign.recipe.plugins import make
-
-if TYPE_CHECKING:
-    from vidalign.students.video.spec import VideoStudentSpec
 
 
 class Codec(nn.Module):
@@ -57,10 +53,3 @@ def build_codec(config: dict[str, Any]) -> Codec:
     settings = {key: value for key, value in config.items() if key != "name"}
     codec: Codec = make("codecs", config.get("name", "rgb"), settings, "student.init.codec")
     return codec
-
-
-def latent_shape(spec: VideoStudentSpec) -> tuple[int, int, int]:
-    """(C, H, W) of one latent frame of a student."""
-    kind = registry.get("codecs", spec.codec.get("name", "rgb"))
-    scale = int(spec.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
-    return (int(spec.transformer.get("in_channels", 16)), spec.height // scale, spec.width // scale)

@@ -9,6 +9,7 @@ import torch
 
 from vidalign.codecs import build_codec
 from vidalign.errors import UserError
+from vidalign.students.video.bidirectional import sample_bidirectional
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_text_encoder
@@ -20,12 +21,12 @@ Sample = Callable[[Sequence[str], Sequence[torch.Generator]], torch.Tensor]
 
 
 def clip_sampler(
-    student: VideoStudent, frames: int, method: str = "causal", features: Any = None, codec: Any = None
+    student: VideoStudent, frames: int, method: str = "causal", features: Any = None, codec: Any = None, **steps: float
 ) -> Sample:
     """Prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1].
 
-    method: ``causal`` or ``teacher``; features, codec: of the student's spec, built here unless given. Raises
-    `UserError` unless `frames` are whole chunks, where the student makes chunks.
+    method: ``causal`` or ``teacher``; features, codec: of the student's spec, built here unless given; steps: of
+    `sample_bidirectional`. Raises `UserError` unless `frames` are whole chunks, where the student makes chunks.
     """
     size = student.spec.cache.chunk_frames
     if method == "causal" and (frames < 1 or frames % size):
@@ -40,9 +41,7 @@ def clip_sampler(
         return codec.decode(student.rollout(text, plan, student.draw_noise(plan, list(generators))).latents)
 
     def bidirectional(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        from vidalign.teachers.model import ModelTeacher
-
-        teacher = ModelTeacher(student, frames)
-        return codec.decode(teacher.sample(features(prompts).to(student.device), generators))
+        text = features(prompts).to(student.device)
+        return codec.decode(sample_bidirectional(student, frames, text, generators, **steps))  # type: ignore[arg-type]
 
     return causal if method == "causal" else bidirectional

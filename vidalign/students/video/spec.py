@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vidalign import registry
 from vidalign.errors import UserError, nearest
 from vidalign.losses.flow_matching import warp_sigma
 
@@ -143,6 +144,13 @@ class VideoStudentSpec:
     height: int = 32
     """Pixel height of clips."""
     width: int = 32
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent frame; the codec is not built."""
+        kind = registry.get("codecs", self.codec.get("name", "rgb"))
+        scale = int(self.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
+        return (int(self.transformer.get("in_channels", 16)), self.height // scale, self.width // scale)
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):

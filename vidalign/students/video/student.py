@@ -221,14 +221,13 @@ class VideoStudent(nn.Module):
 
     def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
         """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""
-        return clip_sampler(self, frames, method, parts.get("features"), parts.get("codec"))
+        own = {key: value for key, value in parts.items() if key != "temperature"}
+        return clip_sampler(self, frames, method, **own)
 
     @property
     def chunk_shape(self) -> tuple[int, int, int, int]:
         """(chunk_frames, C, H, W) of a chunk of latents."""
-        from vidalign.codecs import latent_shape
-
-        return (self.spec.cache.chunk_frames, *latent_shape(self.spec))
+        return (self.spec.cache.chunk_frames, *self.spec.latent_shape)
 
     @property
     def device(self) -> torch.device:
