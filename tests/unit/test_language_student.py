@@ -303,3 +303,17 @@ def test_padded_prompts_in_fp64_are_those_of_fp32() -> None:
     wide = LanguageStudent.load("tokens/student").double()
     found = wide.logprobs(given)
     assert found.dtype == torch.float64 and torch.allclose(found.float(), expected, atol=1e-4)
+
+
+def test_settings_that_count_no_layers_are_no_sizes(tmp_path: Path) -> None:
+    """A Qwen3 model carries `max_window_layers: 28` however few layers it has; a nested number of layers is checked."""
+    student = make("qwen3")
+    config = {**student.spec.config, "max_window_layers": 28}
+    assert config["max_window_layers"] > len(student.model.state_dict())
+    student.spec = replace(student.spec, config=config)
+    student.save(tmp_path / "q.safetensors")
+    assert LanguageStudent.load(tmp_path / "q.safetensors").spec.config["max_window_layers"] == 28
+    student.spec = replace(student.spec, config={**config, "text_config": {"num_hidden_layers": 10**6}})
+    student.save(tmp_path / "q.safetensors")
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 1000000, and the file holds"):
+        LanguageStudent.load(tmp_path / "q.safetensors")

@@ -138,6 +138,10 @@ def check_numbers(value: Any, name: str) -> None:
         raise ValueError(f"{name} is {value}: sizes lie in 0..{LARGEST}")
 
 
+LAYERS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "depth")
+"""What configurations call the number of their layers."""
+
+
 def check_layers(network: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raises `ValueError` for sizes below 1, and for more layers than there are tensors: they are not even counted."""
     for name, value in network.items():
@@ -145,8 +149,10 @@ def check_layers(network: dict[str, Any], tensors: Mapping[str, Tensor]) -> None
             raise ValueError(f"{name} is {value}, it must be at least 1")
         if name == "rope_max_seq_len" and value > LONGEST:
             raise ValueError(f"{name} is {value}, more than {LONGEST} frames or patches of a side")
-        if "layers" in name and isinstance(value, int) and value > len(tensors):
+        if name in LAYERS and isinstance(value, int) and value > len(tensors):
             raise ValueError(f"{name} is {value}, and the file holds {len(tensors)} tensors")
+        if isinstance(value, dict):  # such as the text_config of a vision-language model
+            check_layers(value, tensors)
 
 
 @contextmanager
