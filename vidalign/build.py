@@ -92,7 +92,7 @@ def build_prompts(recipe: Recipe) -> PromptSource:
     data = recipe.data
     source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step, data.privilege)
     for objective in recipe.objectives.values() or [recipe.objective]:
-        if problem := unscored(weighted(objective, recipe.rewards), source.questions()):
+        if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
             raise RecipeError([problem])
     return source
 
@@ -107,16 +107,23 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
     if not recipe.rewards:
         return None
     rewards = {}
-    for name in recipe.rewards:
+    for name, choice in recipe.rewards.items():
         kind = registry.get("rewards", name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
         with guest("reward", name, kind):
-            made = kind.from_recipe(recipe, spec, features) if trainable else kind()
+            made = kind.from_recipe(recipe, spec, features) if trainable else _made(kind, choice.config)
         if trainable:
             guarded("reward", name, made.network, ("forward",))
         rewards[name] = guarded("reward", name, made, REWARD_CALLS)
-    seconds, then = recipe.trainer.reward_timeout, recipe.trainer.on_reward_timeout
-    return CompositeReward(rewards, recipe.rewards, seconds=seconds, on_timeout=then)
+    usual = recipe.trainer.reward_timeout
+    seconds = {name: usual if one.timeout is None else one.timeout for name, one in recipe.rewards.items()}
+    then = recipe.trainer.on_reward_timeout
+    return CompositeReward(rewards, recipe.reward_weights, seconds=seconds, on_timeout=then)
+
+
+def _made(kind: Any, config: Any) -> Any:
+    """A reward with its own settings; one that declares none is made without arguments."""
+    return kind(config) if hasattr(kind, "Config") else kind()
 
 
 def frozen_rewards(recipe: Recipe, student: Any, run: Path) -> CompositeReward | None:
@@ -126,7 +133,7 @@ def frozen_rewards(recipe: Recipe, student: Any, run: Path) -> CompositeReward |
     """
     features = None if recipe.student.name == LANGUAGE else build_features(student.spec)
     rewards = build_rewards(recipe, student.spec, features)
-    weights = dict(recipe.rewards)
+    weights = recipe.reward_weights
     for reward in rewards.trainable if rewards else ():
         file = run / REWARDS / f"{reward.name}.safetensors"
         if not file.is_file():

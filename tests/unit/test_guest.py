@@ -26,8 +26,10 @@ class Given:
         return self.work(clips)
 
 
-def score(work: Callable[[torch.Tensor], Any], **settings: Any) -> tuple[torch.Tensor, CompositeReward]:
-    rewards = CompositeReward({"given": Given(work)}, {"given": 1.0}, **settings)
+def score(
+    work: Callable[[torch.Tensor], Any], seconds: float = 0.0, **settings: Any
+) -> tuple[torch.Tensor, CompositeReward]:
+    rewards = CompositeReward({"given": Given(work)}, {"given": 1.0}, seconds={"given": seconds}, **settings)
     return rewards.score(torch.ones(2, 1, 3, 4, 4), ["a", "b"])["given"], rewards
 
 

@@ -116,7 +116,7 @@ def test_values_defaults_and_types(folder: Path) -> None:
     assert recipe.objective.name == "toy" and recipe.objective.config == Toy.Config(group_size=8)
     assert recipe.trainer.learning_rate == 0.001 and recipe.trainer.steps == 5
     assert recipe.trainer.betas == (0.9, 0.999) and recipe.student.adapter is None
-    assert recipe.rewards == {"bright": 1.0} and recipe.warnings == []
+    assert recipe.reward_weights == {"bright": 1.0} and recipe.warnings == []
 
 
 def test_two_parents_merge_and_the_nearest_wins(folder: Path) -> None:
@@ -140,7 +140,7 @@ def test_overrides_set_and_delete(folder: Path) -> None:
     overrides = ["trainer.steps=9", "objective.clip.chunks=2", "~rewards.bright", "rewards.bright=3"]
     recipe = load_recipe("base.yaml", overrides)
     assert recipe.trainer.steps == 9 and recipe.objective.config.clip == Clip(2)
-    assert recipe.rewards == {"bright": 3.0}
+    assert recipe.reward_weights == {"bright": 3.0}
     assert load_recipe("base.yaml", ["~trainer.steps"]).trainer.steps == 60  # the default again
     assert load_recipe("base.yaml", ["trainer.betas=[0.5, 0.6]"]).trainer.betas == (0.5, 0.6)
 

@@ -46,7 +46,7 @@ class TableExamples(PromptSource):
 
     @classmethod
     def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:
-        return cls.open(argument, 0).questions()
+        yield from cls.open(argument, 0).questions()
 
     def questions(self) -> Iterator[tuple[str, Example]]:
         """(place, example) of every row, its pictures left out."""

@@ -59,7 +59,7 @@ def compose(name: str, overrides: list[str], choices: set[str], problems: list[P
     whole = not problems
     changes = Node({}, "overrides")
     for number, text in enumerate(overrides, start=1):
-        changes = _combine(changes, parse_override(text, number, problems))
+        changes = _combine(changes, _spelled_out(parse_override(text, number, problems)))
     return Composed(merge(tree, changes, choices, problems), path, whole)
 
 
@@ -91,7 +91,7 @@ def _shipped_files() -> dict[str, Path]:
 
 def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
     """The file merged over its parents."""
-    layers = [read_yaml(path, problems)]
+    layers = [_spelled_out(read_yaml(path, problems))]
     while True:
         tree = layers[-1]
         if not isinstance(tree.value, dict):
@@ -112,12 +112,24 @@ def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
             problems.append(_not_found("base", str(base.value), base.where))
             break
         path = found
-        layers.append(read_yaml(path, problems))
+        layers.append(_spelled_out(read_yaml(path, problems)))
     merged = Node({}, layers[-1].where)
     for layer in reversed(layers):
         merged = merge(merged, layer, choices, problems)
     merged.where = layers[0].where  # what a missing section is blamed on
     return merged
+
+
+def _spelled_out(tree: Node) -> Node:
+    """A layer in which ``rewards: {NAME: 1.0}`` says ``{NAME: {weight: 1.0}}``, so that layers add settings to it."""
+    rewards = tree.value.get("rewards") if isinstance(tree.value, dict) else None
+    if rewards is None or not isinstance(rewards.value, dict):
+        return tree
+    entries = {
+        name: entry if name.startswith("~") or isinstance(entry.value, dict) else Node({"weight": entry}, entry.where)
+        for name, entry in rewards.value.items()
+    }
+    return Node({**tree.value, "rewards": Node(entries, rewards.where)}, tree.where)
 
 
 def _not_found(what: str, name: str, where: str) -> Problem:

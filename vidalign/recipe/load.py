@@ -13,7 +13,7 @@ from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Choice, Sections, TrainerConfig
+from vidalign.recipe.schema import Choice, Part, RewardChoice, Sections, TrainerConfig
 from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
 CHOICES = {f.name for f in fields(Sections) if "plugin" in f.metadata}
@@ -109,7 +109,9 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
                 problems.append(Problem("both objective and objectives are given", node.where, why, "delete one"))
             values[name] = Choice("mixture")
         elif name == "objectives":
-            values[name] = {} if node is None else mix(name, node, name, problems)
+            values[name] = {} if node is None else mix(name, Part, node, name, problems)
+        elif name == "rewards":
+            values[name] = {} if node is None else mix(name, RewardChoice, node, name, problems)
         elif "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (
@@ -137,7 +139,19 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     return [problem for i, problem in enumerate(problems) if problem not in problems[:i]]
 
 
+def _weight_alone(choice: RewardChoice) -> float | None:
+    """The weight of a reward that has no other setting than its defaults: its short form."""
+    config = None if choice.config is None else type(choice.config)
+    try:
+        usual = choice.timeout is None and (config is None or choice.config == config())
+    except TypeError:  # a setting without default
+        usual = False
+    return choice.weight if usual else None
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, RewardChoice) and (short := _weight_alone(value)) is not None:
+        return short
     if isinstance(value, Choice):
         own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
         return {**own, **_plain(value.config)}

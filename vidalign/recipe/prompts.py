@@ -46,16 +46,16 @@ def _can_score(name: str, kind: Any, prompt: Any) -> bool:
         return bool(kind.can_score(prompt))
 
 
-def weighted(objective: Choice, rewards: dict[str, float]) -> dict[str, Any]:
+def weighted(objective: Choice, weights: dict[str, float]) -> dict[str, Any]:
     """The rewards that an objective trains on: its own of a mixture, or the recipe's; those of weight 0 are logged."""
-    chosen = getattr(objective, "rewards", None) or rewards
+    chosen = getattr(objective, "rewards", None) or weights
     return {name: registry.get("rewards", name) for name, weight in chosen.items() if weight}
 
 
 def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
     """A reward can score every training prompt; the examples of a hub are not read."""
     try:
-        rewards = weighted(draft.recipe.objective, draft.recipe.rewards)
+        rewards = weighted(draft.recipe.objective, draft.recipe.reward_weights)
     except UserError:
         return  # reported with the rewards
     try:

@@ -46,6 +46,20 @@ class Part(Choice):
             raise ValueError("stop must come after start")
 
 
+@dataclass
+class RewardChoice(Choice):
+    """One reward: how much it weighs, how long it may take, and its own settings."""
+
+    weight: float = 1.0
+    """Weight in the sum of all rewards; 0 scores it for the log only."""
+    timeout: float | None = None
+    """Seconds that it may take for the clips of a step; null = `trainer.reward_timeout`, 0 = for ever."""
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and self.timeout < 0:
+            raise ValueError("timeout must be at least 0")
+
+
 def plugin(kind: str) -> Any:
     """A section of the form `{name: ..., **Config of that plugin}`."""
     return field(metadata={"plugin": kind})
@@ -237,8 +251,8 @@ class Sections:
     """A frozen model to learn from, for objectives that need one."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
-    rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by its name; 0 scores it for the log only."""
+    rewards: dict[str, RewardChoice] = field(default_factory=dict)
+    """Rewards by name: a weight, or `weight`, `timeout` and the settings of that reward."""
     discriminator: Choice | None = optional_plugin("discriminators")
     """The network of the reward `discriminator` and how it is trained against the teacher's clips."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -249,3 +263,8 @@ class Sections:
     """What a run writes and shows."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The judgement before and after training."""
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """Weight of each reward by its name."""
+        return {name: choice.weight for name, choice in self.rewards.items()}

@@ -8,7 +8,7 @@ A section with mistakes is still built from its right values, so that the checks
 from __future__ import annotations
 
 import types
-from dataclasses import MISSING, Field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import omegaconf
@@ -22,7 +22,15 @@ from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Part
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Choice)
 WRONG = object()
+
+
+@dataclass
+class NoSettings:
+    """Of a reward that declares no ``Config``."""
+
+
 
 
 def build(cls: type[T], node: Node, path: str, problems: list[Problem], default: Any = None) -> T | None:
@@ -100,21 +108,25 @@ def settings_of(kind: str, name: str, node: Node, path: str, problems: list[Prob
     """The `Config` of a plugin; `UserError` for one that does not exist or fails on its own."""
     plugin = registry.get(kind, name)
     with guest(kind.removesuffix("s"), name, plugin):
-        return build(plugin.Config, node, path, problems)
+        config = getattr(plugin, "Config", NoSettings) if kind == "rewards" else plugin.Config
+        return build(config, node, path, problems)
 
 
-def mix(kind: str, node: Node, path: str, problems: list[Problem]) -> dict[str, Part]:
-    """A section of labels, each `{name, weight, start, stop, rewards, **Config}`; `name` is the label if left out."""
-    if not isinstance(node.value, dict) or not node.value:
+def mix(kind: str, cls: type[C], node: Node, path: str, problems: list[Problem]) -> dict[str, C]:
+    """A section of labels, each with the fields of `cls` and the plugin's own settings.
+
+    ``name`` is the label if left out; cls: `Part` for objectives, `RewardChoice` for rewards.
+    """
+    if not isinstance(node.value, dict) or (not node.value and cls is Part):
         problems.append(Problem(f"{path} must be a mapping of labels to {kind}, not {node.plain()!r}", node.where))
         return {}
-    own, parts = {f.name for f in fields(Part)} - {"name", "config"}, {}
+    own, parts = {f.name for f in fields(cls)} - {"name", "config"}, {}
     for label, entry in node.value.items():
         entries = entry.value if isinstance(entry.value, dict) else {}
         settings = {"name": Node(label, entry.where)} | {k: v for k, v in entries.items() if k not in own}
         chosen = choose(kind, Node(settings, entry.where), f"{path}.{label}", problems)
         terms = {"name": Node(chosen.name, entry.where)} | {k: v for k, v in entries.items() if k in own}
-        part = build(Part, Node(terms, entry.where), f"{path}.{label}", problems)
+        part = build(cls, Node(terms, entry.where), f"{path}.{label}", problems)
         if part is not None:
             part.config = chosen.config
             parts[label] = part

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Reward(Protocol):
-    """What a recipe may name under ``rewards``; a class made without arguments or with its nested ``Config``.
+    """What a recipe may name under ``rewards``; a class made with its nested ``Config``, or without arguments where it
+    declares none.
 
     Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
     static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
@@ -99,19 +100,25 @@ class TrainableReward(ABC):
 
 
 class CompositeReward:
-    """Several rewards with a weight each; seconds and on_timeout: see ``trainer.reward_timeout``."""
+    """Several rewards with a weight each.
+
+    seconds: how long each may take, for ever where it names none; on_timeout: see ``trainer.reward_timeout``.
+    """
 
     def __init__(
         self, rewards: Mapping[str, Reward], weights: Mapping[str, float],
-        *, seconds: float = 0.0, on_timeout: OnTimeout = "stop",
+        *, seconds: Mapping[str, float] | None = None, on_timeout: OnTimeout = "stop",
     ) -> None:  # fmt: skip
         assert rewards and set(rewards) == set(weights), "every reward needs a weight"
         self.rewards = dict(rewards)
         self.weights = dict(weights)
         self.logged: dict[str, float] = {}
         """Metrics of the further names that the last call of `score` returned."""
+        limits = seconds or {}
         self._calls = {  # what learns takes part in collectives: it has no thread of its own
-            name: RewardCall(name, reward, 0.0 if isinstance(reward, TrainableReward) else seconds, on_timeout)
+            name: RewardCall(
+                name, reward, 0.0 if isinstance(reward, TrainableReward) else limits.get(name, 0.0), on_timeout
+            )
             for name, reward in self.rewards.items()
         }
 

@@ -88,7 +88,7 @@ def _unseen(source: str) -> str:
 
 
 def _trained_rewards(recipe: Recipe) -> Score:
-    weights = {name: weight for name, weight in recipe.rewards.items() if weight}
+    weights = {name: weight for name, weight in recipe.reward_weights.items() if weight}
     for name in weights:
         kind = registry.get("rewards", name)
         if isinstance(kind, type) and issubclass(kind, TrainableReward):

@@ -1,0 +1,115 @@
+"""Rewards with settings: a weight alone stays short, layers add to each other, the plugin's own Config decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from vidalign import registry
+from vidalign.build import build_rewards
+from vidalign.errors import PluginError, RecipeError
+from vidalign.recipe import load_recipe
+from vidalign.recipe.load import Recipe
+
+
+class Scaled:
+    """A constant."""
+
+    name = "scaled"
+
+    @dataclass
+    class Config:
+        path: str
+        """Where it is read from."""
+        factor: float = 1.0
+        """What it returns."""
+
+        def __post_init__(self) -> None:
+            if self.factor < 0:
+                raise ValueError("factor must be at least 0")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        return {"scaled": torch.full((len(prompts),), self.config.factor)}
+
+
+class Slow:
+    """Without settings, and late."""
+
+    name = "slow"
+
+    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        torch.randn(600, 600).matrix_power(400)
+        return {"slow": torch.zeros(len(prompts))}
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    registry.register("rewards", "scaled")(Scaled)
+    registry.register("rewards", "slow")(Slow)
+
+
+def load(*overrides: str) -> Recipe:
+    return load_recipe("world/astrolabe", ["~rewards", *overrides])
+
+
+def told(*overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load(*overrides)
+    return str(caught.value)
+
+
+def test_settings_reach_the_reward() -> None:
+    recipe = load("rewards.scaled={weight: 2.0, path: a, factor: 0.25}", "rewards.slow=0.5")
+    rewards = build_rewards(recipe, None, None)
+    assert rewards is not None and rewards.weights == {"scaled": 2.0, "slow": 0.5} == recipe.reward_weights
+    assert rewards.rewards["scaled"].config == Scaled.Config("a", 0.25)  # type: ignore[attr-defined]
+    assert rewards.part({"scaled": 1.0}).score(torch.zeros(2, 1, 3, 2, 2), ["a", "b"])["scaled"].tolist() == [0.25] * 2
+
+
+def test_an_override_of_the_weight_keeps_the_settings_and_the_other_way_round() -> None:
+    first = ["rewards.scaled={weight: 2.0, path: a, factor: 0.25}"]
+    other = load(*first, "rewards.scaled.factor=3").rewards["scaled"]
+    assert (other.weight, other.config) == (2.0, Scaled.Config("a", 3.0))
+    short = load_recipe("world/astrolabe", ["rewards.text_alignment=0.5"]).rewards
+    assert {name: one.weight for name, one in short.items()} == {
+        "text_alignment": 0.5, "motion_quality": 1.0, "visual_quality": 1.0,
+    }  # fmt: skip
+
+
+def test_the_printed_recipe_is_short_where_it_can_be_and_reads_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = load("rewards.scaled={path: a}", "rewards.slow={weight: 0.5}", "rewards.visual_quality={timeout: 2}")
+    assert recipe.plain()["rewards"] == {
+        "scaled": {"name": "scaled", "weight": 1.0, "timeout": None, "path": "a", "factor": 1.0},
+        "slow": 0.5,
+        "visual_quality": {"name": "visual_quality", "weight": 1.0, "timeout": 2.0},
+    }
+    file = tmp_path_factory.mktemp("again") / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(file).plain() == recipe.plain()
+
+
+def test_mistakes_name_the_key() -> None:
+    assert "unknown key 'rewards.scaled.pat' - override 2 - did you mean 'path'?" in told("rewards.scaled.pat=a")
+    assert "rewards.scaled.path is missing" in told("rewards.scaled=1")
+    assert "rewards.scaled.factor must be at least 0" in told("rewards.scaled={path: a, factor: -1}")
+    assert "unknown key 'rewards.slow.device' - override 2 - it takes no settings" in told("rewards.slow.device=cpu")
+    assert "rewards.slow.weight must be float, not 'much'" in told("rewards.slow=much")
+    assert "rewards.slow.timeout must be at least 0" in told("rewards.slow.timeout=-1")
+
+
+def test_a_reward_has_a_limit_of_its_own() -> None:
+    """Over that of the trainer; 0 waits for ever."""
+    clips = torch.zeros(1, 1, 3, 2, 2)
+    patient = build_rewards(load("rewards.slow={timeout: 0}", "trainer.reward_timeout=0.001"), None, None)
+    assert patient is not None and patient.score(clips, ["a"])["slow"].tolist() == [0.0]
+    hasty = build_rewards(load("rewards.slow={timeout: 0.001}"), None, None)
+    assert hasty is not None
+    with pytest.raises(PluginError, match=r"'slow' takes longer than 0\.001 s"):
+        hasty.score(clips, ["a"])
