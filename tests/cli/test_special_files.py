@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from run_helpers import SFT, vidalign
-from vidalign.data.language import _picture
 
+from vidalign.data.tables import _picture
 from vidalign.errors import DataError
 from vidalign.teachers.privilege import dense_prompts
 

@@ -20,6 +20,7 @@ from vidalign.evaluation.metrics.base import Metric
 from vidalign.objectives.base import Objective
 from vidalign.recipe import load_recipe
 from vidalign.recipe.marks import Node
+from vidalign.recipe.schema import RewardChoice
 from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.rewards.discriminator import DiscriminatorReward
@@ -102,7 +103,9 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(**changes: Any) -> Any:
     trainer = SimpleNamespace(reward_timeout=0.0, on_reward_timeout="stop", prompts_per_step=2)
-    values = {"rewards": {"learns": 1.0}, "trainer": trainer, "objectives": {}, "seed": 0, "discriminator": None}
+    chosen, weights = {"learns": RewardChoice("learns")}, {"learns": 1.0}
+    values = {"rewards": chosen, "reward_weights": weights, "trainer": trainer, "objectives": {}, "seed": 0}
+    values |= {"discriminator": None}
     return SimpleNamespace(**values | changes)
 
 

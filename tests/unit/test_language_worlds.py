@@ -237,5 +237,5 @@ def test_a_table_without_answers_is_not_trained_on_by_exact_match(tmp_path: Path
     recipe.data.prompts = str(tmp_path / "t.jsonl")
     with pytest.raises(RecipeError, match=r"can score a prompt - .*t.jsonl, row 1 - exact_match .* 'why\?'"):
         build_prompts(recipe)
-    recipe.rewards = {"exact_match": 0.0}
+    recipe.rewards["exact_match"].weight = 0.0
     assert build_prompts(recipe)[0].prompt in ("1 + 1", "why?")
