@@ -39,8 +39,6 @@ ENGINES = {
     "plain": ["engine.name=plain"],
     "zero2": ["engine.name=deepspeed", "engine.zero_stage=2"],
 }
-FP32 = ("tokens/", "pictures/")
-"""Recipes that fp64 does not suit yet: eager attention casts the mask's least number to fp32, where it is infinite."""
 FIRST = re.compile(r"(?:# First: |\(after `)vidalign (\w+) (\S+) (--\w+ [\w/]+)")
 """How the header of a recipe names the command to be run before it."""
 BUFFER = ["--groups", "4"]
@@ -70,7 +68,7 @@ def overrides(recipe: str, engine: str) -> list[str]:
 
 def precision(recipe: str, engine: str) -> str:
     """fp64 wherever it can be had, because processors differ in the last bits of fp32."""
-    return "fp32" if engine != "plain" or recipe.startswith(FP32) else "fp64"
+    return "fp32" if engine != "plain" else "fp64"
 
 
 def numbers(values: Any, path: str = "") -> Iterator[tuple[str, int]]:
