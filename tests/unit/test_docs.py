@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from vidalign import registry
+from vidalign.cli import main
 from vidalign.recipe import load_recipe
 from vidalign.tracking import health
 from vidalign.trainer import Trainer
@@ -127,3 +130,49 @@ def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.Monkey
         assert any(not before[key].equal(value) for key, value in after.items()), "a step changes the weights"
         trainer.tracker.close()
     assert norms[0] > 0 and norms[0] == pytest.approx(norms[1], rel=1e-5), "micro-batches do not change the gradient"
+
+
+DOORS = {"adding_a_reward": "sharpness.py", "adding_a_metric": "flicker.py", "adding_a_prompt_source": "numbered.py"}
+"""Pages whose code block is a plugin file, and the name that the page gives it."""
+
+
+def clips_of(prompts: list[str], folder: Path) -> None:
+    """A store with one clip of grey a prompt."""
+    folder.mkdir()
+    rows = [json.dumps({"file_name": f"{n}.npz", "prompt": prompt}) for n, prompt in enumerate(prompts)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    for n in range(len(prompts)):
+        np.savez(folder / f"{n}.npz", clip=np.full((12, 32, 32, 3), 40 * n % 255, np.uint8))
+
+
+@pytest.mark.parametrize("page", DOORS)
+def test_the_example_of_a_door_trains_and_is_judged(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, as the page says, with a network of one block."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "docs" / f"{page}.md"
+    assert f"`{DOORS[page]}`" in file.read_text(encoding="utf-8")
+    Path(DOORS[page]).write_text(blocks(file, "python")[0])
+    Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
+    clips_of([f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
+             Path("clips"))  # fmt: skip
+    recipe = yaml.safe_load(blocks(file, "yaml")[0]) | {"student": STUDENT, "data": {}}
+    recipe["data"] = yaml.safe_load(blocks(file, "yaml")[0])["data"] | {"frames": 12}
+    recipe |= {"tracking": {"panel": "none", "tensorboard": False}}
+    recipe["evaluation"] = recipe.get("evaluation", {}) | {"count": 2}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    small = ["trainer.steps=1", "trainer.prompts_per_step=2", "trainer.micro_batch=4", "trainer.eval_every=1"]
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "recipe.yaml", "--run", "run", "--plugin", DOORS[page], *small])
+    told = capsys.readouterr()
+    assert not leaving.value.code, told.err
+    values = json.loads(Path("run/evaluation.json").read_text())["values"]["after"]
+    expected = {
+        "adding_a_reward": {"trained rewards/sharpness", "trained rewards/composite"},
+        "adding_a_metric": {"steady/all", "world_auditor/composite", "trained rewards/composite"},
+        "adding_a_prompt_source": set(),
+    }[page]
+    assert expected <= set(values)
+    assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
