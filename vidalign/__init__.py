@@ -1,10 +1,11 @@
-"""vidalign: align causal video students on-policy.
+"""vidalign: align causal few-step generators on-policy.
 
-The Python side of the commands:
+The Python side of the commands; docs/api.md lists what is stable:
 
     recipe = vidalign.load_recipe("world/astrolabe", ["trainer.steps=20"])
-    vidalign.Trainer(recipe).fit()
-    vidalign.load_student("world/student")
+    run = vidalign.Trainer(recipe).fit()
+    vidalign.evaluate(run)
+    clips = vidalign.load_student(run / "student.safetensors").sample(["a large red circle falls"], frames=12)
 
 What stands behind these names is imported at first use, so `import vidalign` costs next to nothing.
 """
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
     from vidalign.trainer import Trainer as Trainer
+    from vidalign.workflows.compare import compare as compare
+    from vidalign.workflows.evaluate import evaluate_run as evaluate
 
 __version__ = "0.1.0"
-__all__ = ["Trainer", "load_recipe", "load_student"]
+__all__ = ["Trainer", "compare", "evaluate", "load_recipe", "load_student"]
 
 _HOMES = {
-    "Trainer": "vidalign.trainer",
-    "load_recipe": "vidalign.recipe",
+    "Trainer": "vidalign.trainer:Trainer",
+    "compare": "vidalign.workflows.compare:compare",
+    "evaluate": "vidalign.workflows.evaluate:evaluate_run",
+    "load_recipe": "vidalign.recipe:load_recipe",
 }
 
 
@@ -45,7 +50,8 @@ def load_student(path: str | Path, **kwargs: Any) -> VideoStudent | LanguageStud
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'vidalign' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

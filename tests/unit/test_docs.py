@@ -7,11 +7,14 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+import vidalign
 from vidalign import registry
 from vidalign.cli import main
 from vidalign.recipe import load_recipe
@@ -176,3 +179,17 @@ def test_the_example_of_a_door_trains_and_is_judged(
     }[page]
     assert expected <= set(values)
     assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
+
+
+def test_the_python_page_runs_and_lists_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block as it stands, with the shipped student; every public name is on the page."""
+    page = ROOT / "docs" / "api.md"
+    text = page.read_text(encoding="utf-8")
+    assert [n for n in vidalign.__all__ if f"`vidalign.{n}(" not in text] == []
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(blocks(page, "python")[0], values)
+    assert values["clips"].shape == (1, 12, 3, 32, 32) and values["rows"][0].metric == "text_alignment"
+    again = vidalign.load_student("mine.safetensors").sample(["a large red circle falls"], frames=12)
+    assert torch.equal(again, values["clips"])
+    assert all(getattr(vidalign, n).__doc__ for n in vidalign.__all__)

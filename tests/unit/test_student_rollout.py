@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -212,3 +213,20 @@ def test_levels_of_the_first_chunk_are_its_own() -> None:
     assert levels(RolloutPlan(prefix=1, branch=1, group_size=2, record=(1,))) == {1: rest}
     behind = network.extend(network.begin(text), clean, text)
     assert levels(RolloutPlan(prefix=0, branch=1, record=(0,)), behind) == {0: rest}
+
+
+def test_a_student_in_memory_samples_and_streams() -> None:
+    """`sample` is the rollout of its own noise, decoded; the chunks that are streamed are its parts."""
+    import vidalign
+
+    student: Any = vidalign.load_student("world/student")
+    seen: list[tuple[int, torch.Tensor]] = []
+    prompts = ["a large red circle falls", "a small blue square stays still"]
+    clips = student.sample(prompts, frames=6, seed=3, on_chunk=lambda n, part: seen.append((n, part)))
+    assert [n for n, _ in seen] == [0, 1] and torch.equal(torch.cat([part for _, part in seen], 1), clips)
+    alone = student.sample(prompts[1:], frames=6, seed=3)
+    assert clips.shape == (2, 6, 3, 32, 32) and 0 <= float(clips.min()) <= float(clips.max()) <= 1
+    assert not torch.equal(alone, clips[1:]), "noise belongs to the number of the prompt"
+    assert torch.allclose(student.sample(prompts[:1], frames=6, seed=3), clips[:1], atol=1e-5)
+    with pytest.raises(UserError, match="cannot make 7 frames"):
+        student.sample(prompts, frames=7)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vidalign.cli.bench_videos import export_videos
 from vidalign.cli.options import Plugins
-from vidalign.errors import UsageError, UserError, before_work
-
-if TYPE_CHECKING:
-    from vidalign.bench.results import Results
+from vidalign.errors import UserError, before_work
 
 bench = typer.Typer(no_args_is_help=True, help="Compare objectives under one budget.")
 bench.command("export-videos")(export_videos)
@@ -84,22 +81,19 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from vidalign.bench.comparison import compare as difference
     from vidalign.bench.comparison import varied
     from vidalign.report.model import TOO_FEW, TOO_FEW_WHY
+    from vidalign.workflows.compare import compare as compare_rows
 
     with before_work():
-        first, row_a = _result_and_row(a, None)
-        second, row_b = _result_and_row(b, first)
-        found = difference(first, row_a, row_b, second, split)
-    seeds = max(len(first.of_row(row_a)), len(second.of_row(row_b)))
-    table = Table(title=f"{row_b} minus {row_a}, {split} prompts, 95 % intervals over {varied(seeds)}")
+        found = compare_rows(a, b, split)
+    table = Table(title=f"{found.b} minus {found.a}, {split} prompts, 95 % intervals over {varied(found.seeds)}")
     for column in ("metric", "difference", "95 % interval", ""):
         table.add_column(column, overflow="fold")
-    for one in found:
+    for one in found.differences:
         low, high = one.interval
         table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
-    if any(one.verdict == TOO_FEW for one in found):
+    if any(one.verdict == TOO_FEW for one in found.differences):
         table.caption = TOO_FEW_WHY
     Console().print(table)
 
@@ -113,26 +107,9 @@ def report(
 ) -> None:
     """Write a result as one self-contained page."""
     from vidalign.bench.report import write_bench_report
+    from vidalign.workflows.compare import read_result
 
     with before_work():
-        results = _result(result)
+        results = read_result(result)
     target = out or Path("runs") / "bench" / results.protocol.name / "report.html"
     typer.echo(f"report: {write_bench_report(results, target)}")
-
-
-def _result(name: str) -> Results:
-    """A result by its file, or by the name of a protocol that was run in this folder."""
-    from vidalign.bench.results import read_results
-    from vidalign.bench.runner import RESULTS
-
-    file = Path(name)
-    return read_results(file if file.suffix == ".json" else Path("runs") / "bench" / name / RESULTS)
-
-
-def _result_and_row(text: str, same: Results | None) -> tuple[Results, str]:
-    result, _, row = text.rpartition(":")
-    if not result and same is not None:
-        return same, row
-    if not result or not row:
-        raise UsageError(f"{text!r} names no row of a result", fix="write RESULT:ROW, such as quickstart:base")
-    return _result(result), row

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.data.examples import Example
+from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling
@@ -161,6 +162,16 @@ class LanguageStudent(nn.Module):
         logprobs = torch.stack(sampler.logprobs, 1) * response
         mask = torch.cat([prompts.mask, response], 1)
         return TokenBatch(ids, mask, response, lengthen(prompts.inputs, ids.shape), logprobs)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str | Example], *, seed: int = 0, temperature: float | None = None
+    ) -> list[str]:
+        """The response to every prompt; an `Example` brings pictures. temperature: the student's own unless given."""
+        examples = [Example(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        sampling = self.spec.sampling if temperature is None else replace(self.spec.sampling, temperature=temperature)
+        generators = [generator(seed, "sample", 0, n) for n in range(len(examples))]
+        return self.decode(self.generate(self.prompts(examples), generators, sampling))
 
     def sampler(self, frames: int = 0, method: str = "", *, temperature: float = 0.0, **parts: Any) -> Sample:
         """How evaluations sample it: examples and one generator each to responses, without privileged text."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from vidalign.build import LANGUAGE
 from vidalign.data.examples import Example
-from vidalign.engine.rng import generator
 from vidalign.errors import DataError, UsageError, before_work
 from vidalign.reading import regular
+from vidalign.students.video.evaluation import check_frames
 from vidalign.tracking.clips import write_clip
 from vidalign.workflows.opened import FINAL, open_run
 from vidalign.workflows.saved import Saved
@@ -39,8 +39,8 @@ def sample_run(
     _check_clip_name(out)
     frames = run.recipe.data.frames if frames is None else frames
     with before_work():
-        generate = student.sampler(frames)
-    clips = generate(list(prompts), [generator(seed, "sample", 0, i) for i in range(len(prompts))])
+        check_frames(student, frames)
+    clips = student.sample(prompts, frames=frames, seed=seed)
     targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
 
@@ -63,8 +63,7 @@ def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, i
     except OSError as error:
         raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
     examples = [Example(prompt, images=pictures) for prompt in prompts]
-    generators = [generator(seed, "sample", 0, i) for i in range(len(prompts))]
-    texts = student.decode(student.generate(student.prompts(examples), generators))
+    texts = student.sample(examples, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     regular(out).write_text("".join(f"{p}\n-> {t}\n" for p, t in zip(prompts, texts, strict=True)), encoding="utf-8")
     return out

@@ -7,7 +7,7 @@ g; texts and contexts may have one row per prompt and are broadcast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vidalign.errors import UserError
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
-from vidalign.students.video.evaluation import Sample, clip_sampler
+from vidalign.students.video.evaluation import Sample, clip_sampler, sample_clips
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install
 from vidalign.students.video.rollout.branching import rollout
@@ -218,6 +218,19 @@ class VideoStudent(nn.Module):
         """`Noise.draw` at this student's chunk shape and number of steps."""
         noise = Noise.draw(plan, self.chunk_shape, self.spec.sampler.max_steps, generators, **kwargs)
         return noise.to("cpu", self.latent_dtype)
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Sequence[str], *, frames: int, seed: int = 0,
+        on_chunk: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Clips ``[B, F, 3, H, W]`` in [0, 1] of B prompts, on the device of the student.
+
+        frames: latent frames, whole chunks; seed: another one gives other clips, the same on every machine.
+        on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are decoded. Raises `UserError`
+        for a length that is not whole chunks. `VideoStudent.load` and `vidalign.load_student` give a student.
+        """
+        return sample_clips(self.eval(), prompts, frames, seed, on_chunk)
 
     def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
         """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""
