@@ -16,11 +16,13 @@ from torch import Tensor
 from vidalign import registry
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.source import open_source
+from vidalign.errors import RecipeError
 from vidalign.evaluation import judging
 from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import TRAINED, Evaluation, Evaluator, build_metrics
 from vidalign.evaluation.metrics.base import Metric
+from vidalign.recipe import load_recipe
 from vidalign.report.table import evaluation_table
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent, VideoStudentSpec
@@ -281,3 +283,34 @@ def test_the_file_holds_every_prompt(tmp_path: Path) -> None:
     assert document["header"] == {"seed": "3"} and document["prompts"] == ["prompt 0", "prompt 1"]
     assert document["values"]["after"] == {"auditor/composite": [0.5, 0.75]}
     assert set(document["values"]) == {"before", "after", "ground_truth"}
+
+
+# --- what validate says of the judges ---
+
+
+def told(*overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("world/sft", list(overrides))
+    return str(caught.value)
+
+
+def test_metrics_of_a_recipe_are_checked() -> None:
+    assert "'motoin' is not among the metrics - override 1 - did you mean 'motion'?" in told(
+        "evaluation.metrics={motoin: {}}"
+    )
+    assert "unknown key 'evaluation.metrics.motion.reference' - override 1 - did you mean 'references'?" in told(
+        "evaluation.metrics={motion: {reference: 2}}"
+    )
+    assert "the metric 'diversity' is for benchmarks" in told("evaluation.metrics={diversity: {}}")
+    assert "the metric 'exact_match' cannot judge a video student" in told("evaluation.metrics={exact_match: {}}")
+
+
+def test_prompts_that_nobody_judges_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a whale that sings\n", encoding="utf-8")
+    what = "nothing judges the evaluation prompts"
+    unjudged = load_recipe("world/sft", [f"evaluation.prompts={file}"])
+    assert any(what in problem.what for problem in unjudged.warnings)
+    for more in ("evaluation.metrics={motion: {}}", "rewards.visual_quality=0", "evaluation.prompts=world:unseen"):
+        recipe = load_recipe("world/sft", [f"evaluation.prompts={file}", more][-2 if "prompts" not in more else -1 :])
+        assert not any(what in problem.what for problem in recipe.warnings), more

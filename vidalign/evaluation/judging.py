@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.engine.rng import generator
 from vidalign.errors import PluginError
 from vidalign.evaluation.metrics.base import Metric
@@ -19,7 +20,7 @@ Generate = Callable[[list[Any], list[torch.Generator]], Any]
 """Prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1], or to B texts."""
 
 
-@torch.no_grad()
+@without_gradient
 def outputs_of(generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation") -> Any:
     """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt; the noise depends on seed and prompt number only."""
     parts = [outputs for _, outputs in batches(generate, prompts, seed, purpose)]

@@ -19,7 +19,7 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -
     """
     problems: list[Problem] = []
     try:
-        config = settings_of(kind, name, _node(dict(settings or {}), where), where, problems)
+        config = settings_of(kind, name, as_node(dict(settings or {}), where), where, problems)
     except UserError as error:
         raise RecipeError(placed(error, where)) from error
     if problems:
@@ -29,9 +29,10 @@ def make(kind: str, name: str, settings: Mapping[str, Any] | None, where: str) -
         return plugin(config)
 
 
-def _node(value: Any, where: str) -> Node:
+def as_node(value: Any, where: str) -> Node:
+    """Plain data as a tree whose values all stand at one place."""
     if isinstance(value, dict):
-        return Node({key: _node(item, where) for key, item in value.items()}, where)
+        return Node({key: as_node(item, where) for key, item in value.items()}, where)
     if isinstance(value, list | tuple):
-        return Node([_node(item, where) for item in value], where)
+        return Node([as_node(item, where) for item in value], where)
     return Node(value, where)

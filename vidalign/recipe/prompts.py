@@ -9,8 +9,10 @@ from vidalign import registry
 from vidalign.data.source import PromptSource, check_kind, find_source
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
-from vidalign.recipe.draft import Draft, student_spec
+from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
+from vidalign.recipe.plugins import as_node
 from vidalign.recipe.schema import Choice
+from vidalign.recipe.typed import settings_of
 
 
 def check_prompts(draft: Draft) -> None:
@@ -24,6 +26,7 @@ def check_prompts(draft: Draft) -> None:
         _readable(draft, source, path)
     if len(draft.problems) == before:
         _scored(draft, *find_source(recipe.data.prompts))
+        _judged(draft)
 
 
 def unscored(rewards: dict[str, Any], prompts: Iterator[tuple[str, Any]]) -> Problem | None:
@@ -66,6 +69,30 @@ def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
     if problem is not None:
         problem.where = f"{draft.tree.locate('data.prompts')} ({problem.where})"
         draft.problems.append(problem)
+
+
+def _judged(draft: Draft) -> None:
+    """The metrics of the evaluation exist and fit the student; somebody judges the held-out prompts."""
+    recipe, settings = draft.recipe, draft.recipe.evaluation
+    source = settings.prompts or recipe.data.eval_prompts
+    metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics
+    for name, values in metrics.items():
+        path = f"evaluation.metrics.{name}"
+        try:
+            node = as_node(dict(values or {}), draft.tree.locate(path))
+            settings_of("metrics", name, node, path, draft.problems)
+            judges = registry.get("metrics", name).judges
+        except UserError as error:
+            draft.pass_on(error, path)
+            continue
+        if judges not in ("clips", "answers"):
+            draft.refuse(f"the metric {name!r} is for benchmarks", path, f"it judges {judges}", "name it in a protocol")
+        elif (judges == "answers") != (recipe.student.name == LANGUAGE):
+            draft.refuse(f"the metric {name!r} cannot judge a {recipe.student.name} student", path,
+                         f"it judges {judges}", "delete it")  # fmt: skip
+    if not metrics and not recipe.rewards and "rewards" not in draft.broken:
+        what = "nothing judges the evaluation prompts: what the student makes of them is shown unjudged"
+        draft.warnings.append(Problem(what, source, fix="name evaluation.metrics, or rewards"))
 
 
 def _readable(draft: Draft, source: str, path: str) -> None:

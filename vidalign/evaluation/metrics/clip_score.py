@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 
+from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.evaluation.metrics.base import Metric
@@ -51,7 +51,7 @@ class ClipScore(Metric):
         super().__init__(config)
         self._loaded: tuple[Any, Any] | None = None
 
-    @torch.no_grad()
+    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """``[B]`` under ``mean``, ``min`` and ``last_quarter`` for clips ``[B, F, 3, H, W]`` in [0, 1].
 
@@ -74,7 +74,7 @@ class ClipScore(Metric):
         for part in frames.split(self.config.batch):
             pixels = processor(images=list(to_frames(part)), return_tensors="pt")["pixel_values"]
             parts.append(model.get_image_features(pixel_values=pixels.to(model.device)).pooler_output)
-        return F.normalize(torch.cat(parts), dim=-1)
+        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
     def _texts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Unit embeddings ``[B, D]`` of prompts; equal prompts are computed once."""
@@ -83,7 +83,7 @@ class ClipScore(Metric):
         length = model.config.text_config.max_position_embeddings
         tokens = processor(text=list(rows), padding=True, truncation=True, max_length=length, return_tensors="pt")
         features = model.get_text_features(**tokens.to(model.device)).pooler_output
-        return F.normalize(features, dim=-1)[[rows[prompt] for prompt in prompts]]
+        return torch.nn.functional.normalize(features, dim=-1)[[rows[prompt] for prompt in prompts]]
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch.nn.functional import max_pool2d, pad
 
+from vidalign.deferred import without_gradient
 from vidalign.worlds.video.captions import CaptionSpec, parse
 from vidalign.worlds.video.constants import BACKGROUND, COLOURS, EXTENT, PALETTE, SHAPES, SIZES
 from vidalign.worlds.video.kinematics import Tracks, motion_score, physics_score, pool, ramp
@@ -120,7 +120,7 @@ class Seen:
 def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Squares ``[R, F, C, CROP, CROP]`` of maps ``[R, F, C, H, W]`` around pixels; 0 outside."""
     half = CROP // 2
-    padded = pad(maps, (half, half, half, half))
+    padded = torch.nn.functional.pad(maps, (half, half, half, half))
     step = torch.arange(CROP, device=maps.device)
     index = (row[..., None, None] + step[:, None]) * padded.shape[-1] + column[..., None, None] + step
     index = index.flatten(-2)[:, :, None].expand(-1, -1, maps.shape[2], -1)
@@ -146,11 +146,11 @@ def _look(
     foreign = (name > 0) & ~own & ~partner
     hard = own.to(clips)
     area = hard.sum((-2, -1))
-    rim = max_pool2d(hard, 3, 1, 1) > 0
+    rim = torch.nn.functional.max_pool2d(hard, 3, 1, 1) > 0
     grey = (lit.abs().sum(2) / rays.sum(2)).clamp(0, 1) * (rim & ((name == 0) | own))
     corner = torch.stack((column, row), -1) - CROP // 2
     centre = corner + torch.stack((_median(grey.sum(-2)), _median(grey.sum(-1))), -1)
-    core = 1 - max_pool2d(1 - hard, 3, 1, 1)
+    core = 1 - torch.nn.functional.max_pool2d(1 - hard, 3, 1, 1)
     wrong = (lit - rays).abs().mean(2)
     between = ((grey > 0.12) & (grey < 0.88)).to(clips).sum((-2, -1))
     bank = _bank()
@@ -198,7 +198,7 @@ def _object_metrics(seen: Seen, shape: torch.Tensor, radius: torch.Tensor) -> di
 def _background(clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cleanness of the ground in every frame, ``[B, F]``: mean error away from any object."""
     ground = clips.new_tensor(BACKGROUND)[:, None, None]
-    away = 1 - max_pool2d((labels > 0).to(clips), 3, 1, 1)
+    away = 1 - torch.nn.functional.max_pool2d((labels > 0).to(clips), 3, 1, 1)
     error = ((clips - ground).abs().mean(2) * away).sum((-2, -1)) / away.sum((-2, -1)).clamp(min=1)
     return torch.exp(-(error - 0.01).clamp(min=0) / 0.15)
 
@@ -265,7 +265,7 @@ def _glance(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
     return Glance(frames, *_tracks(request, seen.centre))
 
 
-@torch.no_grad()
+@without_gradient
 def look(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
     """What the auditor sees in clips ``[B, F, 3, H, W]`` in [0, 1], `SLICE` clips at a time."""
     assert clips.ndim == 5 and len(clips) == len(prompts) > 0, "one caption for each clip"
@@ -290,7 +290,7 @@ def _motion(glance: Glance, prompts: Sequence[str]) -> tuple[torch.Tensor, torch
     return motion, physics
 
 
-@torch.no_grad()
+@without_gradient
 def audit(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Judge clips ``[B, F, 3, H, W]`` in [0, 1]: `METRICS`, composite and pass, ``[B]`` each.
 

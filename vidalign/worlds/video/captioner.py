@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.errors import UserError
 from vidalign.worlds.video.captions import CaptionSpec, is_caption, parse
 from vidalign.worlds.video.constants import COLOURS, MOTIONS, SHAPES, SIZES
 from vidalign.worlds.video.scorer import score
 
 
-@torch.no_grad()
+@without_gradient
 def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
     """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever was asked for.
 

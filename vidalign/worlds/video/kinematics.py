@@ -171,13 +171,13 @@ def _forward(
             touched |= hit
             swapped = v.flip(-2)
             x[..., 0] = torch.where(
-                hit[..., None], x[..., 0] + sign * overlap[..., None] * _SHARES.to(x), x[..., 0]
+                hit[..., None], x[..., 0] + sign * overlap[..., None] * x.new_tensor(_SHARES), x[..., 0]
             )
             v[..., 0] = torch.where(hit[..., None], swapped[..., 0], v[..., 0])
     return x, v, touched
 
 
-_SHARES = torch.tensor([-1.0, 1.0]) * 0.5
+_SHARES = (-0.5, 0.5)
 
 
 def _velocities(family: str, tracks: Tracks) -> torch.Tensor:

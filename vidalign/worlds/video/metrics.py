@@ -23,7 +23,7 @@ from vidalign.worlds.video.renderer import clips as render_clips
 
 BATCH = 16
 """Clips judged at once."""
-Judge = Callable[[torch.Tensor, list[str]], dict[str, torch.Tensor]]
+Judge = Callable[["torch.Tensor", list[str]], dict[str, "torch.Tensor"]]
 
 
 def on_captions(judge: Judge, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
