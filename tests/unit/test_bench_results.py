@@ -15,6 +15,7 @@ from vidalign.bench import results as results_file
 from vidalign.bench.comparison import compare, summaries
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
+from vidalign.bench.watched import Watched, watched
 from vidalign.errors import DataError, UserError
 from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 
@@ -172,3 +173,11 @@ def test_a_full_disk_is_named_and_keeps_the_old_file(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="No space left on device.*free some space"):
         write_results(path, make_results([make_cell("a", 0, [2.0])]))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_which_scores_stand_for_a_benchmark() -> None:
+    """A composite, or the first value, of what nothing is trained on; a plugin that is gone counts as such."""
+    both = watched(["world_scorer/a", "world_scorer/composite", "world_auditor/colour", "world_auditor/composite"])
+    assert (both.held_out, both.trained) == ("world_auditor/composite", "world_scorer/composite")
+    assert watched(["exact_match/all", "exact_match/chain"]) == Watched("exact_match/all", "")
+    assert watched(["gone/x", "gone/y"]) == Watched("gone/x", "") and watched([]) == Watched()

@@ -95,8 +95,10 @@ def test_prompts_and_judge_of_ones_own(tmp_path: Path) -> None:
     assert MergeScores(mine, str(other), "dark/light")(student, ignore)[1].tolist() == [0.25]
     with pytest.raises(UserError, match="there are no out-of-domain prompts"):
         MergeScores(mine)
+    with pytest.raises(UserError, match="there is no judge of out-of-domain prompts - --judge - the source of"):
+        MergeScores(mine, str(other))
     with pytest.raises(DataError, match="no out-of-domain prompt can be judged"):
-        MergeScores(mine, str(other))(student, ignore)
+        MergeScores(mine, str(other), "world_auditor")(student, ignore)
     with pytest.raises(UserError, match="has no value 'lite'"):
         MergeScores(mine, str(other), "dark/lite")(student, ignore)
     with pytest.raises(UserError, match="judges no single clips"):

@@ -10,6 +10,7 @@ import torch
 
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.watched import metric_kind
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.evaluation.bootstrap import hierarchical_interval
 from vidalign.report.model import LEAST_PROMPTS, TOO_FEW
@@ -91,7 +92,8 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
 
 def goal_row(results: Results) -> str:
     """The row whose distance from the start weights is to be closed: a language student's teacher, else the truth."""
-    graded = any(metric.startswith("exact_match/") for cell in results.cells for metric in cell.metrics)
+    names = {metric.partition("/")[0] for cell in results.cells for metric in cell.metrics}
+    graded = any(kind is not None and kind.judges == "answers" for kind in map(metric_kind, names))
     return "teacher" if graded and results.of_row("teacher") else "ground_truth"
 
 

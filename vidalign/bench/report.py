@@ -16,6 +16,7 @@ import yaml
 from vidalign.bench.comparison import HELD_OUT, compare, goal_row, summaries, values_of, varied
 from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.watched import Watched, watched
 from vidalign.data.paths import inside
 from vidalign.reading import regular
 from vidalign.report import (
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 
 CLIPS = Path("runs") / "bench"
 BASE = "base"
-HELD_OUT_KEY, TRAINED_KEY = "world_auditor/composite", "world_scorer/composite"
-EXACT_KEY = "exact_match/all"
 COUNTED = ("forwards", "reward_calls", "teacher_calls", "responses")
 COSTS = (*COUNTED, "seconds", "peak_memory_mib")
 
@@ -60,20 +59,19 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
     """The page of a benchmark."""
     splits = list(dict.fromkeys([HELD_OUT, *(split for cell in results.cells for split in cell.prompt_split)]))
     rows = _bench_rows(results, splits)
-    measured = {metric for row in rows for metric in row.scores}
-    held_out, trained = _metric(HELD_OUT_KEY), _metric(TRAINED_KEY)
     finished = [cell for cell in results.cells if cell.error is None]
-    both = {held_out, trained} <= measured
+    keys = watched(dict.fromkeys(name for cell in finished for name in cell.metrics))
+    held_out, trained = (_metric(key) if key else None for key in (keys.held_out, keys.trained))
     return Report(
         title=f"Benchmark {results.protocol.name}",
         summary=_budget(results),
         facts=_bench_facts(results),
         note=_bench_note(results),
         rows=rows,
-        headline=next((m for m in (held_out, _metric(EXACT_KEY)) if m in measured), _first_composite(rows)),
+        headline=held_out if held_out and held_out.name == "composite" else _first_composite(rows) or held_out,
         baseline=BASE if BASE in results.row_names() else "",
         pairs=_bench_pairs(results, splits),
-        hacking=Hacking(trained, held_out, _bench_paths(finished)) if both else None,
+        hacking=Hacking(trained, held_out, _bench_paths(finished, keys)) if trained and held_out else None,
         curves=_bench_curves(finished, _budget_of(results).get("currency", "step")),
         drift=_bench_drift(finished),
         prompts=_bench_clips(results, clips_folder),
@@ -174,12 +172,12 @@ def _clear_gaps(results: Results, goal: str, splits: Sequence[str]) -> set[tuple
     return {(split, d.metric) for split, d in found if d.verdict == "better"}
 
 
-def _bench_paths(cells: Sequence[Cell]) -> list[TrainingPath]:
+def _bench_paths(cells: Sequence[Cell], keys: Watched) -> list[TrainingPath]:
     paths = []
     for cell in cells:
-        points = [point for point in cell.curve if TRAINED_KEY in point and HELD_OUT_KEY in point]
+        points = [point for point in cell.curve if keys.trained in point and keys.held_out in point]
         if points:
-            paths.append(TrainingPath(cell.row, [p[TRAINED_KEY] for p in points], [p[HELD_OUT_KEY] for p in points]))
+            paths.append(TrainingPath(cell.row, [p[keys.trained] for p in points], [p[keys.held_out] for p in points]))
     return paths
 
 
@@ -187,7 +185,8 @@ def _bench_curves(cells: Sequence[Cell], currency: str) -> list[Chart]:
     """One chart a metric, one line a cell, those of the held-out judge first and composites first."""
     keys = dict.fromkeys(key for cell in cells for point in cell.curve for key in point if "/" in key)
     charts = []
-    for key in sorted(keys, key=lambda key: (key.split("/")[0] != HELD_OUT_KEY.split("/")[0], "composite" not in key)):
+    first = watched(keys).held_out.split("/")[0]
+    for key in sorted(keys, key=lambda key: (key.split("/")[0] != first, "composite" not in key)):
         metric, traces = _metric(key), []
         for cell in cells:
             points = [point for point in cell.curve if key in point]
@@ -246,8 +245,9 @@ def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
 
 def _clip_scores(cell: Cell, prompt: int) -> dict[str, float]:
     """Means over the evaluation seeds of a prompt."""
-    keys = {"trained": TRAINED_KEY, "held-out": HELD_OUT_KEY}
-    return {label: cell.metrics[key][prompt] for label, key in keys.items() if key in cell.metrics}
+    keys = watched(cell.metrics)
+    labels = {"trained": keys.trained, "held-out": keys.held_out}
+    return {label: cell.metrics[key][prompt] for label, key in labels.items() if key}
 
 
 def _bench_warnings(results: Results) -> list[CellWarning]:
@@ -260,7 +260,8 @@ def _bench_diagnostics(results: Results) -> list[Table]:
     tables = [_cost_table(results)]
     if perturbations := health.get("perturbations"):
         names = dict.fromkeys(name for values in perturbations.values() for name in values)
-        columns = sorted(names, key=lambda name: name not in (HELD_OUT_KEY, TRAINED_KEY))
+        keys = watched(names)
+        columns = sorted(names, key=lambda name: name not in (keys.held_out, keys.trained))
         rows: list[tuple[str, list[float | str]]] = [
             (row, [*_told_apart(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
             for row, values in perturbations.items()

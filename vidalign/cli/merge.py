@@ -26,8 +26,12 @@ def merge(
         typer.Option(metavar="PROMPTS", help="Prompts of another kind; of the world: its held-out combinations."),
     ] = "",
     judge: Annotated[
-        str, typer.Option(metavar="METRIC", help="What judges them, NAME or NAME/VALUE: clip_score for real videos.")
-    ] = "world_auditor",
+        str,
+        typer.Option(
+            metavar="METRIC", help="What judges them, NAME or NAME/VALUE: clip_score for real videos. Default: the "
+            "first that the source of the training prompts offers, such as the world's auditor.",
+        ),
+    ] = "",
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
     from vidalign.workflows.merge import SCALES, merge_runs

@@ -27,7 +27,7 @@ from vidalign.evaluation.bootstrap import interval
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.stages import Stage, stages
-from vidalign.workflows.merge_scores import JUDGE, MergeScores
+from vidalign.workflows.merge_scores import MergeScores
 from vidalign.workflows.opened import STUDENT, FinishedRun, open_run
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def merge_runs(
     scales: Sequence[float] = SCALES,
     *,
     out_of_domain: str = "",
-    judge: str = JUDGE,
+    judge: str = "",
     console: Console | None = None,
 ) -> Merge:
     """Merge the adapters of two runs into the run folder `out`, ready for ``sample``, ``evaluate`` and ``export``.

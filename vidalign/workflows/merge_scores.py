@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
     from vidalign.tracking.stages import Done
 
-JUDGE = "world_auditor"
 Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
 """Clips ``[B, F, 3, H, W]`` in [0, 1] and their prompts to a number each, ``[B]``; NaN where one cannot be judged."""
 
@@ -32,13 +31,15 @@ Score = Callable[[torch.Tensor, list[str]], torch.Tensor]
 class MergeScores:
     """Scores of students on the same prompts and noise.
 
-    prompts: source of the out-of-domain prompts, '' for the world's. judge: a metric, ``NAME`` or ``NAME/VALUE``.
+    prompts: source of the out-of-domain prompts; '' for those that the source of the training prompts names. judge: a
+    metric, ``NAME`` or ``NAME/VALUE``; '' for the first that this source offers.
     """
 
-    def __init__(self, recipe: Recipe, prompts: str = "", judge: str = JUDGE) -> None:
+    def __init__(self, recipe: Recipe, prompts: str = "", judge: str = "") -> None:
         self.seeds = recipe.evaluation.seeds
         self.inside = _take(recipe, recipe.data.prompts), _trained_rewards(recipe)
-        self.outside = _take(recipe, prompts or _unseen(recipe.data.prompts)), _metric(judge)
+        trained = recipe.data.prompts
+        self.outside = _take(recipe, prompts or _unseen(trained)), _metric(judge or _judge(trained))
 
     @property
     def clips(self) -> int:
@@ -87,6 +88,17 @@ def _unseen(source: str) -> str:
     return found
 
 
+def _judge(source: str) -> str:
+    """The first metric that knows what is right for the prompts of a source."""
+    judges = find_source(source)[0].judges
+    if not judges:
+        raise UserError(
+            "there is no judge of out-of-domain prompts", where="--judge",
+            why=f"the source of {source} offers none", fix="name a metric, such as clip_score",
+        )  # fmt: skip
+    return next(iter(judges))
+
+
 def _trained_rewards(recipe: Recipe) -> Score:
     weights = {name: weight for name, weight in recipe.reward_weights.items() if weight}
     for name in weights:
@@ -110,8 +122,10 @@ def _metric(judge: str) -> Score:
     with guest("metric", name, kind):
         metric = kind()
     if metric.judges != "clips":
-        raise UserError(f"the metric {name!r} judges no single clips", where="--judge",
-                        why=f"it judges {metric.judges}", fix=f"use {JUDGE} or clip_score")  # fmt: skip
+        raise UserError(
+            f"the metric {name!r} judges no single clips", where="--judge",
+            why=f"it judges {metric.judges}", fix="use one that judges clips, such as clip_score",
+        )  # fmt: skip
 
     def score(clips: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}

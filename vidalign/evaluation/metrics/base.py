@@ -26,6 +26,9 @@ class Metric:
     after seed, with the prompts repeated S times; ``long``: clips of the protocol's long evaluation; ``answers``: the
     responses of a language student, through `grade`."""
 
+    trained: ClassVar[bool] = False
+    """Whether its values are rewards that objectives train on: it then says nothing held out."""
+
     @dataclass
     class Config:
         pass

@@ -43,6 +43,7 @@ class WorldScorer(Metric):
     """The trained rewards, their plain mean ``composite``, and the scorer's hard ``strict_pass``."""
 
     name = "world_scorer"
+    trained = True
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         found = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)

@@ -1,0 +1,41 @@
+"""Which two scores stand for a benchmark: the held-out one, and that of the rewards that objectives train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vidalign import registry
+from vidalign.errors import UserError
+from vidalign.evaluation.metrics.base import Metric
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Names METRIC/VALUE; empty where no metric is of that kind."""
+
+    held_out: str = ""
+    trained: str = ""
+
+
+def watched(names: Iterable[str]) -> Watched:
+    """Of either kind the first ``composite``, or where there is none the first value."""
+    held_out: list[str] = []
+    trained: list[str] = []
+    for name in names:
+        kind = metric_kind(name.partition("/")[0])
+        (trained if kind is not None and kind.trained else held_out).append(name)
+    return Watched(_standing(held_out), _standing(trained))
+
+
+def _standing(names: list[str]) -> str:
+    return next((name for name in names if name.endswith("/composite")), names[0] if names else "")
+
+
+def metric_kind(name: str) -> type[Metric] | None:
+    """The class of a metric; None where it is a plugin that is not installed here."""
+    try:
+        kind: type[Metric] = registry.get("metrics", name)
+    except UserError:
+        return None
+    return kind
