@@ -149,16 +149,19 @@ def _teacher(draft: Draft) -> None:
             why = f"{objective!r} needs one that offers {needs.teacher}"
             draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
-    if teacher.name in NETWORKS and teacher.path:
-        _weights_file(draft, teacher.path, "teacher.path")
+    if not teacher.name:
+        return  # reported where it was read
+    path = getattr(teacher.config, "path", "")
+    if teacher.name in NETWORKS and path:
+        _weights_file(draft, path, "teacher.path")
     elif teacher.name in NETWORKS and "teacher" not in draft.broken:
         draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
     wanted_keys = {"store": {"path": "its clips"}, "pipeline": {"path": "its weights", "cache": "where clips are kept"}}
     for key, meaning in wanted_keys.get(teacher.name, {}).items():
-        if not getattr(teacher, key) and "teacher" not in draft.broken:
+        if not getattr(teacher.config, key, "") and "teacher" not in draft.broken:
             draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
-    if teacher.name == "store" and teacher.path:
-        _store(draft, teacher.path)
+    if teacher.name == "store" and path:
+        _store(draft, path)
     try:
         offers = registry.get("teachers", teacher.name).offers
     except UserError as error:

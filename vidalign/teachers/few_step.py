@@ -6,12 +6,12 @@ to the posterior mean of a multi-step model would blur it.)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
@@ -20,11 +20,16 @@ class FewStepTeacher:
 
     offers = ("few_step",)
 
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file or a shipped name such as `world/student`."""
+
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))

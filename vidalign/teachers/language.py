@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
     from vidalign.students.language import LanguageStudent
     from vidalign.students.language_config import LanguageSpec
 
@@ -15,11 +15,17 @@ class LanguageTeacher:
 
     offers = ("logits",)
 
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file, a shipped name such as `tokens/teacher`, or the folder or hub name of a
+        transformers model."""
+
     def __init__(self, model: LanguageStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: LanguageSpec) -> LanguageTeacher:
+    def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
 
         return cls(LanguageStudent.load(config.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,6 @@ import torch
 from vidalign.deferred import without_gradient
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
@@ -18,11 +18,16 @@ class ModelTeacher:
 
     offers = ("velocity",)
 
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file or a shipped name such as `world/teacher`."""
+
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))

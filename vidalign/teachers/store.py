@@ -26,7 +26,6 @@ from vidalign.reading import regular
 from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
     from vidalign.students.video import VideoStudentSpec
 
 REMEMBERED = 64
@@ -53,6 +52,19 @@ class ClipStore:
 
     offers = ("clips",)
 
+    @dataclass
+    class Config:
+        path: str = ""
+        """Folder of clips, parquet file, or folder of `Dataset.save_to_disk`."""
+        fps: float = 0.0
+        """Frame rate of the student's videos, to which clips are resampled; 0 takes frames as they are."""
+        skip_corrupt: bool = False
+        """Leave out clips that cannot be used, with a warning, instead of refusing to start."""
+
+        def __post_init__(self) -> None:
+            if self.fps < 0:
+                raise ValueError("fps must be at least 0")
+
     def __init__(self, path: Path, shape: ClipShape, *, fps: float = 0.0, skip_corrupt: bool = False) -> None:
         self.path, self.shape, self.fps = path, shape, fps
         entries = index_clips(path)
@@ -75,7 +87,7 @@ class ClipStore:
         self._clip = lru_cache(maxsize=REMEMBERED)(self._read)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ClipStore:
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> ClipStore:
         shape = ClipShape.of(spec, frames)
         return cls(Path(config.path), shape, fps=config.fps, skip_corrupt=config.skip_corrupt)
 
