@@ -40,8 +40,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {
-        "language": "vidalign.students.language:LanguageStudent",
-        "video": "vidalign.students.video:VideoStudent",
+        "language": "vidalign.students.language_kind:Language",
+        "video": "vidalign.students.video.kind:Video",
     },
     "teachers": {
         "few_step": "vidalign.teachers.few_step:FewStepTeacher",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidalign.engine.config import AdapterConfig, EngineConfig
-from vidalign.students.language_config import ChatConfig, Sampling
+from vidalign.recipe.generation import ChatConfig, Sampling
 
 
 @dataclass

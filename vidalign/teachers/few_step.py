@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
+from vidalign.students.checks import check_teacher_weights
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
@@ -29,12 +31,17 @@ class FewStepTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The weights can be read, and are those of a video network."""
+        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
+
+    @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))
 
-    def check(self, student: VideoStudent) -> None:
+    def check_student(self, student: VideoStudent) -> None:
         """Raises `UserError` unless teacher and student share latents, text features, chunks and noise levels."""
         ours, theirs = student.spec, self.model.spec
         pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("codec", "text", "height", "width")}

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vidalign.students.checks import check_teacher_weights
+from vidalign.students.language_config import is_transformers
+
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.language import LanguageStudent
     from vidalign.students.language_config import LanguageSpec
 
@@ -23,6 +27,13 @@ class LanguageTeacher:
 
     def __init__(self, model: LanguageStudent) -> None:
         self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """Weights that vidalign saved can be read; a model of transformers is not opened."""
+        path = draft.settings("teacher", cls.Config).path
+        if not path or not is_transformers(path):
+            check_teacher_weights(draft, path, "language")
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:

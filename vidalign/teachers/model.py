@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.deferred import without_gradient
+from vidalign.students.checks import check_teacher_weights
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
@@ -25,6 +27,11 @@ class ModelTeacher:
 
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The weights can be read, and are those of a video network."""
+        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> ModelTeacher:

@@ -24,6 +24,7 @@ from vidalign.quiet import no_bars
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
 
 
@@ -71,6 +72,14 @@ class PipelineTeacher:
         self.shape, self.cache, self.per_prompt = shape, cache, per_prompt
         size = {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         self.call = {**size, "num_inference_steps": steps, **(options or {})}
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """It names its weights and the folder of its clips."""
+        config = draft.settings("teacher", cls.Config)
+        for key, meaning in {"path": "its weights", "cache": "where clips are kept"}.items():
+            if not getattr(config, key) and draft.sound("teacher"):
+                draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> PipelineTeacher:

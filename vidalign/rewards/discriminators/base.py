@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
 
 Features = Callable[[Sequence[str]], torch.Tensor]
@@ -91,6 +92,14 @@ class Discriminator(nn.Module):
     Config: ClassVar[type[DiscriminatorConfig]]
     differentiable: ClassVar[bool] = True
     """Whether scores have a gradient with respect to the clips."""
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The reward that it is the network of is among the rewards."""
+        named = "discriminator" in draft.recipe.rewards or not draft.sound("rewards")
+        if not named and not (draft.needs is not None and draft.needs.discriminator):
+            fix = "add rewards: {discriminator: 1.0}, or delete the section"
+            draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
 
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:
