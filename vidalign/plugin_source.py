@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from vidalign import registry
 
+ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 Found = tuple[ast.ClassDef | ast.FunctionDef, ast.Module]
 """A definition and the module that holds it."""
+
+
+def describe(kind: str, name: str) -> str:
+    """What a plugin is, in one line: the first sentence of its docstring, or its module's, and the papers it names."""
+    found = _definition(kind, name)
+    if found is None:
+        return ""
+    own, module = (ast.get_docstring(node) or "" for node in found)
+    sentence = _first_sentence(own or module)
+    paragraphs = "\n\n".join(module.split("\n\n")[:2])
+    numbers = dict.fromkeys(ARXIV.findall(f"{own} {paragraphs}"))
+    papers = [f"arXiv {number}" for number in numbers if number not in sentence]
+    return sentence + (f" [{', '.join(papers)}]" if papers else "")
 
 
 def settings(kind: str, name: str) -> list[str]:
@@ -27,6 +42,12 @@ def settings(kind: str, name: str) -> list[str]:
 def owners(kind: str, key: str) -> list[str]:
     """The plugins of a kind that have a setting of this name."""
     return [name for name in registry.names(kind) if key in settings(kind, name)]
+
+
+def _first_sentence(text: str) -> str:
+    """Of a docstring, as plain text on one line without its full stop."""
+    paragraph = " ".join(text.partition("\n\n")[0].split()).replace("``", "`")
+    return re.split(r"\. (?=[A-Z0-9`])", paragraph)[0].removesuffix(".")
 
 
 def _definition(kind: str, name: str) -> Found | None:

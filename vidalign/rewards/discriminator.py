@@ -51,6 +51,8 @@ ENOUGH_PAIRS = 16
 
 
 class DiscriminatorReward(TrainableReward):
+    """How much a network that is trained on the teacher's clips prefers a clip; comparable inside a prompt only."""
+
     name = "discriminator"
     role = "discriminator"
     teacher_offers = "clips"

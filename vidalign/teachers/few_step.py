@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FewStepTeacher:
-    """A frozen `VideoStudent` under ``model``. Offers ``few_step``: its causal velocity."""
+    """A frozen causal few-step video network. Offers ``few_step``: the causal velocity of ``model``."""
 
     offers = ("few_step",)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LanguageTeacher:
-    """A frozen `LanguageStudent` under ``model``. Offers ``logits``: `compose`, `response_hidden`, `project`."""
+    """A frozen language model. Offers ``logits``, of ``model``: `compose`, `response_hidden`, `project`."""
 
     offers = ("logits",)
 

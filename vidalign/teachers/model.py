@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ModelTeacher:
-    """A frozen bidirectional network. Offers ``velocity``."""
+    """A frozen bidirectional multi-step video network. Offers ``velocity``."""
 
     offers = ("velocity",)
 

@@ -20,6 +20,8 @@ from vidalign.students.video import VideoStudentSpec
 
 
 class SpatioTemporal(Discriminator):
+    """Convolutions over frames and their differences, then attention to all cells and the prompt; 0.24 M parameters."""
+
     @dataclass
     class Config(DiscriminatorConfig):
         learning_rate: float = 3e-4

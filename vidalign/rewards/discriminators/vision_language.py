@@ -33,6 +33,8 @@ ADAPTER = "current"
 
 
 class VisionLanguage(Discriminator):
+    """LoRA and a scalar head on any vision-language model of transformers, which sees frames and the prompt."""
+
     differentiable = False
 
     @dataclass
