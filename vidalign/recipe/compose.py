@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import vidalign
 from vidalign.errors import Problem, nearest
 from vidalign.recipe.marks import Node, parse_override, read_yaml
 from vidalign.recipe.older import current
@@ -20,7 +19,7 @@ MAX_BASES = 2
 
 def recipes_root() -> Path:
     """The folder of the shipped recipes: inside an installed package, beside the package in a checkout."""
-    package = Path(vidalign.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
