@@ -59,8 +59,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "visual_quality": "vidalign.worlds.video.rewards:VisualQuality",
     },
     "discriminators": {
-        "spatiotemporal": "vidalign.rewards.discriminators.spatiotemporal:SpatioTemporal",
-        "vision_language": "vidalign.rewards.discriminators.vision_language:VisionLanguage",
+        "spatiotemporal": "vidalign.rewards.discriminators.kinds:SpatioTemporalKind",
+        "vision_language": "vidalign.rewards.discriminators.kinds:VisionLanguageKind",
     },
     "metrics": {
         "clip_score": "vidalign.evaluation.metrics.clip_score:ClipScore",

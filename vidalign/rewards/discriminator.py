@@ -31,7 +31,6 @@ from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
 from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, pair_accuracy
 from vidalign.rewards.base import TrainableReward
-from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
     from vidalign.recipe.draft import Draft
+    from vidalign.rewards.discriminators.base import DiscriminatorConfig
+    from vidalign.rewards.discriminators.network import Discriminator
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
