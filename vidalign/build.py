@@ -84,7 +84,7 @@ def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
     name = recipe.teacher.name
     kind = registry.get("teachers", name)
     with guest("teacher", name, kind):
-        return guarded("teacher", name, kind.from_recipe(recipe.teacher, frames, spec), TEACHER_CALLS)
+        return guarded("teacher", name, kind.from_recipe(recipe.teacher.config, frames, spec), TEACHER_CALLS)
 
 
 def build_prompts(recipe: Recipe) -> PromptSource:

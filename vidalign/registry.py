@@ -40,8 +40,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "sft": "vidalign.objectives.sft:SFT",
     },
     "students": {
-        "language": "vidalign.students.language:LanguageStudent",
-        "video": "vidalign.students.video:VideoStudent",
+        "language": "vidalign.students.language_kind:Language",
+        "video": "vidalign.students.video.kind:Video",
     },
     "teachers": {
         "few_step": "vidalign.teachers.few_step:FewStepTeacher",
@@ -59,8 +59,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "visual_quality": "vidalign.worlds.video.rewards:VisualQuality",
     },
     "discriminators": {
-        "spatiotemporal": "vidalign.rewards.discriminators.spatiotemporal:SpatioTemporal",
-        "vision_language": "vidalign.rewards.discriminators.vision_language:VisionLanguage",
+        "spatiotemporal": "vidalign.rewards.discriminators.kinds:SpatioTemporalKind",
+        "vision_language": "vidalign.rewards.discriminators.kinds:VisionLanguageKind",
     },
     "metrics": {
         "clip_score": "vidalign.evaluation.metrics.clip_score:ClipScore",
@@ -92,7 +92,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
 }
 ASKED = {
     "objectives": ("needs", "Config"),
-    "teachers": ("offers", "from_recipe"),
+    "teachers": ("offers", "Config", "from_recipe"),
     "discriminators": ("Config", "from_recipe"),
     "metrics": ("name", "version", "judges", "Config"),
 }
@@ -133,6 +133,17 @@ def names(kind: str) -> dict[str, str]:
     found |= {name: source for name, (_, source) in _registered[kind].items()}
     found |= dict.fromkeys(_BUILTIN[kind], "vidalign")
     return dict(sorted(found.items()))
+
+
+def target(kind: str, name: str) -> str:
+    """``module:attribute`` of a plugin, which is not imported; '' for one that does not exist."""
+    assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
+    if name in _BUILTIN[kind]:
+        return _BUILTIN[kind][name]
+    if name in _registered[kind]:
+        plugin = _registered[kind][name][0]
+        return f"{getattr(plugin, '__module__', '')}:{getattr(plugin, '__qualname__', '')}"
+    return next((point.value for point in _entry_points(kind) if point.name == name), "")
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:

@@ -26,6 +26,7 @@ from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.recipe.marks import read_yaml
+from vidalign.recipe.older import current
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -286,7 +287,7 @@ def new_run_dir(recipe: Recipe) -> Path:
 def _check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
     problems: list[Problem] = []
-    began, now = read_yaml(file, problems).plain(), yaml.safe_load(recipe.to_yaml())
+    began, now = current(read_yaml(file, problems)).plain(), yaml.safe_load(recipe.to_yaml())
     if problems or not isinstance(began, dict):
         told = problems[0] if problems else Problem("it is no recipe", str(file))
         raise UserError(

@@ -43,7 +43,8 @@ def test_list_imports_no_torch(kind: str) -> None:
     "recipe",
     [
         "world/astrolabe", "world/mix_dmd_astrolabe", "world/ar_copo", "world/diffusion_nft", "world/dopd",
-        "tokens/dopd", "pictures/opsd", "tokens/pretrain/student",
+        "tokens/dopd", "pictures/opsd", "tokens/pretrain/student", "world/gan", "world/afd",
+        "world/ar_copo_discriminator", "world/astrolabe_discriminator", "world/student_dmd", "world/sft",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["show", "show --explain", "validate"])

@@ -90,7 +90,7 @@ MISTAKES = {
     "sample --run RUN --prompt a --out x.gif --seed -1": "'--seed'",
     "sample --run RUN --prompt= --out x.gif": "a prompt is empty - --prompt",
     "export --run RUN --out x.bin": "a student cannot be written as 'x.bin' - --out",
-    "train recipe.yaml steps=2": "unknown key 'steps' - override 1 - did you mean 'trainer.steps' or 'teacher.steps'?",
+    "train recipe.yaml steps=2": "unknown key 'steps' - override 1 - did you mean 'trainer.steps'?",
     "train recipe.yaml rewards={}": "there are no rewards",
     "validate recipe.yaml evaluation.prompts=gone.txt": "check evaluation.prompts",
     "validate recipe.yaml data.prompts=tokens:train": "a video student cannot use 'tokens:train' - override 1",

@@ -12,6 +12,32 @@ ROOT = Path(vidalign.__file__).parent
 WORLDS = "worlds"
 TABLE = "registry.py"
 """The one file outside the worlds that names them: as text, in its table of built-in plugins."""
+LAYERS = (
+    ("errors", "deferred"),
+    ("registry", "guest", "reading", "owner", "quiet"),
+    ("plugin_source", "losses", "engine", "tracking"),
+    ("data", "report"),
+    ("recipe",),
+    ("codecs", "text", "provenance"),
+    ("students",),
+    ("teachers", "cost"),
+    ("rewards",),
+    ("context", "evaluation"),
+    ("objectives",),
+    ("build",),
+    ("trainer",),
+    ("bench",),
+    ("worlds",),
+    ("workflows",),
+    ("__init__",),
+    ("cli",),
+)
+"""The rooms from the lowest up: a room may import those of lower layers and none beside or above it."""
+AGAINST = {
+    ("rewards", "context"): "a reward that learns is attached to the training run, whose context holds the rewards",
+    ("bench", "__init__"): "the version of the package, which stands in result files",
+}
+"""Arrows that run up or sideways, with the reason."""
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -29,7 +55,7 @@ def imports(file: Path) -> Iterator[str]:
 
 def room(name: str) -> str:
     """The part of the package that a module belongs to."""
-    return name.split(".")[1] if "." in name else ""
+    return name.split(".")[1] if "." in name else "__init__"
 
 
 def files() -> Iterator[tuple[str, Path]]:
@@ -49,3 +75,46 @@ def test_the_registry_names_the_worlds_as_text() -> None:
             strings = [n.value for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Constant)]
             quoted = [text for text in strings if isinstance(text, str) and text.startswith("vidalign.worlds")]
             assert not quoted, (file, quoted)
+
+
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """Which room imports which, with the files that do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for own, file in files():
+        for other in sorted({room(name) for name in imports(file)} - {own}):
+            found.setdefault((own, other), []).append(str(file.relative_to(ROOT)))
+    return found
+
+
+def against(found: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str], list[str]]:
+    """Those that do not run down."""
+    level = {name: n for n, layer in enumerate(LAYERS) for name in layer}
+    return {arrow: where for arrow, where in found.items() if level[arrow[0]] <= level[arrow[1]]}
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {own for own, _ in files()}
+    assert rooms == {name for layer in LAYERS for name in layer}, "say in LAYERS where a new room belongs"
+    assert len(rooms) == sum(map(len, LAYERS)), "a room stands in two layers"
+
+
+def test_imports_run_down() -> None:
+    """So the rooms have no circle but those of the list, and nothing stands in the list that is gone."""
+    found = against(arrows())
+    assert not {arrow: where for arrow, where in found.items() if arrow not in AGAINST}, "an import runs up"
+    assert set(AGAINST) <= set(found), "an arrow of the list is gone: delete it there"
+
+
+def test_an_import_that_runs_up_is_found() -> None:
+    assert against({("recipe", "objectives"): ["x"], ("cli", "recipe"): ["y"], ("codecs", "text"): ["z"]}).keys() == {
+        ("recipe", "objectives"), ("codecs", "text"),
+    }  # fmt: skip
+
+
+def test_imports_for_types_and_inside_functions_count(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\nfrom vidalign import registry\nif TYPE_CHECKING:\n"
+        "    from vidalign.context import Batch\ndef f():\n    import vidalign.cli.main\n"
+    )
+    assert sorted(imports(file)) == ["vidalign.cli.main", "vidalign.context", "vidalign.registry"]

@@ -125,10 +125,10 @@ def discriminator(made: Callable[..., Any]) -> Any:
 
 
 def teacher(**methods: Any) -> Any:
-    made = type("Taught", (), {"offers": ("clips",), **methods})
+    made = type("Taught", (), {"offers": ("clips",), "Config": object, **methods})
     made.from_recipe = staticmethod(lambda *a: fail() if not methods else made())  # type: ignore[attr-defined]
     registry.register("teachers", "taught")(made)
-    return build.build_teacher(recipe(teacher=SimpleNamespace(name="taught")), 3, None)
+    return build.build_teacher(recipe(teacher=SimpleNamespace(name="taught", config=None)), 3, None)
 
 
 def objective() -> Any:
@@ -198,7 +198,8 @@ def test_settings_that_fail_are_a_mistake_of_the_recipe() -> None:
     assert "the metric 'settings' failed" in problems[0].what and "line 2" in problems[0].where
 
 
-LACKING = {"objectives": "needs, Config", "teachers": "offers, from_recipe", "metrics": "name, version, judges, Config",
+LACKING = {"objectives": "needs, Config", "teachers": "offers, Config, from_recipe",
+           "metrics": "name, version, judges, Config",
            "discriminators": "Config, from_recipe"}  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vidalign.errors import DataError, UserError
-from vidalign.recipe.schema import TeacherConfig
 from vidalign.students.video import VideoStudentSpec
 from vidalign.teachers.clips import ClipShape
 from vidalign.teachers.pipeline import PipelineTeacher, load_pipeline
@@ -46,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def teacher(weights: Path, cache: Path, **changes: Any) -> PipelineTeacher:
     options = {"guidance_scale": 1.0, "max_sequence_length": 16}
-    config = TeacherConfig("pipeline", str(weights), steps=2, cache=str(cache), options=options, **changes)
+    config = PipelineTeacher.Config(str(weights), steps=2, cache=str(cache), options=options, **changes)
     return PipelineTeacher.from_recipe(config, 5, VideoStudentSpec(height=16, width=16))
 
 

@@ -248,7 +248,7 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     layers = [reduced] if small and reduced is not None else []
     layers += [parse_override(text, n, problems) for n, text in enumerate(overrides or [], start=1)]
     for layer in layers:
-        tree = merge(tree, layer, set(), problems)
+        tree = merge(tree, layer, {}, problems)
     protocol = build(Protocol, tree, "", problems)
     for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
         _check_metric(metric, settings, problems)

@@ -1,4 +1,4 @@
-"""`vidalign list KIND`: names of recipes or plugins, and where each comes from."""
+"""`vidalign list KIND`: names of recipes or plugins, and what each is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from vidalign import registry
 from vidalign.cli.options import Plugins
 from vidalign.errors import UsageError, nearest
+from vidalign.plugin_source import describe
 
 KINDS = ("recipes", "protocols", *registry.KINDS)
 
@@ -18,18 +19,26 @@ def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
     plugin: Plugins = None,
 ) -> None:
-    """List recipes, protocols, objectives, students, teachers, rewards, discriminators or metrics."""
+    """List recipes, protocols or plugins of a kind, with what each is and the paper behind it."""
     if kind not in KINDS:
         close = nearest(kind, KINDS)
         fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
         raise UsageError(f"there is nothing called {kind!r} to list", fix=fix)
-    rows = {"recipes": _recipes, "protocols": _protocols}.get(kind, lambda: registry.names(kind))()
+    rows = {"recipes": _recipes, "protocols": _protocols}.get(kind, lambda: _plugins(kind))()
     if not rows:
         typer.echo(f"no {kind}")
         return
     width = max(map(len, rows))
     for name, about in rows.items():
         typer.echo(f"{name:<{width}}  {about}".rstrip())
+
+
+def _plugins(kind: str) -> dict[str, str]:
+    """Every plugin with one line from its source, of foreign ones with their distribution or file; none is imported."""
+    rows = {}
+    for name, origin in registry.names(kind).items():
+        rows[name] = " ".join(filter(None, [describe(kind, name), f"({origin})" if origin != "vidalign" else ""]))
+    return rows
 
 
 def _recipes() -> dict[str, str]:

@@ -13,34 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from vidalign.errors import UserError
+from vidalign.recipe.needs import Needs as Needs
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import Cost, StepSizes
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import Context
 
 PolicyRule = Literal["fixed", "current", "own"]
 """How an objective moves a weight set, see `Objective.policy_rules`."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What an objective asks of a recipe; checked before any weight is loaded."""
-
-    students: tuple[str, ...] = ("video",)
-    """Kinds of student that it can train."""
-    rewards: bool = False
-    """Whether at least one reward must be named."""
-    discriminator: bool = False
-    """Whether the trained reward `discriminator` must be among them."""
-    teacher: str = ""
-    """What the teacher must offer: ``clips``, ``velocity``, ``few_step``, ``logits`` or nothing."""
-    policies: tuple[str, ...] = ()
-    """Further weight sets of the student: ``old``, ``reference``."""
-    roles: tuple[str, ...] = ()
-    """Further trainable networks, each with an engine and a phase of its own: ``fake_score``."""
-    min_group: int = 1
-    """Smallest number of candidates per prompt that gives a learning signal."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +122,13 @@ class Objective:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """Refuse a recipe whose other sections do not fit; ranges of own settings are checked by `Config`."""
+        if cls.needs.discriminator and "discriminator" not in draft.recipe.rewards and draft.sound("rewards"):
+            what, why = "the discriminator is not among the rewards", f"{draft.recipe.objective.name!r} needs it"
+            draft.refuse(what, "rewards", why, "add rewards: {discriminator: 1.0}")
 
     def phases(self) -> tuple[Phase, ...]:
         """Which roles are trained in one step, in order."""

@@ -117,7 +117,7 @@ class DOPDVideo(Objective):
     config: Config
 
     def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        teacher.check(student)
+        teacher.check_student(student)
         _, _, height, width = student.chunk_shape
         if height % self.config.block or width % self.config.block:
             raise UserError(

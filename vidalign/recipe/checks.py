@@ -6,31 +6,25 @@ something was left out keeps silent about sections that already hold a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from vidalign import registry
-from vidalign.data.source import listed
 from vidalign.errors import Problem, UserError
-from vidalign.reading import parse_json
-from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
+from vidalign.guest import guest
+from vidalign.recipe.draft import Draft
 from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import check_prompts
 from vidalign.recipe.schema import Choice, Sections
-from vidalign.recipe.typed import build, unknown_key
-
-NETWORKS = ("model", "few_step", LANGUAGE)
-"""Teachers that are a network with weights."""
 
 
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
-        _objective, _rewards, _discriminator, _teacher, _student, _frames, _adapter, _optimizer, check_prompts,
+        _objective, _own("objectives"), _rewards, _own("rewards"), _own("discriminators"), _own("teachers"), _teacher,
+        _student, _own("students"), _optimizer, check_prompts,
     ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
@@ -56,7 +50,7 @@ def _mixture(draft: Draft) -> None:
     parts, rewards = draft.recipe.objectives, draft.recipe.rewards
     for label, part in parts.items():
         for name in part.rewards or {}:
-            if name not in rewards and "rewards" not in draft.broken:
+            if name not in rewards and draft.sound("rewards"):
                 known = ", ".join(rewards) or "none"
                 fix = f"add it to the section rewards, which names {known}"
                 draft.refuse(f"{label!r} uses a reward {name!r} that the recipe does not name",
@@ -96,183 +90,46 @@ def _objective(draft: Draft) -> None:
 
 def _rewards(draft: Draft) -> None:
     rewards, needs = draft.recipe.rewards, draft.needs
+    makes = getattr(_plugin(draft, "students", draft.recipe.student.name), "makes", "")
     for name in rewards:
-        try:
-            judges = getattr(registry.get("rewards", name), "judges", None)
-        except UserError as error:
-            draft.pass_on(error, f"rewards.{name}")
-            continue
-        made = {"video": "clips", LANGUAGE: "texts"}.get(draft.recipe.student.name)
-        if judges and made and judges != made:
-            what = f"the reward {name!r} cannot judge {made}"
-            draft.refuse(what, f"rewards.{name}", f"it judges {judges}", "delete it")
-    if needs is not None and needs.rewards and not rewards and "rewards" not in draft.broken:
-        known = ", ".join(registry.names("rewards"))
-        draft.refuse(
-            "there are no rewards",
-            "objective.name",
-            f"{draft.recipe.objective.name!r} needs one",
-            f"known: {known}",
-        )
-
-
-def _discriminator(draft: Draft) -> None:
-    """The reward `discriminator`, its section and the teacher's clips go together."""
-    recipe, needs = draft.recipe, draft.needs
-    named, section = "discriminator" in recipe.rewards, recipe.discriminator
-    if needs is not None and needs.discriminator and not named and "rewards" not in draft.broken:
-        fix = "add rewards: {discriminator: 1.0}"
-        why = f"{recipe.objective.name!r} needs it"
-        draft.refuse("the discriminator is not among the rewards", "rewards", why, fix)
-    elif named and section is None and "discriminator" not in draft.broken:
-        known = ", ".join(registry.names("discriminators"))
-        why = "the reward `discriminator` has no network"
-        draft.refuse("there is no discriminator", "rewards.discriminator", why, f"add discriminator: {{name: {known}}}")
-    elif section is not None and not named and "rewards" not in draft.broken:
-        fix = "add rewards: {discriminator: 1.0}, or delete the section"
-        draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
-    own = getattr(recipe.objective, "rewards", None)  # an objective of a mixture may choose among the rewards
-    clip = getattr(recipe.objective.config, "clip", None)
-    if named and (own is None or "discriminator" in own) and getattr(clip, "score", "video") == "clip":
-        why = "it compares videos from their first frame on"
-        fix = "use clip: {score: video}"
-        draft.refuse("the discriminator cannot judge a clip without its history", "objective.clip.score", why, fix)
-    if named and recipe.teacher is None and "teacher" not in draft.broken:
-        why = "the discriminator needs one that offers clips"
-        draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: world}, or another that offers clips")
+        path = f"rewards.{name}"
+        judges = getattr(_plugin(draft, "rewards", name, path), "judges", "")
+        if judges and makes and judges != makes:
+            draft.refuse(f"the reward {name!r} cannot judge {makes}", path, f"it judges {judges}", "delete it")
+    if needs is not None and needs.rewards and not rewards and draft.sound("rewards"):
+        known, why = ", ".join(registry.names("rewards")), f"{draft.recipe.objective.name!r} needs one"
+        draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
 
 
 def _teacher(draft: Draft) -> None:
+    """There is a teacher where one is needed, and it offers what the objective and the rewards learn from."""
     teacher, needs, objective = draft.recipe.teacher, draft.needs, draft.recipe.objective.name
     if teacher is None:
-        if needs is not None and needs.teacher and "teacher" not in draft.broken:
+        if needs is not None and needs.teacher and draft.sound("teacher"):
             why = f"{objective!r} needs one that offers {needs.teacher}"
             draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
         return
-    if teacher.name in NETWORKS and teacher.path:
-        _weights_file(draft, teacher.path, "teacher.path")
-    elif teacher.name in NETWORKS and "teacher" not in draft.broken:
-        draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
-    wanted_keys = {"store": {"path": "its clips"}, "pipeline": {"path": "its weights", "cache": "where clips are kept"}}
-    for key, meaning in wanted_keys.get(teacher.name, {}).items():
-        if not getattr(teacher, key) and "teacher" not in draft.broken:
-            draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
-    if teacher.name == "store" and teacher.path:
-        _store(draft, teacher.path)
-    try:
-        offers = registry.get("teachers", teacher.name).offers
-    except UserError as error:
-        draft.pass_on(error, "teacher.name")
-        return
-    wanted = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
-    if "discriminator" in draft.recipe.rewards:
-        wanted.setdefault("clips", "the discriminator")
-    for offer, who in wanted.items():
+    offers = getattr(_plugin(draft, "teachers", teacher.name), "offers", None)
+    if offers is None:
+        return  # reported where it was read
+    asked = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
+    for name in draft.recipe.rewards:
+        if offer := getattr(_plugin(draft, "rewards", name), "teacher_offers", ""):
+            asked.setdefault(offer, f"the {name}")
+    for offer, who in asked.items():
         if offer not in offers:
             why = f"{who} needs {offer}, this one offers {', '.join(offers)}"
             draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)
 
 
-def _store(draft: Draft, path: str) -> None:
-    """The store can be listed and has a clip for every training prompt; nothing is decoded."""
-    from vidalign.teachers.store import index_clips
-
-    try:
-        known = {entry.prompt for entry in index_clips(Path(path))}
-        wanted = listed(draft.recipe.data.prompts) or []
-    except UserError as error:
-        draft.pass_on(error, "teacher.path")
-        return
-    missing = [prompt for prompt in wanted if prompt not in known]
-    if missing:
-        shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        why = f"{len(missing)} of {len(wanted)} training prompts: {shown}"
-        draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
-
-
 def _student(draft: Draft) -> None:
     student = draft.recipe.student
     if student.path and student.init:
-        draft.refuse(
-            "student has both path and init",
-            "student.init",
-            "the weights come from one of them",
-            "delete one",
-        )
-    elif student.path:
-        _weights_file(draft, student.path, "student.path")
-    elif not student.init and "student" not in draft.broken:
-        draft.refuse(
-            "there is no student", "student", fix="give student.path (weights) or student.init (random)"
-        )
-    if student.init and student.name == "video":
-        from vidalign.students.video import VideoStudentSpec
-
-        written = draft.tree.value["student"].value["init"]
-        build(VideoStudentSpec, written, "student.init", draft.problems)
-        _transformer(draft, written)
-    if student.init and student.name == LANGUAGE:
-        from vidalign.students.language_config import LanguageSpec
-
-        build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
-    if student.cache and student.name == LANGUAGE:
-        draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
-    if student.cache and student.name == "video":
-        _cache(draft, draft.tree.value["student"].value["cache"])
-
-
-def _transformer(draft: Draft, init: Node) -> None:
-    """The network's configuration has no misspelt key."""
-    from vidalign.students.video.wan import SETTINGS
-
-    settings = init.value.get("transformer") if isinstance(init.value, dict) else None
-    for key, node in settings.value.items() if settings is not None and isinstance(settings.value, dict) else ():
-        if key not in SETTINGS:
-            draft.problems.append(unknown_key(f"student.init.transformer.{key}", node.where, SETTINGS))
-
-
-def _cache(draft: Draft, changes: Node) -> None:
-    """The student's cache policy with its changes is a possible one."""
-    from vidalign.students.video import CachePolicy
-
-    own = (student_spec(draft.recipe.student) or {}).get("cache")
-    own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
-    policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
-    build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
-
-
-def _frames(draft: Draft) -> None:
-    """The lengths of videos are whole chunks of the student."""
-    recipe, spec = draft.recipe, student_spec(draft.recipe.student)
-    if spec is None or "student" in draft.broken:
-        return
-    own = spec.get("cache")
-    policy = (own if isinstance(own, dict) else {}) | (recipe.student.cache or {})
-    chunk = policy.get("chunk_frames", 3)
-    if not isinstance(chunk, int) or chunk < 1:
-        return  # told as a mistake of the cache policy
-    lengths = {"data.frames": recipe.data.frames}
-    if recipe.evaluation.sampler == "causal":
-        lengths["evaluation.frames"] = recipe.evaluation.frames
-    for key, frames in lengths.items():
-        if frames % chunk:
-            draft.refuse(f"a video of {frames} frames is not whole chunks", key,
-                         f"the student makes chunks of {chunk}", f"use a multiple of {chunk}")  # fmt: skip
-
-
-def _adapter(draft: Draft) -> None:
-    """Every adapter pattern matches a layer of the network, which is not built for that."""
-    from vidalign.engine.policies import match_targets
-
-    adapter = draft.recipe.student.adapter
-    if adapter is None or adapter.targets == "blocks":
-        return
-    layers = _linear_layers(draft)
-    for pattern in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
-        try:
-            match_targets(layers or [pattern], [pattern])
-        except UserError as error:
-            draft.pass_on(error, "student.adapter.targets")
+        why = "the weights come from one of them"
+        draft.refuse("student has both path and init", "student.init", why, "delete one")
+    elif not student.path and not student.init and draft.sound("student"):
+        fix = "give student.path (weights) or student.init (random)"
+        draft.refuse("there is no student", "student", fix=fix)
 
 
 def _optimizer(draft: Draft) -> None:
@@ -283,57 +140,40 @@ def _optimizer(draft: Draft) -> None:
         draft.refuse("muon does not run on DeepSpeed", "trainer.optimizer", why, "use adamw, or engine.name: plain")
 
 
-def _linear_layers(draft: Draft) -> list[str]:
-    """Names of the student's linear layers; none when its specification is unknown or wrong."""
-    spec = student_spec(draft.recipe.student)
-    if spec is None:
-        return []
-    from vidalign.students.video.wan import linear_layers
+def _own(kind: str) -> Callable[[Draft], None]:
+    """The checks that plugins of a kind bring along: a class method or function ``check(draft)``."""
 
-    settings = spec.get("transformer", {})
+    def run(draft: Draft) -> None:
+        for path, name in _chosen(draft, kind):
+            plugin = _plugin(draft, kind, name)
+            if plugin is None or not hasattr(plugin, "check"):
+                continue
+            try:
+                with guest(kind.removesuffix("s"), name, plugin):
+                    plugin.check(draft)
+            except UserError as error:
+                draft.pass_on(error, path)
+
+    return run
+
+
+def _chosen(draft: Draft, kind: str) -> Iterator[tuple[str, str]]:
+    """(key, name) of the plugins of a kind that the recipe chooses."""
+    recipe = draft.recipe
+    if kind == "rewards":
+        yield from ((f"rewards.{name}", name) for name in recipe.rewards)
+        return
+    section = kind.removesuffix("s")
+    chosen = getattr(recipe, section)
+    if chosen is not None and chosen.name:
+        yield f"{section}.name", chosen.name
+
+
+def _plugin(draft: Draft, kind: str, name: str, path: str = "") -> Any:
+    """A plugin, or None where there is none; with a `path`, the reason why it cannot be imported is reported there."""
     try:
-        return [f"transformer.{name}" for name in linear_layers(settings)]
-    except (AttributeError, TypeError, ValueError) as error:
-        draft.refuse("the student's transformer cannot be built", "student.init.transformer", str(error))
-        return []
-
-
-def _weights_file(draft: Draft, path: str, key: str) -> None:
-    """The file exists and its header can be read; tensors are not touched."""
-    from vidalign.students.video.checkpoint import resolve
-
-    if draft.recipe.student.name == LANGUAGE:
-        from vidalign.students.language_config import is_transformers
-
-        if is_transformers(path):
-            return
-    try:
-        with safe_open(resolve(path), "np") as file:
-            metadata = file.metadata() or {}
+        return registry.get(kind, name)
     except UserError as error:
-        draft.pass_on(error, key)
-    except (SafetensorError, OSError) as error:
-        draft.refuse(f"cannot read the weights {path!r}", key, f"{error}: half-written or not safetensors")
-    else:
-        if "spec" not in metadata:
-            draft.refuse(
-                f"the weights {path!r} carry no specification", key, "the metadata has no key 'spec'"
-            )
-        else:
-            _kind_of_weights(draft, metadata["spec"], path, key)
-
-
-def _kind_of_weights(draft: Draft, spec: str, path: str, key: str) -> None:
-    """Weights of a video network are not put into a language model, nor the other way round."""
-    teacher = draft.recipe.teacher
-    kind = draft.recipe.student.name if key == "student.path" or teacher is None else teacher.name
-    wanted = LANGUAGE if kind == LANGUAGE else "video" if kind in ("video", "model", "few_step") else ""
-    try:
-        found = {"config": LANGUAGE, "transformer": "video"}
-        kinds = [name for entry, name in found.items() if entry in parse_json(spec)]
-    except (TypeError, ValueError):
-        return  # what reads the weights says so
-    if wanted and kinds and wanted not in kinds:
-        whose = key.partition(".")[0]
-        why = f"they are those of a {kinds[0]} network, the {whose} is a {wanted} one"
-        draft.refuse(f"the weights {path!r} do not fit", key, why, f"name others, or change {whose}.name")
+        if path:
+            draft.pass_on(error, path)
+        return None

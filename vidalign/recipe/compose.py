@@ -10,16 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import vidalign
 from vidalign.errors import Problem, nearest
 from vidalign.recipe.marks import Node, parse_override, read_yaml
+from vidalign.recipe.older import current
 
 MAX_BASES = 2
 
 
 def recipes_root() -> Path:
     """The folder of the shipped recipes: inside an installed package, beside the package in a checkout."""
-    package = Path(vidalign.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
@@ -49,8 +49,8 @@ class Composed:
     """Whether every file could be read: when not, a missing section may stand in the part that was not."""
 
 
-def compose(name: str, overrides: list[str], choices: set[str], problems: list[Problem]) -> Composed:
-    """The files and the overrides merged. `choices` are the sections that choose a plugin by `name`."""
+def compose(name: str, overrides: list[str], choices: dict[str, str], problems: list[Problem]) -> Composed:
+    """The files and the overrides merged. `choices`: sections that choose a plugin, each with its usual `name`."""
     path = find_recipe(name)
     if path is None:
         problems.append(_not_found("recipe", name, ""))
@@ -63,12 +63,12 @@ def compose(name: str, overrides: list[str], choices: set[str], problems: list[P
     return Composed(merge(tree, changes, choices, problems), path, whole)
 
 
-def merge(below: Node, above: Node, choices: set[str], problems: list[Problem], path: str = "") -> Node:
+def merge(below: Node, above: Node, choices: dict[str, str], problems: list[Problem], path: str = "") -> Node:
     """`above` laid over `below`; neither is changed."""
     if not isinstance(above.value, dict) or (path and not above.value):
         return above
     entries = dict(below.value) if isinstance(below.value, dict) else {}
-    if path in choices and _renamed(entries, above.value):
+    if path in choices and _renamed(entries, above.value, choices[path]):
         entries = {}
     for key, child in above.value.items():
         if key.startswith("~") and entries.pop(key[1:], None) is None:
@@ -89,9 +89,9 @@ def _shipped_files() -> dict[str, Path]:
     }
 
 
-def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
+def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) -> Node:
     """The file merged over its parents."""
-    layers = [_spelled_out(read_yaml(path, problems))]
+    layers = [_spelled_out(current(read_yaml(path, problems)))]
     while True:
         tree = layers[-1]
         if not isinstance(tree.value, dict):
@@ -112,7 +112,7 @@ def _with_bases(path: Path, choices: set[str], problems: list[Problem]) -> Node:
             problems.append(_not_found("base", str(base.value), base.where))
             break
         path = found
-        layers.append(_spelled_out(read_yaml(path, problems)))
+        layers.append(_spelled_out(current(read_yaml(path, problems))))
     merged = Node({}, layers[-1].where)
     for layer in reversed(layers):
         merged = merge(merged, layer, choices, problems)
@@ -149,8 +149,9 @@ def _combine(first: Node, second: Node) -> Node:
     return Node(entries, second.where)
 
 
-def _renamed(below: dict[str, Node], above: dict[str, Node]) -> bool:
-    return "name" in below and "name" in above and below["name"].value != above["name"].value
+def _renamed(below: dict[str, Node], above: dict[str, Node], usual: str) -> bool:
+    before = below["name"].value if "name" in below else usual if below else ""
+    return bool(before) and "name" in above and before != above["name"].value
 
 
 def _join(path: str, key: str) -> str:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError, safe_open
+from typing import TypeVar
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
-from vidalign.reading import parse_json
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Sections, StudentConfig
+from vidalign.recipe.needs import Needs
+from vidalign.recipe.schema import Sections
 from vidalign.recipe.typed import placed
 
-if TYPE_CHECKING:
-    from vidalign.objectives.base import Needs
-
-LANGUAGE = "language"
-"""Kind of student that answers with text."""
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,7 +29,17 @@ class Draft:
     def needs(self) -> Needs | None:
         """What the chosen objective asks for; None when there is no such objective."""
         name = self.recipe.objective.name
-        return registry.get("objectives", name).needs if name else None
+        needs: Needs | None = registry.get("objectives", name).needs if name else None
+        return needs
+
+    def sound(self, section: str) -> bool:
+        """Whether a section was read without mistake: only then is it asked what was left out of it."""
+        return section not in self.broken
+
+    def settings(self, section: str, kind: type[T]) -> T:
+        """The settings of the plugin in a section; its defaults where mistakes left none."""
+        config = getattr(getattr(self.recipe, section), "config", None)
+        return config if isinstance(config, kind) else kind()
 
     def refuse(self, what: str, path: str, why: str = "", fix: str = "") -> None:
         self.problems.append(Problem(what, self.tree.locate(path), why, fix))
@@ -43,18 +47,3 @@ class Draft:
     def pass_on(self, error: UserError, path: str) -> None:
         """An error met while looking at the value at `path`, told with its place in the recipe."""
         self.problems += placed(error, self.tree.locate(path))
-
-
-def student_spec(student: StudentConfig) -> dict[str, Any] | None:
-    """The specification that stands in the header of the weights, or `init`; None when it cannot be read."""
-    if student.name != "video":
-        return None
-    if student.init:
-        return student.init
-    from vidalign.students.video.checkpoint import resolve
-
-    try:
-        with safe_open(resolve(student.path), "np") as file:
-            return dict(parse_json((file.metadata() or {})["spec"]))
-    except (UserError, SafetensorError, OSError, KeyError, ValueError):
-        return None  # the check of the weights says why

@@ -16,7 +16,8 @@ from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Part, RewardChoice, Sections, TrainerConfig
 from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
-CHOICES = {f.name for f in fields(Sections) if "plugin" in f.metadata}
+CHOICES = {f.name: str(f.metadata.get("usual", "")) for f in fields(Sections) if "plugin" in f.metadata}
+"""Sections that choose a plugin, each with the name where it gives none."""
 
 
 @dataclass
@@ -115,7 +116,9 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         elif "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (
-                choose(spec.metadata["plugin"], chosen, name, problems) if node or whole else Choice("")
+                choose(spec.metadata["plugin"], chosen, name, problems, CHOICES[name])
+                if node or whole
+                else Choice("")
             )
         elif node is not None:
             value = convert(hints[name], node, name, problems)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
 from vidalign.data.source import PromptSource, check_kind, find_source
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
-from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
+from vidalign.recipe.draft import Draft
 from vidalign.recipe.plugins import as_node
 from vidalign.recipe.schema import Choice
 from vidalign.recipe.typed import settings_of
@@ -17,16 +18,24 @@ from vidalign.recipe.typed import settings_of
 
 def check_prompts(draft: Draft) -> None:
     """The sources exist and have prompts for the student; a reward can score every training prompt."""
-    recipe = draft.recipe
-    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
-    if recipe.evaluation.prompts:
-        sources["evaluation.prompts"] = recipe.evaluation.prompts
     before = len(draft.problems)
-    for path, source in sources.items():
-        _readable(draft, source, path)
+    for path, source in _sources(draft).items():
+        try:
+            _listed(draft, source)
+        except UserError as error:
+            for problem in error.problems:
+                problem.fix = problem.fix.replace("the path", path)
+            draft.pass_on(error, path)
     if len(draft.problems) == before:
-        _scored(draft, *find_source(recipe.data.prompts))
+        _scored(draft, *find_source(draft.recipe.data.prompts))
         _judged(draft)
+
+
+def listed_prompts(draft: Draft) -> Iterator[tuple[str, str, list[str]]]:
+    """(key, source, prompts) of every source of prompts that can be listed."""
+    for path, source in _sources(draft).items():
+        with suppress(UserError):  # reported by `check_prompts`
+            yield path, source, _listed(draft, source)
 
 
 def unscored(rewards: dict[str, Any], prompts: Iterator[tuple[str, Any]]) -> Problem | None:
@@ -75,7 +84,8 @@ def _judged(draft: Draft) -> None:
     """The metrics of the evaluation exist and fit the student; somebody judges the held-out prompts."""
     recipe, settings = draft.recipe, draft.recipe.evaluation
     source = settings.prompts or recipe.data.eval_prompts
-    metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics
+    kind = find_source(source)[0]
+    metrics = kind.judges if settings.metrics is None else settings.metrics
     for name, values in metrics.items():
         path = f"evaluation.metrics.{name}"
         try:
@@ -87,7 +97,7 @@ def _judged(draft: Draft) -> None:
             continue
         if judges not in ("clips", "answers"):
             draft.refuse(f"the metric {name!r} is for benchmarks", path, f"it judges {judges}", "name it in a protocol")
-        elif (judges == "answers") != (recipe.student.name == LANGUAGE):
+        elif (judges == "answers") != (kind.students == ("language",)):
             draft.refuse(f"the metric {name!r} cannot judge a {recipe.student.name} student", path,
                          f"it judges {judges}", "delete it")  # fmt: skip
     if not metrics and not recipe.rewards and "rewards" not in draft.broken:
@@ -95,32 +105,14 @@ def _judged(draft: Draft) -> None:
         draft.warnings.append(Problem(what, source, fix="name evaluation.metrics, or rewards"))
 
 
-def _readable(draft: Draft, source: str, path: str) -> None:
-    try:
-        check_kind(source, draft.recipe.student.name)
-        kind, argument = find_source(source)
-        prompts = kind.listed(argument)
-    except UserError as error:
-        for problem in error.problems:
-            problem.fix = problem.fix.replace("the path", path)
-        draft.pass_on(error, path)
-    else:
-        _unknown_words(draft, source, prompts or [])
+def _sources(draft: Draft) -> dict[str, str]:
+    recipe = draft.recipe
+    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
+    return sources | ({"evaluation.prompts": recipe.evaluation.prompts} if recipe.evaluation.prompts else {})
 
 
-def _unknown_words(draft: Draft, source: str, prompts: list[str]) -> None:
-    """A warning of words that the student's text encoder does not know."""
-    spec = student_spec(draft.recipe.student)
-    if spec is None:
-        return
-    from vidalign.students.video import VideoStudentSpec
-
-    text = spec.get("text", VideoStudentSpec().text)
-    name = text.get("name") if isinstance(text, dict) else None
-    if name not in registry.names("text_encoders"):
-        return
-    words = registry.get("text_encoders", name).unknown_words(prompts)
-    if words:
-        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
-        why = "the student's text encoder reads them as unknown words"
-        draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
+def _listed(draft: Draft, source: str) -> list[str]:
+    """The prompts of a source, none where they cannot be listed without cost; `UserError` for a wrong source."""
+    check_kind(source, draft.recipe.student.name)
+    kind, argument = find_source(source)
+    return kind.listed(argument) or []

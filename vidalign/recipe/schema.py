@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidalign.engine.config import AdapterConfig, EngineConfig
-from vidalign.students.language_config import ChatConfig, Sampling
+from vidalign.recipe.generation import ChatConfig, Sampling
 
 
 @dataclass
@@ -65,9 +65,9 @@ def plugin(kind: str) -> Any:
     return field(metadata={"plugin": kind})
 
 
-def optional_plugin(kind: str) -> Any:
-    """A `plugin` section that may be left out (null)."""
-    return field(default=None, metadata={"plugin": kind})
+def optional_plugin(kind: str, usual: str = "") -> Any:
+    """A `plugin` section that may be left out (null). usual: the name where the section gives none."""
+    return field(default=None, metadata={"plugin": kind, "usual": usual})
 
 
 @dataclass
@@ -91,37 +91,6 @@ class StudentConfig:
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-
-
-@dataclass
-class TeacherConfig:
-    """What the objective learns from; never trained."""
-
-    name: str = "model"
-    """Kind of teacher in the registry: `model` (a bidirectional multi-step network), `few_step` (a causal one),
-    `language` (a language model), `world` (its ground truth), `store` (clips on disk) or `pipeline` (clips sampled from
-    a diffusers pipeline)."""
-    path: str = ""
-    """Weights of a `model`, `few_step` or `language` teacher (a safetensors file or a shipped name such as
-    `world/teacher`), folder or table of a `store`, folder or hub name of a `pipeline` or of a language model."""
-    steps: int = 24
-    """Denoising steps of a `pipeline`."""
-    fps: float = 0.0
-    """Frame rate of the student's videos, to which the clips of a `store` are resampled; 0 takes frames as they are."""
-    skip_corrupt: bool = False
-    """Leave out clips of a `store` that cannot be used, with a warning, instead of refusing to start."""
-    cache: str = ""
-    """Folder in which the clips of a `pipeline` are kept; a later run goes on with them."""
-    per_prompt: int = 1
-    """Clips that a `pipeline` samples of each prompt."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of a `pipeline`'s call, such as guidance_scale."""
-
-    def __post_init__(self) -> None:
-        if self.per_prompt < 1:
-            raise ValueError("per_prompt must be at least 1")
-        if self.fps < 0:
-            raise ValueError("fps must be at least 0")
 
 
 @dataclass
@@ -247,8 +216,8 @@ class Sections:
     """Every random number of the run follows from it."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The model that is trained."""
-    teacher: TeacherConfig | None = None
-    """A frozen model to learn from, for objectives that need one."""
+    teacher: Choice | None = optional_plugin("teachers", usual="model")
+    """What the objective learns from, never trained: `name` and the settings of that teacher."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
     rewards: dict[str, RewardChoice] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vidalign import registry
 from vidalign.errors import Problem, UserError, nearest
 from vidalign.guest import guest
+from vidalign.plugin_source import owners
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Part
 
@@ -86,8 +87,13 @@ def convert(hint: Any, node: Node, path: str, problems: list[Problem], default: 
     return _leaf(hint, node, path, problems)
 
 
-def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
-    """A section `{name: ..., **Config}`: the plugin's own dataclass decides which keys it has."""
+def choose(kind: str, node: Node, path: str, problems: list[Problem], usual: str = "") -> Choice:
+    """A section `{name: ..., **Config}`: the plugin's own dataclass decides which keys it has.
+
+    usual: the name where the section gives none.
+    """
+    if usual and isinstance(node.value, dict):
+        node = Node({"name": Node(usual, node.where)} | node.value, node.where)
     if not isinstance(node.value, dict) or "name" not in node.value:
         names = ", ".join(registry.names(kind))
         problems.append(
@@ -96,12 +102,22 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem]) -> Choice:
         return Choice("")
     chosen = node.value["name"]
     settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
+    before = len(problems)
     try:
         config = settings_of(kind, str(chosen.value), settings, path, problems)
     except UserError as error:
         problems += placed(error, chosen.where)
         return Choice("")
+    for problem in problems[before:]:
+        _name_owner(problem, kind, path, settings)
     return Choice(str(chosen.value), config)
+
+
+def _name_owner(problem: Problem, kind: str, path: str, settings: Node) -> None:
+    """Of a key that the chosen plugin does not have: say which other one has it."""
+    for key in settings.value:
+        if problem.what == f"unknown key {_join(path, key)!r}" and (others := owners(kind, key)):
+            problem.fix = f"it is a setting of {' and '.join(map(repr, others))}, another of the {kind}"
 
 
 def settings_of(kind: str, name: str, node: Node, path: str, problems: list[Problem]) -> Any:

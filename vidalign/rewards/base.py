@@ -56,6 +56,8 @@ class TrainableReward(ABC):
 
     name: ClassVar[str]
     judges: ClassVar[str] = "clips"
+    teacher_offers: ClassVar[str] = ""
+    """What the teacher must offer; empty where it needs none."""
     role: ClassVar[str]
     """Name of its engine, of its checkpoint and in its metrics."""
     network: nn.Module

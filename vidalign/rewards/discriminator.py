@@ -31,13 +31,15 @@ from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
 from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, pair_accuracy
 from vidalign.rewards.base import TrainableReward
-from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
+    from vidalign.recipe.draft import Draft
+    from vidalign.rewards.discriminators.base import DiscriminatorConfig
+    from vidalign.rewards.discriminators.network import Discriminator
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
@@ -50,8 +52,11 @@ ENOUGH_PAIRS = 16
 
 
 class DiscriminatorReward(TrainableReward):
+    """How much a network that is trained on the teacher's clips prefers a clip; comparable inside a prompt only."""
+
     name = "discriminator"
     role = "discriminator"
+    teacher_offers = "clips"
 
     def __init__(self, network: Discriminator, config: DiscriminatorConfig) -> None:
         self.network, self.config, self.updates = network, config, config.updates
@@ -60,6 +65,25 @@ class DiscriminatorReward(TrainableReward):
         self._learned: int | None = None
         self._module: Callable[[], Any] = lambda: self.network
         """Its network: that of its engine in a training run."""
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """Its section and the teacher's clips are there, and the objective shows it whole videos."""
+        recipe = draft.recipe
+        if recipe.discriminator is None and draft.sound("discriminator"):
+            known, why = ", ".join(registry.names("discriminators")), "the reward `discriminator` has no network"
+            fix = f"add discriminator: {{name: {known}}}"
+            draft.refuse("there is no discriminator", "rewards.discriminator", why, fix)
+        own = getattr(recipe.objective, "rewards", None)  # an objective of a mixture may choose among the rewards
+        clip = getattr(recipe.objective.config, "clip", None)
+        if (own is None or cls.name in own) and getattr(clip, "score", "video") == "clip":
+            what = "the discriminator cannot judge a clip without its history"
+            why, fix = "it compares videos from their first frame on", "use clip: {score: video}"
+            draft.refuse(what, "objective.clip.score", why, fix)
+        if recipe.teacher is None and draft.sound("teacher"):
+            why = "the discriminator needs one that offers clips"
+            fix = "add teacher: {name: world}, or another that offers clips"
+            draft.refuse("there is no teacher", "teacher", why, fix)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> DiscriminatorReward:

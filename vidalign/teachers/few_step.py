@@ -6,30 +6,42 @@ to the posterior mean of a multi-step model would blur it.)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
+from vidalign.students.checks import check_teacher_weights
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
 class FewStepTeacher:
-    """A frozen `VideoStudent` under ``model``. Offers ``few_step``: its causal velocity."""
+    """A frozen causal few-step video network. Offers ``few_step``: the causal velocity of ``model``."""
 
     offers = ("few_step",)
+
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file or a shipped name such as `world/student`."""
 
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
+    def check(cls, draft: Draft) -> None:
+        """The weights can be read, and are those of a video network."""
+        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> FewStepTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))
 
-    def check(self, student: VideoStudent) -> None:
+    def check_student(self, student: VideoStudent) -> None:
         """Raises `UserError` unless teacher and student share latents, text features, chunks and noise levels."""
         ours, theirs = student.spec, self.model.spec
         pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("codec", "text", "height", "width")}

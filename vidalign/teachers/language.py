@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vidalign.students.checks import check_teacher_weights
+from vidalign.students.language_config import is_transformers
+
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.recipe.draft import Draft
     from vidalign.students.language import LanguageStudent
     from vidalign.students.language_config import LanguageSpec
 
 
 class LanguageTeacher:
-    """A frozen `LanguageStudent` under ``model``. Offers ``logits``: `compose`, `response_hidden`, `project`."""
+    """A frozen language model. Offers ``logits``, of ``model``: `compose`, `response_hidden`, `project`."""
 
     offers = ("logits",)
+
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file, a shipped name such as `tokens/teacher`, or the folder or hub name of a
+        transformers model."""
 
     def __init__(self, model: LanguageStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: LanguageSpec) -> LanguageTeacher:
+    def check(cls, draft: Draft) -> None:
+        """Weights that vidalign saved can be read; a model of transformers is not opened."""
+        path = draft.settings("teacher", cls.Config).path
+        if not path or not is_transformers(path):
+            check_teacher_weights(draft, path, "language")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
 
         return cls(LanguageStudent.load(config.path))

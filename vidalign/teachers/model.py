@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.deferred import without_gradient
+from vidalign.students.checks import check_teacher_weights
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 
 class ModelTeacher:
-    """A frozen bidirectional network. Offers ``velocity``."""
+    """A frozen bidirectional multi-step video network. Offers ``velocity``."""
 
     offers = ("velocity",)
+
+    @dataclass
+    class Config:
+        path: str = ""
+        """Weights: a safetensors file or a shipped name such as `world/teacher`."""
 
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
+    def check(cls, draft: Draft) -> None:
+        """The weights can be read, and are those of a video network."""
+        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> ModelTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from vidalign.quiet import no_bars
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
 
 
@@ -35,6 +36,25 @@ class PipelineTeacher:
     """
 
     offers = ("clips",)
+
+    @dataclass
+    class Config:
+        path: str = ""
+        """Folder or hub name of the pipeline."""
+        steps: int = 24
+        """Denoising steps."""
+        cache: str = ""
+        """Folder in which clips are kept; a later run goes on with them."""
+        per_prompt: int = 1
+        """Clips that are sampled of each prompt."""
+        options: dict[str, Any] = field(default_factory=dict)
+        """Further arguments of the pipeline's call, such as guidance_scale."""
+
+        def __post_init__(self) -> None:
+            if self.steps < 1:
+                raise ValueError("steps must be at least 1")
+            if self.per_prompt < 1:
+                raise ValueError("per_prompt must be at least 1")
 
     def __init__(
         self,
@@ -54,7 +74,15 @@ class PipelineTeacher:
         self.call = {**size, "num_inference_steps": steps, **(options or {})}
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> PipelineTeacher:
+    def check(cls, draft: Draft) -> None:
+        """It names its weights and the folder of its clips."""
+        config = draft.settings("teacher", cls.Config)
+        for key, meaning in {"path": "its weights", "cache": "where clips are kept"}.items():
+            if not getattr(config, key) and draft.sound("teacher"):
+                draft.refuse(f"the teacher has no {key}", "teacher", f"it names {meaning}", f"give teacher.{key}")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> PipelineTeacher:
         return cls(
             lambda: load_pipeline(config.path), config.path, ClipShape.of(spec, frames), Path(config.cache),
             per_prompt=config.per_prompt, steps=config.steps, options=config.options,

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.data.paths import inside
+from vidalign.data.source import listed
 from vidalign.engine import distributed
-from vidalign.errors import DataError, nearest
+from vidalign.errors import DataError, UserError, nearest
 from vidalign.reading import regular
 from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
 
 REMEMBERED = 64
@@ -53,6 +54,19 @@ class ClipStore:
 
     offers = ("clips",)
 
+    @dataclass
+    class Config:
+        path: str = ""
+        """Folder of clips, parquet file, or folder of `Dataset.save_to_disk`."""
+        fps: float = 0.0
+        """Frame rate of the student's videos, to which clips are resampled; 0 takes frames as they are."""
+        skip_corrupt: bool = False
+        """Leave out clips that cannot be used, with a warning, instead of refusing to start."""
+
+        def __post_init__(self) -> None:
+            if self.fps < 0:
+                raise ValueError("fps must be at least 0")
+
     def __init__(self, path: Path, shape: ClipShape, *, fps: float = 0.0, skip_corrupt: bool = False) -> None:
         self.path, self.shape, self.fps = path, shape, fps
         entries = index_clips(path)
@@ -75,7 +89,16 @@ class ClipStore:
         self._clip = lru_cache(maxsize=REMEMBERED)(self._read)
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> ClipStore:
+    def check(cls, draft: Draft) -> None:
+        """The clips can be listed, and every training prompt has one; nothing is decoded."""
+        path = draft.settings("teacher", cls.Config).path
+        if path:
+            _check_prompts(draft, path)
+        elif draft.sound("teacher"):
+            draft.refuse("the teacher has no path", "teacher", "it names its clips", "give teacher.path")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> ClipStore:
         shape = ClipShape.of(spec, frames)
         return cls(Path(config.path), shape, fps=config.fps, skip_corrupt=config.skip_corrupt)
 
@@ -123,6 +146,20 @@ class ClipStore:
         return dict(sorted(found.items()))
 
 
+def _check_prompts(draft: Draft, path: str) -> None:
+    try:
+        known = {entry.prompt for entry in index_clips(Path(path))}
+        asked = listed(draft.recipe.data.prompts) or []
+    except UserError as error:
+        draft.pass_on(error, "teacher.path")
+        return
+    missing = [prompt for prompt in asked if prompt not in known]
+    if missing:
+        shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        why = f"{len(missing)} of {len(asked)} training prompts: {shown}"
+        draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
+
+
 def index_clips(path: Path) -> list[Entry]:
     """Every clip of a folder or table, nothing decoded; `DataError` when there is none or the prompts are missing."""
     if path.is_dir() and not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
@@ -140,26 +177,26 @@ def index_clips(path: Path) -> list[Entry]:
 
 
 def _folder(path: Path) -> list[Entry]:
-    listed = path / "metadata.jsonl"
-    if listed.is_file():
-        pairs = _listed(listed)
+    table = path / "metadata.jsonl"
+    if table.is_file():
+        pairs = _listed(table)
     else:
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
         pairs = [(file, _prompt_of(file)) for file in files]
     return [_entry(file, prompt, str(file.relative_to(path))) for file, prompt in pairs]
 
 
-def _listed(listed: Path) -> list[tuple[Path, str]]:
+def _listed(table: Path) -> list[tuple[Path, str]]:
     pairs = []
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            pairs.append((inside(listed.parent, row["file_name"]), str(row["prompt"]).strip()))
+            pairs.append((inside(table.parent, row["file_name"]), str(row["prompt"]).strip()))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                "a line of metadata.jsonl cannot be used", where=f"{listed}:{number}",
+                "a line of metadata.jsonl cannot be used", where=f"{table}:{number}",
                 why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
             ) from error  # fmt: skip
     return pairs

@@ -1,4 +1,4 @@
-"""The contract of a discriminator network, and the settings that every one of them shares."""
+"""The contract of a discriminator as a plugin: light until its network is made; the settings that all of them share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import nn
-
 if TYPE_CHECKING:
+    import torch
+
+    from vidalign.recipe.draft import Draft
+    from vidalign.rewards.discriminators.network import Discriminator
     from vidalign.students.video import VideoStudentSpec
 
-Features = Callable[[Sequence[str]], torch.Tensor]
+Features = Callable[[Sequence[str]], "torch.Tensor"]
 """Prompt features ``[B, L, D]`` of the student's text encoder."""
 
 
@@ -84,26 +85,20 @@ class DiscriminatorConfig:
             raise ValueError("held_out must lie above 0 and be at most 0.5")
 
 
-class Discriminator(nn.Module):
-    """Scores clips for prompts; the head has no bias, since its gradient is exactly 0 and Adam would make drift of
-    the rounding noise."""
+class DiscriminatorKind:
+    """A kind of discriminator as the registry knows it (kind ``discriminators``)."""
 
     Config: ClassVar[type[DiscriminatorConfig]]
-    differentiable: ClassVar[bool] = True
-    """Whether scores have a gradient with respect to the clips."""
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The reward that it is the network of is among the rewards."""
+        named = "discriminator" in draft.recipe.rewards or not draft.sound("rewards")
+        if not named and not (draft.needs is not None and draft.needs.discriminator):
+            fix = "add rewards: {discriminator: 1.0}, or delete the section"
+            draft.refuse("the discriminator is not among the rewards", "discriminator", "nothing would train it", fix)
 
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:
         """The network for the clips and prompts of a student."""
         raise NotImplementedError
-
-    def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; comparable inside a prompt only."""
-        raise NotImplementedError
-
-
-def full_precision_head(head: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
-    """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight: bf16 has three digits, and the loss lives on
-    differences of scores."""
-    with torch.autocast(pooled.device.type, enabled=False):
-        return head(pooled.to(head.weight.dtype)).squeeze(1)

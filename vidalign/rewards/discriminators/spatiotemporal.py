@@ -9,32 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
+from vidalign.rewards.discriminators.base import Features
+from vidalign.rewards.discriminators.kinds import SpatioTemporalKind
+from vidalign.rewards.discriminators.network import Discriminator, full_precision_head
 from vidalign.students.video import VideoStudentSpec
 
 
 class SpatioTemporal(Discriminator):
-    @dataclass
-    class Config(DiscriminatorConfig):
-        learning_rate: float = 3e-4
-        """Constant learning rate; all weights are trained from scratch."""
-        width: int = 64
-        """Channels of a cell; a multiple of 8."""
-        layers: int = 2
-        """Transformer layers."""
+    """Convolutions over frames and their differences, then attention to all cells and the prompt; 0.24 M parameters."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.width < 8 or self.width % 8:
-                raise ValueError("width must be a multiple of 8")
-            if self.layers < 1:
-                raise ValueError("layers must be at least 1")
+    Config = SpatioTemporalKind.Config
 
     def __init__(self, features: Features, text_dim: int, width: int = 64, layers: int = 2) -> None:
         from diffusers.models.attention import BasicTransformerBlock

@@ -14,7 +14,6 @@ Knobs that matter: learning_rate (5e-6; 5e-5 kills the signal), frames, rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,40 +25,22 @@ from vidalign.engine.policies import inject_adapters
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.quiet import no_bars
-from vidalign.rewards.discriminators.base import Discriminator, DiscriminatorConfig, Features, full_precision_head
+from vidalign.rewards.discriminators.base import Features
+from vidalign.rewards.discriminators.kinds import VisionLanguageKind
+from vidalign.rewards.discriminators.network import Discriminator, full_precision_head
 from vidalign.students.video import VideoStudentSpec
 
 ADAPTER = "current"
 
 
 class VisionLanguage(Discriminator):
+    """LoRA and a scalar head on any vision-language model of transformers, which sees frames and the prompt."""
+
     differentiable = False
 
-    @dataclass
-    class Config(DiscriminatorConfig):
-        path: str = ""
-        """Folder or hub name of the backbone and its processor."""
-        rank: int = 64
-        """Rank of the low-rank update of every linear layer of the language model."""
-        alpha: float = 128.0
-        """The update is scaled by alpha / rank."""
-        frames: int = 8
-        """Frames of a clip that are shown, evenly spaced, first and last included."""
-        question: str = "Does the video show this, with natural motion and physics: {prompt}"
-        """What the backbone reads after the frames; {prompt} is replaced."""
+    Config = VisionLanguageKind.Config
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not self.path:
-                raise ValueError("path must name the folder or the hub name of a vision-language model")
-            if self.rank < 1:
-                raise ValueError("rank must be at least 1")
-            if self.frames < 2:
-                raise ValueError("frames must be at least 2: a single picture shows no motion")
-            if "{prompt}" not in self.question:
-                raise ValueError("question must contain {prompt}")
-
-    def __init__(self, backbone: Any, processor: Any, config: Config, seed: int) -> None:
+    def __init__(self, backbone: Any, processor: Any, config: VisionLanguageKind.Config, seed: int) -> None:
         super().__init__()
         self.processor, self.config = processor, config
         self.backbone: Any = backbone.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from vidalign.worlds.video.renderer import clips
 
 if TYPE_CHECKING:
-    from vidalign.recipe.schema import TeacherConfig
     from vidalign.students.video import VideoStudentSpec
 
 
@@ -19,11 +19,15 @@ class WorldTeacher:
 
     offers = ("clips",)
 
+    @dataclass
+    class Config:
+        """It takes no settings."""
+
     def __init__(self, frames: int) -> None:
         self.frames = frames
 
     @classmethod
-    def from_recipe(cls, config: TeacherConfig, frames: int, spec: VideoStudentSpec) -> WorldTeacher:
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> WorldTeacher:
         return cls(frames)
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:

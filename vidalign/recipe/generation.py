@@ -1,0 +1,53 @@
+"""How a student that answers with text is asked and sampled: sections of recipes and of student files."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, field
+from typing import Any
+
+from vidalign.errors import UserError
+
+
+@dataclass
+class ChatConfig:
+    """How a question becomes a conversation."""
+
+    system: str = ""
+    """System turn; empty: none."""
+    privileged: str = "{prompt}\n\n{privileged}"
+    """User turn of a privileged policy."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the model's chat template, such as `enable_thinking: false`."""
+
+    def __post_init__(self) -> None:
+        names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
+        if names != ["privileged", "prompt"]:
+            raise UserError(
+                f"the privileged turn {self.privileged!r} cannot be filled in", where="chat.privileged",
+                why=f"it names {', '.join(names) or 'nothing'}", fix="use {prompt} and {privileged}, once each",
+            )  # fmt: skip
+
+
+@dataclass
+class Sampling:
+    """How responses are drawn."""
+
+    max_new_tokens: int = 256
+    """Longest response in tokens, the stop token included."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that hold this much probability (nucleus sampling)."""
+    top_k: int = 0
+    """Draw among this many likeliest tokens; 0: among all."""
+    stop: list[str] = field(default_factory=list)
+    """Tokens that end a response, besides the model's own end-of-text tokens."""
+
+    def __post_init__(self) -> None:
+        checks = {"max_new_tokens": self.max_new_tokens >= 1, "temperature": self.temperature >= 0,
+                  "top_p": 0 < self.top_p <= 1, "top_k": self.top_k >= 0}  # fmt: skip
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name)}", where=f"sampling.{name}",
+                                fix="see the ranges in `Sampling`")  # fmt: skip

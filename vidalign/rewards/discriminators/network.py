@@ -1,0 +1,30 @@
+"""The contract of a discriminator network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from vidalign.rewards.discriminators.base import DiscriminatorKind
+
+
+class Discriminator(DiscriminatorKind, nn.Module):
+    """Scores clips for prompts; the head has no bias, since its gradient is exactly 0 and Adam would make drift of
+    the rounding noise."""
+
+    differentiable: ClassVar[bool] = True
+    """Whether scores have a gradient with respect to the clips."""
+
+    def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; comparable inside a prompt only."""
+        raise NotImplementedError
+
+
+def full_precision_head(head: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
+    """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight: bf16 has three digits, and the loss lives on
+    differences of scores."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        return head(pooled.to(head.weight.dtype)).squeeze(1)

@@ -1,0 +1,75 @@
+"""Checks that several kinds of student share, for the ``check`` of students and of teachers that are networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from vidalign.engine.policies import match_targets
+from vidalign.errors import UserError
+from vidalign.reading import parse_json
+from vidalign.students.video.checkpoint import resolve
+
+if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
+
+FAMILIES = {"config": "language", "transformer": "video"}
+"""The entry of a specification that tells which kind of student it describes."""
+
+
+def read_header(path: str) -> dict[str, Any]:
+    """The specification in the header of a weights file. Raises what reading it raises; see `written_spec`."""
+    with safe_open(resolve(path), "np") as file:
+        return dict(parse_json((file.metadata() or {})["spec"]))
+
+
+def check_weights(draft: Draft, path: str, key: str, kind: str) -> None:
+    """The file exists, its header can be read, and it holds a network of this kind; tensors are not touched."""
+    try:
+        with safe_open(resolve(path), "np") as file:
+            metadata = file.metadata() or {}
+    except UserError as error:
+        draft.pass_on(error, key)
+    except (SafetensorError, OSError) as error:
+        draft.refuse(f"cannot read the weights {path!r}", key, f"{error}: half-written or not safetensors")
+    else:
+        if "spec" in metadata:
+            _check_family(draft, metadata["spec"], path, key, kind)
+        else:
+            why = "the metadata has no key 'spec'"
+            draft.refuse(f"the weights {path!r} carry no specification", key, why)
+
+
+def check_teacher_weights(draft: Draft, path: str, kind: str) -> None:
+    """A teacher that is a network names its weights, and they can be read."""
+    if path:
+        check_weights(draft, path, "teacher.path", kind)
+    elif draft.sound("teacher"):
+        draft.refuse("the teacher has no weights", "teacher", "it is a network", "give teacher.path")
+
+
+def check_adapter(draft: Draft, layers: Sequence[str]) -> None:
+    """Every adapter pattern matches a layer of the network; no `layers` where they are not known."""
+    adapter = draft.recipe.student.adapter
+    if adapter is None or adapter.targets == "blocks":
+        return
+    for pattern in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
+        try:
+            match_targets(list(layers) or [pattern], [pattern])
+        except UserError as error:
+            draft.pass_on(error, "student.adapter.targets")
+
+
+def _check_family(draft: Draft, spec: str, path: str, key: str, kind: str) -> None:
+    """Weights of a video network are not put into a language model, nor the other way round."""
+    try:
+        entries = parse_json(spec)
+        kinds = [name for entry, name in FAMILIES.items() if entry in entries]
+    except (TypeError, ValueError):
+        return  # what reads the weights says so
+    if kinds and kind not in kinds:
+        whose = key.partition(".")[0]
+        why = f"they are those of a {kinds[0]} network, the {whose} is a {kind} one"
+        draft.refuse(f"the weights {path!r} do not fit", key, why, f"name others, or change {whose}.name")
