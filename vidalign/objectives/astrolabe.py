@@ -147,6 +147,8 @@ class Astrolabe(Objective):
         """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
 
         def __post_init__(self) -> None:
+            if not 0 <= self.sigma_min <= self.sigma_max:
+                raise ValueError("sigma_min must lie in 0..sigma_max")
             for name in ("beta", "advantage_clip"):
                 if getattr(self, name) <= 0:
                     raise ValueError(f"{name} must be positive")
