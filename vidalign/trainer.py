@@ -26,6 +26,7 @@ from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, RecipeError, UserError
 from vidalign.objectives.base import Experience, LossOut, Phase
+from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.recipe.marks import read_yaml
@@ -278,6 +279,7 @@ class Trainer:
             return Tracker.silent()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        keep_plugins(self.run_dir)
         tracking = self.recipe.tracking
         return Tracker(
             self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
