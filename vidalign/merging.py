@@ -25,6 +25,7 @@ from vidalign.bench.bootstrap import interval
 from vidalign.build import build_student
 from vidalign.errors import CheckpointError, UserError
 from vidalign.merge_scores import JUDGE, MergeScores
+from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.runs import STUDENT, FinishedRun, generator_of, open_run
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
@@ -201,6 +202,7 @@ def _write(out: Path, run: FinishedRun, student: Any, document: dict[str, Any]) 
     """The folder of a run that trained nothing: recipe, log header, student and how it was merged."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run.folder / "recipe.yaml", out / "recipe.yaml")
+    keep_plugins(out)
     header = describe_run(run.recipe)
     JsonlLog(out / FILE_NAME, header).close()
     (out / "merge.json").write_text(json.dumps({"header": header, **document}, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Run folders: opening them again, judging their student, writing their report, sampling from them.
 
-RUN/recipe.yaml, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html; of the student in
-a checkpoint RUN/evaluation-step-N.json and RUN/report-step-N.html.
+RUN/recipe.yaml, RUN/plugins.json, RUN/student.safetensors, RUN/metrics.jsonl, RUN/evaluation.json, RUN/report.html;
+of the student in a checkpoint RUN/evaluation-step-N.json and RUN/report-step-N.html.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from vidalign.data.examples import Example
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, DataError, UsageError, before_work
+from vidalign.plugins import load_plugins_of
 from vidalign.provenance import describe_run, without_run_folder
 from vidalign.reading import read_json, regular
-from vidalign.recipe import load_recipe
+from vidalign.recipe import load_recipe, load_student_recipe
 from vidalign.report import EvaluationRow, write_report
 from vidalign.saved import Saved, held_out_score, step_of, student_at
 from vidalign.students.video import VideoStudent, checkpoint
@@ -73,11 +74,20 @@ class FinishedRun:
         return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL) -> FinishedRun:
-    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing."""
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL, *, student_only: bool = False
+) -> FinishedRun:
+    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing.
+
+    student_only: its rewards, teacher and objective, and their plugins, are not asked for.
+    """
     folder = Path(folder)
     check_finished(folder, saved)
-    recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+    if student_only:
+        recipe = load_student_recipe(folder / "recipe.yaml")
+    else:
+        load_plugins_of(folder)
+        recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})
@@ -184,7 +194,7 @@ def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[s
 
 def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Saved = FINAL) -> Path:
     """Write a run's student to one file, with what made it and the means of its own evaluation in the metadata."""
-    run = open_run(folder, saved=saved)
+    run = open_run(folder, saved=saved, student_only=True)
     metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
     judged = run.file("evaluation.json")
     if judged.exists():
@@ -232,7 +242,7 @@ def sample_run(
 
     The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
-    run = open_run(folder, saved=saved)
+    run = open_run(folder, saved=saved, student_only=True)
     student = run.student.eval()
     if run.recipe.student.name == LANGUAGE:
         return [_write_answers(student, prompts, out, seed, images)]

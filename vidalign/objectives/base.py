@@ -17,10 +17,22 @@ from vidalign.errors import UserError
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.objectives.cost import Cost, StepSizes
-    from vidalign.students.video import Context
+    from vidalign.students.video import Context, Sampler
 
 PolicyRule = Literal["fixed", "current", "own"]
 """How an objective moves a weight set, see `Objective.policy_rules`."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a recipe says around an objective, known before any weight is loaded."""
+
+    chunks: int
+    """Chunks of a video; 0 where they are not known, and for language students."""
+    rewards: tuple[str, ...]
+    """Names of its rewards, those of weight 0 too."""
+    sampler: Sampler | None
+    """The video student's sampler, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,9 @@ class Objective:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, around: Around) -> None:
+        """Raise `UserError` for settings that do not fit the rest of the recipe; nothing is loaded yet."""
 
     def phases(self) -> tuple[Phase, ...]:
         """Which roles are trained in one step, in order."""

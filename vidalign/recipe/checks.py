@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
+from vidalign.guest import guest
 from vidalign.reading import parse_json
 from vidalign.recipe.draft import LANGUAGE, Draft, student_spec
 from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import check_prompts, read_source
 from vidalign.recipe.schema import Choice, Sections
 from vidalign.recipe.typed import build, unknown_key
+
+if TYPE_CHECKING:
+    from vidalign.students.video import Sampler
 
 NETWORKS = ("model", "few_step", LANGUAGE)
 """Teachers that are a network with weights."""
@@ -30,6 +35,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
         _objective, _rewards, _discriminator, _teacher, _student, _frames, _adapter, _optimizer, check_prompts,
+        _settings,
     ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
@@ -91,6 +97,38 @@ def _objective(draft: Draft) -> None:
         draft.refuse(
             f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix
         )
+
+
+def _settings(draft: Draft) -> None:
+    """The objective's own check: its settings fit the video, the sampler and the rewards."""
+    from vidalign.objectives.base import Around, Objective
+
+    recipe, chosen = draft.recipe, draft.recipe.objective
+    if draft.problems or chosen.config is None:
+        return
+    spec = student_spec(recipe.student)
+    chunk = ((spec or {}).get("cache") or {}) | (recipe.student.cache or {})
+    sampler = None if spec is None else _sampler(spec)
+    chunks = 0 if spec is None else recipe.data.frames // chunk.get("chunk_frames", 3)
+    kind, rewards = registry.get("objectives", chosen.name), getattr(chosen, "rewards", None) or recipe.rewards
+    if getattr(kind, "check", Objective.check) is Objective.check:
+        return
+    try:
+        with guest("objective", chosen.name, kind):
+            kind(chosen.config).check(Around(chunks, tuple(rewards), sampler))
+    except UserError as error:
+        for problem in error.problems:
+            draft.refuse(problem.what, problem.where, problem.why, problem.fix)
+
+
+def _sampler(spec: dict[str, Any]) -> Sampler | None:
+    """The sampler of a student's specification; None where what builds the student will refuse it."""
+    from vidalign.students.video.spec import Sampler, VideoStudentSpec
+
+    try:
+        return Sampler(**spec["sampler"]) if "sampler" in spec else VideoStudentSpec().sampler
+    except (TypeError, ValueError, UserError):
+        return None
 
 
 def _rewards(draft: Draft) -> None:
