@@ -97,6 +97,8 @@ ASKED = {
     "metrics": ("name", "version", "judges", "Config"),
 }
 """What the class of a plugin must have: asked for before one is made."""
+MODULE = "vidalign_plugin_"
+"""How the modules of plugin files are called."""
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 
 T = TypeVar("T")
@@ -172,7 +174,7 @@ def load_plugin_file(path: str | Path) -> None:
     file = Path(path).resolve()
     if not file.is_file():
         raise PluginError(f"no plugin file {str(path)!r}", fix="give the path of a Python file")
-    module_name = "vidalign_plugin_" + hashlib.sha256(str(file).encode()).hexdigest()[:12]
+    module_name = MODULE + hashlib.sha256(str(file).encode()).hexdigest()[:12]
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, file)
@@ -200,6 +202,13 @@ def load_plugin_file(path: str | Path) -> None:
             where=f"{path}:{line}",
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def plugin_files() -> list[str]:
+    """The files given with --plugin whose plugins are registered."""
+    owners = {source for taken in _registered.values() for _, source in taken.values()}
+    modules = [(name, getattr(module, "__file__", "")) for name, module in sys.modules.items()]
+    return sorted(str(file) for name, file in modules if name.startswith(MODULE) and file in owners)
 
 
 def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:

@@ -23,6 +23,7 @@ from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.objectives.base import Experience, LossOut, Phase
+from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
 from vidalign.recipe.marks import read_yaml
@@ -76,6 +77,8 @@ class Trainer:
         if saved:
             self._resume(trust_checkpoint)
         self._check_weights("training cannot begin with them", "start from other weights (student.path)")
+        frozen = self.ctx.roles.not_finite()
+        self._refuse_weights(frozen, "training cannot begin with them", "use another teacher (teacher.path)")
         self._suspects: list[dict[str, Any]] = []
         """Steps in a row, up to now, in which an update was skipped: their ids and prompts."""
         self.tracker = self.ctx.tracker = self._tracker(self.step)
@@ -226,8 +229,13 @@ class Trainer:
 
     def _check_weights(self, what: str, fix: str) -> None:
         """Refuse weights that are not finite, by name; all ranks call it."""
-        for role, engine in self.ctx.roles.engines.items():
-            if bad := engine.not_finite():
+        trained = {role: engine.not_finite() for role, engine in self.ctx.roles.engines.items()}
+        self._refuse_weights(trained, what, fix)
+
+    def _refuse_weights(self, named: dict[str, list[str]], what: str, fix: str) -> None:
+        """Refuse the weights of these names, by role."""
+        for role, bad in named.items():
+            if bad:
                 more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
                 raise UserError(
                     f"weights of the {role} are not finite: {', '.join(bad[:3])}{more}",
@@ -270,6 +278,7 @@ class Trainer:
             return Tracker.silent()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        keep_plugins(self.run_dir)
         tracking = self.recipe.tracking
         return Tracker(
             self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,

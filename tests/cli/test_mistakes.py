@@ -96,6 +96,27 @@ MISTAKES = {
     "validate recipe.yaml data.prompts=tokens:train": "a video student cannot use 'tokens:train' - override 1",
     "validate recipe.yaml teacher.name=store teacher.path=gone": "'gone' holds no clips - override 2 - there is no",
     "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
+    "validate recipe.yaml trainer.learning_rate=.nan": "trainer.learning_rate must be a finite number, not nan",
+    "validate recipe.yaml trainer.betas=[0.9,.inf]": "trainer.betas must be a finite number, not [0.9, inf]",
+    "validate recipe.yaml trainer.betas=[2,3]": "trainer.betas must lie in 0..1, 1 excluded - override 1",
+    "validate recipe.yaml trainer.clip=-1": "trainer.clip must be at least 0",
+    "validate recipe.yaml trainer.weight_decay=-1": "trainer.weight_decay must be at least 0",
+    "validate recipe.yaml trainer.warmup_steps=-1": "trainer.warmup_steps must be at least 0",
+    "validate recipe.yaml trainer.ema_decay=2": "trainer.ema_decay must lie in 0..1",
+    "validate recipe.yaml trainer.eval_every=-3": "trainer.eval_every must be at least 0",
+    "validate recipe.yaml tracking.clips_every=-1": "tracking.clips_every must be at least 0",
+    "validate tokens/opd evaluation.temperature=-1": "evaluation.temperature must be at least 0",
+    "validate world/astrolabe objective.sigma_min=0.9": "objective.sigma_min must lie in 0..sigma_max",
+    "validate recipe.yaml objective.clip.chunks=4": "a clip of 4 chunks does not fit into a video of 3 - override 1",
+    "validate recipe.yaml objective.kl.mode=selective ~rewards.visual_quality": "a selective penalty needs two rewards",
+    "validate recipe.yaml objective.kl.mode=selective objective.kl.primary=odd": "'odd' is not among the rewards - "
+    "override 2",
+    "validate recipe.yaml objective.sigma_min=0.9 objective.sigma_max=0.95": "leaves no noise level to train on - "
+    "override 2",
+    "validate world/ar_copo objective.pivots=5": "the pivot cannot be one of 5 chunks - override 1",
+    "validate world/afd objective.sigma_max=0.1": "leaves no noise level to train on - override 1",
+    "validate recipe.yaml objective={name: flow_grpo, group_size: 2} student.init.sampler={sigmas: [1.0]}": "cannot "
+    "train a sampler of [1, 1, 1] steps",
     "validate tokens/opd data.prompts=gone.jsonl": "there are no examples 'gone.jsonl' - override 1",
     "validate tokens/opd rewards.motion_quality=1": "the reward 'motion_quality' cannot judge texts - override 1",
     "validate recipe.yaml data.prompts=whales.txt": "can score a prompt - override 1 (whales.txt:3)",
@@ -134,7 +155,7 @@ def test_mistakes_on_the_command_line_end_with_2_before_any_work(
     Path("whales.txt").write_text("a large red circle falls\n\na whale sings\n", encoding="utf-8")
     Path("questions.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "why?"}\n', encoding="utf-8")
     before = sorted(recipe_folder.rglob("*"))
-    words = [str(finished / "run") if word == "RUN" else word for word in command.split()]
+    words = [str(finished / "run") if word == "RUN" else word for word in re.split(r" (?![^{]*})", command)]
     assert vidalign(*words) == 2
     told = capsys.readouterr().err
     assert MISTAKES[command] in told and "Traceback" not in told

@@ -182,7 +182,7 @@ def test_high_noise_levels_can_be_left_out(folder: Path) -> None:
     objective, ctx = afd(folder, "sigma_max=0.6")
     data = collect(objective, ctx)
     assert {round(s, 4) for s in objective._draw(ctx, data)[1].flatten().tolist()} == {0.6, 0.4}
-    objective, ctx = afd(folder, "sigma_max=0.3")
+    objective.config.sigma_max = 0.3
     with pytest.raises(UserError, match="leaves no noise level"):
         whole(objective, ctx, data)
 

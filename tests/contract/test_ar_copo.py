@@ -95,7 +95,7 @@ def test_which_chunks_are_pivots(folder: Path) -> None:
         for ctx.step in range(20):
             found.add(objective.fork(ctx, Batch(ctx.step, PROMPTS[:1], [0]))[0].pivot)
         assert found == expected
-    objective, ctx = ar_copo(folder, "pivots=4")
+    objective.config.pivots = 4
     with pytest.raises(UserError, match="one of 4 chunks .* a video has 3"):
         collect(objective, ctx)
 

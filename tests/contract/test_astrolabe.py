@@ -146,7 +146,10 @@ def test_the_fork_visits_the_whole_video(folder: Path) -> None:
 
 
 def test_a_clip_longer_than_the_video_is_refused(folder: Path) -> None:
-    objective, ctx = astrolabe(folder, "clip.chunks=4")
+    with pytest.raises(UserError, match="a clip of 4 chunks .* of 3"):
+        astrolabe(folder, "clip.chunks=4")
+    objective, ctx = astrolabe(folder)
+    objective.config.clip.chunks = 4
     with pytest.raises(UserError, match="a clip of 4 chunks .* of 3"):
         collect(objective, ctx)
 

@@ -67,8 +67,9 @@ def test_the_penalty_is_selective(folder: Path) -> None:
     """Ranks against each other: gaps 7, 5, 3, 1 are not negative, and the 0.9 quantile is 6.4: the last sample only,
     which the primary reward likes best and the other least."""
     weight, penalties = {}, {}
-    for mode, primary in (("selective", "first"), ("selective", "second"), ("uniform", "null")):
-        objective, ctx = astrolabe(folder, f"kl.mode={mode}", f"kl.primary={primary}", "kl.weight=0.5")
+    for mode, primary in (("selective", "first"), ("selective", "second"), ("uniform", "first")):
+        objective, ctx = astrolabe(folder, f"kl.mode={mode}", "kl.weight=0.5")
+        objective.config.kl.primary = primary
         ctx.rewards = Ranked(UP, DOWN)
         data = collect(objective, ctx)
         nudge(network_of(ctx))
@@ -81,7 +82,7 @@ def test_the_penalty_is_selective(folder: Path) -> None:
             chosen = -1 if primary == "first" else 0
             assert single[chosen + 1] == 0 and single[chosen] == pytest.approx(8 * penalties[mode + primary], rel=1e-5)
     assert weight["selectivefirst"] == [0] * 7 + [8] and weight["selectivesecond"] == [8] + [0] * 7
-    assert weight["uniformnull"] == [1] * 8 and penalties["selectivefirst"] != penalties["selectivesecond"]
+    assert weight["uniformfirst"] == [1] * 8 and penalties["selectivefirst"] != penalties["selectivesecond"]
 
 
 def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,8 @@ def test_selection_needs_a_second_reward(folder: Path) -> None:
     objective, ctx = astrolabe(folder, "kl.mode=selective")
     with pytest.raises(UserError, match="needs two rewards or more"):
         judge(objective, ctx, torch.rand(8))
-    objective, ctx = astrolabe(folder, "kl.mode=selective", "kl.primary=frist")
+    objective, ctx = astrolabe(folder, "kl.mode=selective")
+    objective.config.kl.primary = "frist"
     ctx.rewards = Ranked(UP, DOWN)
     with pytest.raises(UserError, match="'frist' is not among the rewards.*first"):
         collect(objective, ctx)

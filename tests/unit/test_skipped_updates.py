@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, monkeyp
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=f"{name}.*training cannot begin"):
         start(tmp_path / "other")
+
+
+def test_a_teacher_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    """Routing took its NaN for the student's advantage, and training went on without it."""
+    from vidalign.students.language import LanguageStudent
+
+    teacher = LanguageStudent.load("tokens/teacher")
+    name, weight = next(iter(teacher.named_parameters()))
+    weight.data.flatten()[0] = math.nan
+    teacher.save(tmp_path / "teacher.safetensors")
+    changes = [f"teacher.path={tmp_path / 'teacher.safetensors'}", "trainer.steps=1", "trainer.prompts_per_step=2"]
+    with pytest.raises(UserError, match=f"weights of the teacher are not finite: {re.escape(name)}"):
+        Trainer(load_recipe("tokens/dopd", changes), tmp_path / "run")
 
 
 def test_finite_but_ruined_weights_do_not_replace_a_good_checkpoint(

@@ -14,6 +14,7 @@ from vidalign.cli.launch import Gpus, Nodes, Rendezvous, check_processes, relaun
 from vidalign.cli.options import Overrides, Plugins, RecipeArgument, Trust, tell_warnings
 from vidalign.errors import Interrupted, UsageError, UserError
 from vidalign.owner import owned, refuse_owned
+from vidalign.plugins import load_plugins_of
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -38,6 +39,8 @@ def train(
     """Train by a recipe."""
     from vidalign.recipe import load_recipe
 
+    if resume and run is not None:
+        load_plugins_of(run)
     loaded = load_recipe(recipe, overrides)
     _check_folder(run, resume)
     check_processes(loaded, gpus, nodes)

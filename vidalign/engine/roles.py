@@ -42,6 +42,14 @@ class Roles:
             return View(dispatch.network, dispatch)
         return self._engine(role).view(own_phase=role == self.active)
 
+    def not_finite(self) -> dict[str, list[str]]:
+        """Names of the parameters that hold NaN or infinity, by the role of their frozen network."""
+        networks = {role: dispatch.network for role, dispatch in self._frozen.items()}
+        return {
+            role: [name for name, p in network.named_parameters() if not p.isfinite().all()]
+            for role, network in networks.items()
+        }
+
     def engine(self, role: str) -> Engine:
         """The engine of `role`, in its own phase only."""
         assert role == self.active, f"the engine of {role} is used in its own phase, now is {self.active}"

@@ -39,6 +39,7 @@ from vidalign.losses.advantages import group_statistics, reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
+from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import (
     candidate_ids,
@@ -48,6 +49,7 @@ from vidalign.objectives.replay import (
     old_rule,
     on_policy_gap,
     roll_videos,
+    sampler_levels,
 )
 from vidalign.objectives.scoring import (
     ZERO_SPREAD,
@@ -102,6 +104,10 @@ class AFD(Objective):
                 raise ValueError("old_decay must lie in 0..1")
 
     config: Config
+
+    def fit(self, around: Around) -> None:
+        if around.sampler:
+            sampler_levels(around.sampler, self.config.sigma_max)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.updates),)

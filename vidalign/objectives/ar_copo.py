@@ -35,6 +35,7 @@ import torch
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
+from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import group_weights, judge, score_groups
@@ -103,6 +104,10 @@ class ARCoPO(Objective):
         self._checked = False
         """Whether the buffer was compared with the run."""
 
+    def fit(self, around: Around) -> None:
+        if around.chunks:
+            self._check_pivots(around.chunks)
+
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
@@ -149,13 +154,16 @@ class ARCoPO(Objective):
         )
         return groups, rollout.context, metrics
 
-    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
-        """Fork at a random chunk, the same on every rank."""
-        if self.config.pivots > ctx.chunks:
+    def _check_pivots(self, chunks: int) -> None:
+        if self.config.pivots > chunks:
             raise UserError(
                 f"the pivot cannot be one of {self.config.pivots} chunks", where="objective.pivots",
-                why=f"a video has {ctx.chunks}", fix="use fewer, or 0 for any chunk",
+                why=f"a video has {chunks}", fix="use fewer, or 0 for any chunk",
             )  # fmt: skip
+
+    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+        """Fork at a random chunk, the same on every rank."""
+        self._check_pivots(ctx.chunks)
         pivot = int(torch.randint(self.config.pivots or ctx.chunks, (), generator=ctx.shared_generator("pivot")))
         size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
         return RolloutPlan(pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))

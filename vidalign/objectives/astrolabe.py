@@ -41,8 +41,17 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
+from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_prediction, old_rule, on_policy_gap
+from vidalign.objectives.replay import (
+    candidate_ids,
+    decay_old,
+    draw_levels,
+    old_prediction,
+    old_rule,
+    on_policy_gap,
+    sampler_levels,
+)
 from vidalign.objectives.scoring import group_weights, judge, score_groups
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
@@ -147,6 +156,8 @@ class Astrolabe(Objective):
         """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
 
         def __post_init__(self) -> None:
+            if not 0 <= self.sigma_min <= self.sigma_max:
+                raise ValueError("sigma_min must lie in 0..sigma_max")
             for name in ("beta", "advantage_clip"):
                 if getattr(self, name) <= 0:
                     raise ValueError(f"{name} must be positive")
@@ -160,6 +171,22 @@ class Astrolabe(Objective):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.kl = KLState()
+
+    def fit(self, around: Around) -> None:
+        config = self.config
+        if around.chunks:
+            self._check_clip(around.chunks)
+        if config.kl.mode == "selective":
+            self._primary(list(around.rewards))
+        if around.sampler:
+            sampler_levels(around.sampler, config.sigma_max, config.sigma_min)
+
+    def _check_clip(self, chunks: int) -> None:
+        if self.config.clip.chunks > chunks:
+            raise UserError(
+                f"a clip of {self.config.clip.chunks} chunks does not fit into a video of {chunks}",
+                where="objective.clip.chunks", fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
+            )  # fmt: skip
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
@@ -197,11 +224,7 @@ class Astrolabe(Objective):
     def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
-        if chunks > ctx.chunks:
-            raise UserError(
-                f"a clip of {chunks} chunks does not fit into a video of {ctx.chunks}",
-                where="objective.clip.chunks", fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
-            )  # fmt: skip
+        self._check_clip(ctx.chunks)
         forks = ctx.chunks - max(chunks, 1) + 1
         prefix = int(torch.randint(forks, (), generator=ctx.shared_generator("fork")))
         branch = chunks or ctx.chunks - prefix
@@ -220,7 +243,7 @@ class Astrolabe(Objective):
             weights["kl_weight"] = torch.ones_like(weight)
         elif config.kl.mode == "selective":
             everyone = {name: value.flatten() for name, value in judged.scores.items()}
-            selected = self._select(rank_discrepancy(everyone, self._primary(ctx)))
+            selected = self._select(rank_discrepancy(everyone, self._primary(list(ctx.reward_weights))))
             weights["kl_weight"] = mine = selected.view(ctx.world_size, -1)[distributed.rank()].to(weight)
             chosen = int((mine > 0).sum())
             metrics |= {"objective/rho/mean": self.kl.rho, "objective/selected/mean": chosen / len(mine)}
@@ -228,9 +251,9 @@ class Astrolabe(Objective):
             metrics["objective/reference_age/mean"] = float(self.kl.age)
         return weights, metrics
 
-    def _primary(self, ctx: TrainContext) -> str:
-        """The reward whose favourites are suspected."""
-        names, primary = list(ctx.reward_weights), self.config.kl.primary
+    def _primary(self, names: list[str]) -> str:
+        """The reward whose favourites are suspected, of those with these names."""
+        primary = self.config.kl.primary
         if len(names) < 2:
             raise UserError(
                 "a selective penalty needs two rewards or more", where="objective.kl.mode",

@@ -18,6 +18,7 @@ from vidalign.recipe.needs import Needs as Needs
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import Cost, StepSizes
+    from vidalign.objectives.around import Around
     from vidalign.recipe.draft import Draft
     from vidalign.students.video import Context
 
@@ -129,6 +130,22 @@ class Objective:
         if cls.needs.discriminator and "discriminator" not in draft.recipe.rewards and draft.sound("rewards"):
             what, why = "the discriminator is not among the rewards", f"{draft.recipe.objective.name!r} needs it"
             draft.refuse(what, "rewards", why, "add rewards: {discriminator: 1.0}")
+
+    @classmethod
+    def check_fit(cls, draft: Draft) -> None:
+        """See `fit`; asked when nothing else is wrong."""
+        if cls.fit is Objective.fit:
+            return
+        from vidalign.objectives.around import around
+
+        try:
+            cls(draft.recipe.objective.config).fit(around(draft))
+        except UserError as error:
+            for problem in error.problems:
+                draft.refuse(problem.what, problem.where, problem.why, problem.fix)
+
+    def fit(self, around: Around) -> None:
+        """Raise `UserError` for settings that do not fit the rest of the recipe; nothing is loaded yet."""
 
     def phases(self) -> tuple[Phase, ...]:
         """Which roles are trained in one step, in order."""

@@ -25,6 +25,7 @@ import torch
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
+from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
 from vidalign.objectives.scoring import judge, score_groups
@@ -59,6 +60,10 @@ class FlowGRPO(Objective):
 
     config: Config
 
+    def fit(self, around: Around) -> None:
+        if around.chunks and around.sampler:
+            _check_steps([len(around.sampler.steps(not number)) for number in range(around.chunks)])
+
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
 
@@ -89,13 +94,7 @@ class FlowGRPO(Objective):
         count, size = advantage.shape
         states = list(rollout.states.values())
         device = rollout.latents.device
-        steps = len(states[-1].sigmas) - 1
-        if steps < 1 or any(len(state.sigmas) != steps + 1 for state in states):
-            raise UserError(
-                f"flow_grpo cannot train a sampler of {[len(state.sigmas) for state in states]} steps a chunk",
-                where="student", why="it needs two or more, the same number for all chunks",
-                fix="use another objective, such as ar_copo",
-            )  # fmt: skip
+        steps = _check_steps([len(state.sigmas) for state in states]) - 1
         frames = rollout.latents.shape[1] // len(states)
         levels = torch.tensor([state.sigmas for state in states], dtype=torch.float64, device=device)
         levels = levels.repeat_interleave(frames, 0).T  # (steps + 1, F)
@@ -152,3 +151,14 @@ class FlowGRPO(Objective):
 
     def after_step(self, ctx: TrainContext) -> None:
         ctx.policies.copy("current", "old")
+
+
+def _check_steps(counts: list[int]) -> int:
+    """How many steps the sampler takes in every chunk, given those of each."""
+    if counts[-1] < 2 or len(set(counts)) > 1:
+        raise UserError(
+            f"flow_grpo cannot train a sampler of {counts} steps a chunk",
+            where="student", why="it needs two or more, the same number for all chunks",
+            fix="use another objective, such as ar_copo",
+        )  # fmt: skip
+    return counts[-1]

@@ -6,6 +6,6 @@ these in order and `explain` prints a recipe with the docstring of every field.
 """
 
 from vidalign.recipe.compose import recipes_root, shipped_recipes
-from vidalign.recipe.load import Recipe, load_recipe, read_header
+from vidalign.recipe.load import Recipe, load_recipe, load_student_recipe, read_header
 
-__all__ = ["Recipe", "load_recipe", "read_header", "recipes_root", "shipped_recipes"]
+__all__ = ["Recipe", "load_recipe", "load_student_recipe", "read_header", "recipes_root", "shipped_recipes"]

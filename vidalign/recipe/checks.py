@@ -24,7 +24,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
         _objective, _own("objectives"), _rewards, _own("rewards"), _own("discriminators"), _own("teachers"), _teacher,
-        _student, _own("students"), _optimizer, check_prompts,
+        _student, _own("students"), _optimizer, check_prompts, _fit,
     ]  # fmt: skip
     for view in _views(draft):
         for one in checks:
@@ -86,6 +86,17 @@ def _objective(draft: Draft) -> None:
         draft.refuse(
             f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix
         )
+
+
+def _fit(draft: Draft) -> None:
+    """The objective's settings fit the video, the sampler and the rewards; asked when nothing else is wrong."""
+    chosen = draft.recipe.objective
+    if draft.problems or chosen.config is None:
+        return
+    kind = registry.get("objectives", chosen.name)
+    if hasattr(kind, "check_fit"):
+        with guest("objective", chosen.name, kind):
+            kind.check_fit(draft)
 
 
 def _rewards(draft: Draft) -> None:

@@ -19,6 +19,9 @@ from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 CHOICES = {f.name: str(f.metadata.get("usual", "")) for f in fields(Sections) if "plugin" in f.metadata}
 """Sections that choose a plugin, each with the name where it gives none."""
 
+TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher")
+"""Sections that a trained student has no need of."""
+
 
 @dataclass
 class Recipe(Sections):
@@ -68,6 +71,18 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
         tree,
         warnings,
     )
+    return recipe
+
+
+def load_student_recipe(path: Path) -> Recipe:
+    """What a run's recipe says of its student: what taught or judged it is not asked for and need not be there."""
+    problems: list[Problem] = []
+    composed = compose(str(path), [], CHOICES, problems)
+    kept = {key: node for key, node in composed.tree.value.items() if key not in TEACHING}
+    recipe, _ = _build_sections(Node(kept, composed.tree.where), False, problems)
+    if problems:
+        raise RecipeError(_unique(problems))
+    recipe.name = str(path)
     return recipe
 
 

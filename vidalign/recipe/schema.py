@@ -160,6 +160,13 @@ class TrainerConfig:
             raise ValueError("signal_floor must lie in 0..1, 1 excluded")
         if self.reward_timeout < 0:
             raise ValueError("reward_timeout must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in 0..1, 1 excluded")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError("ema_decay must lie in 0..1, 1 excluded")
+        for name in ("clip", "weight_decay", "warmup_steps", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0")
         for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
@@ -175,6 +182,10 @@ class TrackingConfig:
     """Steps between logged clips; 0 logs none."""
     panel: Literal["auto", "live", "plain", "none"] = "auto"
     """`live` panel in a terminal, `plain` lines elsewhere; `auto` chooses."""
+
+    def __post_init__(self) -> None:
+        if self.clips_every < 0:
+            raise ValueError("clips_every must be at least 0")
 
 
 @dataclass
@@ -198,6 +209,8 @@ class EvaluationConfig:
     """Temperature of a language student's answers; 0 takes the likeliest tokens."""
 
     def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError("temperature must be at least 0")
         for name in ("count", "seeds", "frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

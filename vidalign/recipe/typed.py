@@ -7,6 +7,7 @@ A section with mistakes is still built from its right values, so that the checks
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -179,7 +180,7 @@ def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
     plain = node.plain()
     try:
         merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": plain})
-        return OmegaConf.to_object(merged).value  # type: ignore[union-attr]
+        value = OmegaConf.to_object(merged).value  # type: ignore[union-attr]
     except OmegaConfBaseException:
         options = [option for option in get_args(_without_none(hint)) if isinstance(option, str)]
         close = nearest(str(plain), options)
@@ -187,6 +188,11 @@ def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
         what = f"{path} must be {_say(hint)}, not {plain!r} ({type(plain).__name__})"
         problems.append(Problem(what, node.where, fix=fix))
         return WRONG
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        problems.append(Problem(f"{path} must be a finite number, not {plain!r}", node.where))
+        return WRONG
+    return value
 
 
 def _construct(

@@ -19,7 +19,7 @@ from vidalign.workflows.saved import Saved, held_out_score
 
 def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Saved = FINAL) -> Path:
     """Write a run's student to one file, with what made it and the means of its own evaluation in the metadata."""
-    run = open_run(folder, saved=saved)
+    run = open_run(folder, saved=saved, student_only=True)
     metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
     judged = run.file("evaluation.json")
     if judged.exists():

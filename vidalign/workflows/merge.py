@@ -24,6 +24,7 @@ from rich.table import Table
 from vidalign.build import build_student, sampler_of
 from vidalign.errors import CheckpointError, UserError
 from vidalign.evaluation.bootstrap import interval
+from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.stages import Stage, stages
@@ -201,6 +202,7 @@ def _write(out: Path, run: FinishedRun, student: Any, document: dict[str, Any]) 
     """The folder of a run that trained nothing: recipe, log header, student and how it was merged."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(run.folder / "recipe.yaml", out / "recipe.yaml")
+    keep_plugins(out)
     header = describe_run(run.recipe)
     JsonlLog(out / FILE_NAME, header).close()
     (out / "merge.json").write_text(json.dumps({"header": header, **document}, indent=1), encoding="utf-8")

@@ -10,7 +10,8 @@ from typing import Any
 from vidalign import registry
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, before_work
-from vidalign.recipe import Recipe, load_recipe
+from vidalign.plugins import load_plugins_of
+from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
 
@@ -37,11 +38,20 @@ class FinishedRun:
         return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
 
 
-def open_run(folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL) -> FinishedRun:
-    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing."""
+def open_run(
+    folder: str | Path, overrides: Sequence[str] = (), saved: Saved = FINAL, *, student_only: bool = False
+) -> FinishedRun:
+    """Open a run with the student that is meant; raises `CheckpointError` naming what is missing.
+
+    student_only: its rewards, teacher and objective, and their plugins, are not asked for.
+    """
     folder = Path(folder)
     check_finished(folder, saved)
-    recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+    if student_only:
+        recipe = load_student_recipe(folder / "recipe.yaml")
+    else:
+        load_plugins_of(folder)
+        recipe = load_recipe(folder / "recipe.yaml", list(overrides))
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})

@@ -32,7 +32,7 @@ def sample_run(
 
     The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
     """
-    run = open_run(folder, saved=saved)
+    run = open_run(folder, saved=saved, student_only=True)
     student = run.student.eval()
     if run.recipe.student.name == LANGUAGE:
         return [_write_answers(student, prompts, out, seed, images)]
