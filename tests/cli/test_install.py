@@ -91,7 +91,7 @@ def test_recipes_and_objectives_are_listed_from_another_folder(environment: Path
     assert "world/astrolabe" in shell(environment / "vidalign", "list", "recipes", cwd=tmp_path)
     listed = shell(environment / "vidalign", "list", "objectives", cwd=tmp_path).splitlines()
     assert any(line.startswith("best_of_n ") and line.endswith(" (vidalign-best-of-n)") for line in listed)
-    assert listed[listed.index("astrolabe") + 1] == "vidalign"
+    assert any(line.startswith("astrolabe ") for line in listed)
 
 
 def test_the_example_trains_two_steps(environment: Path, tmp_path: Path) -> None:
