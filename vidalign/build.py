@@ -90,7 +90,7 @@ def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
 def build_prompts(recipe: Recipe) -> PromptSource:
     """What sample n of a run is asked. Raises `RecipeError` for a prompt that no reward can score."""
     data = recipe.data
-    source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step, data.privilege)
+    source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
         if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
             raise RecipeError([problem])

@@ -75,7 +75,7 @@ def make(folder: Path, name: str, *overrides: str) -> tuple[Objective, TrainCont
 
 
 def examples(count: int = 3, form: str = "hints") -> list[Example]:
-    source = open_source("tokens:train", 0, privilege=form)
+    source = open_source({"name": "tokens", "split": "train", "privilege": form}, 0)
     return [source[n] for n in range(count)]
 
 

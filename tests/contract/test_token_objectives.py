@@ -362,7 +362,7 @@ def test_dopd_on_pictures(tmp_path: Path) -> None:
         make_picture_student(tmp_path / f"{name}.safetensors", seed)
     data = ["data.prompts=pictures:train", "data.eval_prompts=pictures:held_out"]
     objective, ctx = make(tmp_path, "dopd", "objective.group_size=2", "objective.top_k=8", *data)
-    source = open_source("pictures:train", 0, privilege="hints")
+    source = open_source("pictures:train", 0)
     found = collect(objective, ctx, [source[n] for n in range(3)])
     assert all(e.images and e.privileged for e in found.prompts)
     expected, gradient, _ = accumulate(objective, ctx, found, Phase(), 64)

@@ -17,7 +17,7 @@ LAYERS = (
     ("registry", "guest", "reading", "owner", "quiet"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),
-    ("recipe",),
+    ("recipe", "plugins"),
     ("codecs", "text", "provenance"),
     ("students",),
     ("teachers", "cost"),

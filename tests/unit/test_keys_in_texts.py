@@ -18,7 +18,8 @@ from vidalign.students.language_config import LanguageSpec
 from vidalign.students.video import CachePolicy, VideoStudentSpec
 
 ROOT = Path(__file__).parents[2]
-FREE = {"student.init": [VideoStudentSpec, LanguageSpec], "student.cache": [CachePolicy]}
+FREE = {"student.init": [VideoStudentSpec, LanguageSpec], "student.cache": [CachePolicy],
+        "data.prompts": [registry.get("prompts", "tokens").Config]}  # fmt: skip
 """Sections that are plain mappings in the schema, and what reads them."""
 MISTAKEN = ("checkpoint", "checkpoints", "optimizer", "sampler", "adapter")
 """Words that look like sections and are none."""

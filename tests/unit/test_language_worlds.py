@@ -82,11 +82,12 @@ def test_forms_of_privilege() -> None:
 
 
 def test_examples_are_a_function_of_seed_and_sample() -> None:
-    first = open_source("tokens:train", 5, privilege="mixed")
+    mixed = {"name": "tokens", "split": "train", "privilege": "mixed"}
+    first = open_source(mixed, 5)
     forms = {first[n].privileged.split(" ")[0] for n in range(96)}
-    assert forms == {"plan", "summary", "answer"} and first[7] == open_source("tokens:train", 5, privilege="mixed")[7]
-    assert first[7].prompt != open_source("tokens:train", 6, privilege="mixed")[7].prompt
-    held = open_source("tokens:held_out", 0).first(9)
+    assert forms == {"plan", "summary", "answer"} and first[7] == open_source(mixed, 5)[7]
+    assert first[7].prompt != open_source(mixed, 6)[7].prompt
+    held = open_source({**mixed, "split": "held_out", "privilege": "none"}, 0).first(9)
     assert len(held) == 9 and all(not e.privileged for e in held)
 
 
@@ -221,9 +222,9 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
             open_source(str(tmp_path / "out.jsonl"), 0).first(5)
     (tmp_path / "t.jsonl").write_text('{"question": "one"}\n')
     with pytest.raises(DataError, match="no column 'prompt'"):
-        open_source(str(tmp_path / "t.jsonl"), 0, privilege="none")
+        open_source(str(tmp_path / "t.jsonl"), 0)
     with pytest.raises(DataError, match="did you mean 'held_out'"):
-        open_source("tokens:heldout", 0, privilege="none")
+        open_source("tokens:heldout", 0)
     with pytest.raises(DataError, match="a language student cannot use"):
         check_kind(str(tmp_path / "t.txt"), "language")
     with pytest.raises(DataError, match="there are no examples"):

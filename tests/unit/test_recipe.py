@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from vidalign import registry
+from vidalign.data.source import spelled_out
 from vidalign.errors import RecipeError
 from vidalign.objectives.base import Needs
 from vidalign.recipe import load_recipe
@@ -357,5 +358,8 @@ def test_the_rows_of_protocols_change_exactly_the_keys_that_they_name(recipe: st
     shipped = [text.replace("runs/aligned/student.safetensors", "world/teacher") for text in overrides]
     before, after = written(recipe), written(recipe, *shipped)
     named = [text.lstrip("~").split("=")[0] for text in overrides]
+    for values in (before, after):
+        name, settings = spelled_out(values["data"]["prompts"])
+        values["data"]["prompts"] = {"name": name, **settings}
     changed = [key for key, _, _ in differences(before, after)]
     assert changed and all(any(f"{key}.".startswith(f"{name}.") for name in named) for key in changed)

@@ -24,7 +24,7 @@ class GroupedPrompts(PromptSource):
         self._order = lru_cache(maxsize=64)(self._permutation)
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+    def open(cls, argument: str, seed: int, batch: int = 1) -> PromptSource:
         return cls([cls.listed(argument) or []], seed, batch)
 
     def __len__(self) -> int:

@@ -1,13 +1,15 @@
 """The contract of a prompt source, and how a recipe's text such as ``world:train`` finds one.
 
 A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``; a path without a name chooses by its
-suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`).
+suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`). The long form is a mapping with
+``name``, the argument under the name that the source gives it, and its further settings.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +19,8 @@ from vidalign.errors import DataError
 if TYPE_CHECKING:
     import torch
 
+Chosen = str | dict[str, Any]
+"""Prompts as a recipe names them: ``tokens:train``, or ``{name: tokens, split: train, privilege: hints}``."""
 TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """Formats of table files, as `datasets` calls them, by suffix."""
 
@@ -27,6 +31,9 @@ class PromptSource(ABC):
     Sample n is a pure function of the seed and n: the same on any number of processes and after a resume.
     """
 
+    argument: ClassVar[str] = "path"
+    """What the long form calls the argument of the short form. Further settings are those of a nested dataclass
+    ``Config``, which has the argument too; they are handed to `open` by name."""
     students: ClassVar[tuple[str, ...]] = ("video",)
     """Kinds of student that it has prompts for."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -49,11 +56,11 @@ class PromptSource(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+    def open(cls, argument: str, seed: int, batch: int = 1) -> PromptSource:
         """The source as a run sees it.
 
-        batch: neighbouring samples that are distinct where the source has enough; privilege: which privileged text
-        its examples carry, where it can choose. Raises `DataError` as `listed` does.
+        batch: neighbouring samples that are distinct where the source has enough. A source with settings takes them as
+        further arguments with defaults. Raises `DataError` as `listed` does.
         """
 
     @classmethod
@@ -89,32 +96,60 @@ class PromptSource(ABC):
         return None
 
 
-def find_source(text: str) -> tuple[type[PromptSource], str]:
+def find_source(chosen: Chosen) -> tuple[type[PromptSource], str]:
     """The source that a recipe means, and its argument."""
-    name, colon, argument = text.partition(":")
-    if colon and name in registry.names("prompts"):
-        return registry.get("prompts", name), argument
-    return registry.get("prompts", "table" if Path(text).suffix in TABLES else "text"), text
+    name, settings = spelled_out(chosen)
+    kind = registry.get("prompts", name)
+    return kind, str(settings.get(kind.argument, ""))
 
 
-def open_source(text: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
-    """The prompts of a recipe's text; raises `DataError` for what cannot be used."""
-    kind, argument = find_source(text)
-    return kind.open(argument, seed, batch, privilege)
+def spelled_out(chosen: Chosen) -> tuple[str, dict[str, Any]]:
+    """Name of a source and its settings."""
+    if not isinstance(chosen, str):
+        settings = dict(chosen)
+        return str(settings.pop("name", "")), settings
+    name, colon, argument = chosen.partition(":")
+    if not colon or name not in registry.names("prompts"):
+        name, argument = "table" if Path(chosen).suffix in TABLES else "text", chosen
+    return name, {getattr(registry.get("prompts", name), "argument", "path"): argument}
 
 
-def listed(text: str) -> list[str] | None:
+def shortened(chosen: Chosen) -> Chosen:
+    """The text that means the same, where all settings but the argument have their defaults."""
+    if isinstance(chosen, str):
+        return chosen
+    name, settings = spelled_out(chosen)
+    kind = registry.get("prompts", name)
+    usual = {f.name: f.default for f in fields(kind.Config)} if hasattr(kind, "Config") else {}
+    if any(key != kind.argument and (key not in usual or usual[key] != value) for key, value in settings.items()):
+        return chosen
+    argument = str(settings.get(kind.argument, ""))
+    short = argument if name in ("text", "table") else f"{name}:{argument}"
+    return short if spelled_out(short) == (name, {kind.argument: argument}) else chosen
+
+
+def open_source(chosen: Chosen, seed: int, batch: int = 1) -> PromptSource:
+    """The prompts that a recipe names; raises `DataError` for what cannot be used."""
+    kind, argument = find_source(chosen)
+    own = {key: value for key, value in spelled_out(chosen)[1].items() if key != kind.argument}
+    opened: Any = kind.open
+    source: PromptSource = opened(argument, seed, batch, **own)
+    return source
+
+
+def listed(chosen: Chosen) -> list[str] | None:
     """See `PromptSource.listed`."""
-    kind, argument = find_source(text)
+    kind, argument = find_source(chosen)
     return kind.listed(argument)
 
 
-def check_kind(text: str, student: str) -> None:
+def check_kind(chosen: Chosen, student: str) -> None:
     """Raises `DataError` when a source has no prompts for a kind of student."""
-    kind, _ = find_source(text)
+    kind, argument = find_source(chosen)
     if student not in kind.students:
+        shown = chosen if isinstance(chosen, str) else f"{chosen.get('name')}:{argument}"
         raise DataError(
-            f"a {student} student cannot use {text!r}",
+            f"a {student} student cannot use {shown!r}",
             why=f"its prompts are for students of kind {', '.join(kind.students)}",
             fix="use world:SPLIT or a text file with one prompt a line" if student == "video" else
             "use tokens:SPLIT, pictures:SPLIT or a table",

@@ -39,7 +39,7 @@ class TableExamples(PromptSource):
             raise DataError(f"there are no examples {argument!r}", why="there is no such file", fix="check the path")
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> TableExamples:
+    def open(cls, argument: str, seed: int, batch: int = 1) -> TableExamples:
         cls.listed(argument)
         kind = TABLES[Path(argument).suffix]
         return cls(_load(argument, kind, data_files=argument, split="train"), seed, argument, batch)
@@ -81,6 +81,8 @@ class TableExamples(PromptSource):
 class HubTable(TableExamples):
     """A data set of the hub or of a folder: ``datasets:NAME`` or ``datasets:NAME:SPLIT``."""
 
+    argument = "source"
+
     @classmethod
     def listed(cls, argument: str) -> None:
         """The hub is not asked."""
@@ -90,7 +92,7 @@ class HubTable(TableExamples):
         return iter(())
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> HubTable:
+    def open(cls, argument: str, seed: int, batch: int = 1) -> HubTable:
         name, _, split = argument.partition(":")
         return cls(_load(f"datasets:{argument}", name, split=split or "train"), seed, f"datasets:{argument}", batch)
 

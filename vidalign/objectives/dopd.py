@@ -17,8 +17,8 @@ the update itself, after the rollout: there is one update a step.
 Exact: where p is empty, S^p is S, and LL and HS have no value and no gradient.
 Ablations: HT only ``lh.weight=0 ll.weight=0 hs.weight=0``; equal weights: all 1; no privilege ``privilege=none``; no
 student source ``ll.source=teacher hs.source=teacher``; no teacher source ``lh.source=student ht.source=student``; not
-aware of the advantage ``routing=uniform``; form of p ``data.privilege=executed`` and so on.
-Knobs that matter: learning rate, data.privilege, the weights, top_k.
+aware of the advantage ``routing=uniform``; form of p ``data.prompts.privilege=executed`` and so on.
+Knobs that matter: learning rate, data.prompts.privilege, the weights, top_k.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the privileged text; the loss is their divergence, the gradient flows through th
 the student: it is recomputed at every update.
 
 What we changed: reverse KL by default, as for `opd`, so that recipes differ in the target alone.
-Knobs that matter: learning rate, data.privilege (what the target sees), divergence.
+Knobs that matter: learning rate, data.prompts.privilege (what the target sees), divergence.
 """
 
 from __future__ import annotations

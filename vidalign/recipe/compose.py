@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidalign.errors import Problem, nearest
+from vidalign.data.source import spelled_out
+from vidalign.errors import Problem, UserError, nearest
 from vidalign.recipe.marks import Node, parse_override, read_yaml
 from vidalign.recipe.older import current
 
 MAX_BASES = 2
+PROMPTS = ("data.prompts", "data.eval_prompts", "evaluation.prompts")
+"""Keys with a short form, ``tokens:train``, to which a layer above may add settings."""
 
 
 def recipes_root() -> Path:
@@ -67,6 +70,8 @@ def merge(below: Node, above: Node, choices: dict[str, str], problems: list[Prob
     """`above` laid over `below`; neither is changed."""
     if not isinstance(above.value, dict) or (path and not above.value):
         return above
+    if path in PROMPTS and isinstance(below.value, str):
+        below = _long_form(below)
     entries = dict(below.value) if isinstance(below.value, dict) else {}
     if path in choices and _renamed(entries, above.value, choices[path]):
         entries = {}
@@ -130,6 +135,16 @@ def _spelled_out(tree: Node) -> Node:
         for name, entry in rewards.value.items()
     }
     return Node({**tree.value, "rewards": Node(entries, rewards.where)}, tree.where)
+
+
+def _long_form(text: Node) -> Node:
+    """Prompts as a mapping."""
+    try:
+        name, settings = spelled_out(text.value)
+    except UserError:
+        return text  # reported by the checks
+    entries = {"name": name, **settings}
+    return Node({key: Node(value, text.where) for key, value in entries.items()}, text.where)
 
 
 def _not_found(what: str, name: str, where: str) -> Problem:

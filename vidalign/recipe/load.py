@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from vidalign.data.source import shortened
 from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
@@ -65,6 +66,8 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     warnings = check(recipe, tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
+    recipe.data.prompts, recipe.data.eval_prompts = map(shortened, (recipe.data.prompts, recipe.data.eval_prompts))
+    recipe.evaluation.prompts = shortened(recipe.evaluation.prompts)
     recipe.name, recipe.header, recipe.tree, recipe.warnings = (
         str(path_or_name),
         read_header(path),

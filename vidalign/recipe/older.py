@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from vidalign import registry
+from vidalign.data.source import Chosen, shortened, spelled_out
 from vidalign.errors import UserError
 from vidalign.recipe.marks import Node
 
@@ -12,11 +13,47 @@ TEACHER = {"path": "", "steps": 24, "fps": 0.0, "skip_corrupt": False, "cache": 
 """The section `teacher` had these keys, with these defaults, whichever teacher it named."""
 
 
-def current(tree: Node) -> Node:
-    """The recipe without the keys of other teachers, where their values are the old defaults.
+DATA = {"prompts", "eval_prompts", "frames", "privilege"}
+"""Every saved section `data` had these keys."""
+MOVED = {("data", "privilege"): "the prompts: data.prompts={name: tokens, split: train, privilege: ...}"}
+"""Keys that have another place now."""
 
-    Only a section that holds all the old keys was saved by an older version; any other is returned as it is.
+
+def current(tree: Node) -> Node:
+    """The recipe in today's form.
+
+    Only sections that hold all the old keys were saved by an older version; any other is returned as it is.
     """
+    return _prompts(_teacher(tree))
+
+
+def _prompts(tree: Node) -> Node:
+    """The privilege of the data as a setting of the prompts that have it; those that have none did not read it."""
+    data = tree.value.get("data") if isinstance(tree.value, dict) else None
+    if data is None or not isinstance(data.value, dict) or set(data.value) != DATA:
+        return tree
+    entries = dict(data.value)
+    privilege, prompts = entries.pop("privilege"), entries["prompts"]
+    try:
+        name, settings = spelled_out(prompts.value)
+        config = getattr(registry.get("prompts", name), "Config", None)
+    except UserError:
+        return tree  # reported with the section
+    if config is not None and "privilege" in {f.name for f in fields(config)}:
+        chosen = shortened({"name": name, **settings, "privilege": privilege.value})
+        entries["prompts"] = _node(chosen, prompts.where)
+    return Node({**tree.value, "data": Node(entries, data.where)}, tree.where)
+
+
+def _node(chosen: Chosen, where: str) -> Node:
+    """Prompts of a recipe with a mark."""
+    if isinstance(chosen, str):
+        return Node(chosen, where)
+    return Node({key: Node(value, where) for key, value in chosen.items()}, where)
+
+
+def _teacher(tree: Node) -> Node:
+    """Without the keys of other teachers, where their values are the old defaults."""
     teacher = tree.value.get("teacher") if isinstance(tree.value, dict) else None
     if teacher is None or not isinstance(teacher.value, dict) or not {"name", *TEACHER} <= teacher.value.keys():
         return tree

@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
-from vidalign.data.source import PromptSource, check_kind, find_source
+from vidalign.data.source import Chosen, PromptSource, check_kind, find_source, spelled_out
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
+from vidalign.recipe.marks import Node
 from vidalign.recipe.plugins import as_node
 from vidalign.recipe.schema import Choice
-from vidalign.recipe.typed import settings_of
+from vidalign.recipe.typed import settings_of, unknown_key
 
 
 def check_prompts(draft: Draft) -> None:
@@ -21,6 +22,8 @@ def check_prompts(draft: Draft) -> None:
     before = len(draft.problems)
     for path, source in _sources(draft).items():
         try:
+            if not isinstance(source, str):
+                _settings(draft, source, path)
             _listed(draft, source)
         except UserError as error:
             for problem in error.problems:
@@ -31,7 +34,22 @@ def check_prompts(draft: Draft) -> None:
         _judged(draft)
 
 
-def listed_prompts(draft: Draft) -> Iterator[tuple[str, str, list[str]]]:
+def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
+    """The source exists and has these settings; `UserError` for one that does not exist."""
+    section, _, key = path.partition(".")
+    node = draft.tree.value[section].value[key]
+    name, given = spelled_out(source)
+    kind = registry.get("prompts", name)
+    if hasattr(kind, "Config"):
+        settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
+        settings_of("prompts", name, settings, path, draft.problems)
+        return
+    for unknown in given.keys() - {kind.argument}:
+        problem = unknown_key(f"{path}.{unknown}", node.value[unknown].where, [kind.argument])
+        draft.problems.append(problem)
+
+
+def listed_prompts(draft: Draft) -> Iterator[tuple[str, Chosen, list[str]]]:
     """(key, source, prompts) of every source of prompts that can be listed."""
     for path, source in _sources(draft).items():
         with suppress(UserError):  # reported by `check_prompts`
@@ -102,16 +120,17 @@ def _judged(draft: Draft) -> None:
                          f"it judges {judges}", "delete it")  # fmt: skip
     if not metrics and not recipe.rewards and "rewards" not in draft.broken:
         what = "nothing judges the evaluation prompts: what the student makes of them is shown unjudged"
-        draft.warnings.append(Problem(what, source, fix="name evaluation.metrics, or rewards"))
+        where = draft.tree.locate("evaluation.prompts" if settings.prompts else "data.eval_prompts")
+        draft.warnings.append(Problem(what, where, fix="name evaluation.metrics, or rewards"))
 
 
-def _sources(draft: Draft) -> dict[str, str]:
+def _sources(draft: Draft) -> dict[str, Chosen]:
     recipe = draft.recipe
-    sources = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
+    sources: dict[str, Chosen] = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
     return sources | ({"evaluation.prompts": recipe.evaluation.prompts} if recipe.evaluation.prompts else {})
 
 
-def _listed(draft: Draft, source: str) -> list[str]:
+def _listed(draft: Draft, source: Chosen) -> list[str]:
     """The prompts of a source, none where they cannot be listed without cost; `UserError` for a wrong source."""
     check_kind(source, draft.recipe.student.name)
     kind, argument = find_source(source)

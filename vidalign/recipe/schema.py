@@ -97,16 +97,14 @@ class StudentConfig:
 class DataConfig:
     """Prompts, and the clips of objectives that learn from clips."""
 
-    prompts: str = "world:train"
+    prompts: str | dict[str, Any] = "world:train"
     """Training prompts: `world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`,
-    `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`."""
-    eval_prompts: str = "world:held_out"
+    `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`. The long form is a
+    mapping with `name` and the settings of that source: `{name: tokens, split: train, privilege: hints}`."""
+    eval_prompts: str | dict[str, Any] = "world:held_out"
     """Prompts that are never trained on, in the same form."""
     frames: int = 12
     """Length of a clip in frames."""
-    privilege: Literal["hints", "executed", "summary", "answer", "none", "mixed"] = "hints"
-    """Privileged text of the embedded language worlds: steps in order without or with their results, a summary, the
-    answer, nothing, or these in turn. Tables bring their own in the column `privileged`."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -192,7 +190,7 @@ class TrackingConfig:
 class EvaluationConfig:
     """The judgement before and after training."""
 
-    prompts: str = ""
+    prompts: str | dict[str, Any] = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
     metrics: dict[str, dict[str, Any] | None] | None = None
     """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for

@@ -21,6 +21,7 @@ from vidalign.errors import Problem, UserError, nearest
 from vidalign.guest import guest
 from vidalign.plugin_source import owners
 from vidalign.recipe.marks import Node
+from vidalign.recipe.older import MOVED
 from vidalign.recipe.schema import Choice, Part
 
 T = TypeVar("T")
@@ -74,6 +75,9 @@ def convert(hint: Any, node: Node, path: str, problems: list[Problem], default: 
     if is_dataclass(inner) and isinstance(inner, type):
         built = build(inner, node, path, problems, default)
         return WRONG if built is None else built
+    if isinstance(node.value, dict) and get_origin(inner) in (Union, types.UnionType):
+        if any(get_origin(option) is dict for option in get_args(inner)):
+            return node.plain()
     if get_origin(inner) is dict and isinstance(node.value, dict):
         item = get_args(inner)[1]
         before = default if isinstance(default, dict) else {}
@@ -162,7 +166,9 @@ def unknown_key(path: str, where: str, known: Any, hints: dict[str, Any] | None 
     key = path.rpartition(".")[2]
     close, meant = nearest(key, known), _value_like(key, hints or {})
     fix = f"known: {', '.join(known)}" if known else "it takes no settings"
-    if close or meant:
+    if place := MOVED.get((path.rpartition(".")[0], key)):
+        fix = f"it moved to {place}"
+    elif close or meant:
         fix = f"did you mean {close!r}?" if close else f"did you mean `{meant}`?"
     return Problem(f"unknown key {path!r}", where, fix=fix)
 
@@ -178,6 +184,8 @@ def _value_like(key: str, hints: dict[str, Any]) -> str:
 def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
     holder = make_dataclass("Leaf", [("value", hint, omegaconf.MISSING)])
     plain = node.plain()
+    if get_origin(hint) in (Union, types.UnionType):  # a mapping was taken before
+        hint = Union[tuple(option for option in get_args(hint) if get_origin(option) is not dict)]  # noqa: UP007
     try:
         merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": plain})
         value = OmegaConf.to_object(merged).value  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import torch
 
 from vidalign import registry
 from vidalign.build import build_rewards
-from vidalign.data.source import find_source, open_source
+from vidalign.data.source import Chosen, find_source, open_source
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.guest import guest
@@ -70,12 +70,12 @@ class MergeScores:
         return torch.cat(values).view(self.seeds, -1).nanmean(0)
 
 
-def _take(recipe: Recipe, source: str) -> list[str]:
+def _take(recipe: Recipe, source: Chosen) -> list[str]:
     """As many distinct prompts of a source as the evaluation takes."""
     return open_source(source, 0).first(recipe.evaluation.count)
 
 
-def _unseen(source: str) -> str:
+def _unseen(source: Chosen) -> str:
     """Prompts that are out of the domain of the training prompts, where their source knows some."""
     kind, argument = find_source(source)
     found = kind.out_of_domain(argument)

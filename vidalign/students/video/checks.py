@@ -105,4 +105,4 @@ def _check_words(draft: Draft, spec: dict[str, Any]) -> None:
         if words := encoder.unknown_words(prompts):
             shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
             why = "the student's text encoder reads them as unknown words"
-            draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", source, why))
+            draft.warnings.append(Problem(f"words outside the world's vocabulary: {shown}", str(source), why))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from vidalign.data.examples import Example
 from vidalign.data.source import PromptSource
@@ -13,10 +14,19 @@ from vidalign.worlds.language import pictures, tokens
 class Tokens(PromptSource):
     """Reasoning problems in words; endless."""
 
+    argument = "split"
     students = ("language",)
     judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
     version = world_hash()
     problems: ClassVar[Any] = tokens
+
+    @dataclass
+    class Config:
+        split: str = "train"
+        """Which problems: see docs/language.md."""
+        privilege: Literal["hints", "executed", "summary", "answer", "none", "mixed"] = "hints"
+        """Privileged text: steps in order without or with their results, a summary, the answer, nothing, or these in
+        turn."""
 
     def __init__(self, split: str, seed: int, privilege: str) -> None:
         self.split, self.seed, self.privilege = split, seed, privilege
@@ -26,7 +36,7 @@ class Tokens(PromptSource):
         cls.problems.check_split(argument)
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> PromptSource:
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "hints") -> PromptSource:
         cls.listed(argument)
         return cls(argument, seed, privilege)
 

@@ -18,6 +18,7 @@ UNSEEN = "held_out_combinations"
 class Captions(GroupedPrompts):
     """Captions of a split; motions take turns. The world knows their ground truth and judges them."""
 
+    argument = "split"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"world_auditor": {}}
     version = world_hash()
 
@@ -26,7 +27,7 @@ class Captions(GroupedPrompts):
         return list(captions.prompts(argument))
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "none") -> Captions:
+    def open(cls, argument: str, seed: int, batch: int = 1) -> Captions:
         groups: dict[str, list[str]] = {}
         for caption in captions.prompts(argument):
             groups.setdefault(captions.parse(caption).motion, []).append(caption)
