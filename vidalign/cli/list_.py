@@ -18,7 +18,7 @@ def list_(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of: {', '.join(KINDS)}.")],
     plugin: Plugins = None,
 ) -> None:
-    """List recipes, protocols, objectives, students, teachers, rewards, discriminators or metrics."""
+    """List recipes, protocols, or the plugins of one kind."""
     if kind not in KINDS:
         close = nearest(kind, KINDS)
         fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
