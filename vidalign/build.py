@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidalign import registry
+from vidalign.callbacks import CALLS, Callback
 from vidalign.codecs import build_codec
 from vidalign.context import TrainContext
 from vidalign.data.source import PromptSource, open_source
@@ -29,10 +30,12 @@ from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.video import VideoStudentSpec
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_text_encoder
+from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Objective
     from vidalign.recipe import Recipe
+    from vidalign.recipe.schema import Choice
     from vidalign.tracking.tracker import Tracker
 
 
@@ -85,6 +88,23 @@ def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
     kind = registry.get("teachers", name)
     with guest("teacher", name, kind):
         return guarded("teacher", name, kind.from_recipe(recipe.teacher.config, frames, spec), TEACHER_CALLS)
+
+
+def build_callbacks(recipe: Recipe) -> dict[str, Callback]:
+    """The callbacks that a recipe names, by their labels."""
+    return {label: _plugin("callback", one, CALLS) for label, one in recipe.callbacks.items()}
+
+
+def build_trackers(recipe: Recipe) -> dict[str, TrackerPlugin]:
+    """The trackers that a recipe names beside those of its section ``tracking``, by their labels."""
+    return {label: _plugin("tracker", one, TRACKER_CALLS) for label, one in recipe.trackers.items()}
+
+
+def _plugin(kind: str, choice: Choice, methods: tuple[str, ...]) -> Any:
+    """A plugin made with its own settings."""
+    made = registry.get(f"{kind}s", choice.name)
+    with guest(kind, choice.name, made):
+        return guarded(kind, choice.name, made(choice.config), methods)
 
 
 def build_prompts(recipe: Recipe) -> PromptSource:

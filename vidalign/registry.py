@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from vidalign.errors import PluginError, UsageError, UserError, nearest
 
 KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics", "prompts", "codecs",
-         "text_encoders")  # fmt: skip
+         "text_encoders", "trackers", "callbacks")  # fmt: skip
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
@@ -89,12 +89,23 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "transformers": "vidalign.text.pretrained:PretrainedText",
         "world": "vidalign.worlds.video.text:WorldText",
     },
+    "trackers": {
+        "jsonl": "vidalign.tracking.jsonl:JsonlTracker",
+        "panel": "vidalign.tracking.panel:PanelTracker",
+        "tensorboard": "vidalign.tracking.tensorboard:TensorBoardTracker",
+        "wandb": "vidalign.tracking.weights_and_biases:WandbTracker",
+    },
+    "callbacks": {
+        "early_stop": "vidalign.callbacks:EarlyStop",
+    },
 }
 ASKED = {
     "objectives": ("needs", "Config"),
     "teachers": ("offers", "Config", "from_recipe"),
     "discriminators": ("Config", "from_recipe"),
     "metrics": ("name", "version", "judges", "Config"),
+    "trackers": ("Config", "start"),
+    "callbacks": ("Config", "on_start"),
 }
 """What the class of a plugin must have: asked for before one is made."""
 MODULE = "vidalign_plugin_"

@@ -10,18 +10,21 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from vidalign.build import build_context, build_objective, save_rewards, save_student
+from vidalign.build import build_callbacks, build_context, build_objective, build_trackers, save_rewards, save_student
+from vidalign.callbacks import CALLS, Callback
 from vidalign.context import Batch
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
+from vidalign.guest import guarded
 from vidalign.objectives.base import Experience, LossOut, Phase
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
@@ -37,18 +40,23 @@ if TYPE_CHECKING:
 
 FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
                   "trainer.max_skipped", "trainer.reward_timeout", "trainer.on_reward_timeout", "tracking",
-                  "evaluation")  # fmt: skip
+                  "trackers", "callbacks", "evaluation")  # fmt: skip
 """Keys that may change when a run goes on: none of them changes a step's update."""
 
 
 class Trainer:
-    """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one."""
+    """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one.
+
+    callbacks: called after those that the recipe names, see `vidalign.callbacks`.
+    """
 
     def __init__(
-        self, recipe: Recipe, run_dir: str | Path | None = None, *, resume: bool = False, trust_checkpoint: bool = False
-    ) -> None:
+        self, recipe: Recipe, run_dir: str | Path | None = None, *, callbacks: Sequence[Callback] = (),
+        resume: bool = False, trust_checkpoint: bool = False,
+    ) -> None:  # fmt: skip
         self.recipe = recipe
         self.objective = build_objective(recipe)
+        self.callbacks = build_callbacks(recipe) | _named(callbacks)
         distributed.setup(single=recipe.engine.name == "deepspeed")
         self.run_dir = Path(run_dir) if run_dir else new_run_dir(recipe)
         if recipe.trainer.prompts_per_step % distributed.world_size():
@@ -70,6 +78,8 @@ class Trainer:
         self.prompts = self.ctx.prompts
         self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
         self.step = 0
+        self.step_started = time.perf_counter()
+        self._begun = self._stop = False
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
         self._start_norms = self._weight_norms()
@@ -86,12 +96,17 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether no step is left."""
-        return self.step >= self.recipe.trainer.steps
+        return self._stop or self.step >= self.recipe.trainer.steps
+
+    def stop(self) -> None:
+        """End training after the present step, as if it were the last one."""
+        self._stop = True
 
     def fit(self) -> Path:
         """Run all steps that are left, saving on the way and at the end; returns the run folder."""
         every = self.recipe.trainer.save_every
         try:
+            self._begin()
             while not self.done:
                 self.train_step()
                 if self.done and self._skipping():
@@ -101,6 +116,7 @@ class Trainer:
                     self.save()
             save_rewards(self.ctx, self.run_dir)
             save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
+            self._call("on_end")
         except PluginError as error:
             error.problems[0].where += f", step {self.step + 1}"
             error.problems[0].fix = f"{self._go_on()}; {error.problems[0].fix}".removesuffix("; ")
@@ -111,7 +127,8 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
-        started = time.perf_counter()
+        self._begin()
+        self.step_started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
         ctx.step, ctx.update, ctx.metrics, ctx.sums = self.step, 0, {}, {}
         before = self._skipped()
@@ -121,6 +138,7 @@ class Trainer:
         batch = self._batch()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
+            self._call("on_experience", experience)
         metrics = reduce_metrics({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
@@ -135,7 +153,8 @@ class Trainer:
         if self.step == 1 and ctx.policies.adapter is not None:
             metrics["health/adapter_layers"] = float(ctx.policies.adapted_layers)
         metrics |= self._held_out()
-        metrics["perf/step/seconds"] = time.perf_counter() - started
+        self._call("on_step_end", metrics)
+        metrics["perf/step/seconds"] = time.perf_counter() - self.step_started
         self.tracker.log(self.step, metrics)
         return metrics
 
@@ -146,10 +165,13 @@ class Trainer:
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
         state["weight_norms"] = self._start_norms
+        state["callbacks"] = {name: callback.state_dict() for name, callback in self.callbacks.items()}
         growth = {r: norm / max(self._start_norms[r], 1e-12) for r, norm in self._weight_norms().items()}
         if warning := weights_exploded(growth, self.checkpoints.newest_sound()):
             self.tracker.warn(warning)
-        return self.checkpoints.save(self.step, state, self._parts(), score=score, sound=warning is None)
+        folder = self.checkpoints.save(self.step, state, self._parts(), score=score, sound=warning is None)
+        self._call("on_save", folder)
+        return folder
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
@@ -159,6 +181,23 @@ class Trainer:
                 settings.frames, features=ctx.features, codec=ctx.codec, temperature=settings.temperature
             )
             return self.evaluator(generate, prompts, 1)
+
+    # --- callbacks ---
+
+    def _begin(self) -> None:
+        """Start the callbacks, once."""
+        if not self._begun:
+            self._begun = True
+            self._call("on_start")
+
+    def _call(self, hook: str, *what: Any) -> None:
+        """Call a hook of every callback; processes agree on whether training stops."""
+        if not self.callbacks:
+            return
+        with torch.no_grad():
+            for callback in self.callbacks.values():
+                getattr(callback, hook)(self, *what)
+        self._stop = any(distributed.all_gather_object(self._stop))
 
     # --- parts of a step ---
 
@@ -254,7 +293,9 @@ class Trainer:
         if not every or self.step % every:
             return {}
         with self.tracker.phase("held_out"):
-            metrics = self.evaluate().health()
+            evaluation = self.evaluate()
+            metrics = evaluation.health()
+        self._call("on_evaluate", evaluation)
         self.score = metrics.get("health/held_out/mean")
         return metrics
 
@@ -270,6 +311,9 @@ class Trainer:
             if self.ctx.rewards:
                 self.ctx.rewards.load_state_dict(state.get("rewards", {}))
             self.ctx.signal.load_state_dict(state.get("signal", {}))
+            for name, saved in state.get("callbacks", {}).items():
+                if name in self.callbacks:
+                    self.callbacks[name].load_state_dict(saved)
             norms = state.get("weight_norms", {})
             self._start_norms |= {role: float(norms.get(role, norm)) for role, norm in self._start_norms.items()}
 
@@ -283,6 +327,7 @@ class Trainer:
         return Tracker(
             self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
             tensorboard=tracking.tensorboard, panel=tracking.panel, start_step=start_step,
+            others=build_trackers(self.recipe),
         )  # fmt: skip
 
 
@@ -291,6 +336,13 @@ def new_run_dir(recipe: Recipe) -> Path:
     distributed.setup(single=recipe.engine.name == "deepspeed")
     name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path("runs") / distributed.broadcast_object(name)
+
+
+def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by a name that is the same when the run is resumed."""
+    names = [type(callback).__qualname__ for callback in callbacks]
+    numbered = [f"{name} {names[:n].count(name) + 1}" for n, name in enumerate(names)]
+    return {key: guarded("callback", key, one, CALLS) for key, one in zip(numbered, callbacks, strict=True)}
 
 
 def _check_same_recipe(file: Path, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import yaml
 from objective_helpers import GROUP, NAMES, sections
 
 from vidalign import registry
-from vidalign.bench.budget import BudgetedTrainer
+from vidalign.bench.budget import Budget
 from vidalign.bench.cost import predict, step_costs, steps_within
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
@@ -17,6 +17,7 @@ from vidalign.objectives.base import Objective
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.spec import Sampler
+from vidalign.trainer import Trainer
 from vidalign.workflows.collect import collect_buffer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective" / "vidalign_best_of_n.py"
@@ -51,13 +52,14 @@ def recipe_of(folder: Path, name: str, overrides: tuple[str, ...] = ()) -> Recip
 
 
 def counted(recipe: Recipe, run: Path) -> Cost:
-    trainer = BudgetedTrainer(recipe, run)
+    budget = Budget()
+    trainer = Trainer(recipe, run, callbacks=[budget])
     try:
         for _ in range(STEPS):
             trainer.train_step()
     finally:
         trainer.tracker.close()
-    return trainer.counter.total()
+    return budget.counter.total()
 
 
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)

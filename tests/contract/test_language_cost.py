@@ -10,11 +10,12 @@ from objective_helpers import BUILT_IN
 from objective_helpers import NAMES as VIDEO
 
 from vidalign import registry
-from vidalign.bench.budget import BudgetedTrainer
+from vidalign.bench.budget import Budget
 from vidalign.bench.cost import Counter, predict
 from vidalign.cost import Cost
 from vidalign.errors import RecipeError
 from vidalign.recipe import Recipe, load_recipe
+from vidalign.trainer import Trainer
 
 STEPS, PROMPTS, GROUP = 2, 3, 4
 N = PROMPTS * GROUP
@@ -58,13 +59,14 @@ def test_prediction_is_what_is_counted(
     name: str, overrides: tuple[str, ...], step: Cost, folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(folder, name, overrides)
-    trainer = BudgetedTrainer(recipe, tmp_path)
+    budget = Budget()
+    trainer = Trainer(recipe, tmp_path, callbacks=[budget])
     try:
         for _ in range(STEPS):
             trainer.train_step()
     finally:
         trainer.tracker.close()
-    assert trainer.counter.total() == predict(recipe) == step + step
+    assert budget.counter.total() == predict(recipe) == step + step
 
 
 def test_a_generation_counts_once_whatever_its_length(folder: Path) -> None:

@@ -24,6 +24,7 @@ LAYERS = (
     ("rewards",),
     ("context", "evaluation"),
     ("objectives",),
+    ("callbacks",),
     ("build",),
     ("trainer",),
     ("bench",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bench_helpers import RECIPE, make_student
 
-from vidalign.bench.budget import BudgetedTrainer, spent_of, time_steps
+from vidalign.bench.budget import Budget, spent_of, time_steps
 from vidalign.bench.cost import predict
 from vidalign.evaluation.judging import outputs_of
 from vidalign.recipe import Recipe, load_recipe
@@ -34,8 +34,8 @@ def test_totals_survive_a_stop(recipe: Recipe, tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", stopped)
         with pytest.raises(KeyboardInterrupt):
-            BudgetedTrainer(recipe, tmp_path / "run").fit()
-    BudgetedTrainer(recipe, tmp_path / "run").fit()
+            Trainer(recipe, tmp_path / "run", callbacks=[Budget()]).fit()
+    Trainer(recipe, tmp_path / "run", resume=True, callbacks=[Budget()]).fit()
     history = read_history(tmp_path / "run" / "metrics.jsonl")
     spent, expected = spent_of(history), predict(recipe)
     assert (spent.forwards, spent.reward_calls) == (expected.forwards, expected.reward_calls)
@@ -54,7 +54,7 @@ def test_judging_on_the_way_is_not_counted(recipe: Recipe, tmp_path: Path) -> No
         seen.append(ctx.step + 1)  # type: ignore[attr-defined]
         return {"world_auditor/composite": 0.25, "m/nothing": float("nan")}
 
-    BudgetedTrainer(recipe, tmp_path / "run", curve, points=3).fit()
+    Trainer(recipe, tmp_path / "run", callbacks=[Budget(curve, points=3)]).fit()
     history = read_history(tmp_path / "run" / "metrics.jsonl")
     assert seen == [2, 4, 6]
     assert spent_of(history).forwards == predict(recipe).forwards
@@ -64,10 +64,10 @@ def test_judging_on_the_way_is_not_counted(recipe: Recipe, tmp_path: Path) -> No
 
 
 def test_seconds_stop_the_run(recipe: Recipe, tmp_path: Path) -> None:
-    trainer = BudgetedTrainer(recipe, tmp_path / "run", seconds=1e-6)
+    trainer = Trainer(recipe, tmp_path / "run", callbacks=[Budget(seconds=1e-6)])
     trainer.fit()
     assert trainer.step == 1 and (tmp_path / "run" / "student.safetensors").is_file()
-    again = BudgetedTrainer(recipe, tmp_path / "run", seconds=1e-6)
+    again = Trainer(recipe, tmp_path / "run", resume=True, callbacks=[Budget(seconds=1e-6)])
     again.fit()
     assert again.step == 1, "spent is spent"
     assert 0 < time_steps(recipe, tmp_path / "trial") < 30

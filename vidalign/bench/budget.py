@@ -1,4 +1,4 @@
-"""Training under a budget: an ordinary `Trainer` that counts what it spends and judges itself on the way."""
+"""Training under a budget: a callback that counts what is spent and judges the student on the way."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 
 from vidalign.bench.cost import Counter
 from vidalign.bench.results import Spent
+from vidalign.bench.watched import watched
+from vidalign.callbacks import Callback, Training
 from vidalign.cost import Cost
 from vidalign.tracking.jsonl import History, read_history
 from vidalign.trainer import Trainer
@@ -23,12 +25,11 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 FIELDS = ("forwards", "reward_calls", "teacher_calls", "seconds", "peak_memory_mib", "responses")
-AUDITED = "world_auditor/composite"
 TIMED = 3
 """Steps timed for a budget in seconds, after one that warms up."""
 
 
-class BudgetedTrainer(Trainer):
+class Budget(Callback):
     """Logs totals as `perf/spent/...` in every step, so that they survive a restart; the curve as `health/judged/...`.
 
     curve: judges the student as it is; called `points` times, evenly spaced, and not counted. seconds: training
@@ -36,42 +37,44 @@ class BudgetedTrainer(Trainer):
     """
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, curve: Callable[[TrainContext], dict[str, float]] | None = None,
-        points: int = 0, seconds: float | None = None,
+        self, curve: Callable[[TrainContext], dict[str, float]] | None = None, points: int = 0,
+        seconds: float | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(recipe, run_dir, resume=True)
-        self.curve, self.limit = curve, seconds
-        steps = recipe.trainer.steps
-        self.points = {round(steps * (n + 1) / points) for n in range(points)} if curve is not None else set()
-        self.counter, self.seconds, self.peak = Counter(self.ctx), 0.0, 0.0
-        log = run_dir / "metrics.jsonl"
-        if self.step and log.is_file():
-            spent = spent_of(read_history(log), self.step)
+        super().__init__()
+        self.curve, self.points, self.limit = curve, points, seconds
+        self.seconds, self.peak = 0.0, 0.0
+
+    def on_start(self, training: Training) -> None:
+        """Go on from what an interrupted run had spent."""
+        self.counter = Counter(training.ctx)
+        log = training.run_dir / "metrics.jsonl"
+        if training.step and log.is_file():
+            spent = spent_of(read_history(log), training.step)
             self.counter.start_from(Cost(spent.forwards, spent.reward_calls, spent.teacher_calls, spent.responses))
             self.seconds, self.peak = spent.seconds, spent.peak_memory_mib
+        self._stop_in_time(training)
 
-    @property
-    def done(self) -> bool:
-        return super().done or (self.limit is not None and self.seconds >= self.limit)
-
-    def train_step(self) -> dict[str, float]:
-        self._started = time.perf_counter()
-        return super().train_step()
-
-    def _held_out(self) -> dict[str, float]:
-        """The last thing before a step is logged."""
-        self.seconds += time.perf_counter() - self._started
+    def on_step_end(self, training: Training, metrics: dict[str, float]) -> None:
+        self.seconds += time.perf_counter() - training.step_started
         self.peak = max(self.peak, peak_memory())
+        self._stop_in_time(training)
         cost = self.counter.total()
         totals = (cost.forwards, cost.reward_calls, cost.teacher_calls, self.seconds, self.peak, cost.responses)
-        metrics = {f"perf/spent/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
-        if self.curve is not None and (self.step in self.points or self.done):
-            with self.counter.paused(), torch.no_grad(), self.ctx.gathered():
-                judged = self.curve(self.ctx)
+        metrics |= {f"perf/spent/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
+        if self.curve is not None and (training.step in self._judged_at(training) or training.done):
+            with self.counter.paused(), training.ctx.gathered():
+                judged = self.curve(training.ctx)
             metrics |= {f"health/judged/{name}": value for name, value in judged.items() if math.isfinite(value)}
-            if AUDITED in judged:
-                metrics["health/held_out/mean"] = judged[AUDITED]  # what the monitors of reward hacking watch
-        return metrics
+            if held_out := watched(judged).held_out:
+                metrics["health/held_out/mean"] = judged[held_out]  # what the monitors of reward hacking watch
+
+    def _stop_in_time(self, training: Training) -> None:
+        if self.limit is not None and self.seconds >= self.limit:
+            training.stop()
+
+    def _judged_at(self, training: Training) -> set[int]:
+        """Steps after which the curve has a point."""
+        return {round(training.recipe.trainer.steps * (n + 1) / self.points) for n in range(self.points)}
 
 
 def spent_of(history: History, step: int | None = None) -> Spent:
@@ -85,15 +88,16 @@ def spent_of(history: History, step: int | None = None) -> Spent:
 
 def time_steps(recipe: Recipe, folder: Path) -> float:
     """Seconds of one training step on this machine: the mean of a few after the first."""
-    trainer = BudgetedTrainer(recipe, folder)
+    budget = Budget()
+    trainer = Trainer(recipe, folder, resume=True, callbacks=[budget])
     try:
         trainer.train_step()
-        before = trainer.seconds
+        before = budget.seconds
         for _ in range(TIMED):
             trainer.train_step()
     finally:
         trainer.tracker.close()
-    return (trainer.seconds - before) / TIMED
+    return (budget.seconds - before) / TIMED
 
 
 def peak_memory() -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from vidalign import registry
-from vidalign.bench.budget import FIELDS, BudgetedTrainer, spent_of, time_steps
+from vidalign.bench.budget import FIELDS, Budget, spent_of, time_steps
 from vidalign.bench.cost import predict, read_spec, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
@@ -39,6 +39,7 @@ from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
 from vidalign.tracking.jsonl import read_history, read_records
+from vidalign.trainer import Trainer
 
 VIDEO = "video"
 STEPS = "bench-steps"
@@ -103,8 +104,8 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
             return judge_few(generate, protocol, metrics)
 
         seconds = protocol.budget.amount if protocol.budget.currency == "seconds" else None
-        trainer = BudgetedTrainer(recipe, folder, curve, evaluation.curve_points, seconds)
-        trainer.fit()
+        budget = Budget(curve, evaluation.curve_points, seconds)
+        Trainer(recipe, folder, resume=True, callbacks=[budget]).fit()
     student = _load(protocol, folder / "student.safetensors")
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].told, recipe_hash=recipe.hash)

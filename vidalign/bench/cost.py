@@ -112,8 +112,7 @@ class Counter:
                 network.register_forward_pre_hook(self._forward(ctx.chunk_frames), with_kwargs=True)
             self._hook_language_models(engine.network, "forwards")
         if ctx.rewards is not None:
-            for reward in ctx.rewards.rewards.values():  # a mixture puts them together anew for each objective
-                self._wrap(reward, "score", "reward_calls")
+            ctx.rewards.on_call(lambda clips: self._add("reward_calls", clips))
         methods = [name for name in getattr(ctx.teacher, "offers", ()) if hasattr(ctx.teacher, name)]
         for method in methods:
             self._wrap(ctx.teacher, method, "teacher_calls")

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +118,10 @@ class Mixture(Objective):
         found: dict[str, Experience] = {}
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
-            with ctx.policies.standing_in(self.sets[label]), _own_rewards(ctx, part):
+            with ctx.policies.standing_in(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.policy_rules().get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
-                found[label] = objective.collect(ctx, batch)
+                found[label] = objective.collect(_own_view(ctx, part), batch)
         nothing = torch.empty(0)
         return MixedExperience({}, nothing, nothing, batch.prompts, metrics=self._merged(found), parts=found)
 
@@ -213,16 +212,11 @@ def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str
     return sets
 
 
-@contextmanager
-def _own_rewards(ctx: TrainContext, part: Part) -> Iterator[None]:
-    """Judge by the rewards of one objective meanwhile."""
-    everyone = ctx.rewards
-    if part.rewards is not None and everyone is not None:
-        ctx.rewards = everyone.part(part.rewards)
-    try:
-        yield
-    finally:
-        ctx.rewards = everyone
+def _own_view(ctx: TrainContext, part: Part) -> TrainContext:
+    """The context as one objective sees it: with its own rewards."""
+    if part.rewards is None or ctx.rewards is None:
+        return ctx
+    return replace(ctx, rewards=ctx.rewards.part(part.rewards))
 
 
 def _stop(part: Part) -> float:

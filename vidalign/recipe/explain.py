@@ -17,7 +17,7 @@ import yaml
 
 from vidalign.recipe.load import Recipe
 from vidalign.recipe.marks import Node
-from vidalign.recipe.schema import Choice, Sections
+from vidalign.recipe.schema import Choice
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -45,10 +45,9 @@ def render(recipe: Recipe, explain: bool = False) -> str:
     """The recipe with every default; with `explain`, what each value means and where it was written."""
     if not explain:
         return recipe.to_yaml()
-    docs = field_docs(Sections)
+    docs = field_docs(Recipe)
     lines = []
-    unused = "objective" if recipe.objectives else "objectives"
-    for spec in (spec for spec in fields(Sections) if spec.name != unused):
+    for spec in recipe.written():
         lines += ["", *_entry(spec.name, getattr(recipe, spec.name), docs.get(spec.name, ""), recipe.tree, 0)]
     return "\n".join(lines[1:]) + "\n"
 

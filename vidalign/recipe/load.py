@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,8 +19,11 @@ from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
 CHOICES = {f.name: str(f.metadata.get("usual", "")) for f in fields(Sections) if "plugin" in f.metadata}
 """Sections that choose a plugin, each with the name where it gives none."""
-
-TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher")
+LABELLED: dict[str, type[Choice]] = {
+    "objectives": Part, "rewards": RewardChoice, "trackers": Choice, "callbacks": Choice,
+}  # fmt: skip
+"""Sections of labels that each name a plugin of the kind of that name."""
+TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher", "callbacks", "trackers")
 """Sections that a trained student has no need of."""
 
 
@@ -28,6 +31,10 @@ TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher")
 class Recipe(Sections):
     """The sections of a recipe, checked, with what is known about where they came from."""
 
+    trackers: dict[str, Choice] = field(default_factory=dict)
+    """Further places to log to, by a label of your choice (`name` if that is another): the settings of each."""
+    callbacks: dict[str, Choice] = field(default_factory=dict)
+    """Code that runs beside the loop, by a label of your choice (`name` if that is another): the settings of each."""
     name: str = field(default="", init=False)
     """What the recipe was asked for as: a path or a shipped name."""
     header: str = field(default="", init=False)
@@ -39,9 +46,13 @@ class Recipe(Sections):
 
     def plain(self) -> dict[str, Any]:
         """Every section with every default filled in, as plain data that `load_recipe` reads back."""
-        unused = "objective" if self.objectives else "objectives"
-        sections = ((f.name, getattr(self, f.name)) for f in fields(Sections) if f.name != unused)
-        return {name: _plain(value) for name, value in sections}
+        return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
+
+    def written(self) -> list[Field[Any]]:
+        """The sections that stand in the file of this recipe."""
+        unused = ["objective" if self.objectives else "objectives"]
+        unused += [name for name in ("trackers", "callbacks") if not getattr(self, name)]
+        return [spec for spec in sections() if spec.name not in unused]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
@@ -50,6 +61,11 @@ class Recipe(Sections):
     def hash(self) -> str:
         """The first 12 hex digits of SHA-256 over the resolved values: equal runs have equal hashes."""
         return hashlib.sha256(yaml.safe_dump(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def sections() -> list[Field[Any]]:
+    """All sections that a recipe may have."""
+    return [spec for spec in fields(Recipe) if spec.init]
 
 
 def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -108,7 +124,8 @@ def read_header(path: Path) -> str:
 
 def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
     """The recipe and the names of its broken sections, for which defaults stand in."""
-    hints = get_type_hints(Sections)
+    known = get_type_hints(Recipe)
+    hints = {spec.name: known[spec.name] for spec in sections()}
     for key, child in tree.value.items():
         if key not in hints:
             problem = unknown_key(key, child.where, [*hints, "base"])
@@ -117,7 +134,7 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
             problems.append(problem)
     values: dict[str, Any] = {}
     broken = set() if whole else set(hints)
-    for spec in fields(Sections):
+    for spec in sections():
         name, before = spec.name, len(problems)
         node = tree.value.get(name)
         if spec.default is None and (node is None or node.value is None):
@@ -127,10 +144,8 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
                 why = "a recipe has one objective or several"
                 problems.append(Problem("both objective and objectives are given", node.where, why, "delete one"))
             values[name] = Choice("mixture")
-        elif name == "objectives":
-            values[name] = {} if node is None else mix(name, Part, node, name, problems)
-        elif name == "rewards":
-            values[name] = {} if node is None else mix(name, RewardChoice, node, name, problems)
+        elif name in LABELLED:
+            values[name] = {} if node is None else mix(name, LABELLED[name], node, name, problems)
         elif "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (

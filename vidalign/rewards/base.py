@@ -8,7 +8,7 @@ first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -129,6 +129,11 @@ class CompositeReward:
         chosen = CompositeReward({name: self.rewards[name] for name in weights}, weights)
         chosen._calls = {name: self._calls[name] for name in weights}
         return chosen
+
+    def on_call(self, listener: Callable[[int], None]) -> None:
+        """Tell `listener` the number of clips whenever one of the rewards scores, in a `part` of them too."""
+        for call in self._calls.values():
+            call.listeners.append(listener)
 
     @property
     def trainable(self) -> list[TrainableReward]:

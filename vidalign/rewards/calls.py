@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ class RewardCall:
 
     def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout) -> None:
         self.name, self.reward, self.seconds, self.on_timeout = name, reward, seconds, on_timeout
+        self.listeners: list[Callable[[int], None]] = []
+        """Told the number of clips of every call."""
         self._overdue: threading.Thread | None = None
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
@@ -43,6 +45,8 @@ class RewardCall:
 
     def _score(self, clips: Any, prompts: Sequence[Any]) -> Any:
         """What the reward returns; other rewards, and what is shown, must not see what it does to the clips."""
+        for listener in self.listeners:
+            listener(len(prompts))
         if not is_foreign(self.reward) or not isinstance(clips, torch.Tensor) or clips.is_inference():
             return self.reward.score(clips, prompts)
         if clips.device.type == "cpu":  # a view in numpy is written to unseen

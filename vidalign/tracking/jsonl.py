@@ -16,6 +16,8 @@ from typing import Any
 
 from vidalign.errors import UserError
 from vidalign.reading import check_object, parse_json, regular
+from vidalign.tracking.base import RunInfo, TrackerPlugin
+from vidalign.tracking.health import Health
 
 History = dict[str, list[tuple[int, float]]]
 FILE_NAME = "metrics.jsonl"
@@ -65,6 +67,24 @@ class JsonlLog:
             why=error.strerror or str(error),
             fix="free some space or choose another run folder, then resume from the last checkpoint",
         )
+
+
+class JsonlTracker(TrackerPlugin):
+    """Writes `metrics.jsonl` in the run folder; every run has one."""
+
+    name = "jsonl"
+
+    def start(self, run: RunInfo) -> None:
+        self._log = JsonlLog(run.folder / FILE_NAME, run.header, run.start_step)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._log.metrics(step, values)
+
+    def health(self, step: int, warning: Health) -> None:
+        self._log.health(step, warning.name, warning.message, warning.fix)
+
+    def close(self) -> None:
+        self._log.close()
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

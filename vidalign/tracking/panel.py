@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
@@ -21,6 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vidalign.tracking.base import RunInfo, TrackerPlugin
 from vidalign.tracking.health import Health, Metrics, find
 
 Mode = Literal["auto", "live", "plain", "none"]
@@ -181,6 +183,42 @@ def make_panel(
     live = mode == "live" or (mode == "auto" and console.is_terminal)
     progress = Progress(total_steps, start_step)
     return LivePanel(progress, console) if live else PlainPanel(progress, console)
+
+
+class PanelTracker(TrackerPlugin):
+    """Shows progress to the person who waits."""
+
+    name = "panel"
+
+    @dataclass
+    class Config:
+        mode: Mode = "auto"
+        """`live` panel in a terminal, `plain` lines elsewhere; `auto` chooses."""
+
+    config: Config
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config or self.Config())
+        self._panel: Panel | None = None
+
+    def start(self, run: RunInfo) -> None:
+        self._panel = make_panel(self.config.mode, run.total_steps, run.start_step, run.console)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if self._panel:
+            self._panel.update(step, values)
+
+    def health(self, step: int, warning: Health) -> None:
+        if self._panel:
+            self._panel.warn(warning)
+
+    def phase(self, name: str) -> None:
+        if self._panel:
+            self._panel.phase(name)
+
+    def close(self) -> None:
+        if self._panel:
+            self._panel.close()
 
 
 def phase_times(metrics: Metrics) -> list[tuple[str, float]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vidalign.tracking import clips
+from vidalign.tracking.base import RunInfo, TrackerPlugin
 
 
 class TensorBoardLog:
@@ -51,3 +52,22 @@ class TensorBoardLog:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
+
+
+class TensorBoardTracker(TrackerPlugin):
+    """Writes `tensorboard/` in the run folder."""
+
+    name = "tensorboard"
+    shows_clips = True
+
+    def start(self, run: RunInfo) -> None:
+        self._log = TensorBoardLog(run.folder / "tensorboard", run.start_step)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._log.scalars(step, values)
+
+    def animation(self, step: int, tag: str, frames: np.ndarray, fps: float) -> None:
+        self._log.animation(step, tag, frames, fps)
+
+    def close(self) -> None:
+        self._log.close()

@@ -1,4 +1,7 @@
-"""One place to log to: JSONL, TensorBoard and the panel, with the health monitors watching.
+"""One place to log to: it passes everything on to the trackers of the run, with the health monitors watching.
+
+Trackers are plugins: JSON lines always, TensorBoard and the panel as the section `tracking` says, and those of the
+section `trackers`.
 
 Run folder: `metrics.jsonl` and `tensorboard/` are written here; recipe, checkpoints, evaluation and report
 lie beside them. Make a tracker on rank 0; other ranks use `Tracker.silent()`.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.tracking import clips as clip_files
+from vidalign.tracking.base import RunInfo, TrackerPlugin
 from vidalign.tracking.health import Health, HealthMonitors
-from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
-from vidalign.tracking.panel import Mode, Panel, make_panel
-from vidalign.tracking.tensorboard import TensorBoardLog
+from vidalign.tracking.panel import Mode
 from vidalign.tracking.tokens import ColouredResponse, write_token_page
 
 GROUPS = ("objective", "reward", "health", "perf")
@@ -31,7 +34,8 @@ class Tracker:
     """Logs one run.
 
     `header` goes into the first line (recipe hash, commit, world hash). `start_step` is the number of steps
-    already finished when a run is resumed. Raises UserError where the run folder cannot be written.
+    already finished when a run is resumed. `others` are further trackers; one of a name that is there already takes
+    its place. Raises UserError where the run folder cannot be written.
     """
 
     def __init__(
@@ -44,16 +48,22 @@ class Tracker:
         panel: Mode = "auto",
         start_step: int = 0,
         console: Console | None = None,
+        others: Mapping[str, TrackerPlugin] | None = None,
     ) -> None:
-        folder = Path(run_dir)
+        run = RunInfo(Path(run_dir), header, total_steps, start_step, console)
         self.warnings: list[Health] = []
         self._step = start_step
-        self._folder: Path | None = folder
+        self._folder: Path | None = run.folder
         self._monitors = HealthMonitors()
         self._phases: dict[str, float] = {}
-        self._jsonl: JsonlLog | None = JsonlLog(folder / FILE_NAME, header, start_step)
-        self._events = TensorBoardLog(folder / "tensorboard", start_step) if tensorboard else None
-        self._panel: Panel | None = make_panel(panel, total_steps, start_step, console)
+        self._open: list[TrackerPlugin] = []
+        try:
+            for tracker in (_usual(tensorboard, panel) | dict(others or {})).values():
+                tracker.start(run)
+                self._open.append(tracker)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def silent(cls) -> Tracker:
@@ -61,7 +71,7 @@ class Tracker:
         tracker = cls.__new__(cls)
         tracker.warnings, tracker._step = [], 0
         tracker._folder, tracker._monitors, tracker._phases = None, HealthMonitors([]), {}
-        tracker._jsonl = tracker._events = tracker._panel = None
+        tracker._open = []
         return tracker
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -70,12 +80,8 @@ class Tracker:
         values = {_checked(name): float(value) for name, value in metrics.items()}
         values |= {f"perf/{phase}/seconds": seconds for phase, seconds in self._phases.items()}
         self._phases = {}
-        if self._jsonl:
-            self._jsonl.metrics(step, values)
-        if self._events:
-            self._events.scalars(step, values)
-        if self._panel:
-            self._panel.update(step, values)
+        for tracker in self._open:
+            tracker.metrics(step, values)
         for health in self._monitors.check(values):
             self.warn(health)
 
@@ -87,13 +93,15 @@ class Tracker:
         captions: list[str],
         fps: float = clip_files.DEFAULT_FPS,
     ) -> None:
-        """Show clips `[B, F, 3, H, W]` in [0, 1] in TensorBoard, captions (prompt, reward) burnt in."""
+        """Show clips `[B, F, 3, H, W]` in [0, 1] where clips can be shown, captions (prompt, reward) burnt in."""
         assert len(clips) == len(captions), f"{len(clips)} clips need as many captions, not {len(captions)}"
-        if self._events is None:
+        shown = [tracker for tracker in self._open if tracker.shows_clips]
+        if not shown:
             return
         for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
             frames = clip_files.burn_text(clip_files.upscale(clip_files.to_frames(clip)), caption)
-            self._events.animation(step, f"{tag}/{index}", frames, fps)
+            for tracker in shown:
+                tracker.animation(step, f"{tag}/{index}", frames, fps)
 
     def tokens(self, step: int, responses: Sequence[ColouredResponse]) -> None:
         """Write sampled responses as a page of tokens in the colours of their regimes, below `tokens/`."""
@@ -105,17 +113,16 @@ class Tracker:
         if any(known.name == health.name for known in self.warnings):
             return
         self.warnings.append(health)
-        if self._jsonl:
-            self._jsonl.health(self._step, health.name, health.message, health.fix)
+        if self._folder is not None:
             print(f"warning {health.name}: {health.message}. Fix: {health.fix}", file=sys.stderr, flush=True)
-        if self._panel:
-            self._panel.warn(health)
+        for tracker in self._open:
+            tracker.health(self._step, health)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a part of the step; the next `log` carries it as `perf/<name>/seconds`."""
-        if self._panel:
-            self._panel.phase(name)
+        for tracker in self._open:
+            tracker.phase(name)
         started = time.perf_counter()
         try:
             yield
@@ -123,15 +130,28 @@ class Tracker:
             self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - started
 
     def close(self) -> None:
-        for sink in (self._panel, self._events, self._jsonl):
-            if sink:
-                sink.close()
+        for tracker in reversed(self._open):
+            tracker.close()
 
     def __enter__(self) -> Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _usual(tensorboard: bool, panel: Mode) -> dict[str, TrackerPlugin]:
+    """The trackers of the section `tracking`."""
+
+    def make(name: str, **settings: Any) -> TrackerPlugin:
+        kind = registry.get("trackers", name)
+        made: TrackerPlugin = kind(kind.Config(**settings))
+        return made
+
+    usual = {"jsonl": make("jsonl")}
+    if tensorboard:
+        usual["tensorboard"] = make("tensorboard")
+    return usual | {"panel": make("panel", mode=panel)}
 
 
 def _checked(name: str) -> str:

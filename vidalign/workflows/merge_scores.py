@@ -88,7 +88,7 @@ def _unseen(source: Chosen) -> str:
     return found
 
 
-def _judge(source: str) -> str:
+def _judge(source: Chosen) -> str:
     """The first metric that knows what is right for the prompts of a source."""
     judges = find_source(source)[0].judges
     if not judges:

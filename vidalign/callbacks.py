@@ -1,0 +1,141 @@
+"""Callbacks: code that runs beside the training loop without changing an update.
+
+A recipe names them, ``callbacks: {early_stop: {patience: 5}}``; Python passes them to the trainer,
+``Trainer(recipe, callbacks=[...])``. Every process calls every hook; callbacks of the recipe come first.
+What a step trains on must not depend on a callback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vidalign.context import TrainContext
+    from vidalign.evaluation.evaluator import Evaluation
+    from vidalign.objectives.base import Experience, Objective
+    from vidalign.recipe import Recipe
+    from vidalign.tracking.tracker import Tracker
+
+HOOKS = ("on_start", "on_experience", "on_step_end", "on_evaluate", "on_save", "on_end")
+CALLS = (*HOOKS, "state_dict", "load_state_dict")
+"""What of a callback from elsewhere is guarded."""
+
+
+class Training(Protocol):
+    """What a callback sees of the trainer."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def run_dir(self) -> Path: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def ctx(self) -> TrainContext: ...
+    @property
+    def tracker(self) -> Tracker: ...
+    @property
+    def step(self) -> int:
+        """Steps that are finished."""
+    @property
+    def step_started(self) -> float:
+        """`time.perf_counter()` at the beginning of the step."""
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+    def stop(self) -> None:
+        """End training after this step, as if it were the last one; one process is enough."""
+
+
+class Callback:
+    """Base of every callback; a subclass overrides the hooks that it needs."""
+
+    name: ClassVar[str] = ""
+
+    @dataclass
+    class Config:
+        """No settings."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
+
+    def on_start(self, training: Training) -> None:
+        """Before the first step of this process, of a resumed run too."""
+
+    def on_experience(self, training: Training, experience: Experience) -> None:
+        """After `collect`, before the first phase; without gradient."""
+
+    def on_step_end(self, training: Training, metrics: dict[str, float]) -> None:
+        """After the follow-up of a step, before its metrics are logged; what is added to them is logged too."""
+
+    def on_evaluate(self, training: Training, evaluation: Evaluation) -> None:
+        """After an evaluation on held-out prompts during training (``trainer.eval_every``)."""
+
+    def on_save(self, training: Training, folder: Path) -> None:
+        """After a checkpoint was written in `folder`."""
+
+    def on_end(self, training: Training) -> None:
+        """After the student was saved; not when training ends in an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, "a callback that saves state restores it"
+
+
+class EarlyStop(Callback):
+    """Stops training when a metric no longer improves."""
+
+    name = "early_stop"
+
+    @dataclass
+    class Config:
+        metric: str = "health/held_out/mean"
+        """Name of the metric; only steps that log it count. The held-out score needs ``trainer.eval_every``."""
+        patience: int = 3
+        """Measurements in a row without improvement after which training stops."""
+        min_change: float = 0.0
+        """Least improvement that counts."""
+        mode: Literal["max", "min"] = "max"
+        """Whether larger or smaller is better."""
+
+        def __post_init__(self) -> None:
+            if self.patience < 1:
+                raise ValueError("patience must be at least 1")
+            if self.min_change < 0:
+                raise ValueError("min_change must be at least 0")
+
+    config: Config
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config or self.Config())
+        self.best: float | None = None
+        self.waited = 0
+        """Measurements since the best one."""
+
+    def on_start(self, training: Training) -> None:
+        if self.waited >= self.config.patience:
+            training.stop()
+
+    def on_step_end(self, training: Training, metrics: dict[str, float]) -> None:
+        value = metrics.get(self.config.metric)
+        if value is None:
+            return
+        sign = 1.0 if self.config.mode == "max" else -1.0
+        if self.best is None or sign * (value - self.best) > self.config.min_change:
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1  # so does NaN
+        if self.waited >= self.config.patience:
+            training.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
