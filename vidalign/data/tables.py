@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vidalign.data.examples import Example
 from vidalign.data.paths import inside
@@ -22,6 +22,7 @@ class TableExamples(PromptSource):
     """Rows of a table file, shuffled anew in every epoch."""
 
     students = ("language",)
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
 
     def __init__(self, rows: Any, seed: int, where: str, batch: int = 1) -> None:
         if "prompt" not in rows.column_names:
