@@ -113,6 +113,11 @@ MISTAKES = {
     "override 2",
     "validate recipe.yaml objective.sigma_min=0.9 objective.sigma_max=0.95": "leaves no noise level to train on - "
     "override 2",
+    "validate tokens/dopd objective.privilege=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
+    "validate world/dopd objective.pairing=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
+    "validate tokens/opsd engine={name: deepspeed, zero_stage: 3, precision: fp32}": "'opsd' does not run under ZeRO-3",
+    "validate tokens/dopd student.path=.": "the folder '.' holds no model of transformers - override 1",
+    "validate recipe.yaml student.adapter={rank: 4, alpha: -1}": "alpha is -1",
     "validate world/ar_copo objective.pivots=5": "the pivot cannot be one of 5 chunks - override 1",
     "validate world/afd objective.sigma_max=0.1": "leaves no noise level to train on - override 1",
     "validate recipe.yaml objective={name: flow_grpo, group_size: 2} student.init.sampler={sigmas: [1.0]}": "cannot "

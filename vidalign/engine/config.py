@@ -90,3 +90,5 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"rank is {self.rank}", where="student.adapter.rank", fix="use a rank >= 1")
+        if not self.alpha > 0:
+            raise UserError(f"alpha is {self.alpha}", where="student.adapter.alpha", fix="use a positive number")

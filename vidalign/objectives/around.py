@@ -21,6 +21,8 @@ class Around:
     """Chunks of a video; 0 where they are not known, and for language students."""
     rewards: tuple[str, ...]
     """Names of its rewards, those of weight 0 too."""
+    prompts: int
+    """Prompts of a step, over all processes."""
     sampler: Sampler | None
     """The video student's sampler, where it is known."""
 
@@ -29,11 +31,21 @@ def around(draft: Draft) -> Around:
     """Of the objective that a draft sees, in a recipe without mistakes so far."""
     recipe = draft.recipe
     rewards = tuple(getattr(recipe.objective, "rewards", None) or recipe.rewards)
+    count = recipe.trainer.prompts_per_step
     spec = written_spec(recipe.student) if recipe.student.name == "video" else None
     if spec is None:
-        return Around(0, rewards, None)
+        return Around(0, rewards, count, None)
     chunk = (spec.get("cache") or {}) | (recipe.student.cache or {})
-    return Around(recipe.data.frames // chunk.get("chunk_frames", 3), rewards, _sampler(spec))
+    return Around(recipe.data.frames // chunk.get("chunk_frames", 3), rewards, count, _sampler(spec))
+
+
+def check_others(prompts: int) -> None:
+    """Raises `UserError` when a step holds no other prompt, whose privilege a control could take."""
+    if prompts < 2:
+        raise UserError(
+            "another prompt's privilege needs another prompt", where="trainer.prompts_per_step",
+            why="the step has one", fix="use at least 2",
+        )  # fmt: skip
 
 
 def _sampler(spec: dict[str, Any]) -> Sampler | None:

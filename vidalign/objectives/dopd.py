@@ -34,6 +34,7 @@ from vidalign.losses import routing
 from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
 from vidalign.objectives import tokens
+from vidalign.objectives.around import Around, check_others
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.tracking.tokens import ColouredResponse
 
@@ -68,7 +69,7 @@ class RegimeConfig:
 
 class DOPD(Objective):
     name = "dopd"
-    needs = Needs(students=("language",), teacher="logits")
+    needs = Needs(students=("language",), teacher="logits", whole_student=True)
 
     @dataclass
     class Config:
@@ -108,6 +109,10 @@ class DOPD(Objective):
         return {}
 
     # --- collect ---
+
+    def fit(self, around: Around) -> None:
+        if self.config.privilege == "shuffled":
+            check_others(around.prompts)
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)

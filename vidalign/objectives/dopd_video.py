@@ -40,6 +40,7 @@ from vidalign.losses import gaussian_policy as policy
 from vidalign.losses.advantages import combine
 from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
+from vidalign.objectives.around import Around, check_others
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.replay import replay_gap
 from vidalign.students.video.rollout import Rollout, RolloutPlan
@@ -127,6 +128,10 @@ class DOPDVideo(Objective):
         return {}
 
     # --- collect ---
+
+    def fit(self, around: Around) -> None:
+        if self.config.pairing == "shuffled":
+            check_others(around.prompts)
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, text = self.config.group_size, ctx.text(batch.prompts)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 class GKD(Objective):
     name = "gkd"
-    needs = Needs(students=("language",), teacher="logits")
+    needs = Needs(students=("language",), teacher="logits", whole_student=True)
 
     @dataclass
     class Config(tokens.DistillConfig):

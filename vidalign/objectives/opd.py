@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class OPD(Objective):
     name = "opd"
-    needs = Needs(students=("language",), teacher="logits")
+    needs = Needs(students=("language",), teacher="logits", whole_student=True)
 
     @dataclass
     class Config(tokens.DistillConfig):

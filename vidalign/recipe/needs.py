@@ -21,5 +21,7 @@ class Needs:
     """Further weight sets of the student: ``old``, ``reference``."""
     roles: tuple[str, ...] = ()
     """Further trainable networks, each with an engine and a phase of its own: ``fake_score``."""
+    whole_student: bool = False
+    """Whether every process must hold the whole student: ZeRO-3 is refused."""
     min_group: int = 1
     """Smallest number of candidates per prompt that gives a learning signal."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -40,6 +41,13 @@ def check_weights(draft: Draft, path: str, key: str, kind: str) -> None:
         else:
             why = "the metadata has no key 'spec'"
             draft.refuse(f"the weights {path!r} carry no specification", key, why)
+
+
+def check_folder(draft: Draft, path: str, key: str) -> None:
+    """A folder that transformers can read holds a configuration."""
+    if not (Path(path) / "config.json").is_file():
+        draft.refuse(f"the folder {path!r} holds no model of transformers", key, "there is no config.json",
+                     "name a folder written by save_pretrained, or a file")  # fmt: skip
 
 
 def check_teacher_weights(draft: Draft, path: str, kind: str) -> None:

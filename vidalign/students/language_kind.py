@@ -37,10 +37,12 @@ class Language:
     def check(draft: Draft) -> None:
         """Refuse a recipe that does not fit the student."""
         from vidalign.recipe.typed import build
-        from vidalign.students.checks import check_adapter, check_weights
+        from vidalign.students.checks import check_adapter, check_folder, check_weights
 
         student = draft.recipe.student
-        if student.path and not student.init and not is_transformers(student.path):
+        if student.path and not student.init and Path(student.path).is_dir():
+            check_folder(draft, student.path, "student.path")
+        elif student.path and not student.init and not is_transformers(student.path):
             check_weights(draft, student.path, "student.path", "language")
         if student.init:
             build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
