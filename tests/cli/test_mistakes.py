@@ -116,6 +116,7 @@ MISTAKES = {
     "validate tokens/dopd objective.privilege=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
     "validate world/dopd objective.pairing=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
     "validate tokens/opsd engine={name: deepspeed, zero_stage: 3, precision: fp32}": "'opsd' does not run under ZeRO-3",
+    "validate tokens/dopd data.prompts=pictures:train": "the student cannot see pictures - override 1",
     "validate tokens/dopd student.path=.": "the folder '.' holds no model of transformers - override 1",
     "validate recipe.yaml student.adapter={rank: 4, alpha: -1}": "alpha is -1",
     "validate world/ar_copo objective.pivots=5": "the pivot cannot be one of 5 chunks - override 1",

@@ -36,6 +36,8 @@ class PromptSource(ABC):
     ``Config``, which has the argument too; they are handed to `open` by name."""
     students: ClassVar[tuple[str, ...]] = ("video",)
     """Kinds of student that it has prompts for."""
+    brings_pictures: ClassVar[bool] = False
+    """Whether every sample brings pictures: only students that see them can be asked."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
     """Metrics, with their settings, that know what is right for its prompts; none where nobody does."""
     version: ClassVar[str] = ""

@@ -20,7 +20,7 @@ from vidalign.recipe.typed import settings_of, unknown_key
 def check_prompts(draft: Draft) -> None:
     """The sources exist and have prompts for the student; a reward can score every training prompt."""
     before = len(draft.problems)
-    for path, source in _sources(draft).items():
+    for path, source in sources(draft).items():
         try:
             if not isinstance(source, str):
                 _settings(draft, source, path)
@@ -51,7 +51,7 @@ def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
 
 def listed_prompts(draft: Draft) -> Iterator[tuple[str, Chosen, list[str]]]:
     """(key, source, prompts) of every source of prompts that can be listed."""
-    for path, source in _sources(draft).items():
+    for path, source in sources(draft).items():
         with suppress(UserError):  # reported by `check_prompts`
             yield path, source, _listed(draft, source)
 
@@ -124,7 +124,8 @@ def _judged(draft: Draft) -> None:
         draft.warnings.append(Problem(what, where, fix="name evaluation.metrics, or rewards"))
 
 
-def _sources(draft: Draft) -> dict[str, Chosen]:
+def sources(draft: Draft) -> dict[str, Chosen]:
+    """The sources of prompts by the key that names each."""
     recipe = draft.recipe
     sources: dict[str, Chosen] = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
     return sources | ({"evaluation.prompts": recipe.evaluation.prompts} if recipe.evaluation.prompts else {})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
+from vidalign.errors import UserError
 from vidalign.students.language_config import LanguageSpec, is_transformers
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ class Language:
     @staticmethod
     def check(draft: Draft) -> None:
         """Refuse a recipe that does not fit the student."""
+        from vidalign.data.source import find_source
+        from vidalign.recipe.prompts import sources
         from vidalign.recipe.typed import build
         from vidalign.students.checks import check_adapter, check_folder, check_weights
 
@@ -49,3 +55,25 @@ class Language:
         if student.cache:
             draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
         check_adapter(draft, ())
+        if _is_blind(draft):
+            for key, source in sources(draft).items():
+                if find_source(source)[0].brings_pictures:
+                    draft.refuse("the student cannot see pictures", key, "it is a causal language model",
+                                 "use a vision-language model, or prompts without pictures")  # fmt: skip
+
+
+def _is_blind(draft: Draft) -> bool:
+    """Whether the student is known to be a plain language model, by its header, folder or `init`."""
+    from vidalign.students.checks import read_header
+
+    student = draft.recipe.student
+    try:
+        if student.init:
+            config = student.init.get("config")
+        elif Path(student.path).is_dir():
+            config = json.loads((Path(student.path) / "config.json").read_text(encoding="utf-8"))
+        else:
+            config = read_header(student.path).get("config")
+    except (UserError, SafetensorError, OSError, KeyError, ValueError):
+        return False  # a name of the hub, or reported with the weights
+    return isinstance(config, dict) and config.get("vision_config") is None

@@ -47,4 +47,5 @@ class Tokens(PromptSource):
 class Pictures(Tokens):
     """Questions about pictures; endless."""
 
+    brings_pictures = True
     problems: ClassVar[Any] = pictures
