@@ -33,7 +33,7 @@ student:
              eos_token_id: 2, max_position_embeddings: 256}
     sampling: {max_new_tokens: 8}
 objective: {name: lm_sft, privileged_share: 0.5}
-data: {prompts: tokens:train, eval_prompts: tokens:held_out, privilege: mixed}
+data: {prompts: {name: tokens, split: train, privilege: mixed}, eval_prompts: tokens:held_out}
 trainer: {steps: 4, prompts_per_step: 4, micro_batch: 2, learning_rate: 0.01, save_every: 2}
 evaluation: {count: 8}
 tracking: {tensorboard: false, panel: none}

@@ -9,10 +9,8 @@ from vidalign.data.source import Chosen, shortened, spelled_out
 from vidalign.errors import UserError
 from vidalign.recipe.marks import Node
 
-TEACHER = {"path": "", "steps": 24, "fps": 0.0, "skip_corrupt": False, "cache": "", "per_prompt": 1, "options": {}}
-"""The section `teacher` had these keys, with these defaults, whichever teacher it named."""
-
-
+TEACHER = {"name", "path", "steps", "fps", "skip_corrupt", "cache", "per_prompt", "options"}
+"""Every saved section `teacher` had these keys, whichever teacher it named."""
 DATA = {"prompts", "eval_prompts", "frames", "privilege"}
 """Every saved section `data` had these keys."""
 MOVED = {("data", "privilege"): "the prompts: data.prompts={name: tokens, split: train, privilege: ...}"}
@@ -33,6 +31,8 @@ def _prompts(tree: Node) -> Node:
     if data is None or not isinstance(data.value, dict) or set(data.value) != DATA:
         return tree
     entries = dict(data.value)
+    if not isinstance(entries["prompts"].value, str):
+        return tree
     privilege, prompts = entries.pop("privilege"), entries["prompts"]
     try:
         name, settings = spelled_out(prompts.value)
@@ -53,17 +53,14 @@ def _node(chosen: Chosen, where: str) -> Node:
 
 
 def _teacher(tree: Node) -> Node:
-    """Without the keys of other teachers, where their values are the old defaults."""
+    """Without the keys of other teachers, which the one that was named did not read."""
     teacher = tree.value.get("teacher") if isinstance(tree.value, dict) else None
-    if teacher is None or not isinstance(teacher.value, dict) or not {"name", *TEACHER} <= teacher.value.keys():
+    if teacher is None or not isinstance(teacher.value, dict) or not teacher.value.keys() >= TEACHER:
         return tree
     try:
         own = {f.name for f in fields(registry.get("teachers", str(teacher.value["name"].value)).Config)}
-    except UserError:
+    except (UserError, TypeError):  # TypeError: its Config is no dataclass
         return tree  # reported with the section
-    kept = {
-        key: child
-        for key, child in teacher.value.items()
-        if key in own or key not in TEACHER or child.plain() != TEACHER[key]
-    }
+    unread = TEACHER - own - {"name"}
+    kept = {key: child for key, child in teacher.value.items() if key not in unread}
     return Node({**tree.value, "teacher": Node(kept, teacher.where)}, tree.where)
