@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
-OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "optimizer_changes", "collect",
+OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "optimizer_changes", "collect", "digest",
                    "micro_batches", "loss", "after_step", "cost", "state_dict", "load_state_dict")  # fmt: skip
 REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vidalign.data.source import PromptSource
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
-    from vidalign.rewards.base import CompositeReward
+    from vidalign.rewards.base import CompositeReward, ScoreRequest
     from vidalign.tracking.tracker import Tracker
 
 DECODE_SLICE = 64
@@ -107,15 +107,18 @@ class TrainContext:
         return self.rewards.weights
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Every reward ``[N]`` of clips ``[N, F, 3, H, W]`` in [0, 1], by name; NaN where an item failed.
-
-        Trainable rewards first learn from the clips, in phases of their own: call it outside any phase.
-        """
+        """Every reward ``[N]`` of clips ``[N, F, 3, H, W]`` in [0, 1], by name; NaN where an item failed. It trains
+        nothing: rewards that learn need a request of `collect`, see `Experience.request`."""
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
-        self.rewards.learn(clips, prompts)
         scores = self.rewards.score(clips, prompts)
         self.metrics |= self.rewards.logged
         return scores
+
+    def judge(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
+        """Every reward ``[N]`` that a request asks for, by name."""
+        assert self.rewards is not None, "an objective that scores declares needs.rewards"
+        own = replace(self, rewards=self.rewards.part(dict.fromkeys(request.rewards, 1.0))) if request.rewards else self
+        return own.score(request.clips, request.prompt_of_clip)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[N, ...]`` of every process, concatenated in rank order."""

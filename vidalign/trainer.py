@@ -1,4 +1,4 @@
-"""The training loop: collect on-policy, update role by role, follow up, watch, save.
+"""The training loop: collect on-policy, judge, update role by role, follow up, watch, save.
 
 Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json, report.html.
 A run whose folder holds a checkpoint goes on from it; the numbers are those of an uninterrupted run.
@@ -7,7 +7,6 @@ A run whose folder holds a checkpoint goes on from it; the numbers are those of 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, Problem, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.guest import guarded
-from vidalign.objectives.base import Experience, LossOut, Phase
+from vidalign.objectives.base import Experience, Objective, Phase
+from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
@@ -35,6 +35,7 @@ from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from vidalign.context import TrainContext
     from vidalign.recipe import Recipe
 
 
@@ -126,7 +127,7 @@ class Trainer:
         return self.run_dir
 
     def train_step(self) -> dict[str, float]:
-        """One step: collect, the phases in turn, follow-up, metrics; returns what was logged."""
+        """One step: collect, judge, the phases in turn, follow-up, metrics; returns what was logged."""
         self._begin()
         self.step_started = time.perf_counter()
         ctx, objective = self.ctx, self.objective
@@ -138,7 +139,8 @@ class Trainer:
         batch = self._batch()
         with self.tracker.phase("collect"), torch.no_grad():
             experience = objective.collect(ctx, batch)
-            self._call("on_experience", experience)
+        experience = judge_experience(ctx, objective, experience)
+        self._call("on_experience", experience)
         metrics = reduce_metrics({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
         for phase in objective.phases():
             with self.tracker.phase(phase.role):
@@ -181,6 +183,11 @@ class Trainer:
                 settings.frames, features=ctx.features, codec=ctx.codec, temperature=settings.temperature
             )
             return self.evaluator(generate, prompts, 1)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The roles that a step trains, in order: rewards that learn, before they judge, then the objective's."""
+        rewards = self.ctx.rewards.trainable if self.ctx.rewards else []
+        return (*(Phase(reward.role, reward.updates) for reward in rewards), *self.objective.phases())
 
     # --- callbacks ---
 
@@ -331,6 +338,31 @@ class Trainer:
         )  # fmt: skip
 
 
+@torch.no_grad()
+def judge_experience(ctx: TrainContext, objective: Objective, experience: Experience) -> Experience:
+    """Rewards that learn take their steps on what was rolled out; all rewards judge it; the objective digests that."""
+    parts, learning = experience.requesting(), ctx.rewards.trainable if ctx.rewards else []
+    if learning and objective.needs.rewards and not parts and type(objective).digest is Objective.digest:
+        raise UserError(
+            f"the reward {learning[0].name!r} cannot learn from {objective.name!r}", where="objective.name",
+            why="the objective calls ctx.score in collect instead of asking for a judgement",
+            fix="return what is judged in Experience.request and give it digest, see docs/adding_an_objective.md",
+        )  # fmt: skip
+    for reward in learning:
+        asked = [part.request for part in parts if part.request and part.request.judged_by(reward.name)]
+        if asked:
+            with ctx.tracker.phase(reward.role):
+                reward.learn(asked[0])
+    with ctx.tracker.phase("judge"):
+        for part in parts:
+            assert part.request is not None, "it is one of those that ask"
+            part.scores = ctx.judge(part.request)
+        experience = objective.digest(ctx, experience)
+    for part in experience.requesting():
+        part.request = None  # its clips are large
+    return experience
+
+
 def new_run_dir(recipe: Recipe) -> Path:
     """runs/NAME-TIME below the working folder, the same on every rank."""
     distributed.setup(single=recipe.engine.name == "deepspeed")
@@ -369,30 +401,3 @@ def _role_name(metric: str, role: str) -> str:
         return metric
     group, rest = metric.split("/", 1)
     return f"{group}/{role}_{rest}"
-
-
-def weighted_metrics(out: LossOut, share: float) -> dict[str, tuple[float, float]]:
-    """(weight, value) of what to log of a micro-batch that is `share` of the batch."""
-    metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
-    pairs = {name: (float(out.counts.get(name, share)), float(value)) for name, value in metrics.items()}
-    return {name: pair for name, pair in pairs.items() if pair[0] > 0}
-
-
-def reduce_metrics(gathered: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """(weight, value) pairs of all micro-batches and ranks to one number: the largest of ``.../max``, else the mean.
-
-    NaN when a part is not finite: the mean of the rest would look healthy.
-    """
-    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for part in distributed.all_gather_object(dict(gathered)):
-        for name, values in part.items():
-            pairs[name] += values
-    result = {}
-    for name, values in pairs.items():
-        if not all(math.isfinite(v) for _, v in values):
-            result[name] = math.nan
-        elif name.endswith("/max"):
-            result[name] = max(v for _, v in values)
-        else:
-            result[name] = sum(w * v for w, v in values) / sum(w for w, _ in values)
-    return result

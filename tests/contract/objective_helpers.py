@@ -15,10 +15,11 @@ from vidalign import registry
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch, TrainContext
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Objective, Phase
+from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.tracker import Tracker
-from vidalign.trainer import reduce_metrics, weighted_metrics
+from vidalign.trainer import judge_experience
 from vidalign.worlds.video import captions
 
 BUILT_IN = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
@@ -75,7 +76,8 @@ def make(folder: Path, name: str, *overrides: str) -> tuple[Objective, TrainCont
 
 def collect(objective: Objective, ctx: TrainContext, prompts: Sequence[str] = PROMPTS) -> Experience:
     with torch.no_grad():
-        return objective.collect(ctx, Batch(ctx.step, list(prompts), list(range(len(prompts)))))
+        data = objective.collect(ctx, Batch(ctx.step, list(prompts), list(range(len(prompts)))))
+        return judge_experience(ctx, objective, data)
 
 
 def network_of(ctx: TrainContext, role: str = "student") -> Any:

@@ -71,7 +71,7 @@ def test_only_the_pivots_noise_differs(
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
     objective, ctx = ar_copo(folder, f"neighbours={neighbours}", pivot=pivot)
-    groups, context, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    groups, context, *_ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
     ((noise, rollout),) = seen
     start, stop = pivot * CHUNK, (pivot + 1) * CHUNK
     initial, renoise = (x.unflatten(0, (2, GROUP)) for x in (noise.initial, noise.renoise))
@@ -105,7 +105,7 @@ def test_the_loss_is_the_method_written_out(pivot: int, folder: Path) -> None:
     objective, ctx = ar_copo(folder, "clip=0.002", "temperature=0.5", "combine=raw_sum", pivot=pivot)
     rewards = [0.1, 0.4, 0.2, 0.9, 3.0, 1.0, 2.0, 2.5]
     given(ctx, rewards)
-    groups, context, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    groups, context, *_ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
     data = collect(objective, ctx)
     nudge(network_of(ctx))
     ctx.update = 1
@@ -244,8 +244,8 @@ def buffer(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for pivot in range(3):
         ctx.step = next(step for step in range(100) if pivot_of(ctx, step) == pivot)
         with torch.no_grad():
-            groups, _, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2 * pivot, 2 * pivot + 1]))
-        made.write([2 * pivot, 2 * pivot + 1], groups)
+            groups, _, request, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2 * pivot, 2 * pivot + 1]))
+        made.write([2 * pivot, 2 * pivot + 1], groups.judged(ctx.judge(request)))
     return out
 
 
@@ -266,7 +266,8 @@ def test_groups_of_a_buffer_replay_as_they_were_rolled(folder: Path, buffer: Pat
 
 def test_a_buffer_gives_the_numbers_of_the_rollout(folder: Path, buffer: Path) -> None:
     objective, ctx = ar_copo(folder, pivot=1)
-    fresh = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2, 3]))[0].tensors()
+    groups, _, request, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2, 3]))
+    fresh = groups.judged(ctx.judge(request)).tensors()
     stored = Buffer.open(buffer).read([2, 3]).tensors()
     assert fresh.keys() == stored.keys() and all(torch.equal(fresh[name], stored[name]) for name in fresh)
 

@@ -18,11 +18,13 @@ from vidalign.context import TrainContext
 from vidalign.data.source import open_source
 from vidalign.engine.rng import generator
 from vidalign.errors import RecipeError, UserError
+from vidalign.objectives.base import Experience, Needs, Objective
 from vidalign.recipe import load_recipe
+from vidalign.rewards.base import ScoreRequest
 from vidalign.rewards.discriminator import DiscriminatorReward, is_held_out
 from vidalign.rewards.discriminators.spatiotemporal import SpatioTemporal, positions
 from vidalign.students.video import VideoStudentSpec
-from vidalign.trainer import Trainer
+from vidalign.trainer import Trainer, judge_experience
 from vidalign.worlds.video import captions, renderer
 
 SHARE = 0.125
@@ -53,6 +55,12 @@ def student_clips(prompts: list[str], seed: int = 0, frames: int = 9) -> Tensor:
     return (made + 0.3 * torch.rand(made.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
 
 
+def asked(clips: Tensor, prompts: list[str]) -> ScoreRequest:
+    """A group for each run of equal prompts."""
+    distinct = list(dict.fromkeys(prompts))
+    return ScoreRequest(clips, distinct, torch.tensor([distinct.index(p) for p in prompts]))
+
+
 def rounded(clips: Tensor) -> Tensor:
     """As a stored clip."""
     return (clips * 255).round() / 255
@@ -80,7 +88,7 @@ def test_an_update_is_the_bradley_terry_step(teacher_clips: int, folder: Path) -
     loss = torch.cat(losses).mean()
     gradients = torch.autograd.grad(loss, list(network.parameters()))
     network.requires_grad_(False)
-    reward.learn(clips, prompts)
+    reward.learn(asked(clips, prompts))
     after = weights(ctx)
     for (name, _), gradient in zip(network.named_parameters(), gradients, strict=True):
         expected = before[name] - 0.1 * gradient
@@ -100,7 +108,7 @@ def test_the_gan_loss_is_binary_cross_entropy(folder: Path) -> None:
     loss = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean())
     gradients = torch.autograd.grad(loss, list(network.parameters()))
     network.requires_grad_(False)
-    reward.learn(clips, prompts)
+    reward.learn(asked(clips, prompts))
     after = weights(ctx)
     for (name, _), gradient in zip(network.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(after[name], before[name] - 0.1 * gradient, rtol=1e-9, atol=1e-9, msg=name)
@@ -114,7 +122,7 @@ def test_a_frozen_one_stays_as_it_is_and_is_measured(optimizer: str, folder: Pat
     )
     before, prompts = weights(ctx), [*TRAINED[:2], HELD_OUT[0]]
     reward.warm_up(open_source("world:basic/train", 0, 4))
-    reward.learn(student_clips(prompts), prompts)
+    reward.learn(asked(student_clips(prompts), prompts))
     assert same(before, weights(ctx)) and ctx.metrics["health/discriminator_warm_up_steps"] == 0
     assert ctx.metrics["health/discriminator_grad_norm/mean"] > 0
     assert 0 <= reward.held_out_accuracy <= 1
@@ -125,7 +133,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(folder: Path) -> None:
     clips, found = student_clips(prompts), []
     for size in (64, 4, 1):
         reward, ctx = discriminator(folder, *SGD, f"trainer.micro_batch={size}")
-        reward.learn(clips, prompts)
+        reward.learn(asked(clips, prompts))
         found.append(weights(ctx))
     for other in found[1:]:
         for name, value in found[0].items():
@@ -136,7 +144,7 @@ def test_held_out_prompts_teach_nothing_and_measure(folder: Path) -> None:
     reward, ctx = discriminator(folder)
     before = weights(ctx)
     assert reward.held_out_accuracy != reward.held_out_accuracy, "nothing is known yet"
-    reward.learn(student_clips(HELD_OUT[:2]), HELD_OUT[:2])
+    reward.learn(asked(student_clips(HELD_OUT[:2]), HELD_OUT[:2]))
     assert same(before, weights(ctx)) and ctx.metrics["health/discriminator_grad_norm/mean"] == 0
     assert 0 <= ctx.metrics["health/discriminator_held_out_accuracy/mean"] <= 1
     assert "health/discriminator_pair_accuracy/mean" not in ctx.metrics
@@ -144,23 +152,39 @@ def test_held_out_prompts_teach_nothing_and_measure(folder: Path) -> None:
     assert 0.04 < share < 0.3
 
 
-def test_scoring_learns_once_a_step_and_first(folder: Path) -> None:
+def test_scoring_trains_nobody_and_the_trainer_trains_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, ctx = make(folder, "afd")
+    reward = ctx.rewards.rewards["discriminator"]  # type: ignore[union-attr]
+    before, order = weights(ctx), []
+    ctx.score(student_clips(TRAINED[:2]), TRAINED[:2])
+    assert same(before, weights(ctx))
+    for name in ("learn", "score"):
+        plain = getattr(reward, name)
+        monkeypatch.setattr(reward, name, lambda *a, name=name, plain=plain: order.append(name) or plain(*a))
+    data = collect(method, ctx)
+    assert order == ["learn", "score"] and not same(before, weights(ctx)) and ctx.roles.active is None
+    assert data.request is None and data.scores["discriminator"].shape == (len(data),)
+
+
+def test_groups_of_equal_prompts_stay_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of one prompt: each meets teacher clips of its own place."""
     reward, ctx = discriminator(folder)
-    prompts = TRAINED[:2]
-    clips, before = student_clips(prompts), weights(ctx)
-    with torch.no_grad():
-        stale = network_of(ctx, "discriminator")(rounded(clips), prompts)
-        found = ctx.score(clips, prompts)["discriminator"]
-        fresh = network_of(ctx, "discriminator")(rounded(clips), prompts)
-    assert not same(before, weights(ctx)) and not torch.equal(fresh, stale)
-    torch.testing.assert_close(found, fresh.float())
-    assert not found.requires_grad and ctx.roles.active is None
-    after = weights(ctx)
-    ctx.score(clips, prompts)
-    assert same(after, weights(ctx)), "the same step"
-    ctx.step += 1
-    ctx.score(clips, prompts)
-    assert not same(after, weights(ctx)), "the next step"
+    calls: list[list[str]] = []
+    plain = reward.teacher_clips
+    monkeypatch.setattr(reward, "teacher_clips", lambda p, d, c: calls.append(list(p)) or plain(p, d, c))
+    prompts = [TRAINED[0], TRAINED[0]]
+    reward.learn(ScoreRequest(student_clips(prompts * 2), prompts, torch.tensor([0, 0, 1, 1])))
+    assert calls == [prompts]
+
+
+def test_an_objective_that_scores_by_itself_is_refused(folder: Path) -> None:
+    _, ctx = make(folder, "afd")
+    silent = Experience({}, torch.zeros(0), None, [])
+    class Scores(Objective):
+        needs = Needs(rewards=True)
+
+    with pytest.raises(UserError, match="cannot learn from"):
+        judge_experience(ctx, Scores(None), silent)
 
 
 @pytest.mark.parametrize("objective", ["afd", "gan"])
@@ -177,7 +201,7 @@ def test_scores_keep_fp32_under_bf16(objective: str, folder: Path) -> None:
 def test_the_student_is_left_alone(folder: Path) -> None:
     reward, ctx = discriminator(folder)
     before = weights(ctx, "student")
-    reward.learn(student_clips(TRAINED[:2]), TRAINED[:2])
+    reward.learn(asked(student_clips(TRAINED[:2]), TRAINED[:2]))
     assert same(before, weights(ctx, "student"))
     assert all(p.grad is None for p in network_of(ctx).parameters())
 
@@ -186,7 +210,7 @@ def test_it_learns_to_tell_them_apart(folder: Path) -> None:
     reward, ctx = discriminator(folder, "discriminator.learning_rate=0.01", "discriminator.width=16")
     for ctx.step in range(25):
         prompts = TRAINED[4 * ctx.step % 40 :][:6] + HELD_OUT[:2]
-        reward.learn(student_clips(prompts, seed=ctx.step), prompts)
+        reward.learn(asked(student_clips(prompts, seed=ctx.step), prompts))
     assert ctx.metrics["health/discriminator_pair_accuracy/mean"] == 1.0
     assert reward.held_out_accuracy > 0.8
     assert ctx.metrics["health/discriminator_margin_sigmoid/mean"] < 0.4
@@ -197,7 +221,7 @@ def test_short_clips_meet_the_beginning_of_the_teachers(folder: Path, monkeypatc
     seen: list[Tensor] = []
     plain = SpatioTemporal.forward
     monkeypatch.setattr(SpatioTemporal, "forward", lambda self, c, p: seen.append(c) or plain(self, c, p))
-    reward.learn(student_clips(TRAINED[:1], frames=6), TRAINED[:1])
+    reward.learn(asked(student_clips(TRAINED[:1], frames=6), TRAINED[:1]))
     expected = renderer.clips(TRAINED[:1], 9, generator=generator(0, f"teacher of {TRAINED[0]}/update 0", 0, 0))
     assert torch.equal(seen[0][1:], rounded(expected[:, :6]))
 
@@ -207,7 +231,7 @@ def test_teacher_clips_may_go_through_the_autoencoder(folder: Path, monkeypatch:
     for reencode in ("false", "true"):
         reward, ctx = discriminator(folder, f"discriminator.reencode={reencode}")
         monkeypatch.setattr(ctx.codec, "decode", lambda latents: (latents + 1) / 4)
-        found.append(reward._teacher_clips(TRAINED[:1], student_clips(TRAINED[:1]), 0, "x")[TRAINED[0]])
+        found.append(reward._teacher_clips(TRAINED[:1], student_clips(TRAINED[:1]), 0, "x")[0])
     torch.testing.assert_close(found[1], found[0] / 2)
 
 
@@ -215,7 +239,7 @@ def test_teacher_clips_may_go_through_the_autoencoder(folder: Path, monkeypatch:
 def test_other_sizes_are_refused(clips: Tensor, folder: Path) -> None:
     reward, _ = discriminator(folder)
     with pytest.raises(UserError, match="the teacher's 9 frames of 32x32"):
-        reward.learn(clips, TRAINED[:1])
+        reward.learn(asked(clips, TRAINED[:1]))
 
 
 # --- warm-up ---
@@ -231,8 +255,8 @@ def test_warm_up_ends_at_the_accuracy_or_at_the_last_step(
     )
     calls: list[Any] = []
 
-    def update(clips: Tensor, prompts: list[str], step: int, purpose: str) -> dict[str, float]:
-        calls.append((step, tuple(prompts), float(clips.sum())))
+    def update(request: ScoreRequest, step: int, purpose: str) -> dict[str, float]:
+        calls.append((step, tuple(request.prompts), float(request.clips.sum())))
         margin = torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
         return reward._measure(margin, margin[:, 0], torch.zeros(4, dtype=torch.bool))
 
@@ -249,9 +273,9 @@ def test_warm_up_goes_through_its_videos_again(folder: Path, monkeypatch: pytest
     seen: list[float] = []
     steps: list[int] = []
 
-    def update(clips: torch.Tensor, prompts: list[str], step: int, phase: object) -> dict[str, float]:
+    def update(request: ScoreRequest, step: int, phase: object) -> dict[str, float]:
         steps.append(step)
-        seen.append(float(clips.sum()))
+        seen.append(float(request.clips.sum()))
         return {}
 
     monkeypatch.setattr(reward, "_update", update)
@@ -265,7 +289,7 @@ def test_its_learning_rate_rises(folder: Path) -> None:
     changes = []
     for each in (ctx, sudden):
         before, reward = weights(each), each.rewards.rewards["discriminator"]
-        reward.learn(student_clips(TRAINED[:4]), TRAINED[:4])
+        reward.learn(asked(student_clips(TRAINED[:4]), TRAINED[:4]))
         changes.append(max(float((weights(each)[k] - v).abs().max()) for k, v in before.items()))
     assert 0 < changes[0] < 0.5 * changes[1]
 

@@ -77,8 +77,8 @@ def test_the_clip_keeps_a_student_near_the_one_whose_groups_it_learns_from(folde
     assert isinstance(objective, ARCoPO)
     header = BufferHeader(weights_hash(ctx.policies.weights("old")), "recipe", 2, objective.settings(ctx))
     with torch.no_grad():
-        groups, _, _ = objective.fork(ctx, Batch(0, PROMPTS, [0, 1]))
-    Buffer.create(tmp_path, header).write([0, 1], groups)
+        groups, _, request, _ = objective.fork(ctx, Batch(0, PROMPTS, [0, 1]))
+    Buffer.create(tmp_path, header).write([0, 1], groups.judged(ctx.judge(request)))
     gaps = {}
     for clip in ("0.001", "null"):
         buffer = f"objective.buffer='{tmp_path}'"

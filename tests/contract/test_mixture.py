@@ -211,6 +211,7 @@ def test_a_late_trust_region_lies_around_the_initial_student(folder: Path, monke
         return Experience({}, torch.empty(0), None, batch.prompts)
 
     monkeypatch.setattr(objective.objectives["semi"], "collect", collected)
+    monkeypatch.setattr(objective.objectives["semi"], "digest", lambda ctx, experience: experience)
     for ctx.step in range(2):
         collect(objective, ctx)
         objective.after_step(ctx)

@@ -25,6 +25,7 @@ from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.text.pretrained import build_text_encoder
+from vidalign.trainer import judge_experience
 from vidalign.worlds.video import captions
 
 PLACES = ("cpu", "cuda")
@@ -56,6 +57,7 @@ def step(objective: Objective, ctx: TrainContext, prompts: list[Any]) -> dict[st
     """Losses and norms of gradients by role; a policy gradient's loss is nought at first, its advantages cancel."""
     with torch.no_grad():
         data = objective.collect(ctx, Batch(0, prompts, list(range(len(prompts)))))
+        data = judge_experience(ctx, objective, data)
     found = {}
     for phase in objective.phases():
         with ctx.roles.phase(phase.role) as engine:

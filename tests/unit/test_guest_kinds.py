@@ -22,12 +22,13 @@ from vidalign.recipe import load_recipe
 from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import RewardChoice
 from vidalign.recipe.typed import choose
-from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.rewards.base import CompositeReward, ScoreRequest, TrainableReward
 from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.teachers.pipeline import PipelineTeacher
 from vidalign.workflows import merge_scores
 
 CLIPS = torch.rand(2, 3, 3, 8, 8)
+REQUEST = ScoreRequest(CLIPS, ["a", "b"], torch.arange(2))
 
 
 def fail(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +61,7 @@ class Learns(TrainableReward):
         return fail()
 
     def attach(self, ctx: Any) -> None: ...
-    def learn(self, clips: torch.Tensor, prompts: Any) -> None: ...
+    def learn(self, request: Any) -> None: ...
     def score(self, clips: torch.Tensor, prompts: Any) -> Any:
         return fail()
 
@@ -152,7 +153,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "reward, made": ("reward 'learns'", lambda: learner("from_recipe")),
     "reward, attached": ("reward 'learns'", lambda: learner("attach").trainable[0].attach(None)),  # type: ignore
     "reward, warm-up": ("reward 'learns'", lambda: learner("warm_up").warm_up(None)),  # type: ignore
-    "reward, learning": ("reward 'learns'", lambda: learner("learn").learn(CLIPS, ["a", "b"])),
+    "reward, learning": ("reward 'learns'", lambda: learner("learn").learn(REQUEST)),
     "reward, scoring": ("reward 'learns'", lambda: learner().score(CLIPS, ["a", "b"])),
     "reward, saved": ("reward 'learns'", lambda: learner("state_dict").state_dict()),
     "reward, restored": ("reward 'learns'", lambda: learner("load_state_dict").load_state_dict({"learns": {}})),

@@ -57,7 +57,8 @@ from vidalign.objectives.scoring import (
     advantage_metrics,
     gather_scores,
     group_weights,
-    score_groups,
+    grouped_scores,
+    request_groups,
     score_metrics,
 )
 from vidalign.students.video.rollout import RolloutPlan
@@ -115,21 +116,24 @@ class AFD(Objective):
     def policy_rules(self) -> dict[str, PolicyRule]:
         return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
 
-    # --- collect ---
+    # --- roll out, then (after the step of D and its judgement) the advantage ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         _check_weights(ctx.reward_weights)
         size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, size)
-        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
-        judged = self._judge(ctx, scores)
-        metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, 1)}
-        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
+        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, 1)
+        tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
+        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        judged, device = self._judge(ctx, grouped_scores(ctx, experience)), experience["x0"].device
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
-        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
-        tensors["signal"] = group_weights(judged).repeat_interleave(size).to(rollout.latents.device)
-        tensors["sample"] = candidate_ids(batch.ids, size)
-        return Experience(tensors, group, text, batch.prompts, metrics=metrics)
+        signal = group_weights(judged).repeat_interleave(self.config.group_size)
+        experience.tensors |= {"reward_weight": weight.to(device), "signal": signal.to(device)}
+        experience.metrics |= judged.metrics
+        return experience
 
     def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Judgement:
         """What D says of this rank's videos, from scores ``[P, G]``."""

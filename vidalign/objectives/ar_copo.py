@@ -38,13 +38,14 @@ from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import group_weights, judge, score_groups
+from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
 from vidalign.provenance import weights_hash
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.rewards.base import ScoreRequest
     from vidalign.students.video import Context
 
 RATIO_GAP = 1e-5
@@ -117,21 +118,35 @@ class ARCoPO(Objective):
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        groups, context, metrics = self._draw(ctx, batch) if self.config.buffer else self.fork(ctx, batch)
-        judged = judge(ctx, groups.rewards, combination=self.config.combine, normalise="group")
-        weight = group_weights(judged)
-        advantage = judged.advantage.to(groups.x0.device)
-        if self.config.quasi_norm is not None:
-            advantage = quasi_normalise(advantage, self.config.quasi_norm)
-        data = self._experience(ctx, groups, advantage, weight, context)
-        if self.config.buffer:  # the scores of stored groups say nothing about the student as it is now
-            judged.metrics = {name: v for name, v in judged.metrics.items() if not name.startswith("reward/")}
-        data.metrics = metrics | judged.metrics
+        if self.config.buffer:  # stored groups were judged when they were collected
+            groups, context = self._draw(ctx, batch)
+            data = self._experience(ctx, groups, context)
+            data.scores = {name: value.flatten() for name, value in groups.rewards.items()}
+            return data
+        groups, context, request, metrics = self.fork(ctx, batch)
+        data = self._experience(ctx, groups, context)
+        data.request, data.metrics = request, metrics
         return data
 
-    def fork(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, dict[str, float]]:
-        """Roll out and score the groups of a batch with the old policy; also the context before their pivot, one row
-        a prompt, and what to log."""
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        scores = grouped_scores(ctx, experience)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
+        device = experience["sigma"].device
+        advantage = judged.advantage.to(device)
+        if self.config.quasi_norm is not None:
+            advantage = quasi_normalise(advantage, self.config.quasi_norm)
+        experience.shared["advantage"] = advantage
+        experience.tensors["weight"] = group_weights(judged).to(device).repeat_interleave(experience.group_size)
+        if self.config.buffer:  # the scores of stored groups say nothing about the student as it is now
+            judged.metrics = {name: v for name, v in judged.metrics.items() if not name.startswith("reward/")}
+        experience.metrics |= judged.metrics
+        return experience
+
+    def fork(
+        self, ctx: TrainContext, batch: Batch
+    ) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
+        """Roll out the groups of a batch with the old policy, not judged yet; also the context before their pivot, one
+        row a prompt, what is to be judged, and what to log."""
         config, size = self.config, self.config.group_size
         plan = self._plan(ctx)
         branch = "neighbour" if config.neighbours == "initial" else "neighbour_all"
@@ -140,7 +155,7 @@ class ARCoPO(Objective):
         )
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
-        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
+        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
         state, frames = rollout.states[plan.prefix], rollout.branch
         renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, size))
         groups = ForkedGroups(
@@ -150,9 +165,9 @@ class ARCoPO(Objective):
             initial=state.x_t[:, 0].unflatten(0, (-1, size)),
             renoise=(renoise[:, :1] if config.neighbours == "initial" else renoise).to(rollout.latents.device),
             x0=state.x0.unflatten(0, (-1, size)),
-            rewards=scores,
+            rewards={},
         )
-        return groups, rollout.context, metrics
+        return groups, rollout.context, request, metrics
 
     def _check_pivots(self, chunks: int) -> None:
         if self.config.pivots > chunks:
@@ -183,7 +198,7 @@ class ARCoPO(Objective):
         """The buffer that the recipe names."""
         return Buffer.open(self.config.buffer)
 
-    def _draw(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, dict[str, float]]:
+    def _draw(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context]:
         """Groups of the buffer for this rank; the context is rebuilt from their latents under the old policy."""
         if not self._checked:
             self.buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.settings(ctx))
@@ -196,11 +211,9 @@ class ARCoPO(Objective):
         if groups.pivot:
             with ctx.policy("old"), ctx.gathered():
                 context = ctx.student.extend(context, groups.history, text)
-        return groups, context, {}
+        return groups, context
 
-    def _experience(
-        self, ctx: TrainContext, groups: ForkedGroups, advantage: torch.Tensor, weight: torch.Tensor, context: Context
-    ) -> Experience:
+    def _experience(self, ctx: TrainContext, groups: ForkedGroups, context: Context) -> Experience:
         """One entry for every prompt, anchor and step; what the candidates predicted is held once a prompt."""
         count, anchors = len(groups.prompts), self.config.anchors
         levels = ctx.student.spec.sampler.steps(first=groups.pivot == 0)
@@ -211,11 +224,10 @@ class ARCoPO(Objective):
             "sigma": sigma.repeat(count * anchors),
             "step": steps.repeat(count * anchors),
             "anchor": torch.arange(anchors, device=sigma.device).repeat_interleave(len(levels)).repeat(count),
-            "weight": weight.to(sigma.device).repeat_interleave(anchors * len(levels)),
         }
         return Experience(
             tensors, torch.arange(count).repeat_interleave(anchors * len(levels)), ctx.text(groups.prompts),
-            groups.prompts, context, shared={"x0": groups.x0, "advantage": advantage},
+            groups.prompts, context, shared={"x0": groups.x0},
         )  # fmt: skip
 
     # --- loss ---

@@ -52,7 +52,7 @@ from vidalign.objectives.replay import (
     on_policy_gap,
     sampler_levels,
 )
-from vidalign.objectives.scoring import group_weights, judge, score_groups
+from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -198,23 +198,30 @@ class Astrolabe(Objective):
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        text, size = ctx.text(batch.prompts), self.config.group_size
+        text, size, plan = ctx.text(batch.prompts), self.config.group_size, self._plan(ctx)
         with ctx.policy("old"), ctx.gathered():
-            rollout, history = self._roll(ctx, text, batch.ids)
-        x0 = rollout.latents[:, rollout.branch]
-        seen = rollout.latents if self.config.clip.score == "video" else x0
-        scores, metrics = score_groups(ctx, seen, batch.prompts, size, history)
-        weights, judged = self._judge(ctx, scores)
-        tensors = {"x0": x0} | {name: value.to(x0.device) for name, value in weights.items()}
-        tensors["sample"] = candidate_ids(batch.ids, size)
-        metrics |= judged | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
-        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        return Experience(tensors, group, text, batch.prompts, rollout.context, metrics)
+            rollout, history = self._roll(ctx, plan, text, batch.ids)
+        x0, whole = rollout.latents[:, rollout.branch], self.config.clip.score == "video"
+        request, metrics = request_groups(
+            ctx, rollout.latents if whole else x0, batch.prompts, history,
+            first_frame=0 if whole else plan.prefix * ctx.chunk_frames,
+        )  # fmt: skip
+        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, size)
+        tensors = {"x0": x0, "sample": candidate_ids(batch.ids, size)}
+        return Experience(tensors, request.group, text, batch.prompts, rollout.context, metrics, request=request)
 
-    def _roll(self, ctx: TrainContext, text: torch.Tensor, ids: list[int]) -> tuple[Rollout, torch.Tensor | None]:
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        weights, metrics = self._judge(ctx, grouped_scores(ctx, experience))
+        experience.tensors |= {name: value.to(experience["x0"].device) for name, value in weights.items()}
+        experience.metrics |= metrics
+        return experience
+
+    def _roll(
+        self, ctx: TrainContext, plan: RolloutPlan, text: torch.Tensor, ids: list[int]
+    ) -> tuple[Rollout, torch.Tensor | None]:
         """The groups of all prompts. Unless rewards see the history, only its cache is kept, and its latents ``[P, f,
         C, H, W]`` where the codec needs them to decode the clips."""
-        plan, context, history = self._plan(ctx), None, None
+        context, history = None, None
         if self.config.clip.score == "clip":
             context, history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
             plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))

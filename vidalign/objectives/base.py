@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vidalign.cost import Cost, StepSizes
     from vidalign.objectives.around import Around
     from vidalign.recipe.draft import Draft
+    from vidalign.rewards.base import ScoreRequest
     from vidalign.students.video import Context
 
 PolicyRule = Literal["fixed", "current", "own"]
@@ -59,6 +60,7 @@ class Experience:
     prompts: a caption, or an `Example`, per prompt.
     shared: further tensors with P leading entries, which the candidates of a prompt have in common.
     metrics: what to log of the collection, by name with reduction.
+    request: what is to be judged before the loss; scores: every reward ``[N]`` of it by name, once it is judged.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -68,6 +70,12 @@ class Experience:
     context: Context | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    request: ScoreRequest | None = None
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def requesting(self) -> list[Experience]:
+        """The experiences with something to judge: this one, or parts of it."""
+        return [] if self.request is None else [self]
 
     def __len__(self) -> int:
         return len(self.group)
@@ -169,8 +177,15 @@ class Objective:
         return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        """Roll out, score, take statistics over ranks; called without gradient."""
+        """Roll out, and say in `Experience.request` what is to be judged; called without gradient."""
         raise NotImplementedError
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        """Turn the judgement, `Experience.scores`, into data for the loss; called without gradient.
+
+        Between `collect` and this, rewards that learn are trained on what is requested, and then everything judges it.
+        """
+        return experience
 
     def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
         """Cut the experience into at most ``trainer.micro_batch`` samples each; same number on all ranks."""

@@ -29,7 +29,7 @@ from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_rule, on_policy_gap, roll_videos
-from vidalign.objectives.scoring import group_weights, judge, score_groups
+from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -79,18 +79,22 @@ class DiffusionNFT(Objective):
         return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        size, count = self.config.group_size, len(batch.prompts)
-        text = ctx.text(batch.prompts)
+        size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, size)
-        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
-        judged = judge(ctx, scores, combination=self.config.combine, normalise=self.config.advantage_std)
-        weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
-        tensors = {"x0": rollout.latents, "reward_weight": weight.to(rollout.latents.device)}
-        tensors["signal"] = group_weights(judged).repeat_interleave(size).to(rollout.latents.device)
-        tensors["sample"] = candidate_ids(batch.ids, size)
-        metrics |= judged.metrics | {"health/on_policy_gap/max": on_policy_gap(ctx, rollout, text, size)}
-        group = torch.arange(count).repeat_interleave(size)
-        return Experience(tensors, group, text, batch.prompts, metrics=metrics)
+        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, size)
+        tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
+        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        config, device = self.config, experience["x0"].device
+        scores = grouped_scores(ctx, experience)
+        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
+        weight = reward_weight(judged.advantage.flatten(), config.advantage_clip)
+        signal = group_weights(judged).repeat_interleave(config.group_size)
+        experience.tensors |= {"reward_weight": weight.to(device), "signal": signal.to(device)}
+        experience.metrics |= judged.metrics
+        return experience
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config

@@ -43,6 +43,7 @@ from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.around import Around, check_others
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.replay import replay_gap
+from vidalign.rewards.base import ScoreRequest
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts
 
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from vidalign.cost import StepSizes
 
 POOL = 4
+VELOCITIES = ("bare", "own", "teacher")
+"""What `_velocities` returns, kept until the judgement."""
 NAMES = tuple(regime.name.lower() for regime in Regime)
 
 
@@ -148,10 +151,24 @@ class DOPDVideo(Objective):
         data = Experience(tensors, group, text, batch.prompts)
         clips = ctx.decode(rollout.latents)
         self._add_privilege(ctx, data, clips)
-        data.metrics = self._route(ctx, data, *self._velocities(ctx, data))
+        data.tensors |= dict(zip(VELOCITIES, self._velocities(ctx, data), strict=True))
         data.metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
         ctx.show(clips, [batch.prompts[g] for g in group.tolist()], {})
+        data.request = self._request(ctx, data)
         return data
+
+    def _request(self, ctx: TrainContext, data: Experience) -> ScoreRequest | None:
+        """The teacher's x0 of every sample, then the privileged student's; nothing where there is no reward."""
+        if ctx.rewards is None:
+            return None
+        level = expand_sigma(data["sigma"], data["x_t"])
+        clips = [ctx.decode(data["x_t"] - level * data[name]) for name in ("teacher", "own")]
+        return ScoreRequest(torch.cat(clips), data.prompts, data.group.repeat(2))
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        velocities = [experience.tensors.pop(name) for name in VELOCITIES]
+        experience.metrics |= self._route(ctx, experience, *velocities)
+        return experience
 
     def _add_privilege(self, ctx: TrainContext, data: Experience, clips: Tensor) -> None:
         """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
@@ -221,7 +238,7 @@ class DOPDVideo(Objective):
         nearer = policy.unit_gap(teacher - bare, data["weight"], frames, block) <= policy.unit_gap(
             information, data["weight"], frames, block
         )
-        endorsed = self._endorsed(ctx, data, x_t - level * teacher, x_t - level * own, nearer)
+        endorsed = self._endorsed(ctx, data, nearer)
         gap_mean, c_mean = self._thresholds(ctx, gap, c, data["step"])
         units = c[:, None, None, None].expand_as(gap).double()
         regime = route(gap.double(), units, endorsed, gap_mean, c_mean)
@@ -239,14 +256,11 @@ class DOPDVideo(Objective):
         shares = fractions(ctx.gather(regime)).tolist()
         return metrics | {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
 
-    def _endorsed(self, ctx: TrainContext, data: Experience, teacher: Tensor, own: Tensor, nearer: Tensor) -> Tensor:
+    def _endorsed(self, ctx: TrainContext, data: Experience, nearer: Tensor) -> Tensor:
         """Whether the rewards prefer the teacher's x0, by clip; by unit `nearer` where there is no reward."""
-        if ctx.rewards is None:
+        if not data.scores:
             return nearer
-        prompts = [data.prompts[g] for g in data.group.tolist()]
-        totals = [
-            combine(ctx.score(ctx.decode(x0), prompts), ctx.reward_weights, whitened=False) for x0 in (teacher, own)
-        ]
+        totals = combine(data.scores, ctx.reward_weights, whitened=False).chunk(2)
         better, failed = totals[0] >= totals[1], (totals[0] - totals[1]).isnan()
         wide = [x.to(nearer.device)[:, None, None, None].expand_as(nearer) for x in (better, failed)]
         return torch.where(wide[1], nearer, wide[0])

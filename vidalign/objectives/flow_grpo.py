@@ -28,7 +28,7 @@ from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, re
 from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import judge, score_groups
+from vidalign.objectives.scoring import grouped_scores, judge, request_groups
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -81,17 +81,22 @@ class FlowGRPO(Objective):
             noise = Noise(noise.initial[::size].repeat_interleave(size, 0), noise.renoise)
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(text, plan, noise)
-        scores, metrics = score_groups(ctx, rollout.latents, batch.prompts, size)
-        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
-        data = self._experience(rollout, judged.advantage, text, batch.prompts)
-        data.metrics = judged.metrics | metrics
+        data = self._experience(rollout, text, batch.prompts)
+        data.request, data.metrics = request_groups(ctx, rollout.latents, batch.prompts)
         return data
 
-    def _experience(
-        self, rollout: Rollout, advantage: torch.Tensor, text: torch.Tensor, prompts: list[str]
-    ) -> Experience:
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        scores = grouped_scores(ctx, experience)
+        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
+        steps = experience.group_size // self.config.group_size
+        advantage = judged.advantage.flatten().to(experience["step"].device)
+        experience.tensors["advantage"] = advantage.repeat_interleave(steps)
+        experience.metrics |= judged.metrics
+        return experience
+
+    def _experience(self, rollout: Rollout, text: torch.Tensor, prompts: list[str]) -> Experience:
         """One entry for every prompt, video and re-noising step; the videos' states are held once a prompt."""
-        count, size = advantage.shape
+        count, size = len(prompts), self.config.group_size
         states = list(rollout.states.values())
         device = rollout.latents.device
         steps = _check_steps([len(state.sigmas) for state in states]) - 1
@@ -103,7 +108,6 @@ class FlowGRPO(Objective):
             "step": torch.arange(steps, device=device).repeat(count * size),
             "sigma": levels[:-1].repeat(count * size, 1),
             "sigma_next": levels[1:].repeat(count * size, 1),
-            "advantage": advantage.flatten().to(device).repeat_interleave(steps),
         }
         shared = {"x0": rollout.latents.unflatten(0, (count, size))}
         for name in ("x_t", "x0"):

@@ -29,6 +29,8 @@ from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.dmd import exit_states
 from vidalign.objectives.replay import replay_gap
+from vidalign.objectives.scoring import grouped_scores
+from vidalign.rewards.base import ScoreRequest
 from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.students.video.rollout import RolloutPlan
 
@@ -59,12 +61,16 @@ class GAN(Objective):
         tensors = exit_states(rollout, torch.stack(draws).to(rollout.latents.device))
         tensors["sample"] = torch.tensor(batch.ids)
         clips = ctx.decode(tensors["x0"])
-        scores = ctx.score(clips, batch.prompts)
-        ctx.show(clips, batch.prompts, scores)
-        metrics = {f"reward/{name}/mean": float(ctx.gather(value).nanmean()) for name, value in scores.items()}
-        metrics["reward/mean"] = metrics["reward/discriminator/mean"]  # the only one that is trained on
-        metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
-        return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
+        request = ScoreRequest(clips, batch.prompts, torch.arange(len(batch.prompts)))
+        metrics = {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
+        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        """The scores are logged; the loss asks the discriminator again, with gradient."""
+        for name, value in grouped_scores(ctx, experience).items():
+            experience.metrics[f"reward/{name}/mean"] = float(ctx.gather(value.flatten()).nanmean())
+        experience.metrics["reward/mean"] = experience.metrics["reward/discriminator/mean"]  # all that is trained on
+        return experience
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data

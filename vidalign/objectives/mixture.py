@@ -1,6 +1,6 @@
 """Several objectives in one run: ``L = sum_i w_i L_i`` on one student with one optimiser.
 
-Every objective collects its own experience from the prompts of the step and judges it by its own rewards; the
+Every objective collects its own experience from the prompts of the step, which its own rewards judge; the
 gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
 takes part. What they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight
 sets `old` and `reference` are each objective's own, since one would move them under the other; only those that stay
@@ -39,6 +39,9 @@ class MixedExperience(Experience):
     """What every objective that takes part collected, by label; it has no tensors of its own."""
 
     parts: dict[str, Experience] = field(default_factory=dict)
+
+    def requesting(self) -> list[Experience]:
+        return [part for part in self.parts.values() if part.request is not None]
 
 
 @dataclass
@@ -121,9 +124,18 @@ class Mixture(Objective):
             with ctx.policies.standing_in(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.policy_rules().get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
-                found[label] = objective.collect(_own_view(ctx, part), batch)
+                found[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
         nothing = torch.empty(0)
-        return MixedExperience({}, nothing, nothing, batch.prompts, metrics=self._merged(found), parts=found)
+        return MixedExperience({}, nothing, nothing, batch.prompts, parts=found)
+
+    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+        assert isinstance(experience, MixedExperience), "a mixture digests what it collected"
+        for label in self.active:
+            with ctx.policies.standing_in(self.sets[label]):
+                own = _own_view(ctx, self.parts[label])
+                experience.parts[label] = self.objectives[label].digest(own, experience.parts[label])
+        experience.metrics = self._merged(experience.parts)
+        return experience
 
     def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
         assert isinstance(experience, MixedExperience), "a mixture cuts what it collected"
@@ -217,6 +229,13 @@ def _own_view(ctx: TrainContext, part: Part) -> TrainContext:
     if part.rewards is None or ctx.rewards is None:
         return ctx
     return replace(ctx, rewards=ctx.rewards.part(part.rewards))
+
+
+def _judged_by(data: Experience, part: Part) -> Experience:
+    """Ask for the rewards of one objective alone."""
+    if data.request is not None and part.rewards is not None:
+        data.request = replace(data.request, rewards=tuple(part.rewards))
+    return data
 
 
 def _stop(part: Part) -> float:

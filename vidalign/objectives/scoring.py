@@ -9,9 +9,11 @@ import torch
 
 from vidalign.engine import distributed
 from vidalign.losses.advantages import combine, group_advantage, group_statistics
+from vidalign.rewards.base import ScoreRequest
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
+    from vidalign.objectives.base import Experience
 
 ZERO_SPREAD = 1e-6
 """A group whose combined reward has a standard deviation below it teaches nothing."""
@@ -31,20 +33,26 @@ class Judgement:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def score_groups(
-    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], size: int, history: torch.Tensor | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Scores ``[P, G]`` by reward of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
+def request_groups(
+    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], history: torch.Tensor | None = None,
+    *, first_frame: int = 0,
+) -> tuple[ScoreRequest, dict[str, float]]:  # fmt: skip
+    """What is to be judged of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
 
-    prompts: P of them. size: G. history: latents ``[P, f, C, H, W]`` before these, not
-    scored: a codec that remembers needs them.
+    prompts: P of them. history: latents ``[P, f, C, H, W]`` before these, not scored: a codec that remembers needs
+    them. first_frame: how many frames of the video come before.
     """
-    repeated = [prompt for prompt in prompts for _ in range(size)]
     clips = ctx.decode(latents, history)
-    scores = ctx.score(clips, repeated)
-    ctx.show(clips, repeated, scores)
+    group = torch.arange(len(prompts)).repeat_interleave(len(clips) // len(prompts))
     motion = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
-    return {name: value.view(-1, size) for name, value in scores.items()}, {"health/motion/mean": motion}
+    return ScoreRequest(clips, prompts, group, first_frame), {"health/motion/mean": motion}
+
+
+def grouped_scores(ctx: TrainContext, data: Experience) -> dict[str, torch.Tensor]:
+    """Scores ``[P, G]`` by reward of an experience that was judged; a few of the clips are logged."""
+    if data.request is not None:
+        ctx.show(data.request.clips, data.request.prompt_of_clip, data.scores)
+    return {name: value.view(len(data.prompts), -1) for name, value in data.scores.items()}
 
 
 def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:

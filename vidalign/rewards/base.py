@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -47,11 +48,36 @@ class Reward(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Clips that are judged, with the groups that they were rolled out in."""
+
+    clips: torch.Tensor
+    """``[N, F, 3, H, W]`` in [0, 1]."""
+    prompts: list[Any]
+    """One of each group."""
+    group: torch.Tensor
+    """``[N]``, the place in `prompts` of the prompt of each clip."""
+    first_frame: int = 0
+    """Latent frame of the video that the clips begin with."""
+    rewards: tuple[str, ...] | None = None
+    """Names of the rewards that judge; None = all."""
+
+    @property
+    def prompt_of_clip(self) -> list[Any]:
+        """The prompt of every clip."""
+        return [self.prompts[place] for place in self.group.tolist()]
+
+    def judged_by(self, name: str) -> bool:
+        """Whether the reward `name` judges the clips."""
+        return self.rewards is None or name in self.rewards
+
+
 class TrainableReward(ABC):
     """A reward that learns along the way: it brings a network, which gets a role and an engine of its own.
 
-    No objective knows of it: whatever an objective scores through ``ctx.score``, the reward first learns from, in
-    its own phase, and then judges.
+    No objective knows of it: what an objective's `collect` asks to be judged, the trainer first lets the reward learn
+    from, in a phase of its own, and then judges by it.
     """
 
     name: ClassVar[str]
@@ -81,8 +107,8 @@ class TrainableReward(ABC):
         """Learn from the initial student, before the first training step."""
 
     @abstractmethod
-    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
-        """Train on the student's clips ``[B, F, 3, H, W]``, outside any other role's phase; logs to ``ctx.metrics``."""
+    def learn(self, request: ScoreRequest) -> None:
+        """Train on the student's clips, outside any other role's phase; logs to ``ctx.metrics``. Called once a step."""
 
     @abstractmethod
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -145,10 +171,10 @@ class CompositeReward:
         for reward in self.trainable:
             reward.warm_up(prompts)
 
-    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
+    def learn(self, request: ScoreRequest) -> None:
         """Let the trainable rewards learn from clips of the student."""
         for reward in self.trainable:
-            reward.learn(clips, prompts)
+            reward.learn(request)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the trainable rewards, by name."""

@@ -1,12 +1,13 @@
 """The discriminator as a trainable reward (AFD, arXiv 2605.26105, section on the discriminator; GAN).
 
-What an objective scores is first compared with teacher clips of the same prompts by the Bradley-Terry loss
-(`losses/bradley_terry.py`), then scored. So one step of the discriminator precedes each scoring, as in AFD, whichever
-objective asks. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out prompts is reached.
+What an objective asks to be judged is first compared with teacher clips of the same prompts by the Bradley-Terry loss
+(`losses/bradley_terry.py`), then scored: the trainer runs one step of the discriminator before the judgement, as in
+AFD, whichever the objective. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out
+prompts is reached.
 
 What we changed: the loss is the mean over all teacher clips x candidates of a prompt; a share of the prompts, by hash,
-is never trained on and measures the accuracy at no cost. If an objective scores several times in a step, only the
-first scoring trains. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged: the
+is never trained on and measures the accuracy at no cost. In a mixture it learns from the first objective that it
+judges. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged: the
 fractions of a student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so
 clips must begin where the video begins (Astrolabe: ``clip.score: video``).
 Watch: held-out pair accuracy (memory against judgement), mean sigmoid of the margin (0 = saturated, 1/2 = blind).
@@ -30,7 +31,7 @@ from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
 from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, pair_accuracy
-from vidalign.rewards.base import TrainableReward
+from vidalign.rewards.base import ScoreRequest, TrainableReward
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class DiscriminatorReward(TrainableReward):
         self.network, self.config, self.updates = network, config, config.updates
         self._right, self._pairs = 0.0, 0.0  # running sums over held-out pairs
         self._seen = 0  # held-out pairs so far
-        self._learned: int | None = None
         self._module: Callable[[], Any] = lambda: self.network
         """Its network: that of its engine in a training run."""
 
@@ -149,13 +149,11 @@ class DiscriminatorReward(TrainableReward):
                 found = ctx.decode(ctx.encode(found)).to(clips.dtype)
         return found
 
-    def learn(self, clips: torch.Tensor, prompts: Sequence[str]) -> None:
-        """`updates` steps on these clips of the student against fresh teacher clips; once in a training step."""
-        if self._learned == self.ctx.step:
-            return
-        self._learned = self.ctx.step
+    def learn(self, request: ScoreRequest) -> None:
+        """`updates` steps on these clips of the student against fresh teacher clips."""
+        assert request.first_frame == 0, "clips are compared with the teacher's where the video begins"
         for update in range(self.config.updates):
-            self.ctx.metrics |= self._update(clips, prompts, self.ctx.step, f"update {update}")
+            self.ctx.metrics |= self._update(request, self.ctx.step, f"update {update}")
 
     def warm_up(self, prompts: PromptSource) -> None:
         """Whole videos of the initial student, until the accuracy is reached; nothing for a frozen network."""
@@ -168,7 +166,8 @@ class DiscriminatorReward(TrainableReward):
             latents, chosen = kept[step % config.rounds]
             with torch.no_grad():
                 clips = ctx.decode(latents.to(ctx.device))
-            ctx.metrics |= self._update(clips, chosen, step, "warm-up")
+            request = ScoreRequest(clips, chosen, torch.arange(len(chosen)))
+            ctx.metrics |= self._update(request, step, "warm-up")
             step += 1
         ctx.metrics["health/discriminator_warm_up_steps"] = float(step)
 
@@ -187,10 +186,10 @@ class DiscriminatorReward(TrainableReward):
 
     # --- one update ---
 
-    def _update(self, clips: torch.Tensor, prompts: Sequence[str], step: int, purpose: str) -> dict[str, float]:
+    def _update(self, request: ScoreRequest, step: int, purpose: str) -> dict[str, float]:
         """One optimiser step; the metrics are over all processes."""
-        ctx = self.ctx
-        teacher = self._teacher_clips(prompts, clips, step, purpose)
+        ctx, clips, prompts = self.ctx, request.clips, request.prompt_of_clip
+        teacher = self._teacher_clips(request.prompts, clips, step, purpose)
         trained = torch.tensor([not is_held_out(p, self.config.held_out) for p in prompts])
         total = int(ctx.gather(trained.sum().unsqueeze(0)).sum())
         size = max(1, ctx.micro_batch // (1 + self.config.teacher_clips))
@@ -199,7 +198,7 @@ class DiscriminatorReward(TrainableReward):
         with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
-                winner, loser = self._pairs_of(clips[part], prompts[part], teacher)
+                winner, loser = self._pairs_of(clips[part], request.group[part], request.prompts, teacher)
                 losses = self._losses(winner, loser)
                 engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
                 seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
@@ -215,25 +214,26 @@ class DiscriminatorReward(TrainableReward):
         return pairs.mean(1)
 
     def _pairs_of(
-        self, clips: torch.Tensor, prompts: Sequence[str], teacher: dict[str, torch.Tensor]
+        self, clips: torch.Tensor, group: torch.Tensor, prompts: Sequence[str], teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``D(x_T, y)`` ``[N, teacher_clips]`` and ``D(x_hat, y)`` ``[N, 1]``, with gradient; one forward."""
-        distinct = list(dict.fromkeys(prompts))
-        both = torch.cat([clips, *(teacher[p] for p in distinct)])
-        count = self.config.teacher_clips
-        words = [*prompts, *(p for p in distinct for _ in range(count))]
-        scores = self.judge(both, words)
-        student, winners = scores[: len(clips)], scores[len(clips) :].view(len(distinct), count)
-        return winners[[distinct.index(p) for p in prompts]], student.unsqueeze(1)
+        """``D(x_T, y)`` ``[N, teacher_clips]`` and ``D(x_hat, y)`` ``[N, 1]``, with gradient; one forward.
 
-    def _teacher_clips(
-        self, prompts: Sequence[str], clips: torch.Tensor, step: int, purpose: str
-    ) -> dict[str, torch.Tensor]:
-        """``[teacher_clips, F, 3, H, W]`` of every distinct prompt, as long as the student's."""
-        ctx, distinct, count = self.ctx, list(dict.fromkeys(prompts)), self.config.teacher_clips
-        repeated = [p for p in distinct for _ in range(count)]
-        draws = [generator(ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in distinct for k in range(count)]
-        return dict(zip(distinct, self.teacher_clips(repeated, draws, clips).split(count), strict=True))
+        teacher: of every group ``[P, teacher_clips, F, 3, H, W]``.
+        """
+        present, place = group.unique(return_inverse=True)
+        count = self.config.teacher_clips
+        both = torch.cat([clips, teacher[present].flatten(0, 1)])
+        words = [prompts[g] for g in [*group.tolist(), *present.repeat_interleave(count).tolist()]]
+        scores = self.judge(both, words)
+        student, winners = scores[: len(clips)], scores[len(clips) :].view(len(present), count)
+        return winners[place], student.unsqueeze(1)
+
+    def _teacher_clips(self, prompts: Sequence[str], clips: torch.Tensor, step: int, purpose: str) -> torch.Tensor:
+        """Clips for every prompt ``[P, teacher_clips, F, 3, H, W]``, as long as the student's."""
+        count = self.config.teacher_clips
+        repeated = [p for p in prompts for _ in range(count)]
+        draws = [generator(self.ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in prompts for k in range(count)]
+        return self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
 
     def _measure(self, margin: torch.Tensor, losses: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
         """What to log of the margins ``[N, teacher_clips]`` and losses ``[N]`` of all processes, before the update."""

@@ -59,7 +59,9 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step = step
         ids = list(range(step * size + distributed.rank(), (step + 1) * size, ranks))
-        found, _, _ = objective.fork(ctx, Batch(step, [prompts[n] for n in ids], ids))
-        buffer.write(ids, found)
+        forked, _, request, _ = objective.fork(ctx, Batch(step, [prompts[n] for n in ids], ids))
+        assert ctx.rewards is not None, "ar_copo needs rewards"
+        ctx.rewards.learn(request)
+        buffer.write(ids, forked.judged(ctx.judge(request)))
     distributed.barrier()
     return Buffer.open(out)

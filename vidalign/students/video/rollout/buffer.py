@@ -52,7 +52,12 @@ class ForkedGroups:
     x0: Tensor
     """What the rollout predicted for the pivot at every step, ``[P, G, T, f, C, H, W]``."""
     rewards: dict[str, Tensor]
-    """Scores of the finished videos by reward, ``[P, G]``; NaN where one failed."""
+    """Scores of the finished videos by reward, ``[P, G]``; NaN where one failed. Empty before the judgement."""
+
+    def judged(self, scores: dict[str, Tensor]) -> ForkedGroups:
+        """With the scores ``[P * G]`` of the finished videos by reward."""
+        shape = (len(self.prompts), -1)
+        return replace(self, rewards={name: value.unflatten(0, shape) for name, value in scores.items()})
 
     def states(self, sigmas: Sequence[float]) -> Tensor:
         """What the sampler saw at its T levels `sigmas`, like `x0`."""
