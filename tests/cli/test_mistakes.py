@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ MISTAKES = {
     "validate tokens/dopd objective.privilege=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
     "validate world/dopd objective.pairing=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
     "validate tokens/opsd engine={name: deepspeed, zero_stage: 3, precision: fp32}": "'opsd' does not run under ZeRO-3",
+    "validate tokens/dopd student.adapter={rank: 4, targets: [qproj]}": "adapter pattern 'qproj' matches no layer",
+    "validate tokens/dopd teacher.path=other.safetensors": "other vocabularies - override 1 - ",
     "validate tokens/dopd data.prompts=pictures:train": "the student cannot see pictures - override 1",
     "validate tokens/dopd student.path=.": "the folder '.' holds no model of transformers - override 1",
     "validate recipe.yaml student.adapter={rank: 4, alpha: -1}": "alpha is -1",
@@ -159,6 +162,8 @@ def test_mistakes_on_the_command_line_end_with_2_before_any_work(
     Path("notes.txt").write_text("no Python", encoding="utf-8")
     Path("broken.py").write_text("1 / 0\n", encoding="utf-8")
     Path("whales.txt").write_text("a large red circle falls\n\na whale sings\n", encoding="utf-8")
+    spec = {"config": {"model_type": "qwen3", "vocab_size": 5}}
+    save_file({"x": torch.zeros(1)}, "other.safetensors", {"format": "pt", "spec": json.dumps(spec)})
     Path("questions.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "why?"}\n', encoding="utf-8")
     before = sorted(recipe_folder.rglob("*"))
     words = [str(finished / "run") if word == "RUN" else word for word in re.split(r" (?![^{]*})", command)]

@@ -43,6 +43,28 @@ def check_weights(draft: Draft, path: str, key: str, kind: str) -> None:
             draft.refuse(f"the weights {path!r} carry no specification", key, why)
 
 
+def written_config(path: str) -> dict[str, Any]:
+    """The configuration of a transformers model in a weights file or a folder; empty where it cannot be read."""
+    try:
+        if Path(path).is_dir():
+            config = parse_json((Path(path) / "config.json").read_text(encoding="utf-8"))
+        else:
+            config = read_header(path).get("config")
+    except (UserError, SafetensorError, OSError, KeyError, ValueError):
+        return {}  # a name of the hub, or reported with the weights
+    return config if isinstance(config, dict) else {}
+
+
+def written_layers(path: str) -> list[str]:
+    """Names of the linear layers in a weights file, by the shapes in its header; none where it cannot be read."""
+    try:
+        with safe_open(resolve(path), "np") as file:
+            matrices = [key for key in file.keys() if len(file.get_slice(key).get_shape()) == 2]  # noqa: SIM118
+    except (UserError, SafetensorError, OSError):
+        return []
+    return [key.removesuffix(".weight") for key in matrices if "embed" not in key and not key.startswith("lm_head")]
+
+
 def check_folder(draft: Draft, path: str, key: str) -> None:
     """A folder that transformers can read holds a configuration."""
     if not (Path(path) / "config.json").is_file():

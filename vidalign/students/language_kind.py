@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from vidalign.errors import UserError
 from vidalign.students.language_config import LanguageSpec, is_transformers
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ class Language:
         from vidalign.data.source import find_source
         from vidalign.recipe.prompts import sources
         from vidalign.recipe.typed import build
-        from vidalign.students.checks import check_adapter, check_folder, check_weights
+        from vidalign.students.checks import check_adapter, check_folder, check_weights, written_layers
 
         student = draft.recipe.student
         if student.path and not student.init and Path(student.path).is_dir():
@@ -54,7 +50,7 @@ class Language:
             build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
         if student.cache:
             draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
-        check_adapter(draft, ())
+        check_adapter(draft, [] if student.init else written_layers(student.path))
         if _is_blind(draft):
             for key, source in sources(draft).items():
                 if find_source(source)[0].brings_pictures:
@@ -64,16 +60,8 @@ class Language:
 
 def _is_blind(draft: Draft) -> bool:
     """Whether the student is known to be a plain language model, by its header, folder or `init`."""
-    from vidalign.students.checks import read_header
+    from vidalign.students.checks import written_config
 
     student = draft.recipe.student
-    try:
-        if student.init:
-            config = student.init.get("config")
-        elif Path(student.path).is_dir():
-            config = json.loads((Path(student.path) / "config.json").read_text(encoding="utf-8"))
-        else:
-            config = read_header(student.path).get("config")
-    except (UserError, SafetensorError, OSError, KeyError, ValueError):
-        return False  # a name of the hub, or reported with the weights
-    return isinstance(config, dict) and config.get("vision_config") is None
+    config = student.init.get("config") if student.init else written_config(student.path)
+    return isinstance(config, dict) and bool(config) and config.get("vision_config") is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vidalign.students.checks import check_teacher_weights
+from vidalign.students.checks import check_teacher_weights, written_config
 from vidalign.students.language_config import is_transformers
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class LanguageTeacher:
         path = draft.settings("teacher", cls.Config).path
         if not path or not is_transformers(path):
             check_teacher_weights(draft, path, "language")
+        student = draft.recipe.student
+        ours, theirs = (written_config(p).get("vocab_size") for p in ("" if student.init else student.path, path))
+        if ours and theirs and ours != theirs:
+            draft.refuse("student and teacher have other vocabularies", "teacher.path", f"{ours} and {theirs} entries",
+                         "use a teacher of the same model family")  # fmt: skip
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
