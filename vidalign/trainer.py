@@ -29,8 +29,8 @@ from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.differences import differences
-from vidalign.recipe.marks import read_yaml
 from vidalign.recipe.older import current
+from vidalign.recipe.source_map import read_yaml
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -150,7 +150,7 @@ class Trainer:
         ctx.sums = {name: ctx.gather(total[None]).sum(0) for name, total in sorted(ctx.sums.items())}
         objective.after_step(ctx)
         if self.recipe.trainer.ema_decay > 0:
-            ctx.policies.lerp("ema", "current", self._ema_decay())
+            ctx.policies.ema_update("ema", "current", self._ema_decay())
         self.step += 1
         if self.step == 1 and ctx.policies.adapter is not None:
             metrics["health/adapter_layers"] = float(ctx.policies.adapted_layers)

@@ -16,7 +16,7 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Phase
-from vidalign.objectives.scoring import Judgement, group_weights
+from vidalign.objectives.scoring import Advantages, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent
@@ -186,13 +186,13 @@ def test_a_failed_reward_neither_pulls_nor_pushes(folder: Path) -> None:
 
 def test_weights_make_the_mean_over_groups_with_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three ranks with 3, 1 and 0 such groups: the mean over the four."""
-    alive = torch.tensor([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    has_signal = torch.tensor([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
     value = torch.arange(12.0).view(3, 4)
     total = 0.0
     for rank in range(3):
         monkeypatch.setattr("vidalign.engine.distributed.rank", lambda rank=rank: rank)
-        total += float((group_weights(Judgement(torch.zeros(4, 2), alive, {})) * value[rank]).mean()) / 3
-    assert total == pytest.approx(float(value[alive].mean()))
+        total += float((group_weights(Advantages(torch.zeros(4, 2), has_signal, {})) * value[rank]).mean()) / 3
+    assert total == pytest.approx(float(value[has_signal].mean()))
 
 
 def test_the_old_policy_follows_on_policy_only(folder: Path, tmp_path: Path) -> None:

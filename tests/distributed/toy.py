@@ -129,7 +129,7 @@ class Toy:
                 metrics[f"{role}/rate"] = engine.learning_rate
                 metrics[f"{role}/norm"] = engine.step()
                 metrics[f"{role}/loss"] = float(distributed.all_reduce_mean(total))
-        self.policies.lerp("old", "current", 0.5)
+        self.policies.ema_update("old", "current", 0.5)
         if step % 3 == 2:
             self.policies.copy("current", "reference")
         return metrics

@@ -17,13 +17,13 @@ def test_the_next_prompt_is_the_same_on_any_number_of_ranks(ranks: int, monkeypa
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     for rank, mine in enumerate(dealt):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        places = distributed.places_of_next(len(mine))
+        places = distributed.next_prompt_index(len(mine))
         assert [gathered[place] for place in places] == [(number + 1) % 6 for number in mine]
 
 
 def test_one_prompt_has_no_other() -> None:
     with pytest.raises(UserError, match=r"trainer\.prompts_per_step"):
-        distributed.places_of_next(1)
+        distributed.next_prompt_index(1)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_copy_and_lerp(adapter: AdapterConfig | None) -> None:
     for key in policies._named("current"):
         new, old = policies._named("current")[key], policies._named("old")[key.replace(".current.", ".old.")]
         expected[key] = 0.75 * old.clone() + 0.25 * new
-    policies.lerp("old", "current", 0.75)
+    policies.ema_update("old", "current", 0.75)
     for key, value in expected.items():
         assert torch.allclose(policies._named("old")[key.replace(".current.", ".old.")], value, atol=1e-7)
     policies.copy("current", "reference")
@@ -79,7 +79,7 @@ def test_weights_are_those_of_a_plain_network(adapter: AdapterConfig | None) -> 
     network, policies, engine = setup(adapter)
     for step in range(3):
         train(engine, numbers(step, 4, 3))
-    policies.lerp("old", "current", 0.5)
+    policies.ema_update("old", "current", 0.5)
     names = ["current", "old", *(["base"] if adapter else [])]
     for name, out in outputs(network, policies, *names).items():
         plain = Net()
@@ -168,7 +168,7 @@ def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
     network, policies, engine = setup(adapter)
     train(engine, X)
     train(engine, X)
-    policies.lerp("old", "current", 0.5)
+    policies.ema_update("old", "current", 0.5)
     policies.save(tmp_path)
     other, others, _ = setup(adapter)
     others.load(tmp_path)

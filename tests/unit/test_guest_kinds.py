@@ -19,8 +19,8 @@ from vidalign.evaluation import evaluator, judging
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.objectives.base import Objective
 from vidalign.recipe import load_recipe
-from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import RewardChoice
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, ScoreRequest, TrainableReward
 from vidalign.rewards.discriminator import DiscriminatorReward

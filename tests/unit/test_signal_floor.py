@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidalign.losses.advantages import SignalFloor
-from vidalign.objectives.scoring import group_weights, judge
+from vidalign.objectives.scoring import compute_advantages, group_weights
 
 
 def context(floor: SignalFloor) -> Any:
@@ -27,8 +27,9 @@ def scores(*spreads: float) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("normalise", ["group", "batch"])
 def test_a_group_whose_spread_is_noise_weighs_nothing(normalise: str) -> None:
-    judged = judge(context(SignalFloor()), scores(0.25, 0.001, 0.25), combination="whitened", normalise=normalise)
-    assert judged.alive.tolist() == [[True, False, True]]
+    given = scores(0.25, 0.001, 0.25)
+    judged = compute_advantages(context(SignalFloor()), given, combination="whitened", normalise=normalise)
+    assert judged.has_signal.tolist() == [[True, False, True]]
     assert judged.advantage[1].abs().max() == 0 and judged.advantage[0].abs().max() > 0.5
     assert group_weights(judged).tolist() == [1.5, 0.0, 1.5]
     assert judged.metrics["health/low_spread_groups/mean"] == pytest.approx(1 / 3)
@@ -37,19 +38,20 @@ def test_a_group_whose_spread_is_noise_weighs_nothing(normalise: str) -> None:
 def test_the_floor_remembers_earlier_steps() -> None:
     """A step that forks where nothing varies has no group to be compared with but those of earlier steps."""
     floor = SignalFloor()
-    judge(context(floor), scores(0.2, 0.3, 0.25), combination="whitened", normalise="group")
-    late = judge(context(floor), scores(0.001, 0.002), combination="whitened", normalise="group")
-    assert not late.alive.any() and late.advantage.abs().max() == 0 and group_weights(late).tolist() == [0.0, 0.0]
+    compute_advantages(context(floor), scores(0.2, 0.3, 0.25), combination="whitened", normalise="group")
+    late = compute_advantages(context(floor), scores(0.001, 0.002), combination="whitened", normalise="group")
+    assert not late.has_signal.any() and late.advantage.abs().max() == 0 and group_weights(late).tolist() == [0.0, 0.0]
 
 
 def test_small_rewards_are_signal_when_all_are_small() -> None:
-    judged = judge(context(SignalFloor()), scores(1e-4, 2e-4), combination="whitened", normalise="group")
-    assert judged.alive.all() and judged.advantage.abs().max() > 0.4
+    judged = compute_advantages(context(SignalFloor()), scores(1e-4, 2e-4), combination="whitened", normalise="group")
+    assert judged.has_signal.all() and judged.advantage.abs().max() > 0.4
 
 
 def test_a_share_of_zero_trains_on_all_that_differ() -> None:
-    judged = judge(context(SignalFloor(0.0)), scores(0.25, 0.001, 0.0), combination="whitened", normalise="group")
-    assert judged.alive.tolist() == [[True, True, False]]
+    given = scores(0.25, 0.001, 0.0)
+    judged = compute_advantages(context(SignalFloor(0.0)), given, combination="whitened", normalise="group")
+    assert judged.has_signal.tolist() == [[True, True, False]]
 
 
 def test_the_memory_survives_a_resume_and_sets_of_rewards_do_not_mix() -> None:

@@ -6,7 +6,7 @@ import yaml
 
 from vidalign.errors import Problem
 from vidalign.recipe.differences import differences
-from vidalign.recipe.marks import parse_yaml
+from vidalign.recipe.source_map import parse_yaml
 
 
 def first_difference(ours: str, theirs: str) -> str:

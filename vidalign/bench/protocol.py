@@ -25,7 +25,7 @@ from vidalign.data.source import PromptSource, find_source, open_source
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
-from vidalign.recipe.marks import Node, parse_override, read_yaml
+from vidalign.recipe.source_map import Node, parse_override, read_yaml
 from vidalign.recipe.typed import build, placed, settings_of
 from vidalign.students.video.checkpoint import resolve
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, report_warnings
 from vidalign.errors import UsageError
 from vidalign.owner import owned
 
@@ -24,7 +24,7 @@ def collect(
     from vidalign.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    tell_warnings(loaded.warnings)
+    report_warnings(loaded.warnings)
     if loaded.objective.name != "ar_copo":
         raise UsageError(
             f"the objective {loaded.objective.name!r} does not train from a buffer", where="objective.name",

@@ -48,7 +48,7 @@ Trust = Annotated[
 RunFolder = Annotated[Path, typer.Option("--run", metavar="RUN", help="The folder of a run.")]
 
 
-def tell_warnings(warnings: list[Problem]) -> None:
+def report_warnings(warnings: list[Problem]) -> None:
     """Warnings of a recipe, on standard error."""
     for problem in warnings:
         typer.secho("warning: ", fg="yellow", err=True, nl=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, report_warnings
 
 
 def show(
@@ -22,6 +22,6 @@ def show(
     from vidalign.recipe.explain import render
 
     loaded = load_recipe(recipe, overrides)
-    tell_warnings(loaded.warnings)
+    report_warnings(loaded.warnings)
     typer.echo("".join(f"# {line}".rstrip() + "\n" for line in loaded.header.splitlines()), nl=False)
     typer.echo(render(loaded, explain), nl=False)

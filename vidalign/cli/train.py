@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vidalign.cli.launch import Gpus, Nodes, Rendezvous, check_processes, relaunch
-from vidalign.cli.options import Overrides, Plugins, RecipeArgument, Trust, tell_warnings
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, Trust, report_warnings
 from vidalign.errors import Interrupted, UsageError, UserError
 from vidalign.owner import owned, refuse_owned
 from vidalign.plugins import load_plugins_of
@@ -46,7 +46,7 @@ def train(
     check_processes(loaded, gpus, nodes)
     relaunch(gpus, nodes, rendezvous, run)
     if os.environ.get("RANK", "0") == "0":
-        tell_warnings(loaded.warnings)
+        report_warnings(loaded.warnings)
     from vidalign.trainer import new_run_dir  # heavy, and not needed to refuse a recipe
 
     folder = run or new_run_dir(loaded)

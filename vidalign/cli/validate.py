@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from vidalign.cli.launch import Gpus, check_processes
-from vidalign.cli.options import Overrides, Plugins, RecipeArgument, tell_warnings
+from vidalign.cli.options import Overrides, Plugins, RecipeArgument, report_warnings
 
 
 def validate(recipe: RecipeArgument, overrides: Overrides = None, gpus: Gpus = 1, plugin: Plugins = None) -> None:
@@ -14,5 +14,5 @@ def validate(recipe: RecipeArgument, overrides: Overrides = None, gpus: Gpus = 1
 
     loaded = load_recipe(recipe, overrides)
     check_processes(loaded, gpus)
-    tell_warnings(loaded.warnings)
+    report_warnings(loaded.warnings)
     typer.echo(f"{loaded.name} is valid (hash {loaded.hash})")

@@ -136,7 +136,7 @@ def broadcast_object(value: T, source: int = 0) -> T:
     return box[0]
 
 
-def places_of_next(count: int) -> list[int]:
+def next_prompt_index(count: int) -> list[int]:
     """Where the next prompt of the step lies, for each of this rank's `count`, in what `all_gather` concatenates.
 
     The prompts of a step are dealt out in turn, so the answer does not depend on the number of ranks; after the last

@@ -93,10 +93,10 @@ class Policies:
     @without_gradient
     def copy(self, source: str, target: str) -> None:
         """target <- source."""
-        self.lerp(target, source, 0.0)
+        self.ema_update(target, source, 0.0)
 
     @without_gradient
-    def lerp(self, target: str, source: str, decay: float) -> None:
+    def ema_update(self, target: str, source: str, decay: float) -> None:
         """target <- decay * target + (1 - decay) * source, in the dtype of the weights."""
         assert self.active == CURRENT, "weight sets are not written while one of them is swapped in"
         assert 0.0 <= decay <= 1.0, f"decay must be in [0, 1], got {decay}"

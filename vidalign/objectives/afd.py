@@ -44,16 +44,16 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
-    draw_levels,
     old_prediction,
     old_rule,
     on_policy_gap,
     roll_videos,
+    sample_sigmas,
     sampler_levels,
 )
 from vidalign.objectives.scoring import (
     ZERO_SPREAD,
-    Judgement,
+    Advantages,
     advantage_metrics,
     gather_scores,
     group_weights,
@@ -135,7 +135,7 @@ class AFD(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Judgement:
+    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Advantages:
         """What D says of this rank's videos, from scores ``[P, G]``."""
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
@@ -143,11 +143,11 @@ class AFD(Objective):
         metrics = score_metrics({"": score, **everyone}, group) | advantage_metrics(score, advantage, group)
         metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
         spread = group_statistics(score, group)[1]
-        alive = ctx.signal.has_signal(spread, "discriminator") & (spread > ZERO_SPREAD)
-        metrics["health/low_spread_groups/mean"] = float((~alive).float().mean())
+        has_signal = ctx.signal.has_signal(spread, "discriminator") & (spread > ZERO_SPREAD)
+        metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
         shape = (ctx.world_size, *scores["discriminator"].shape)
-        mine = (advantage * alive[group]).view(shape)[distributed.rank()]
-        return Judgement(mine, alive.view(shape[:2]), everyone, metrics)
+        mine = (advantage * has_signal[group]).view(shape)[distributed.rank()]
+        return Advantages(mine, has_signal.view(shape[:2]), everyone, metrics)
 
     # --- loss ---
 
@@ -176,7 +176,7 @@ class AFD(Objective):
         """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
-        return noise, draw_levels(ctx, generators, ctx.chunks, each=True, sigma_max=self.config.sigma_max)
+        return noise, sample_sigmas(ctx, generators, ctx.chunks, each=True, sigma_max=self.config.sigma_max)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss; the

@@ -38,7 +38,7 @@ from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
+from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.provenance import weights_hash
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
@@ -130,7 +130,7 @@ class ARCoPO(Objective):
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
-        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
+        judged = compute_advantages(ctx, scores, combination=self.config.combine, normalise="group")
         device = experience["sigma"].device
         advantage = judged.advantage.to(device)
         if self.config.quasi_norm is not None:

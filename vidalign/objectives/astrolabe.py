@@ -46,13 +46,13 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 from vidalign.objectives.replay import (
     candidate_ids,
     decay_old,
-    draw_levels,
     old_prediction,
     old_rule,
     on_policy_gap,
+    sample_sigmas,
     sampler_levels,
 )
-from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
+from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Astrolabe(Objective):
     ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Reward weight r and penalty weight of this rank's candidates ``[N]``, from scores ``[P, G]``; what to log."""
         config = self.config
-        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
+        judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weight, metrics = reward_weight(judged.advantage.flatten(), config.advantage_clip), judged.metrics
         weights = {"reward_weight": weight, "signal": group_weights(judged).repeat_interleave(config.group_size)}
         if config.kl.mode == "uniform":
@@ -291,7 +291,7 @@ class Astrolabe(Objective):
         shared = config.group_size if config.loss_noise == "group" else 1
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
-        sigma = draw_levels(
+        sigma = sample_sigmas(
             ctx, generators, x0.shape[1] // ctx.chunk_frames, each=False, first=data.context.frames == 0,
             sigma_max=config.sigma_max, sigma_min=config.sigma_min,
         )  # fmt: skip

@@ -28,8 +28,8 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import candidate_ids, decay_old, draw_levels, old_rule, on_policy_gap, roll_videos
-from vidalign.objectives.scoring import group_weights, grouped_scores, judge, request_groups
+from vidalign.objectives.replay import candidate_ids, decay_old, old_rule, on_policy_gap, roll_videos, sample_sigmas
+from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class DiffusionNFT(Objective):
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         config, device = self.config, experience["x0"].device
         scores = grouped_scores(ctx, experience)
-        judged = judge(ctx, scores, combination=config.combine, normalise=config.advantage_std)
+        judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weight = reward_weight(judged.advantage.flatten(), config.advantage_clip)
         signal = group_weights(judged).repeat_interleave(config.group_size)
         experience.tensors |= {"reward_weight": weight.to(device), "signal": signal.to(device)}
@@ -101,7 +101,7 @@ class DiffusionNFT(Objective):
         x0 = data["x0"]
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(x0.shape[1:], generators)
-        sigma = draw_levels(ctx, generators, ctx.chunks, each=False)
+        sigma = sample_sigmas(ctx, generators, ctx.chunks, each=False)
         x_t = add_noise(x0, noise, sigma)
 
         def velocity() -> torch.Tensor:

@@ -185,7 +185,7 @@ class DOPDVideo(Objective):
             found = ctx.text(texts)
         if self.config.pairing == "shuffled":
             groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
-            found = groups[distributed.places_of_next(len(data.prompts))].flatten(0, 1)
+            found = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
         data.tensors["privilege"] = found
 
     def _dense(self, prompts: list[str]) -> list[str]:

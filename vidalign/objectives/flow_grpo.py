@@ -28,7 +28,7 @@ from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, re
 from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
 from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import grouped_scores, judge, request_groups
+from vidalign.objectives.scoring import compute_advantages, grouped_scores, request_groups
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FlowGRPO(Objective):
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
-        judged = judge(ctx, scores, combination=self.config.combine, normalise="group")
+        judged = compute_advantages(ctx, scores, combination=self.config.combine, normalise="group")
         steps = experience.group_size // self.config.group_size
         advantage = judged.advantage.flatten().to(experience["step"].device)
         experience.tensors["advantage"] = advantage.repeat_interleave(steps)

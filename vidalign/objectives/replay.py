@@ -43,7 +43,7 @@ def old_prediction(
 
 def decay_old(ctx: TrainContext, decay: float | None) -> None:
     """``old <- d old + (1 - d) current``; None is the schedule ``d = min(0.001 step, 0.5)`` of DiffusionNFT."""
-    ctx.policies.lerp("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
+    ctx.policies.ema_update("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
 
 
 def old_rule(decay: float | None) -> PolicyRule:
@@ -70,7 +70,7 @@ def sampler_levels(
     return levels
 
 
-def draw_levels(
+def sample_sigmas(
     ctx: TrainContext,
     generators: list[torch.Generator],
     chunks: int,

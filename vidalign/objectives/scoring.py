@@ -20,12 +20,12 @@ ZERO_SPREAD = 1e-6
 
 
 @dataclass
-class Judgement:
+class Advantages:
     """What the rewards say about this rank's P prompts with G candidates each."""
 
     advantage: torch.Tensor
     """``[P, G]``, 0 where a reward failed."""
-    alive: torch.Tensor
+    has_signal: torch.Tensor
     """``[world size, P]``: which groups of every rank have a spread that is signal; the others have advantage 0."""
     scores: dict[str, torch.Tensor]
     """What every reward says of all candidates, ``[world size, P, G]``, of one that learns over the mean of the group;
@@ -55,7 +55,9 @@ def grouped_scores(ctx: TrainContext, data: Experience) -> dict[str, torch.Tenso
     return {name: value.view(len(data.prompts), -1) for name, value in data.scores.items()}
 
 
-def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Judgement:
+def compute_advantages(
+    ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str
+) -> Advantages:
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
@@ -68,24 +70,25 @@ def judge(ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: st
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-    alive = ctx.signal.has_signal(group_statistics(total, group)[1], ",".join(sorted(ctx.reward_weights)))
-    alive &= group_statistics(reward, group)[1] > ZERO_SPREAD
-    advantage = advantage * alive[group]
+    has_signal = ctx.signal.has_signal(group_statistics(total, group)[1], ",".join(sorted(ctx.reward_weights)))
+    has_signal &= group_statistics(reward, group)[1] > ZERO_SPREAD
+    advantage = advantage * has_signal[group]
     metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
-    metrics["health/low_spread_groups/mean"] = float((~alive).float().mean())
+    metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
     mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
     gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in compared.items()}
-    return Judgement(mine, alive.view(ctx.world_size, prompts), gathered, metrics)
+    return Advantages(mine, has_signal.view(ctx.world_size, prompts), gathered, metrics)
 
 
-def group_weights(judged: Judgement) -> torch.Tensor:
+def group_weights(judged: Advantages) -> torch.Tensor:
     """The weight of each of this rank's groups ``[P]``: 0 without signal, else so that the mean over all groups of all
     ranks is the mean over those that have it.
 
     Groups without signal are predicted like the others: their number is not known beforehand, and a step shall cost
     what its recipe says.
     """
-    return judged.alive[distributed.rank()].float() * (judged.alive.numel() / max(1, int(judged.alive.sum())))
+    groups = judged.has_signal
+    return groups[distributed.rank()].float() * (groups.numel() / max(1, int(groups.sum())))
 
 
 def _learned(ctx: TrainContext) -> set[str]:

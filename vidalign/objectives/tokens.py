@@ -89,7 +89,7 @@ def privileged_texts(examples: Sequence[Any], privilege: Privilege) -> list[str]
     if privilege != "shuffled":
         return own
     everyone = [text for texts in distributed.all_gather_object(own) for text in texts]
-    return [everyone[place] for place in distributed.places_of_next(len(own))]
+    return [everyone[place] for place in distributed.next_prompt_index(len(own))]
 
 
 def check_heads(student: Any, teacher: Any) -> None:

@@ -14,9 +14,9 @@ from vidalign import registry
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
-from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import check_prompts
 from vidalign.recipe.schema import Choice, Sections
+from vidalign.recipe.source_map import Node
 
 
 def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem]) -> list[Problem]:

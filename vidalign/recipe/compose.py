@@ -12,8 +12,8 @@ from pathlib import Path
 
 from vidalign.data.source import spelled_out
 from vidalign.errors import Problem, UserError, nearest
-from vidalign.recipe.marks import Node, parse_override, read_yaml
 from vidalign.recipe.older import current
+from vidalign.recipe.source_map import Node, parse_override, read_yaml
 
 MAX_BASES = 2
 PROMPTS = ("data.prompts", "data.eval_prompts", "evaluation.prompts")

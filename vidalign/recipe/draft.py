@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
-from vidalign.recipe.marks import Node
 from vidalign.recipe.needs import Needs
 from vidalign.recipe.schema import Sections
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import placed
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from vidalign.recipe.load import Recipe
-from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice
+from vidalign.recipe.source_map import Node
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -13,8 +13,8 @@ from vidalign.data.source import shortened
 from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
-from vidalign.recipe.marks import Node
 from vidalign.recipe.schema import Choice, Part, RewardChoice, Sections, TrainerConfig
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
 CHOICES = {f.name: str(f.metadata.get("usual", "")) for f in fields(Sections) if "plugin" in f.metadata}

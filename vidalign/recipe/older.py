@@ -7,7 +7,7 @@ from dataclasses import fields
 from vidalign import registry
 from vidalign.data.source import Chosen, shortened, spelled_out
 from vidalign.errors import UserError
-from vidalign.recipe.marks import Node
+from vidalign.recipe.source_map import Node
 
 TEACHER = {"name", "path", "steps", "fps", "skip_corrupt", "cache", "per_prompt", "options"}
 """Every saved section `teacher` had these keys, whichever teacher it named."""

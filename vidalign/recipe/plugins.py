@@ -8,7 +8,7 @@ from typing import Any
 from vidalign import registry
 from vidalign.errors import Problem, RecipeError, UserError
 from vidalign.guest import guest
-from vidalign.recipe.marks import Node
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import placed, settings_of
 
 

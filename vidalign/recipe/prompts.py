@@ -11,9 +11,9 @@ from vidalign.data.source import Chosen, PromptSource, check_kind, find_source, 
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
-from vidalign.recipe.marks import Node
 from vidalign.recipe.plugins import as_node
 from vidalign.recipe.schema import Choice
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import settings_of, unknown_key
 
 

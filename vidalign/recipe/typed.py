@@ -20,9 +20,9 @@ from vidalign import registry
 from vidalign.errors import Problem, UserError, nearest
 from vidalign.guest import guest
 from vidalign.plugin_source import owners
-from vidalign.recipe.marks import Node
 from vidalign.recipe.older import MOVED
 from vidalign.recipe.schema import Choice, Part
+from vidalign.recipe.source_map import Node
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)

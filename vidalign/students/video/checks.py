@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
-from vidalign.recipe.marks import Node
 from vidalign.recipe.prompts import listed_prompts
+from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter, check_weights, read_header
 from vidalign.students.video.spec import CachePolicy, VideoStudentSpec

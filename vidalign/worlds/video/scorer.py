@@ -81,7 +81,7 @@ class Attributes:
 
 
 @dataclass
-class Judgement:
+class Advantages:
     """Everything that `score` and `quarter_scores` pool: per-frame values ``[B, F]``, `motion` ``[B]``."""
 
     attributes: Attributes
@@ -290,7 +290,7 @@ def _posterior(track: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch
     )
 
 
-def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
+def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     """Measure clips ``[B, F, 3, H, W]`` in [0, 1] against their captions."""
     wanted = _wanted(prompts, clips)
     batch, frames, _, height, width = clips.shape
@@ -313,7 +313,7 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
     mine = Objects(*(getattr(objects, f.name)[slots].transpose(1, 2) for f in fields(Objects)))
     posterior, law_right, deviation = _posterior(mine.centre, wanted)
     shown = Objects(*(getattr(objects, f.name)[render] for f in fields(Objects)))
-    return Judgement(
+    return Advantages(
         attributes=_attributes(mine, total, wanted),
         motion=posterior.to(clips.dtype),
         law_right=law_right,
@@ -327,7 +327,7 @@ def _pool(values: torch.Tensor) -> torch.Tensor:
     return values.clamp(min=FLOOR_SCORE).pow(-4).mean(1).pow(-0.25) * (values.amax(1) > 0)
 
 
-def _soft_scores(j: Judgement, frames: slice) -> dict[str, torch.Tensor]:
+def _soft_scores(j: Advantages, frames: slice) -> dict[str, torch.Tensor]:
     a = j.attributes
     parts = [_pool(v[:, frames]) for v in (a.colour, a.count, a.shape, a.size)]
     parts.append(j.motion.clamp(min=FLOOR_SCORE))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidalign.errors import UserError
-from vidalign.objectives.replay import draw_levels
+from vidalign.objectives.replay import sample_sigmas
 from vidalign.objectives.sft import SFT
 from vidalign.students.video.spec import Sampler
 
@@ -20,7 +20,7 @@ FLOATS = Sampler(sigmas=USUAL, first_sigmas=FIRST)
 def draw(chunks: int, sampler: Sampler = FLOATS, **settings: Any) -> torch.Tensor:
     spec = SimpleNamespace(sampler=sampler)
     ctx: Any = SimpleNamespace(student=SimpleNamespace(spec=spec), chunk_frames=CHUNK, device=torch.device("cpu"))
-    sigma = draw_levels(ctx, [torch.Generator().manual_seed(n) for n in range(N)], chunks, **settings)
+    sigma = sample_sigmas(ctx, [torch.Generator().manual_seed(n) for n in range(N)], chunks, **settings)
     assert sigma.shape == (N, chunks * CHUNK) and torch.equal(sigma[:, ::CHUNK], sigma[:, CHUNK - 1 :: CHUNK])
     return sigma[:, ::CHUNK]
 
