@@ -13,7 +13,7 @@ from vidalign.data.source import shortened
 from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
 from vidalign.recipe.compose import compose
-from vidalign.recipe.schema import Choice, Part, RewardChoice, Sections, TrainerConfig
+from vidalign.recipe.schema import TEACHING, Choice, Part, RewardChoice, Sections, TrainerConfig
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 
@@ -23,8 +23,6 @@ LABELLED: dict[str, type[Choice]] = {
     "objectives": Part, "rewards": RewardChoice, "trackers": Choice, "callbacks": Choice,
 }  # fmt: skip
 """Sections of labels that each name a plugin of the kind of that name."""
-TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher", "callbacks", "trackers")
-"""Sections that a trained student has no need of."""
 
 
 @dataclass

@@ -102,8 +102,8 @@ def _judged(draft: Draft) -> None:
     """The metrics of the evaluation exist and fit the student; somebody judges the held-out prompts."""
     recipe, settings = draft.recipe, draft.recipe.evaluation
     source = settings.prompts or recipe.data.eval_prompts
-    kind = find_source(source)[0]
-    metrics = kind.judges if settings.metrics is None else settings.metrics
+    metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics
+    makes = getattr(registry.get("students", recipe.student.name), "makes", "clips")
     for name, values in metrics.items():
         path = f"evaluation.metrics.{name}"
         try:
@@ -115,7 +115,7 @@ def _judged(draft: Draft) -> None:
             continue
         if judges not in ("clips", "answers"):
             draft.refuse(f"the metric {name!r} is for benchmarks", path, f"it judges {judges}", "name it in a protocol")
-        elif (judges == "answers") != (kind.students == ("language",)):
+        elif (judges == "answers") != (makes == "texts"):
             draft.refuse(f"the metric {name!r} cannot judge a {recipe.student.name} student", path,
                          f"it judges {judges}", "delete it")  # fmt: skip
     if not metrics and not recipe.rewards and "rewards" not in draft.broken:

@@ -13,6 +13,9 @@ from typing import Any, Literal
 from vidalign.engine.config import AdapterConfig, EngineConfig
 from vidalign.recipe.generation import ChatConfig, Sampling
 
+TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher", "callbacks", "trackers")
+"""Sections that a trained student has no need of."""
+
 
 @dataclass
 class Choice:
