@@ -135,7 +135,10 @@ def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     assert norms[0] > 0 and norms[0] == pytest.approx(norms[1], rel=1e-5), "micro-batches do not change the gradient"
 
 
-DOORS = {"adding_a_reward": "sharpness.py", "adding_a_metric": "flicker.py", "adding_a_prompt_source": "numbered.py"}
+DOORS = {
+    "adding_a_reward": "sharpness.py", "adding_a_metric": "flicker.py", "adding_a_prompt_source": "numbered.py",
+    "adding_a_teacher": "sunrise.py",
+}  # fmt: skip
 """Pages whose code block is a plugin file, and the name that the page gives it."""
 
 
@@ -176,6 +179,7 @@ def test_the_example_of_a_door_trains_and_is_judged(
         "adding_a_reward": {"trained rewards/sharpness", "trained rewards/composite"},
         "adding_a_metric": {"steady/all", "world_auditor/composite", "trained rewards/composite"},
         "adding_a_prompt_source": set(),
+        "adding_a_teacher": set(),
     }[page]
     assert expected <= set(values)
     assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
