@@ -14,35 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from vidalign.build import build_callbacks, build_context, build_objective, build_trackers, save_rewards, save_student
 from vidalign.callbacks import CALLS, Callback
 from vidalign.context import Batch
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
-from vidalign.errors import PluginError, Problem, UserError
+from vidalign.errors import PluginError, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.guest import guarded
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
-from vidalign.recipe.differences import differences
-from vidalign.recipe.older import current
-from vidalign.recipe.source_map import read_yaml
+from vidalign.recipe.resume import check_same_recipe
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.recipe import Recipe
-
-
-FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
-                  "trainer.max_skipped", "trainer.reward_timeout", "trainer.on_reward_timeout", "tracking",
-                  "trackers", "callbacks", "evaluation")  # fmt: skip
-"""Keys that may change when a run goes on: none of them changes a step's update."""
 
 
 class Trainer:
@@ -74,7 +65,7 @@ class Trainer:
                 where="--run", fix="add --resume to go on with it, or name another folder",
             )  # fmt: skip
         if saved:
-            _check_same_recipe(self.run_dir / "recipe.yaml", recipe)
+            check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
         self.prompts = self.ctx.prompts
         self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
@@ -375,24 +366,6 @@ def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     names = [type(callback).__qualname__ for callback in callbacks]
     numbered = [f"{name} {names[:n].count(name) + 1}" for n, name in enumerate(names)]
     return {key: guarded("callback", key, one, CALLS) for key, one in zip(numbered, callbacks, strict=True)}
-
-
-def _check_same_recipe(file: Path, recipe: Recipe) -> None:
-    """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
-    problems: list[Problem] = []
-    began, now = current(read_yaml(file, problems)).plain(), yaml.safe_load(recipe.to_yaml())
-    if problems or not isinstance(began, dict):
-        told = problems[0] if problems else Problem("it is no recipe", str(file))
-        raise UserError(
-            "the recipe that the run began with cannot be read", where=str(file), why=f"{told.what}: {told.why}",
-            fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
-        )  # fmt: skip
-    changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
-    if changed:
-        raise UserError(
-            "the run in this folder began with another recipe",
-            where=str(file), why="; ".join(changed), fix="resume with that recipe, or start anew in another --run",
-        )  # fmt: skip
 
 
 def _role_name(metric: str, role: str) -> str:

@@ -12,7 +12,7 @@ from vidalign.data.source import find_source, open_source, shortened
 from vidalign.errors import RecipeError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.load import Recipe
-from vidalign.trainer import _check_same_recipe
+from vidalign.recipe.resume import check_same_recipe
 
 LONG = {"name": "tokens", "split": "train", "privilege": "answer"}
 
@@ -77,4 +77,4 @@ def test_an_old_run_goes_on(tmp_path: Path) -> None:
         recipe = load_recipe(name, [*changes, "data.prompts=world:train"] if name == "world/sft" else changes)
         file = saved(recipe, tmp_path, privilege)
         assert load_recipe(file).plain() == recipe.plain()
-        _check_same_recipe(file, recipe)
+        check_same_recipe(file, recipe)

@@ -10,8 +10,8 @@ import yaml
 from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.load import Recipe
+from vidalign.recipe.resume import check_same_recipe
 from vidalign.teachers.store import ClipStore
-from vidalign.trainer import _check_same_recipe
 
 OLD = {"path": "", "steps": 24, "fps": 0.0, "skip_corrupt": False, "cache": "", "per_prompt": 1, "options": {}}
 """What every saved recipe held under `teacher` before each teacher had its own settings."""
@@ -59,21 +59,21 @@ def test_an_old_recipe_is_read(tmp_path: Path) -> None:
     for name in ("world/sft", "world/student_dmd", "tokens/opd"):
         recipe = load_recipe(name)
         assert load_recipe(saved(recipe, tmp_path)).plain() == recipe.plain()
-        _check_same_recipe(tmp_path / "recipe.yaml", recipe)
+        check_same_recipe(tmp_path / "recipe.yaml", recipe)
 
 
 def test_a_value_that_was_never_read_does_not_stop_an_old_run(tmp_path: Path) -> None:
     recipe = load_recipe("world/sft")
     file = saved(recipe, tmp_path, fps=8.0)
     assert load_recipe(file).plain() == recipe.plain()
-    _check_same_recipe(file, recipe)
+    check_same_recipe(file, recipe)
 
 
 def test_a_value_that_is_read_is_another_recipe(tmp_path: Path) -> None:
     recipe = load_recipe("world/student_dmd")
     file = saved(recipe, tmp_path, path="tokens/teacher")
     with pytest.raises(UserError, match=r"teacher\.path: tokens/teacher -> world/teacher"):
-        _check_same_recipe(file, recipe)
+        check_same_recipe(file, recipe)
 
 
 def test_a_written_key_of_another_teacher_is_no_old_recipe(tmp_path: Path) -> None:
