@@ -24,7 +24,7 @@ from vidalign.errors import PluginError, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
 from vidalign.guest import guarded
 from vidalign.objectives.base import Experience, Objective, Phase
-from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
+from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.resume import check_same_recipe

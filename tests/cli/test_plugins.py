@@ -111,7 +111,7 @@ def test_other_numbers_and_changed_clips_make_the_same_student(body: str, monkey
 
 
 OBJECTIVE = """
-from vidalign.objectives.sft import SFT
+from vidalign.objectives.baselines.sft import SFT
 from vidalign.registry import register
 
 

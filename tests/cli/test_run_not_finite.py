@@ -12,7 +12,7 @@ from run_helpers import vidalign
 from vidalign.tracking.jsonl import read_history, read_records
 
 PLUGIN = """
-from vidalign.objectives.opd import OPD
+from vidalign.objectives.baselines.opd import OPD
 from vidalign.registry import register
 
 

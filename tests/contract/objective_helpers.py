@@ -15,7 +15,7 @@ from vidalign import registry
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch, TrainContext
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Objective, Phase
-from vidalign.objectives.reduction import reduce_metrics, weighted_metrics
+from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.tracking.tracker import Tracker

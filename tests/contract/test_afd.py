@@ -14,7 +14,7 @@ from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.afd import AFD
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.gan import GAN
+from vidalign.objectives.baselines.gan import GAN
 from vidalign.rewards.base import CompositeReward
 from vidalign.rewards.discriminators.spatiotemporal import SpatioTemporal
 from vidalign.worlds.video.renderer import clips

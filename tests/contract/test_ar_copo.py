@@ -16,7 +16,7 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Phase
-from vidalign.objectives.scoring import Advantages, group_weights
+from vidalign.objectives.parts.scoring import Advantages, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent

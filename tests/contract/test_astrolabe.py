@@ -17,7 +17,7 @@ from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
-from vidalign.objectives.replay import on_policy_gap
+from vidalign.objectives.parts.replay import on_policy_gap
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan

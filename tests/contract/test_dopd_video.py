@@ -17,7 +17,7 @@ from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.losses import gaussian_policy as policy
 from vidalign.losses.routing import Regime, trimmed_mean
 from vidalign.objectives.base import Experience, Phase
-from vidalign.objectives.dopd_video import DOPDVideo
+from vidalign.objectives.experimental.dopd_video import DOPDVideo
 from vidalign.students.video import VideoStudent
 from vidalign.worlds.video.captioner import rollout_captions
 from vidalign.worlds.video.prompts import Captions

@@ -20,8 +20,8 @@ from vidalign.data.source import open_source
 from vidalign.errors import DataError, RecipeError
 from vidalign.losses.divergences import divergence
 from vidalign.losses.routing import Regime
-from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, MicroBatch, Phase
+from vidalign.objectives.parts import tokens
 from vidalign.students.language import LanguageStudent
 
 

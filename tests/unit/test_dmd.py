@@ -15,7 +15,7 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.dmd import DMD, exit_states
+from vidalign.objectives.baselines.dmd import DMD, exit_states
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.context import Context

@@ -14,7 +14,7 @@ import torch
 import vidalign.recipe
 from vidalign import registry
 from vidalign.errors import PluginError, RecipeError, UserError
-from vidalign.objectives.sft import SFT
+from vidalign.objectives.baselines.sft import SFT
 from vidalign.recipe import load_recipe
 from vidalign.recipe.draft import Draft
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidalign.losses.advantages import SignalFloor
-from vidalign.objectives.scoring import compute_advantages, group_weights
+from vidalign.objectives.parts.scoring import compute_advantages, group_weights
 
 
 def context(floor: SignalFloor) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from vidalign.errors import UserError
 from vidalign.objectives.base import LossOut, Phase
-from vidalign.objectives.reduction import reduce_metrics
+from vidalign.objectives.parts.reduction import reduce_metrics
 from vidalign.recipe import load_recipe
 from vidalign.trainer import Trainer
 

@@ -1,1 +1,1 @@
-"""Objectives: one readable file a method. `base.py` holds the contract that users subclass."""
+"""The four methods, one readable file each, and their mixture; `base.py` holds the contract that users subclass."""

@@ -39,9 +39,9 @@ from vidalign.losses.advantages import group_statistics, reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.losses.flow_matching import add_noise
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import (
+from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.replay import (
     candidate_ids,
     decay_old,
     old_prediction,
@@ -51,7 +51,7 @@ from vidalign.objectives.replay import (
     sample_sigmas,
     sampler_levels,
 )
-from vidalign.objectives.scoring import (
+from vidalign.objectives.parts.scoring import (
     ZERO_SPREAD,
     Advantages,
     advantage_metrics,

@@ -35,10 +35,10 @@ import torch
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
-from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
+from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.replay import replay_gap
+from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.provenance import weights_hash
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups

@@ -41,9 +41,9 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.losses.selective_kl import BUFFER, RHO_START, adapt_rho, mean_gap, rank_discrepancy, uncertain
-from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import (
+from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.replay import (
     candidate_ids,
     decay_old,
     old_prediction,
@@ -52,7 +52,7 @@ from vidalign.objectives.replay import (
     sample_sigmas,
     sampler_levels,
 )
-from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
+from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from vidalign.recipe.needs import Needs as Needs
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import Cost, StepSizes
-    from vidalign.objectives.around import Around
+    from vidalign.objectives.parts.around import Around
     from vidalign.recipe.draft import Draft
     from vidalign.rewards.base import ScoreRequest
     from vidalign.students.video import Context
@@ -144,7 +144,7 @@ class Objective:
         """See `fit`; asked when nothing else is wrong."""
         if cls.fit is Objective.fit:
             return
-        from vidalign.objectives.around import around
+        from vidalign.objectives.parts.around import around
 
         try:
             cls(draft.recipe.objective.config).fit(around(draft))

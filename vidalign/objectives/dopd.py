@@ -33,9 +33,9 @@ from vidalign.deferred import without_gradient
 from vidalign.losses import routing
 from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
-from vidalign.objectives import tokens
-from vidalign.objectives.around import Around, check_others
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.parts import tokens
+from vidalign.objectives.parts.around import Around, check_others
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ import torch
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
-from vidalign.objectives.around import Around
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import compute_advantages, grouped_scores, request_groups
+from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.replay import replay_gap
+from vidalign.objectives.parts.scoring import compute_advantages, grouped_scores, request_groups
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from vidalign.errors import UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.replay import replay_gap
+from vidalign.objectives.parts.replay import replay_gap
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidalign.cost import Cost
-from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.parts import tokens
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext

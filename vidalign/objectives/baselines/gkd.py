@@ -18,8 +18,8 @@ import torch
 
 from vidalign.cost import Cost
 from vidalign.errors import DataError
-from vidalign.objectives import tokens
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.parts import tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,7 @@ with; self-rollouts and exit steps as in Self-Forcing's GAN variant (arXiv 2506.
 
 One step:
 1. the student rolls out whole videos; each draws one exit step, and its generated video x0 is what the sampler
-   predicted at that step of every chunk (`objectives/dmd.py`);
+   predicted at that step of every chunk (`objectives/baselines/dmd.py`);
 2. the discriminator, a trainable reward with a phase of its own (`rewards/discriminator.py`), takes a Bradley-Terry
    step on those videos against teacher clips of the same prompts;
 3. the exit steps are predicted again with gradient, decoded, and scored by the frozen discriminator D:
@@ -27,9 +27,9 @@ from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.dmd import exit_states
-from vidalign.objectives.replay import replay_gap
-from vidalign.objectives.scoring import grouped_scores
+from vidalign.objectives.baselines.dmd import exit_states
+from vidalign.objectives.parts.replay import replay_gap
+from vidalign.objectives.parts.scoring import grouped_scores
 from vidalign.rewards.base import ScoreRequest
 from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.students.video.rollout import RolloutPlan

@@ -28,8 +28,15 @@ from vidalign.losses.advantages import reward_weight
 from vidalign.losses.flow_matching import add_noise, expand_sigma
 from vidalign.losses.forward_process import forward_process_loss, reference_penalty
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.replay import candidate_ids, decay_old, old_rule, on_policy_gap, roll_videos, sample_sigmas
-from vidalign.objectives.scoring import compute_advantages, group_weights, grouped_scores, request_groups
+from vidalign.objectives.parts.replay import (
+    candidate_ids,
+    decay_old,
+    old_rule,
+    on_policy_gap,
+    roll_videos,
+    sample_sigmas,
+)
+from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores, request_groups
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:

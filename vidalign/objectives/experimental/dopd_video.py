@@ -40,9 +40,9 @@ from vidalign.losses import gaussian_policy as policy
 from vidalign.losses.advantages import combine
 from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
-from vidalign.objectives.around import Around, check_others
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.replay import replay_gap
+from vidalign.objectives.parts.around import Around, check_others
+from vidalign.objectives.parts.replay import replay_gap
 from vidalign.rewards.base import ScoreRequest
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts

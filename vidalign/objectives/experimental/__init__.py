@@ -1,0 +1,1 @@
+"""Objectives that stand in no paper."""
