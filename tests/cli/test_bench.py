@@ -18,7 +18,7 @@ from vidalign.owner import LOCK, owned
 from vidalign.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from bench_helpers import make_folder  # noqa: E402
+from bench_helpers import make_folder
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from vidalign.bench.results import Results, read_results, write_results
 from vidalign.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from bench_helpers import make_cell, make_results  # noqa: E402
+from bench_helpers import make_cell, make_results
 
 
 @pytest.fixture

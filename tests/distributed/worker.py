@@ -10,9 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import toy  # noqa: E402
+import toy
 
-from vidalign.engine import distributed  # noqa: E402
+from vidalign.engine import distributed
 
 
 def main() -> None:

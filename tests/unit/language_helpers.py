@@ -40,7 +40,7 @@ def make(name: str = "qwen3", seed: int = 0, scale: float = 4.0, **spec: Any) ->
     with torch.no_grad():
         student.head_weight.mul_(scale)
         for key, parameter in student.named_parameters():
-            if parameter.ndim > 1 and "layers" in key or ".h." in key:
+            if (parameter.ndim > 1 and "layers" in key) or ".h." in key:
                 parameter.mul_(3.0)
     return student.requires_grad_(False)
 

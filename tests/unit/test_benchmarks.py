@@ -77,10 +77,8 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
 def test_losses_behind_the_head_are_measured_side_by_side() -> None:
     """Small, and with as many tables as at full size: `naive` holds at least eight, the chunks far fewer."""
     script = runpy.run_path(str(BENCHMARKS / "lm_head_memory.py"))
-    args = script["parse"](
-        "--tokens 128 --paired-tokens 32 --naive-tokens 32 64 --hidden 8 --vocabulary 4096 --rows 8 --repeats 2 "
-        "--autocast --dry".split()
-    )
+    words = "--tokens 128 --paired-tokens 32 --naive-tokens 32 64 --hidden 8 --vocabulary 4096 --rows 8 --repeats 2"
+    args = script["parse"]([*words.split(), "--autocast", "--dry"])
     rows = {(row["loss"], row["tokens"]): row for row in script["measure"](args)["rows"]}
     naive, projected = rows["naive", 32], rows["projected", 32]
     tables = naive["peak_gib"] * 2**30 / (32 * 4096 * 4)

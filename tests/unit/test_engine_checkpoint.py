@@ -62,7 +62,7 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "scores, settings, kept",
+    ("scores", "settings", "kept"),
     [
         ({}, {"keep_last": 2}, [4, 5]),
         ({1: 0.1, 2: 0.9, 3: 0.3}, {"keep_last": 2}, [2, 4, 5]),
@@ -79,7 +79,7 @@ def test_the_last_and_the_best_are_kept(
 
 
 @pytest.mark.parametrize(
-    "scores, ruined, kept",
+    ("scores", "ruined", "kept"),
     [({}, {3, 4, 5}, [2, 5]), ({}, {1, 2, 3, 4, 5}, [5]), ({1: 0.9, 5: 0.1}, {4, 5}, [1, 3, 5]), ({}, {2, 3}, [5])],
 )
 def test_what_is_not_sound_never_replaces_what_is(
@@ -119,7 +119,7 @@ def damages() -> Iterator[tuple[str, Any]]:
             yield f"{name} {file}", (file, harm)
 
 
-@pytest.mark.parametrize("file, harm", [d for _, d in damages()], ids=[n for n, _ in damages()])
+@pytest.mark.parametrize(("file", "harm"), [d for _, d in damages()], ids=[n for n, _ in damages()])
 def test_a_damaged_checkpoint_is_never_loaded(
     file: str, harm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

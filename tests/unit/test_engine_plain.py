@@ -137,7 +137,7 @@ def test_views_call_through_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "make, where",
+    ("make", "where"),
     [
         (lambda: EngineConfig(zero_stage=4), "engine.zero_stage"),
         (lambda: EngineConfig(name="deepspeed", precision="fp64"), "engine.precision"),

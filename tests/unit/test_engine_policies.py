@@ -195,7 +195,7 @@ LAYERS = ["embed", "head", *(f"blocks.{i}.{n}" for i in range(2) for n in ("down
 
 
 @pytest.mark.parametrize(
-    "targets, expected",
+    ("targets", "expected"),
     [
         ("blocks", [n for n in LAYERS if n.startswith("blocks")]),
         (["up"], ["blocks.0.up", "blocks.1.up"]),

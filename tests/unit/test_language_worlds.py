@@ -110,7 +110,7 @@ def components(example: Example) -> list[tuple[str, float, float]]:
             y, x = stack.pop()
             inside.append((y, x))
             for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-                if 0 <= min(near) and max(near) < 32 and not seen[near] and label[near] == label[start]:
+                if min(near) >= 0 and max(near) < 32 and not seen[near] and label[near] == label[start]:
                     seen[near] = True
                     stack.append(near)
         y, x = np.mean(inside, 0)

@@ -170,9 +170,9 @@ def test_group_advantages_sum_to_zero(normalise: str) -> None:
 def test_group_advantages_against_plain_arithmetic() -> None:
     reward = rewards()
     std = {"none": [1.0] * 9, "batch": [float(reward.std(unbiased=False)) + 1e-4] * 9}
-    std["group"] = [float(reward[GROUP == g].std(unbiased=False)) + 1e-4 for g in GROUP]
+    std["group"] = [float(reward[g == GROUP].std(unbiased=False)) + 1e-4 for g in GROUP]
     for normalise, divisors in std.items():
-        means = [float(reward[GROUP == g].mean()) for g in GROUP]
+        means = [float(reward[g == GROUP].mean()) for g in GROUP]
         expected = [(r - m) / s for r, m, s in zip(reward.tolist(), means, divisors, strict=True)]
         found = group_advantage(reward, GROUP, normalise=normalise)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), **EXACT)

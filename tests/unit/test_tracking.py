@@ -90,9 +90,9 @@ def test_resume_supersedes_later_steps_and_drops_half_a_line(tmp_path: Path) -> 
 
 
 def test_metric_outside_the_groups_is_refused_with_a_fix(tmp_path: Path) -> None:
-    with Tracker(tmp_path, HEADER, total_steps=1, tensorboard=False, panel="none") as tracker:
-        with pytest.raises(UserError, match="objective/loss"):
-            tracker.log(1, {"loss": 1.0})
+    quiet = Tracker(tmp_path, HEADER, total_steps=1, tensorboard=False, panel="none")
+    with quiet as tracker, pytest.raises(UserError, match="objective/loss"):
+        tracker.log(1, {"loss": 1.0})
 
 
 def test_run_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

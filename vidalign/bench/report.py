@@ -78,8 +78,10 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
         prompts_note="Under each clip the scores of its prompt, mean over the evaluation seeds.",
         warnings=_bench_warnings(results),
         diagnostics=_bench_diagnostics(results),
-        commands=list(dict.fromkeys([results.command, *(c.command for c in results.cells if c.command)]))
-        + [f"vidalign bench report {results.protocol.name}"],
+        commands=[
+            *dict.fromkeys([results.command, *(c.command for c in results.cells if c.command)]),
+            f"vidalign bench report {results.protocol.name}",
+        ],
         texts={"Protocol": results.protocol.text},
         environment={**{name: str(value) for name, value in results.machine.items()}, "world hash": results.world_hash},
     )

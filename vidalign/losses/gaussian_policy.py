@@ -7,6 +7,7 @@ counts as ``|dx0|^2 / 2``, w = s^2 / 2. A unit is one chunk by one block of `blo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ LN2 = math.log(2)
 
 def transition_weights(sigmas: Sequence[float]) -> list[float]:
     """w of every step of a sampler that visits `sigmas`, descending."""
-    steps = [0.5 * (s * (1 - after) / after) ** 2 for s, after in zip(sigmas, sigmas[1:], strict=False)]
+    steps = [0.5 * (s * (1 - after) / after) ** 2 for s, after in itertools.pairwise(sigmas)]
     return [*steps, 0.5 * sigmas[-1] ** 2]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -29,7 +30,7 @@ def field_docs(cls: type) -> dict[str, str]:
         except (OSError, TypeError):  # made in an interactive session: there is no source
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for entry, below in zip(body, body[1:], strict=False):
+        for entry, below in itertools.pairwise(body):
             if not (isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)):
                 continue
             if (

@@ -75,9 +75,9 @@ def convert(hint: Any, node: Node, path: str, problems: list[Problem], default: 
     if is_dataclass(inner) and isinstance(inner, type):
         built = build(inner, node, path, problems, default)
         return WRONG if built is None else built
-    if isinstance(node.value, dict) and get_origin(inner) in (Union, types.UnionType):
-        if any(get_origin(option) is dict for option in get_args(inner)):
-            return node.plain()
+    several = get_args(inner) if get_origin(inner) in (Union, types.UnionType) else ()
+    if isinstance(node.value, dict) and any(get_origin(option) is dict for option in several):
+        return node.plain()
     if get_origin(inner) is dict and isinstance(node.value, dict):
         item = get_args(inner)[1]
         before = default if isinstance(default, dict) else {}

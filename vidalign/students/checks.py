@@ -59,7 +59,7 @@ def written_layers(path: str) -> list[str]:
     """Names of the linear layers in a weights file, by the shapes in its header; none where it cannot be read."""
     try:
         with safe_open(resolve(path), "np") as file:
-            matrices = [key for key in file.keys() if len(file.get_slice(key).get_shape()) == 2]  # noqa: SIM118
+            matrices = [key for key in file.keys() if len(file.get_slice(key).get_shape()) == 2]
     except (UserError, SafetensorError, OSError):
         return []
     return [key.removesuffix(".weight") for key in matrices if "embed" not in key and not key.startswith("lm_head")]

@@ -164,7 +164,7 @@ def index_clips(path: Path) -> list[Entry]:
     """Every clip of a folder or table, nothing decoded; `DataError` when there is none or the prompts are missing."""
     if path.is_dir() and not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
         entries = _folder(path)
-    elif path.suffix == ".parquet" and path.is_file() or path.is_dir():
+    elif (path.suffix == ".parquet" and path.is_file()) or path.is_dir():
         entries = _table(path)
     elif not path.exists():
         raise DataError(f"{str(path)!r} holds no clips", why="there is no such path", fix="check teacher.path")

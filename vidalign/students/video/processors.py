@@ -9,6 +9,7 @@ folds back to the text's batch, so one set of text keys serves a whole group.
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from typing import Any
 
@@ -134,7 +135,7 @@ class Frames:
 
     def __init__(self, x: Tensor, plan: AttentionPlan) -> None:
         cuts = plan.layout.cuts
-        sizes = [(b - a) * plan.tokens for a, b in zip(cuts, cuts[1:], strict=False)]
+        sizes = [(b - a) * plan.tokens for a, b in itertools.pairwise(cuts)]
         self.parts = dict(zip(cuts, x.split(sizes, 1), strict=False))
         self.tokens = plan.tokens
 

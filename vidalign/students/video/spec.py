@@ -7,6 +7,7 @@ weights with other numbers in these dataclasses. A spec travels as JSON in the m
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,7 @@ class Sampler:
         if not self.sigmas:
             self.sigmas = [warp_sigma(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
-            ordered = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+            ordered = all(a > b for a, b in itertools.pairwise(sigmas))
             if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
                 raise UserError(
                     f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler"
@@ -163,7 +164,7 @@ class VideoStudentSpec:
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
         if self.numerics not in ("diffusers", "wan"):
             raise UserError(f"unknown numerics {self.numerics!r}", where="student", fix="diffusers or wan")
-        if tuple(self.transformer.get("patch_size", (1, 2, 2)))[0] != 1:
+        if next(iter(self.transformer.get("patch_size", (1, 2, 2)))) != 1:
             raise UserError(
                 "patch_size must be 1 in time",
                 where="student.init.transformer.patch_size",

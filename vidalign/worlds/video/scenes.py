@@ -204,7 +204,7 @@ def sample(
     Raises `DataError` for a text that is no caption of the world.
     """
     specs = [parse(caption) for caption in captions]
-    objects = [(spec.objects + ((COLOURS[0], SHAPES[0]),))[:MAX_OBJECTS] for spec in specs]
+    objects = [((*spec.objects, (COLOURS[0], SHAPES[0])))[:MAX_OBJECTS] for spec in specs]
     indices = torch.tensor([[(COLOURS.index(c), SHAPES.index(s)) for c, s in o] for o in objects])
     radius = torch.tensor([[SIZES[spec.size]] * MAX_OBJECTS for spec in specs], dtype=torch.float64)
     extents = torch.tensor([[EXTENT[s] for _, s in o] for o in objects], dtype=torch.float64) * radius
