@@ -1,4 +1,4 @@
-"""What the scorer and the auditor of the embedded world make of spoiled ground truth.
+"""What the scorer and the auditor of the embedded world make of corrupted ground truth.
 
     python benchmarks/perturbations.py --count 264 --seed 0
 
@@ -54,9 +54,9 @@ def measure(count: int, seed: int) -> dict[str, object]:
     generator = torch.Generator().manual_seed(seed)
     captions = balanced("train", count, generator)
     rows, clips = {}, torch.empty(0)
-    for name, spoiled, prompts in table(captions, FRAMES, generator):
-        rows[name] = judged(spoiled, prompts)
-        clips = spoiled if name == "ground truth" else clips
+    for name, corrupted, prompts in table(captions, FRAMES, generator):
+        rows[name] = judged(corrupted, prompts)
+        clips = corrupted if name == "ground truth" else clips
     scenes = sample(captions, FRAMES, generator=generator)
     noise = {}
     for sd in TRACK_NOISE:

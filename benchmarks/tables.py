@@ -83,7 +83,7 @@ def bench(results: Results) -> str:
     ]
     if results.health:
         falls, probe = results.health.get("falls", {}), results.health["hacking_probe"]
-        parts += ["Ground truth spoiled on purpose, as the auditor sees it:", _falls(falls)] if falls else []
+        parts += ["Corrupted ground truth, as the auditor sees it:", _falls(falls)] if falls else []
         parts += ["An adversary that raises one reward alone, pixel by pixel:", _probe(probe)] if probe else []
     return "\n\n".join(parts)
 
@@ -132,7 +132,7 @@ def _falls(falls: dict[str, Any]) -> str:
     for row, fall in falls.items():
         low, high = fall["interval"]
         lines.append([row, f"{fall['mean']:.3f} ({low:.3f} .. {high:.3f})", "yes" if fall["told_apart"] else "no"])
-    return table(["clips", "the auditor falls by", "told apart"], lines)
+    return table(["clips", "the auditor falls by", "separated"], lines)
 
 
 def _probe(probe: dict[str, Any]) -> str:
@@ -142,12 +142,12 @@ def _probe(probe: dict[str, Any]) -> str:
         low, high = found["interval"]
         told = "yes" if found["told_apart"] else "no"
         lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", told])
-    columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "told apart"]
+    columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "separated"]
     return table(columns, lines)
 
 
 def perturbations(result: dict[str, Any]) -> str:
-    """What scorer and auditor make of spoiled ground truth."""
+    """What scorer and auditor make of corrupted ground truth."""
     names = ["text_alignment", "motion_quality", "visual_quality", "strict_pass", "audit/composite", "audit/pass"]
     rows = [[row, *(f"{scores[name]:.3f}" for name in names)] for row, scores in result["rows"].items()]
     return f"`{result['command']}`, {result['machine']}.\n\n" + table(["clips", *names], rows)

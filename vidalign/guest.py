@@ -1,4 +1,4 @@
-"""Plugin code is a guest: whatever it raises is told as its error, with the place in its own file."""
+"""Plugin code is a guest: whatever it raises is reported as its error, with the place in its own file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_foreign(plugin: Any) -> bool:
 
 @contextmanager
 def guest(kind: str, name: str, plugin: Any) -> Iterator[None]:
-    """What a foreign plugin raises inside becomes a `PluginError`; mistakes that are told already pass unchanged."""
+    """What a foreign plugin raises inside becomes a `PluginError`; mistakes of a user pass unchanged."""
     try:
         yield
     except UserError:
@@ -29,7 +29,7 @@ def guest(kind: str, name: str, plugin: Any) -> Iterator[None]:
             raise
         raise PluginError(
             f"the {kind} {name!r} failed", where=_place(error, _class_of(plugin)),
-            why=f"{type(error).__name__}: {error}".rstrip(": "), fix="repair the plugin, or tell its authors",
+            why=f"{type(error).__name__}: {error}".rstrip(": "), fix="repair the plugin, or report it to its authors",
         ) from error  # fmt: skip
 
 

@@ -228,7 +228,8 @@ def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:
     if missing:
         raise PluginError(
             f"{name!r} among {kind} has no {', '.join(missing)}", where=owner,
-            why=f"every one of the {kind} has {', '.join(ASKED[kind])}", fix="repair the plugin, or tell its authors",
+            why=f"every one of the {kind} has {', '.join(ASKED[kind])}",
+            fix="repair the plugin, or report it to its authors",
         )  # fmt: skip
     return plugin
 
@@ -249,5 +250,5 @@ def _load(kind: str, point: EntryPoint, owner: str) -> Any:
             f"{point.name!r} among {kind} cannot be imported",
             where=f"{owner}: {point.value}",
             why=f"{type(error).__name__}: {error}",
-            fix=f"reinstall {owner}, or tell its authors",
+            fix=f"reinstall {owner}, or report it to its authors",
         ) from error

@@ -1,4 +1,4 @@
-"""`vidalign bench`: run a protocol on a tiny student, go on after a stop, compare rows; mistakes are told."""
+"""`vidalign bench`: run a protocol on a tiny student, go on after a stop, compare rows; mistakes are reported."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def test_state_is_kept_by_label(folder: Path) -> None:
 def test_impossible_mixtures_are_refused(objectives: dict[str, Any], told: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=f"(?s){told}") as caught:
         load_recipe(recipe_file(folder, objectives))
-    assert len(caught.value.problems) == 1, "one mistake is told once"
+    assert len(caught.value.problems) == 1, "one mistake is reported once"
 
 
 def test_one_or_several_not_both(folder: Path) -> None:

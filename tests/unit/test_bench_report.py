@@ -146,7 +146,7 @@ def test_health_says_what_failed_what_warned_and_what_was_spent(clips: Path) -> 
     ]  # fmt: skip
     cost, perturbations, probe = report.diagnostics
     assert cost.rows[0] == ("sft, seed 0", [900, 900, 100, 100, 0, 0, 5.0, 700])
-    assert perturbations.columns == ["told apart", "fall", "low", "high", "world_auditor: composite", "motion: amount"]
+    assert perturbations.columns == ["separated", "fall", "low", "high", "world_auditor: composite", "motion: amount"]
     (_, truth), (_, blurred) = perturbations.rows
     assert truth[0] == "" and math.isnan(truth[4]) and truth[5] == 0.1  # type: ignore[arg-type]
     assert blurred[:4] == ["yes", 0.2, 0.1, 0.3]

@@ -1,4 +1,4 @@
-"""Registry: names without imports, entry points, plugin files, and how each failure is told."""
+"""Registry: names without imports, entry points, plugin files, and how each failure is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scorer and the auditor against spoiled clips: what each must lower, and known loopholes."""
+"""The scorer and the auditor against corrupted clips: what each must lower, and known loopholes."""
 
 from __future__ import annotations
 

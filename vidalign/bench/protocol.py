@@ -120,7 +120,7 @@ class HealthConfig:
     """How the judges themselves are examined."""
 
     clips: int = 66
-    """Ground-truth clips that are spoiled in every way of the world's perturbation table; 0 leaves both out."""
+    """Ground-truth clips that are corrupted in every way of the world's perturbation table; 0 leaves both out."""
     probe_clips: int = 12
     """Clips that an adversary changes pixel by pixel to raise one training reward alone."""
     probe_steps: int = 60

@@ -268,10 +268,10 @@ def _bench_diagnostics(results: Results) -> list[Table]:
             (row, [*_told_apart(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
             for row, values in perturbations.items()
         ]
-        titles = ["told apart", "fall", "low", "high", *(name.replace("/", ": ") for name in columns)]
+        titles = ["separated", "fall", "low", "high", *(name.replace("/", ": ") for name in columns)]
         note = (
-            "Means over ground-truth clips that were spoiled on purpose. Fall: of the auditor's composite below"
-            " that of the same clips unspoiled, with its 95 % interval; told apart where that is above zero."
+            "Means over ground-truth clips that were corrupted on purpose. Fall: of the auditor's composite below"
+            " that of the same clips intact, with its 95 % interval; separated where that is above zero."
         )
         tables.append(Table("Perturbation table", titles, rows, note))
     if probe := health.get("hacking_probe"):
@@ -308,10 +308,10 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
         told = "yes" if found["told_apart"] else "no"
         rows.append((reward, [*scores, _number(found["excess"]), low, high, told]))
     columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
-    columns += ["excess", "low", "high", "told apart"]
+    columns += ["excess", "low", "high", "separated"]
     note = (
         "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
-        "the held-out auditor's composite, mean over clips and its 95 % interval; told apart where that is above zero."
+        "the held-out auditor's composite, mean over clips and its 95 % interval; separated where that is above zero."
     )
     return Table("Reward-hacking probe", columns, rows, note)
 

@@ -1,7 +1,7 @@
 """The command `vidalign`: one verb a file, the same words as the Python API.
 
 Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running,
-130 interrupted. Mistakes of the user are told without a traceback; a traceback means a fault of ours.
+130 interrupted. Mistakes of the user are reported without a traceback; a traceback means a fault of ours.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def relaunch(gpus: int, nodes: int, rendezvous: str | None, run: Path | None) ->
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, get_args_parser
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its failures are told below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its failures are reported below
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a warning
     config, program, arguments = config_from_args(get_args_parser().parse_args(command[3:]))
     try:
@@ -97,7 +97,7 @@ def relaunch(gpus: int, nodes: int, rendezvous: str | None, run: Path | None) ->
 
 
 def leave_mistake(error: BaseException, code: int) -> bool:
-    """In a process that `relaunch` started: hand the mistake over, to be told once. False elsewhere."""
+    """In a process that `relaunch` started: hand the mistake over, to be reported once. False elsewhere."""
     if CHILD not in os.environ:
         return False
     known = isinstance(error, UserError)

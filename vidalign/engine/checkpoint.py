@@ -282,7 +282,7 @@ def read_tensors(path: Path) -> Any:
 
 @contextmanager
 def reading_state(where: Path) -> Iterator[None]:
-    """Whatever an intact file of another form makes go wrong inside is told with its name."""
+    """Whatever an intact file of another form makes go wrong inside is reported with its name."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:

@@ -82,7 +82,7 @@ class Policies:
             self._switch(before)
 
     @contextmanager
-    def standing_in(self, sets: Mapping[str, str]) -> Iterator[None]:
+    def aliased(self, sets: Mapping[str, str]) -> Iterator[None]:
         """Whoever asks for a name in `sets` (``{"old": "old_2"}``) gets that weight set instead meanwhile."""
         before, self._aliases = self._aliases, dict(sets)
         try:

@@ -2,7 +2,7 @@
 
 A scorer D is trained on pairs of one prompt: ``L = -log sigmoid(m)`` with the margin ``m = D(x_T, y) - D(x_hat, y)``.
 Exact: ``dL/dm = -sigmoid(-m)``, so a constant added to all scores of a prompt has gradient 0 (a head has no bias), and
-``mean sigmoid(-m)`` is how much gradient is left: 1/2 when D cannot tell the two apart, 0 when it is saturated. At the
+``mean sigmoid(-m)`` is how much gradient is left: 1/2 when D cannot separate the two, 0 when it is saturated. At the
 optimum ``D = log(pi_teacher / pi_student) + c(y)`` with c(y) arbitrary for each prompt.
 """
 

@@ -15,7 +15,7 @@ No teacher clip enters the student, no gradient flows through D.
 
 What we changed: the paper leaves the baseline open; at the optimum of D its level is arbitrary for each prompt, so the
 baseline is the mean over the group, of at least 4. The standard deviation is that of the centred scores over all
-processes (`advantage_std`: or of each group) and has a floor, because a D that cannot tell clips apart gives noise.
+processes (`advantage_std`: or of each group) and has a floor, because a D that cannot separate clips gives noise.
 One noise level a chunk, not a video.
 Groups whose spread of D is below the signal floor of all objectives (`trainer.signal_floor`, a share of the running
 median spread) weigh 0 and are logged as `health/low_spread_groups`. Both floors are needed: `std_floor` is absolute and

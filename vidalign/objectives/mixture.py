@@ -121,7 +121,7 @@ class Mixture(Objective):
         found: dict[str, Experience] = {}
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
-            with ctx.policies.standing_in(self.sets[label]):
+            with ctx.policies.aliased(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.policy_rules().get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
                 found[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
@@ -131,7 +131,7 @@ class Mixture(Objective):
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         assert isinstance(experience, MixedExperience), "a mixture digests what it collected"
         for label in self.active:
-            with ctx.policies.standing_in(self.sets[label]):
+            with ctx.policies.aliased(self.sets[label]):
                 own = _own_view(ctx, self.parts[label])
                 experience.parts[label] = self.objectives[label].digest(own, experience.parts[label])
         experience.metrics = self._merged(experience.parts)
@@ -152,7 +152,7 @@ class Mixture(Objective):
         label = micro_batch.label
         own = self._phase(label, phase.role)
         assert own is not None, "only objectives that train the role have micro-batches in its phase"
-        with ctx.policies.standing_in(self.sets[label]):
+        with ctx.policies.aliased(self.sets[label]):
             out = self.objectives[label].loss(ctx, micro_batch, own)
         metrics = {"objective/loss/mean": out.loss.detach(), **out.metrics}
         named = {self._name(label, name): value for name, value in metrics.items()}
@@ -172,7 +172,7 @@ class Mixture(Objective):
         for label in self.active:
             head = f"{label}/"
             ctx.sums = {name.removeprefix(head): v for name, v in everyone.items() if name.startswith(head)}
-            with ctx.policies.standing_in(self.sets[label]):
+            with ctx.policies.aliased(self.sets[label]):
                 self.objectives[label].after_step(ctx)
         ctx.sums = everyone
 

@@ -34,7 +34,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
 
 
 def _views(draft: Draft) -> list[Draft]:
-    """The recipe as each of its objectives sees it; mistakes that several see are told once."""
+    """The recipe as each of its objectives sees it; mistakes that several see are reported once."""
     recipe, written = draft.recipe, draft.tree.value.get("objectives")
     if written is None:
         return [draft]
@@ -167,7 +167,7 @@ def _own(kind: str) -> Callable[[Draft], None]:
                 with guest(kind.removesuffix("s"), name, plugin):
                     plugin.check(draft)
             except UserError as error:
-                draft.pass_on(error, path)
+                draft.refuse_as(error, path)
 
     return run
 
@@ -190,5 +190,5 @@ def _plugin(draft: Draft, kind: str, name: str, path: str = "") -> Any:
         return registry.get(kind, name)
     except UserError as error:
         if path:
-            draft.pass_on(error, path)
+            draft.refuse_as(error, path)
         return None

@@ -44,6 +44,6 @@ class Draft:
     def refuse(self, what: str, path: str, why: str = "", fix: str = "") -> None:
         self.problems.append(Problem(what, self.tree.locate(path), why, fix))
 
-    def pass_on(self, error: UserError, path: str) -> None:
-        """An error met while looking at the value at `path`, told with its place in the recipe."""
+    def refuse_as(self, error: UserError, path: str) -> None:
+        """An error met while looking at the value at `path`, reported with its place in the recipe."""
         self.problems += placed(error, self.tree.locate(path))

@@ -28,7 +28,7 @@ def check_prompts(draft: Draft) -> None:
         except UserError as error:
             for problem in error.problems:
                 problem.fix = problem.fix.replace("the path", path)
-            draft.pass_on(error, path)
+            draft.refuse_as(error, path)
     if len(draft.problems) == before:
         _scored(draft, *find_source(draft.recipe.data.prompts))
         _judged(draft)
@@ -91,7 +91,7 @@ def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
     try:
         problem = unscored(rewards, kind.placed(argument))
     except UserError as error:
-        draft.pass_on(error, "data.prompts")
+        draft.refuse_as(error, "data.prompts")
         return
     if problem is not None:
         problem.where = f"{draft.tree.locate('data.prompts')} ({problem.where})"
@@ -111,7 +111,7 @@ def _judged(draft: Draft) -> None:
             settings_of("metrics", name, node, path, draft.problems)
             judges = registry.get("metrics", name).judges
         except UserError as error:
-            draft.pass_on(error, path)
+            draft.refuse_as(error, path)
             continue
         if judges not in ("clips", "answers"):
             draft.refuse(f"the metric {name!r} is for benchmarks", path, f"it judges {judges}", "name it in a protocol")

@@ -32,7 +32,7 @@ def check_weights(draft: Draft, path: str, key: str, kind: str) -> None:
         with safe_open(resolve(path), "np") as file:
             metadata = file.metadata() or {}
     except UserError as error:
-        draft.pass_on(error, key)
+        draft.refuse_as(error, key)
     except (SafetensorError, OSError) as error:
         draft.refuse(f"cannot read the weights {path!r}", key, f"{error}: half-written or not safetensors")
     else:
@@ -89,7 +89,7 @@ def check_adapter(draft: Draft, layers: Sequence[str]) -> None:
         try:
             match_targets(list(layers) or [pattern], [pattern])
         except UserError as error:
-            draft.pass_on(error, "student.adapter.targets")
+            draft.refuse_as(error, "student.adapter.targets")
 
 
 def _check_family(draft: Draft, spec: str, path: str, key: str, kind: str) -> None:

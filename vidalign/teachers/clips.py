@@ -1,6 +1,6 @@
 """Clip files of a teacher, read and made like the student's: one size, one rate, one length, one range.
 
-Whatever tells teacher and student clips apart without judging them (resolution, frame rate, length, value range) is a
+Whatever separates teacher and student clips without judging them (resolution, frame rate, length, value range) is a
 cue that a discriminator takes first.
 """
 

@@ -151,7 +151,7 @@ def _check_prompts(draft: Draft, path: str) -> None:
         known = {entry.prompt for entry in index_clips(Path(path))}
         asked = listed(draft.recipe.data.prompts) or []
     except UserError as error:
-        draft.pass_on(error, "teacher.path")
+        draft.refuse_as(error, "teacher.path")
         return
     missing = [prompt for prompt in asked if prompt not in known]
     if missing:

@@ -15,7 +15,7 @@ logged is not judged. The names that the monitors read:
     objective/selected       share of the samples that a selective penalty chose (a mixture puts its label before it)
     health/held_out          score of the held-out judge
     health/discriminator_margin_sigmoid      mean sigmoid(D(student) - D(teacher)): 1/2 cannot tell, 0 saturated
-    health/discriminator_pair_accuracy       share of pairs of trained prompts told apart
+    health/discriminator_pair_accuracy       share of pairs of trained prompts separated
     health/discriminator_held_out_accuracy   the same on prompts that the discriminator is not trained on
 """
 
@@ -190,7 +190,7 @@ def discriminator_saturated(metrics: Metrics, floor: float = 0.01) -> Health | N
         return None
     return Health(
         "discriminator_saturated",
-        f"mean sigmoid(D(student) - D(teacher)) is {left:.4f}: every pair is told apart, D hardly learns any more",
+        f"mean sigmoid(D(student) - D(teacher)) is {left:.4f}: every pair is separated, D hardly learns any more",
         "look for a trivial cue (size, rate, codec, length, watermark; discriminator.reencode hides the autoencoder); "
         "lower discriminator.learning_rate or updates",
     )
@@ -202,7 +202,7 @@ def discriminator_blind(metrics: Metrics, limit: float = 0.48) -> Health | None:
         return None
     return Health(
         "discriminator_blind",
-        f"mean sigmoid(D(student) - D(teacher)) is {left:.3f}: D cannot tell the two apart, its scores are noise",
+        f"mean sigmoid(D(student) - D(teacher)) is {left:.3f}: D cannot separate the two, its scores are noise",
         "raise discriminator.warm_up.max_steps or discriminator.learning_rate; or the student is done",
     )
 

@@ -22,7 +22,7 @@ from vidalign.errors import DataError, nearest
 
 CSV = "sa_pc.csv"
 NAME_CHARACTERS = 100
-"""Longer captions are cut in file names and told apart by a hash."""
+"""Longer captions are cut in file names and separated by a hash."""
 
 
 class VideoPhy2(Suite):

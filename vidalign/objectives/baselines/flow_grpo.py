@@ -12,7 +12,7 @@ actions are those draws. One step:
 
 What we changed: no ODE is turned into an SDE, as these samplers are stochastic already; the keys and values of clean
 chunks are part of the policy and trained too, as in teacher forcing; no KL term.
-Knobs that matter: initial_noise (shared: the re-noising alone tells candidates apart), clip, learning rate, group_size.
+Knobs that matter: initial_noise (shared: the re-noising alone separates candidates), clip, learning rate, group_size.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class DiscriminatorConfig:
     kills the signal, 0 gets hacked (for LoRA on a 2B network). 0 is the control of that argument: the network stays as
     it is built, is measured as any other, and has no warm-up."""
     loss: Literal["bt", "gan"] = "bt"
-    """bt: Bradley-Terry, teacher against student clips of one prompt; gan: the control that tells the two apart without
+    """bt: Bradley-Terry, teacher against student clips of one prompt; gan: the control that separates the two without
     comparing them, ``-log sigmoid(D(x_T, y)) - log sigmoid(-D(x_hat, y))``."""
     warmup_steps: int = 0
     """Optimiser steps in which its learning rate rises to that, from the first of the warm-up on; constant then."""

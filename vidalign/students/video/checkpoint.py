@@ -157,7 +157,7 @@ def check_layers(network: dict[str, Any], tensors: Mapping[str, Tensor]) -> None
 
 @contextmanager
 def reading_spec(where: str) -> Iterator[None]:
-    """Whatever a spec of other types makes go wrong inside is told with the file's name."""
+    """Whatever a spec of other types makes go wrong inside is reported with the file's name."""
     try:
         yield
     except (UserError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:

@@ -1,9 +1,9 @@
 """Are the judges of the embedded world fit to judge? Spoiled ground truth, and an adversary on one reward alone.
 
-`examine` returns ``perturbations``: the mean of every metric over ground-truth clips spoiled in each way of the
-world's table; ``falls``: by row, how far the auditor's composite falls below that of the same clips unspoiled, with
+`examine` returns ``perturbations``: the mean of every metric over ground-truth clips corrupted in each way of the
+world's table; ``falls``: by row, how far the auditor's composite falls below that of the same clips intact, with
 a 95 % interval over clips; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the
-held-out auditor, beside what both say of the ground truth. The auditor tells the adversary apart when the reward gains
+held-out auditor, beside what both say of the ground truth. The auditor separates the adversary when the reward gains
 more than the auditor, with a 95 % interval over clips that excludes zero.
 """
 
@@ -34,10 +34,10 @@ def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthC
     captions = [prompt for prompt in prompts if is_caption(prompt)]
     if not captions or not settings.clips:
         return None
-    spoiled = [captions[n % len(captions)] for n in range(settings.clips)]
+    corrupted = [captions[n % len(captions)] for n in range(settings.clips)]
     table, audited = {}, {}
     metrics = [metric for metric in metrics if metric.judges == "clips"]
-    for row, clips, prompts in perturbations.table(spoiled, FRAMES, generator(0, "perturbations", 0)):
+    for row, clips, prompts in perturbations.table(corrupted, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
         table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
         audited[row] = auditor.audit(clips, prompts)["composite"]

@@ -1,4 +1,4 @@
-"""Ways to spoil ground-truth clips, to see that the scorer and the auditor notice what they must.
+"""Ways to corrupt ground-truth clips, to see that the scorer and the auditor notice what they must.
 
 `table` yields every row with its clips and the captions they are to be judged by.
 """
