@@ -27,15 +27,14 @@ from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.students.video import VideoStudentSpec
-from vidalign.text.features import PromptFeatures
-from vidalign.text.pretrained import build_text_encoder
+from vidalign.text.pretrained import build_features
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Objective
     from vidalign.recipe import Recipe
     from vidalign.recipe.schema import Choice
+    from vidalign.text.features import PromptFeatures
     from vidalign.tracking.tracker import Tracker
 
 
@@ -69,15 +68,9 @@ def build_student(recipe: Recipe) -> Any:
 def build_objective(recipe: Recipe) -> Objective:
     """The objective with its settings, or the mixture of several."""
     if recipe.objectives:
-        made = {label: _objective(part.name, part.config) for label, part in recipe.objectives.items()}
+        made = {label: _plugin("objective", part, OBJECTIVE_CALLS) for label, part in recipe.objectives.items()}
         return Mixture(made, recipe.objectives)
-    return _objective(recipe.objective.name, recipe.objective.config)
-
-
-def _objective(name: str, config: Any) -> Any:
-    kind = registry.get("objectives", name)
-    with guest("objective", name, kind):
-        return guarded("objective", name, kind(config), OBJECTIVE_CALLS)
+    return _plugin("objective", recipe.objective, OBJECTIVE_CALLS)
 
 
 def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
@@ -117,11 +110,6 @@ def build_prompts(recipe: Recipe) -> PromptSource:
     return source
 
 
-def build_features(spec: VideoStudentSpec) -> PromptFeatures:
-    """Prompt features of a student's text encoder, computed on first use."""
-    return PromptFeatures(lambda: build_text_encoder(spec.text))
-
-
 def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) -> CompositeReward | None:
     """The weighted rewards of a recipe, or None when it names none."""
     if not recipe.rewards:
@@ -151,7 +139,7 @@ def frozen_rewards(recipe: Recipe, student: Any, run: Path) -> CompositeReward |
 
     A reward that learns and whose weights the run does not hold is left out, with a warning.
     """
-    features = None if recipe.student.name == LANGUAGE else build_features(student.spec)
+    features = None if recipe.student.name == LANGUAGE else build_features(student.spec.text)
     rewards = build_rewards(recipe, student.spec, features)
     weights = recipe.reward_weights
     for reward in rewards.trainable if rewards else ():
@@ -206,7 +194,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     teacher = build_teacher(recipe, frames, student.spec)
     if language and teacher is not None:
         _check_vocabulary(student, teacher)
-    features = None if language else build_features(student.spec)
+    features = None if language else build_features(student.spec.text)
     rewards = build_rewards(recipe, student.spec, features)
     trainable = {reward.role: reward for reward in rewards.trainable} if rewards else {}
     networks = objective.networks(student, teacher)  # before adapters change the student

@@ -143,13 +143,18 @@ def next_prompt_index(count: int) -> list[int]:
     comes the first. Raises `UserError` when the step has one prompt only.
     """
     ranks = world_size()
-    if count * ranks < 2:
+    check_others(count * ranks)
+    following = [(place * ranks + rank() + 1) % (count * ranks) for place in range(count)]
+    return [number % ranks * count + number // ranks for number in following]
+
+
+def check_others(prompts: int) -> None:
+    """Raises `UserError` when a step of `prompts` holds no other prompt, whose privilege a control could take."""
+    if prompts < 2:
         raise UserError(
             "another prompt's privilege needs another prompt", where="trainer.prompts_per_step",
             why="the step has one", fix="use at least 2",
         )  # fmt: skip
-    following = [(place * ranks + rank() + 1) % (count * ranks) for place in range(count)]
-    return [number % ranks * count + number // ranks for number in following]
 
 
 def check_equal(value: int, what: str) -> None:

@@ -30,12 +30,13 @@ import torch
 
 from vidalign.cost import Cost
 from vidalign.deferred import without_gradient
+from vidalign.engine import distributed
 from vidalign.losses import routing
 from vidalign.losses.projected import projected_divergence
 from vidalign.losses.routing import Regime
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
-from vidalign.objectives.parts.around import Around, check_others
+from vidalign.objectives.parts.around import Around
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class DOPD(Objective):
 
     def fit(self, around: Around) -> None:
         if self.config.privilege == "shuffled":
-            check_others(around.prompts)
+            distributed.check_others(around.prompts)
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)

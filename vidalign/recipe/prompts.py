@@ -127,8 +127,8 @@ def _judged(draft: Draft) -> None:
 def sources(draft: Draft) -> dict[str, Chosen]:
     """The sources of prompts by the key that names each."""
     recipe = draft.recipe
-    sources: dict[str, Chosen] = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
-    return sources | ({"evaluation.prompts": recipe.evaluation.prompts} if recipe.evaluation.prompts else {})
+    always: dict[str, Chosen] = {"data.prompts": recipe.data.prompts, "data.eval_prompts": recipe.data.eval_prompts}
+    return always | ({"evaluation.prompts": recipe.evaluation.prompts} if recipe.evaluation.prompts else {})
 
 
 def _listed(draft: Draft, source: Chosen) -> list[str]:

@@ -10,6 +10,7 @@ from vidalign.errors import UserError
 from vidalign.quiet import no_bars
 from vidalign.recipe.plugins import make
 from vidalign.text.base import TextPlugin
+from vidalign.text.features import PromptFeatures
 
 if TYPE_CHECKING:
     from vidalign.text.encoder import TextEncoder
@@ -20,6 +21,11 @@ def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
     settings = {key: value for key, value in config.items() if key != "name"}
     plugin: TextPlugin = make("text_encoders", config.get("name", "world"), settings, "student.init.text")
     return plugin.build()
+
+
+def build_features(config: dict[str, Any]) -> PromptFeatures:
+    """Prompt features of the encoder of a spec, which is built on first use."""
+    return PromptFeatures(lambda: build_text_encoder(config))
 
 
 class PretrainedText(TextPlugin):

@@ -41,7 +41,7 @@ from vidalign.losses.advantages import combine
 from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.parts.around import Around, check_others
+from vidalign.objectives.parts.around import Around
 from vidalign.objectives.parts.replay import replay_gap
 from vidalign.rewards.base import ScoreRequest
 from vidalign.students.video.rollout import Rollout, RolloutPlan
@@ -134,7 +134,7 @@ class DOPDVideo(Objective):
 
     def fit(self, around: Around) -> None:
         if self.config.pairing == "shuffled":
-            check_others(around.prompts)
+            distributed.check_others(around.prompts)
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, text = self.config.group_size, ctx.text(batch.prompts)

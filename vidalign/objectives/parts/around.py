@@ -39,15 +39,6 @@ def around(draft: Draft) -> Around:
     return Around(recipe.data.frames // chunk.get("chunk_frames", 3), rewards, count, _sampler(spec))
 
 
-def check_others(prompts: int) -> None:
-    """Raises `UserError` when a step holds no other prompt, whose privilege a control could take."""
-    if prompts < 2:
-        raise UserError(
-            "another prompt's privilege needs another prompt", where="trainer.prompts_per_step",
-            why="the step has one", fix="use at least 2",
-        )  # fmt: skip
-
-
 def _sampler(spec: dict[str, Any]) -> Sampler | None:
     """The sampler of a student's specification; None where what builds the student will refuse it."""
     try:

@@ -12,8 +12,7 @@ from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.students.video.bidirectional import sample_bidirectional
 from vidalign.students.video.rollout import RolloutPlan
-from vidalign.text.features import PromptFeatures
-from vidalign.text.pretrained import build_text_encoder
+from vidalign.text.pretrained import build_features, build_text_encoder
 
 if TYPE_CHECKING:
     from vidalign.students.video.student import VideoStudent
@@ -62,7 +61,7 @@ def clip_sampler(
     size = student.spec.cache.chunk_frames
     if method == "causal":
         check_frames(student, frames)
-    features = features or PromptFeatures(lambda: build_text_encoder(student.spec.text))
+    features = features or build_features(student.spec.text)
     codec = codec or build_codec(student.spec.codec).to(student.device).eval()
 
     def causal(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:

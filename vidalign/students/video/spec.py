@@ -164,7 +164,7 @@ class VideoStudentSpec:
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
         if self.numerics not in ("diffusers", "wan"):
             raise UserError(f"unknown numerics {self.numerics!r}", where="student", fix="diffusers or wan")
-        if next(iter(self.transformer.get("patch_size", (1, 2, 2)))) != 1:
+        if self.transformer.get("patch_size", (1, 2, 2))[0] != 1:
             raise UserError(
                 "patch_size must be 1 in time",
                 where="student.init.transformer.patch_size",

@@ -140,9 +140,8 @@ class _Integrator:
             height = _between(u[:, 1], 10.0, bottom - top)
             above = (height[:, None] - 0.5 * GRAVITY * self.times**2).clamp(min=0.0)
         else:
-            height = _between(
-                u[:, 1], 5.0, 14.0
-            )  # first impact after 4.5 to 7.5 frames: every clip shows a rebound
+            # first impact after 4.5 to 7.5 frames: every clip shows a rebound
+            height = _between(u[:, 1], 5.0, 14.0)
             above = bounce_height(height, self.times)
         y = bottom[:, None] - above
         return torch.stack((x[:, None].expand_as(y), y), -1)
@@ -204,7 +203,7 @@ def sample(
     Raises `DataError` for a text that is no caption of the world.
     """
     specs = [parse(caption) for caption in captions]
-    objects = [((*spec.objects, (COLOURS[0], SHAPES[0])))[:MAX_OBJECTS] for spec in specs]
+    objects = [(*spec.objects, (COLOURS[0], SHAPES[0]))[:MAX_OBJECTS] for spec in specs]
     indices = torch.tensor([[(COLOURS.index(c), SHAPES.index(s)) for c, s in o] for o in objects])
     radius = torch.tensor([[SIZES[spec.size]] * MAX_OBJECTS for spec in specs], dtype=torch.float64)
     extents = torch.tensor([[EXTENT[s] for _, s in o] for o in objects], dtype=torch.float64) * radius
