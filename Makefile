@@ -41,8 +41,9 @@ slow: $(INSTALLED)  ## the slow tests
 gpu: $(INSTALLED)  ## the tests that need an accelerator, each against the CPU
 	OMP_NUM_THREADS=4 $(BIN)/python -m pytest -m gpu tests/gpu
 
-lint: $(INSTALLED)  ## ruff
+lint: $(INSTALLED)  ## ruff, its rules and its format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(INSTALLED)  ## mypy
 	$(BIN)/mypy

@@ -59,9 +59,13 @@ def groups_of(trainer: Trainer) -> tuple[torch.Tensor, list[str], torch.Tensor]:
 
 def measure(rate: float) -> list[Row]:
     """A warm-up at one learning rate, examined every few steps."""
-    changes = [f"discriminator.learning_rate={rate}", "discriminator.warm_up.accuracy=null",
-               f"discriminator.warm_up.max_steps={STEPS}", "trainer.eval_every=0",
-               "tracking={tensorboard: false, panel: none, clips_every: 0}"]  # fmt: skip
+    changes = [
+        f"discriminator.learning_rate={rate}",
+        "discriminator.warm_up.accuracy=null",
+        f"discriminator.warm_up.max_steps={STEPS}",
+        "trainer.eval_every=0",
+        "tracking={tensorboard: false, panel: none, clips_every: 0}",
+    ]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(load_recipe("world/afd", changes), Path(folder) / "run")
@@ -76,12 +80,13 @@ def measure(rate: float) -> list[Row]:
             if (step + 1) % EVERY == 0:
                 score = reward.score(videos, prompts)["discriminator"].cpu().view(GROUPS, SIZE)
                 row = {
-                    "learning_rate": rate, "steps": step + 1,
+                    "learning_rate": rate,
+                    "steps": step + 1,
                     "held_out_accuracy": round(reward.held_out_accuracy, 3),
                     "group_std": round(float(score.std(1).mean()), 3),
                     "correlation": round(correlation(score, auditor), 3),
                     "rank_correlation": round(correlation(ranks(score), ranks(auditor)), 3),
-                }  # fmt: skip
+                }
                 print(row)
                 rows.append(row)
             return found
@@ -96,9 +101,12 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     document = {
-        "command": "python benchmarks/discriminator.py", "commit": commit(), "machine": machine(), "seed": 0,
+        "command": "python benchmarks/discriminator.py",
+        "commit": commit(),
+        "machine": machine(),
+        "seed": 0,
         "rows": [row for rate in (1e-4, 3e-4, 1e-3) for row in measure(rate)],
-    }  # fmt: skip
+    }
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

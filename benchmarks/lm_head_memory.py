@@ -99,9 +99,14 @@ def losses(args: argparse.Namespace) -> dict[str, Loss]:
 
     def chunks(x: Inputs, rows: slice, kind: Any, top_k: int | None = None) -> Tensor:
         return projected_divergence(
-            x["ours"][rows], lambda h: functional.linear(h, x["student"]),
-            x["theirs"][rows], lambda h: functional.linear(h, x["teacher"]), kind, top_k=top_k, rows=args.rows,
-        )  # fmt: skip
+            x["ours"][rows],
+            lambda h: functional.linear(h, x["student"]),
+            x["theirs"][rows],
+            lambda h: functional.linear(h, x["teacher"]),
+            kind,
+            top_k=top_k,
+            rows=args.rows,
+        )
 
     def projected(x: Inputs) -> Tensor:
         return chunks(x, slice(None), "js").mean()
@@ -249,12 +254,18 @@ def measure(args: argparse.Namespace, save: Callable[[Row], None] = lambda _: No
         run(loss, first(inputs, 8))
     sizes = ("tokens", "paired_tokens", "naive_tokens", "hidden", "vocabulary", "rows", "high", "dtype", "repeats")
     document: Row = {
-        "command": shlex.join(["python", "benchmarks/lm_head_memory.py", *sys.argv[1:]]), "seed": args.seed,
-        "commit": commit(), "machine": machine(), "device": str(device), "cores": os.cpu_count(),
+        "command": shlex.join(["python", "benchmarks/lm_head_memory.py", *sys.argv[1:]]),
+        "seed": args.seed,
+        "commit": commit(),
+        "machine": machine(),
+        "device": str(device),
+        "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "trl": _version("trl")},
         "clock": "cpu_seconds" if device.type == "cpu" else "seconds",
-        "sizes": {key: getattr(args, key) for key in sizes}, "load": [round(os.getloadavg()[0], 2)], "rows": [],
-    }  # fmt: skip
+        "sizes": {key: getattr(args, key) for key in sizes},
+        "load": [round(os.getloadavg()[0], 2)],
+        "rows": [],
+    }
 
     def add(rows: list[Row]) -> None:
         document["rows"] = compared([*document["rows"], *rows], document["clock"])

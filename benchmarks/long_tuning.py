@@ -32,9 +32,13 @@ RECIPE = "world/astrolabe_long"
 TRAINING = 12
 """Frames of a training clip."""
 SETTINGS = [
-    "objective.clip.score=clip", "objective.group_size=4", "trainer.prompts_per_step=2", "trainer.micro_batch=4",
-    "trainer.eval_every=0", "tracking={tensorboard: false, panel: none, clips_every: 0}",
-]  # fmt: skip
+    "objective.clip.score=clip",
+    "objective.group_size=4",
+    "trainer.prompts_per_step=2",
+    "trainer.micro_batch=4",
+    "trainer.eval_every=0",
+    "tracking={tensorboard: false, panel: none, clips_every: 0}",
+]
 Row = dict[str, Any]
 
 

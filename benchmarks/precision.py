@@ -59,16 +59,26 @@ def measure(steps: int) -> list[dict[str, Any]]:
     for name, values in seconds.items():
         used, median = distributed.resolve_precision(name), statistics.median(values[1:])  # type: ignore[arg-type]
         own = matrix_product(torch.bfloat16 if used == "bf16" else torch.float32)
-        rows.append({"precision": name, "used": used, "seconds": median, "gflop": flops, "gflops": flops / median,
-                     "product_gflops": own})  # fmt: skip
+        rows.append(
+            {
+                "precision": name,
+                "used": used,
+                "seconds": median,
+                "gflop": flops,
+                "gflops": flops / median,
+                "product_gflops": own,
+            }
+        )
     return rows
 
 
 def _trainer(precision: str, steps: int, run: Path) -> Trainer:
     settings = [
-        f"engine.precision={precision}", f"trainer.steps={steps + 2}", "trainer.eval_every=0",
+        f"engine.precision={precision}",
+        f"trainer.steps={steps + 2}",
+        "trainer.eval_every=0",
         "tracking={tensorboard: false, panel: none, clips_every: 0}",
-    ]  # fmt: skip
+    ]
     return Trainer(load_recipe(RECIPE, settings), run)
 
 

@@ -104,9 +104,7 @@ def sharing(student: VideoStudent, text: Tensor, plan: RolloutPlan, repeats: int
     found: list[tuple[float, int]] = []
     for each in (plan, separate):
         noise = student.draw_noise(each, seeds(len(text)))
-        seconds = timed(
-            lambda each=each, noise=noise: student.rollout(text, each, noise), student.device, repeats
-        )  # type: ignore[misc]
+        seconds = timed(lambda each=each, noise=noise: student.rollout(text, each, noise), student.device, repeats)  # type: ignore[misc]
         found.append((seconds, student.rollout(text, each, noise).chunk_forwards))
     (shared_s, shared_n), (separate_s, separate_n) = found
     return {
@@ -128,9 +126,7 @@ def recomputed(student: VideoStudent, text: Tensor, noise: Tensor, renoise: Tens
         sigmas = student.spec.sampler.steps(first=at == 0)
         x_t = noise[:, at : at + size]
         for step, sigma in enumerate(sigmas):
-            levels = torch.cat([torch.zeros(len(x_t), at), torch.full((len(x_t), size), sigma)], 1).to(
-                x_t.device
-            )
+            levels = torch.cat([torch.zeros(len(x_t), at), torch.full((len(x_t), size), sigma)], 1).to(x_t.device)
             frames = torch.cat([done, x_t], 1)
             x0 = student(frames, levels, text, attention="block_causal", output="x0")[:, at:]
             if step + 1 < len(sigmas):
@@ -179,11 +175,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     cpu = (
         next(
-            (
-                x.split(":")[1].strip()
-                for x in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in x
-            ),
+            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x),
             name,
         )
         if Path("/proc/cpuinfo").exists()
@@ -198,9 +190,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="", help="path or shipped name; default: random weights")
     parser.add_argument("--size", choices=("world", "wan-1.3b"), default="world", help="size of random weights")
     parser.add_argument("--device", default="cpu")

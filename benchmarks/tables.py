@@ -216,17 +216,30 @@ def lm_head_memory(result: dict[str, Any]) -> str:
     trl = result["versions"]["trl"] or "not installed"
     rows = [
         [
-            row["tokens"], row["loss"] + (" (extrapolated)" if row["extrapolated"] else ""), f"{row['peak_gib']:.2f}",
-            f"{row['resident_gib']:.2f}" if "resident_gib" in row else "", _share(row, result["rows"]),
-            f"{min(row['seconds']):.2f}", f"{min(row['cpu_seconds']):.2f}", _ratio(row),
+            row["tokens"],
+            row["loss"] + (" (extrapolated)" if row["extrapolated"] else ""),
+            f"{row['peak_gib']:.2f}",
+            f"{row['resident_gib']:.2f}" if "resident_gib" in row else "",
+            _share(row, result["rows"]),
+            f"{min(row['seconds']):.2f}",
+            f"{min(row['cpu_seconds']):.2f}",
+            _ratio(row),
             0 if row["extrapolated"] else len(row["seconds"]),
         ]
         for row in sorted(result["rows"], key=lambda row: row["tokens"])
-    ]  # fmt: skip
+    ]
     naive = max((r["tokens"] for r in measured if r["loss"] == "naive"), default=0)
     columns = [
-        "tokens", "loss", "peak, GiB", "resident, GiB", "of `naive`", "seconds", "CPU seconds", "time of TRL's", "runs",
-    ]  # fmt: skip
+        "tokens",
+        "loss",
+        "peak, GiB",
+        "resident, GiB",
+        "of `naive`",
+        "seconds",
+        "CPU seconds",
+        "time of TRL's",
+        "runs",
+    ]
     text = (
         f"`{result['command']}`, commit {result['commit']}, {place}, TRL {trl}.\n"
         f"Hidden size {sizes['hidden']}, vocabulary {sizes['vocabulary']}, {sizes['dtype']}; one forward and backward, "

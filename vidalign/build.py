@@ -38,8 +38,21 @@ if TYPE_CHECKING:
     from vidalign.tracking.tracker import Tracker
 
 
-OBJECTIVE_CALLS = ("phases", "planned_updates", "policy_rules", "networks", "optimizer_changes", "collect", "digest",
-                   "micro_batches", "loss", "after_step", "cost", "state_dict", "load_state_dict")  # fmt: skip
+OBJECTIVE_CALLS = (
+    "phases",
+    "planned_updates",
+    "policy_rules",
+    "networks",
+    "optimizer_changes",
+    "collect",
+    "digest",
+    "micro_batches",
+    "loss",
+    "after_step",
+    "cost",
+    "state_dict",
+    "load_state_dict",
+)
 REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
 TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
@@ -176,9 +189,14 @@ def optimizer_of(recipe: Recipe) -> OptimizerConfig:
     """The optimiser settings of the ``trainer`` section."""
     t = recipe.trainer
     return OptimizerConfig(
-        name=t.optimizer, learning_rate=t.learning_rate, betas=t.betas, weight_decay=t.weight_decay, clip=t.clip,
-        warmup_steps=t.warmup_steps, schedule=t.schedule,
-    )  # fmt: skip
+        name=t.optimizer,
+        learning_rate=t.learning_rate,
+        betas=t.betas,
+        weight_decay=t.weight_decay,
+        clip=t.clip,
+        warmup_steps=t.warmup_steps,
+        schedule=t.schedule,
+    )
 
 
 def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> TrainContext:
@@ -240,8 +258,12 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
 
 def _check_chunks(frames: int, chunk: int) -> None:
     if frames % chunk:
-        raise UserError(f"a video of {frames} frames is not whole chunks", where="data.frames",
-                        why=f"the student makes chunks of {chunk}", fix=f"use a multiple of {chunk}")  # fmt: skip
+        raise UserError(
+            f"a video of {frames} frames is not whole chunks",
+            where="data.frames",
+            why=f"the student makes chunks of {chunk}",
+            fix=f"use a multiple of {chunk}",
+        )
 
 
 def _check_vocabulary(student: Any, teacher: Any) -> None:
@@ -249,8 +271,12 @@ def _check_vocabulary(student: Any, teacher: Any) -> None:
     ours, theirs = (model.chat.tokenizer.get_vocab() for model in (student, teacher.model))
     if ours != theirs:
         why = f"{len(ours.items() ^ theirs.items())} tokens differ"
-        raise UserError("student and teacher have other vocabularies", where="teacher.path", why=why,
-                        fix="use a teacher of the same model family")  # fmt: skip
+        raise UserError(
+            "student and teacher have other vocabularies",
+            where="teacher.path",
+            why=why,
+            fix="use a teacher of the same model family",
+        )
 
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:

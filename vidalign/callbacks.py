@@ -40,12 +40,15 @@ class Training(Protocol):
     @property
     def step(self) -> int:
         """Steps that are finished."""
+
     @property
     def step_started(self) -> float:
         """`time.perf_counter()` at the beginning of the step."""
+
     @property
     def done(self) -> bool:
         """Whether no step is left."""
+
     def stop(self) -> None:
         """End training after this step, as if it were the last one; one process is enough."""
 

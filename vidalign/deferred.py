@@ -83,9 +83,13 @@ def defer(library: str) -> None:
         return
     module = _Deferred(library)
     module.__dict__.update(
-        __spec__=spec, __file__=spec.origin, __loader__=spec.loader, __package__=library,
-        __path__=spec.submodule_search_locations, _lock=threading.RLock(),
-    )  # fmt: skip
+        __spec__=spec,
+        __file__=spec.origin,
+        __loader__=spec.loader,
+        __package__=library,
+        __path__=spec.submodule_search_locations,
+        _lock=threading.RLock(),
+    )
     sys.modules[library] = module
     sys.meta_path.insert(0, _Submodules(module))
 

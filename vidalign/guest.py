@@ -28,9 +28,11 @@ def guest(kind: str, name: str, plugin: Any) -> Iterator[None]:
         if not is_foreign(plugin):
             raise
         raise PluginError(
-            f"the {kind} {name!r} failed", where=_place(error, _class_of(plugin)),
-            why=f"{type(error).__name__}: {error}".rstrip(": "), fix="repair the plugin, or report it to its authors",
-        ) from error  # fmt: skip
+            f"the {kind} {name!r} failed",
+            where=_place(error, _class_of(plugin)),
+            why=f"{type(error).__name__}: {error}".rstrip(": "),
+            fix="repair the plugin, or report it to its authors",
+        ) from error
 
 
 def guarded(kind: str, name: str, plugin: Any, methods: tuple[str, ...]) -> Any:

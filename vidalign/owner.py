@@ -112,8 +112,12 @@ def is_left_over(draft: Path) -> bool:
 
 def _entry() -> str:
     process = Process.current()
-    values = {"host": process.host, "pid": process.pid, "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-              "process_started": process.started}  # fmt: skip
+    values = {
+        "host": process.host,
+        "pid": process.pid,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "process_started": process.started,
+    }
     return json.dumps(values)
 
 
@@ -149,8 +153,9 @@ def _remove_stale(file: Path) -> None:
                 file.unlink()
                 warnings.warn(
                     f"{file} was left by process {owner.pid}, which has ended without removing it; it is taken over",
-                    UserWarning, stacklevel=2,
-                )  # fmt: skip
+                    UserWarning,
+                    stacklevel=2,
+                )
     except FileNotFoundError:
         return  # released meanwhile
 
@@ -178,10 +183,12 @@ def _refusal(file: Path, text: str, owner: Process | None) -> UsageError:
     since = json.loads(text).get("since", "?") if owner else ""
     told = f"process {owner.pid} on {owner.host} works there since {since}" if owner else "its owner cannot be read"
     return UsageError(
-        f"another command works in {file.parent}", where=str(file), why=told if here else f"{told}: {text.strip()!r}",
+        f"another command works in {file.parent}",
+        where=str(file),
+        why=told if here else f"{told}: {text.strip()!r}",
         fix="wait until it has ended, end it, or name another folder"
         + ("" if here else "; if no command runs there any more, remove the file"),
-    )  # fmt: skip
+    )
 
 
 def _started(pid: int) -> str:

@@ -39,10 +39,17 @@ def load_plugins_of(run: Path) -> None:
         if owner != os.getuid():
             raise ValueError(f"plugins are code, and it belongs to user {owner}, you are user {os.getuid()}")
     except (OSError, ValueError) as error:
-        raise UsageError("the plugin files of the run are not loaded", where=str(file), why=str(error),
-                         fix="name those that you trust with --plugin FILE") from error  # fmt: skip
+        raise UsageError(
+            "the plugin files of the run are not loaded",
+            where=str(file),
+            why=str(error),
+            fix="name those that you trust with --plugin FILE",
+        ) from error
     for name in files:
         if not Path(name).is_file():
-            raise UsageError(f"the run's plugin file {name} is not there", where=str(file),
-                             fix="say where it is now with --plugin FILE")  # fmt: skip
+            raise UsageError(
+                f"the run's plugin file {name} is not there",
+                where=str(file),
+                fix="say where it is now with --plugin FILE",
+            )
         registry.load_plugin_file(name)

@@ -27,8 +27,12 @@ def commit() -> str:
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""
@@ -39,9 +43,11 @@ def refuse_unclean(out: Path) -> None:
     published = Path(__file__).parents[1] / "benchmarks"
     if out.resolve().is_relative_to(published) and commit().endswith("+changes"):
         raise UsageError(
-            "published results are measured from a clean checkout", where=f"--out {out}",
-            why="files of this checkout differ from its commit", fix="commit or stash them, or write elsewhere",
-        )  # fmt: skip
+            "published results are measured from a clean checkout",
+            where=f"--out {out}",
+            why="files of this checkout differ from its commit",
+            fix="commit or stash them, or write elsewhere",
+        )
 
 
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:

@@ -19,8 +19,19 @@ from typing import Any, TypeVar
 
 from vidalign.errors import PluginError, UsageError, UserError, nearest
 
-KINDS = ("objectives", "students", "teachers", "rewards", "discriminators", "metrics", "prompts", "codecs",
-         "text_encoders", "trackers", "callbacks")  # fmt: skip
+KINDS = (
+    "objectives",
+    "students",
+    "teachers",
+    "rewards",
+    "discriminators",
+    "metrics",
+    "prompts",
+    "codecs",
+    "text_encoders",
+    "trackers",
+    "callbacks",
+)
 
 _BUILTIN: dict[str, dict[str, str]] = {
     "objectives": {
@@ -201,11 +212,7 @@ def load_plugin_file(path: str | Path) -> None:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         line = next(
-            (
-                f.lineno
-                for f in reversed(traceback.extract_tb(error.__traceback__))
-                if f.filename == str(file)
-            ),
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(file)),
             0,
         )
         raise PluginError(
@@ -227,10 +234,11 @@ def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:
     missing = [attribute for attribute in ASKED.get(kind, ()) if not hasattr(plugin, attribute)]
     if missing:
         raise PluginError(
-            f"{name!r} among {kind} has no {', '.join(missing)}", where=owner,
+            f"{name!r} among {kind} has no {', '.join(missing)}",
+            where=owner,
             why=f"every one of the {kind} has {', '.join(ASKED[kind])}",
             fix="repair the plugin, or report it to its authors",
-        )  # fmt: skip
+        )
     return plugin
 
 

@@ -43,9 +43,14 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, run_dir: str | Path | None = None, *, callbacks: Sequence[Callback] = (),
-        resume: bool = False, trust_checkpoint: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Recipe,
+        run_dir: str | Path | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        resume: bool = False,
+        trust_checkpoint: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.objective = build_objective(recipe)
         self.callbacks = build_callbacks(recipe) | _named(callbacks)
@@ -55,15 +60,17 @@ class Trainer:
             raise UserError(
                 f"{recipe.trainer.prompts_per_step} prompts a step cannot be shared out to "
                 f"{distributed.world_size()} processes",
-                where="trainer.prompts_per_step", fix=f"use a multiple of {distributed.world_size()}",
-            )  # fmt: skip
+                where="trainer.prompts_per_step",
+                fix=f"use a multiple of {distributed.world_size()}",
+            )
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.found()
         if saved and not resume:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
-                where="--run", fix="add --resume to go on with it, or name another folder",
-            )  # fmt: skip
+                where="--run",
+                fix="add --resume to go on with it, or name another folder",
+            )
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
@@ -276,8 +283,10 @@ class Trainer:
                 more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
                 raise UserError(
                     f"weights of the {role} are not finite: {', '.join(bad[:3])}{more}",
-                    where=str(self.run_dir), why=what, fix=fix,
-                )  # fmt: skip
+                    where=str(self.run_dir),
+                    why=what,
+                    fix=fix,
+                )
 
     def _weight_norms(self) -> dict[str, float]:
         return {role: engine.weight_norm() for role, engine in self.ctx.roles.engines.items()}
@@ -323,10 +332,14 @@ class Trainer:
         keep_plugins(self.run_dir)
         tracking = self.recipe.tracking
         return Tracker(
-            self.run_dir, describe_run(self.recipe), total_steps=self.recipe.trainer.steps,
-            tensorboard=tracking.tensorboard, panel=tracking.panel, start_step=start_step,
+            self.run_dir,
+            describe_run(self.recipe),
+            total_steps=self.recipe.trainer.steps,
+            tensorboard=tracking.tensorboard,
+            panel=tracking.panel,
+            start_step=start_step,
             others=build_trackers(self.recipe),
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -335,10 +348,11 @@ def judge_experience(ctx: TrainContext, objective: Objective, experience: Experi
     parts, learning = experience.requesting(), ctx.rewards.trainable if ctx.rewards else []
     if learning and objective.needs.rewards and not parts and type(objective).digest is Objective.digest:
         raise UserError(
-            f"the reward {learning[0].name!r} cannot learn from {objective.name!r}", where="objective.name",
+            f"the reward {learning[0].name!r} cannot learn from {objective.name!r}",
+            where="objective.name",
             why="the objective calls ctx.score in collect instead of asking for a judgement",
             fix="return what is judged in Experience.request and give it digest, see docs/adding_an_objective.md",
-        )  # fmt: skip
+        )
     for reward in learning:
         asked = [part.request for part in parts if part.request and part.request.judged_by(reward.name)]
         if asked:

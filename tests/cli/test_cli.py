@@ -97,9 +97,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
         cli.main([])
 
 
-def test_text_in_brackets_is_not_markup(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_in_brackets_is_not_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(arguments: list[str] | None) -> None:
         raise UserError("found [3, 4]", fix="use [/red]")
 

@@ -76,7 +76,7 @@ RESUME = {
     "score as text": (edit(MANIFESTS, score="good"), "'score' must be a number"),
     "binary log": (rewrite("metrics.jsonl", BINARY), "the log of the run cannot be read - run/metrics.jsonl:1"),
     "log of other types": (rewrite("metrics.jsonl", "[1]\n"), "run/metrics.jsonl:1 - expected an object, found list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RESUME)
@@ -122,7 +122,8 @@ READ = {
     "binary log": (rewrite("metrics.jsonl", BINARY), "run/metrics.jsonl:1"),
     "text in the log": (rewrite("metrics.jsonl", "hello\n"), "run/metrics.jsonl:1"),
     "metric as text": (
-        rewrite("metrics.jsonl", '{"kind": "metrics", "step": 1, "reward/mean": "x"}\n'), "must be a number, not 'x'",
+        rewrite("metrics.jsonl", '{"kind": "metrics", "step": 1, "reward/mean": "x"}\n'),
+        "must be a number, not 'x'",
     ),
     "empty spec": (spec("{}"), "the student's spec cannot be read - run/student.safetensors"),
     "spec of no sizes": (spec('{"transformer": {}}'), "the entry 'num_layers' is missing"),
@@ -137,9 +138,18 @@ READ = {
         spec('{"transformer": {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}, "x": 1}'),
         "run/student.safetensors",
     ),
-}  # fmt: skip
-SIZES = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": [1, 8, 8],
-         "in_channels": 3, "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 32}  # fmt: skip
+}
+SIZES = {
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "patch_size": [1, 8, 8],
+    "in_channels": 3,
+    "out_channels": 3,
+    "text_dim": 64,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+}
 
 
 def sizes(**values: Any) -> Callable[[Path], None]:
@@ -160,17 +170,22 @@ READ |= {
 READ |= {
     f"{name} {value!r}"[:40]: (spec(json.dumps({"transformer": SIZES, "prediction": "x0", name: value})), told)
     for name, value, told in (
-        ("height", 10**12, "height is 1000000000000"), ("width", -32, "width is -32"),
+        ("height", 10**12, "height is 1000000000000"),
+        ("width", -32, "width is -32"),
         ("height", "32", "height is '32'"),
-        ("cache", {"window": -3}, "window is -3"), ("cache", {"chunk_frames": 10**12}, "chunk_frames is 1000"),
-        ("cache", {"chunk_frames": True}, "chunk_frames is True"), ("cache", {"sink": "3"}, "sink is '3'"),
+        ("cache", {"window": -3}, "window is -3"),
+        ("cache", {"chunk_frames": 10**12}, "chunk_frames is 1000"),
+        ("cache", {"chunk_frames": True}, "chunk_frames is True"),
+        ("cache", {"sink": "3"}, "sink is '3'"),
         ("sampler", {"sigmas": ["a"]}, "run/student.safetensors"),
         ("sampler", {"sigmas": 3}, "run/student.safetensors"),
         ("sampler", {"sigmas": [1.0, float("nan")]}, "run/student.safetensors"),
-        ("codec", "rgb", "run/student.safetensors"), ("codec", {"name": ["x"]}, "run/student.safetensors"),
-        ("text", {"name": 3}, "run/student.safetensors"), ("prediction", 3, "run/student.safetensors"),
+        ("codec", "rgb", "run/student.safetensors"),
+        ("codec", {"name": ["x"]}, "run/student.safetensors"),
+        ("text", {"name": 3}, "run/student.safetensors"),
+        ("prediction", 3, "run/student.safetensors"),
     )
-}  # fmt: skip
+}
 COMMANDS = {
     "evaluate": ("evaluate",),
     "sample": ("sample", "--prompt", "a large red circle", "--out", "x.gif"),
@@ -192,8 +207,13 @@ def test_commands_that_read_a_run(name: str, run: Path, capsys: pytest.CaptureFi
 def test_a_recipe_that_names_such_weights(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     READ[name][0](run)
     for command in ("validate", "train"):
-        code = vidalign(command, "recipe.yaml", "~student.init", "student.path=run/student.safetensors",
-                        *(("--run", "new") if command == "train" else ()))  # fmt: skip
+        code = vidalign(
+            command,
+            "recipe.yaml",
+            "~student.init",
+            "student.path=run/student.safetensors",
+            *(("--run", "new") if command == "train" else ()),
+        )
         told = capsys.readouterr().err
         assert code in ((2, 3) if command == "train" else (0, 2)) and "Traceback" not in told
 

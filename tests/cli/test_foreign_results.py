@@ -67,8 +67,9 @@ def test_a_good_one_is_reported_in_its_folder(folder: Path) -> None:
     before = set(folder.rglob("*"))
     assert vidalign("bench", "report", "foreign.json") == 0
     assert {path.relative_to(folder).parts[:4] for path in set(folder.rglob("*")) - before} <= {
-        ("a", "b", "runs"), ("a", "b", "runs", "bench")
-    }  # fmt: skip
+        ("a", "b", "runs"),
+        ("a", "b", "runs", "bench"),
+    }
 
 
 def test_clips_of_another_folder_are_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

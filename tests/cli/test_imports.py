@@ -42,11 +42,22 @@ def test_list_imports_no_torch(kind: str) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        "world/astrolabe", "world/mix_dmd_astrolabe", "world/ar_copo", "world/diffusion_nft", "world/dopd",
-        "tokens/dopd", "pictures/opsd", "tokens/pretrain/student", "world/gan", "world/afd",
-        "world/ar_copo_discriminator", "world/astrolabe_discriminator", "world/student_dmd", "world/sft",
+        "world/astrolabe",
+        "world/mix_dmd_astrolabe",
+        "world/ar_copo",
+        "world/diffusion_nft",
+        "world/dopd",
+        "tokens/dopd",
+        "pictures/opsd",
+        "tokens/pretrain/student",
+        "world/gan",
+        "world/afd",
+        "world/ar_copo_discriminator",
+        "world/astrolabe_discriminator",
+        "world/student_dmd",
+        "world/sft",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("command", ["show", "show --explain", "validate"])
 def test_a_recipe_is_shown_without_torch(command: str, recipe: str) -> None:
     imports_none_of({TORCH, *HEAVY}, f"{command} {recipe}")
@@ -55,10 +66,12 @@ def test_a_recipe_is_shown_without_torch(command: str, recipe: str) -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        "world/gan", "world/mix_dmd_astrolabe", "tokens/dopd",
+        "world/gan",
+        "world/mix_dmd_astrolabe",
+        "tokens/dopd",
         "world/astrolabe student.adapter.rank=4 student.adapter.targets=[attn1.to_q]",
     ],
-)  # fmt: skip
+)
 def test_a_recipe_is_checked_without_the_libraries_of_models(recipe: str) -> None:
     imports_none_of(HEAVY, f"validate {recipe}")
 

@@ -16,12 +16,19 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "plugin_objective"
 STUDENT = {
     "transformer": {
-        "patch_size": [1, 8, 8], "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 3,
-        "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 32, "num_layers": 1,
+        "patch_size": [1, 8, 8],
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 3,
+        "out_channels": 3,
+        "text_dim": 64,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 1,
     },
     "sampler": {"sigmas": [1.0, 0.6]},
     "prediction": "x0",
-}  # fmt: skip
+}
 RECIPE = f"""\
 # Two steps of the example objective on a tiny random student.
 student: {{init: {json.dumps(STUDENT)}}}

@@ -34,9 +34,13 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     command = ["train", "recipe.yaml", "--run", "run", "--gpus", "2", *overrides]
     return subprocess.Popen(
-        [sys.executable, "-m", "vidalign.cli", *command], cwd=folder, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "vidalign.cli", *command],
+        cwd=folder,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -55,10 +59,13 @@ def test_prompts_that_cannot_be_shared_out_start_nobody(tmp_path: Path) -> None:
     ("end_of_process", "code", "message"),
     [
         ("raise DataError('no more clips')", 3, "error: no more clips"),
-        ("os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else 0",
-         3, "the process of rank 1 was lost (SIGKILL) - run"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL) if os.environ['RANK'] == '1' else 0",
+            3,
+            "the process of rank 1 was lost (SIGKILL) - run",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_process_that_ends_is_told_once(end_of_process: str, code: int, message: str, tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN.replace("END", end_of_process), encoding="utf-8")
     found, told = end(start(tmp_path, "--plugin", "plugin.py", "rewards={odd: 1.0}"))
@@ -97,9 +104,7 @@ def test_several_machines_meet(monkeypatch: pytest.MonkeyPatch) -> None:
         torchrun_command(["train"], 2, 1, None, None)
 
 
-def test_resume_with_another_recipe(
-    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_with_another_recipe(recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("trainer.steps=1") == 0
     began = Path("run/recipe.yaml").read_bytes()
     assert train("--resume", "trainer.learning_rate=1.0e-3", "objective.beta=0.5") == 3

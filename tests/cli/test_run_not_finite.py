@@ -27,8 +27,15 @@ class NaN(OPD):
             out.loss = out.loss * float("nan")
         return out
 """
-SMALL = ("trainer.prompts_per_step=6", "trainer.micro_batch=2", "trainer.steps=8", "trainer.save_every=1",
-         "student.sampling.max_new_tokens=8", "tracking.tensorboard=false", "tracking.panel=none")  # fmt: skip
+SMALL = (
+    "trainer.prompts_per_step=6",
+    "trainer.micro_batch=2",
+    "trainer.steps=8",
+    "trainer.save_every=1",
+    "student.sampling.max_new_tokens=8",
+    "tracking.tensorboard=false",
+    "tracking.panel=none",
+)
 
 
 def test_one_bad_micro_batch_of_three_stops_the_run(

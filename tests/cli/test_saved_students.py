@@ -61,8 +61,9 @@ def test_the_step_decides(run: Path) -> None:
 @pytest.mark.parametrize(
     "overrides", [(ADAPTER,), ("trainer.ema_decay=0.5",), (ADAPTER, "trainer.ema_decay=0.5")], ids=str
 )
-def test_adapters_and_averages(overrides: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory,
-                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_adapters_and_averages(
+    overrides: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = made(tmp_path_factory, *overrides)
     monkeypatch.chdir(folder.parent)
     assert same(export("--step", "3"), student("run")) and not same(export("--step", "2"), student("run"))

@@ -194,9 +194,7 @@ def test_a_merged_run_is_judged_sampled_and_exported_like_any_other(folder: Path
     assert vidalign("evaluate", "--run", str(out)) == 0
     assert vidalign("export", "--run", str(out), "--out", str(tmp_path / "one.safetensors")) == 0
     tensors, metadata = weights_file.read(tmp_path / "one.safetensors")
-    assert json.loads(metadata["merge"])["scale"] == 0.5 and "world_auditor/composite" in json.loads(
-        metadata["scores"]
-    )
+    assert json.loads(metadata["merge"])["scale"] == 0.5 and "world_auditor/composite" in json.loads(metadata["scores"])
     assert str(folder) not in json.dumps(metadata)
     assert all(torch.equal(value, student(str(out))[key]) for key, value in tensors.items())
     assert vidalign("merge", *both, "--scale", "0.5") == 2, "a student is not overwritten"

@@ -62,11 +62,13 @@ PLACES = {
     "a clip": ("clips/a.mp4", ("train", "recipe.yaml", *SFT, "teacher={name: store, path: clips}", "--run", "new")),
     "an array": ("clips/a.npz", ("train", "recipe.yaml", *SFT, "teacher={name: store, path: clips}", "--run", "new")),
     "tensors": (
-        "clips/a.safetensors", ("train", "recipe.yaml", *SFT, "teacher={name: store, path: clips}", "--run", "new"),
+        "clips/a.safetensors",
+        ("train", "recipe.yaml", *SFT, "teacher={name: store, path: clips}", "--run", "new"),
     ),
     "table": ("special.parquet", ("train", "recipe.yaml", *SFT, "teacher={name: store, path: special.parquet}")),
     "buffer": (
-        "buffer/buffer.json", ("train", "recipe.yaml", "objective={name: ar_copo, buffer: buffer}", "--run", "new"),
+        "buffer/buffer.json",
+        ("train", "recipe.yaml", "objective={name: ar_copo, buffer: buffer}", "--run", "new"),
     ),
     "run": ("special", ("train", "recipe.yaml", "--run", "special")),
     "run to evaluate": ("special", ("evaluate", "--run", "special")),
@@ -75,14 +77,19 @@ PLACES = {
     "student of a run": ("run/student.safetensors", ("sample", "--run", "run", *PROMPT)),
     "log of a run": ("run/metrics.jsonl", ("evaluate", "--run", "run")),
     "log to go on with": (
-        "new/metrics.jsonl", ("train", "recipe.yaml", "--run", "new", "trainer.steps=1"),
+        "new/metrics.jsonl",
+        ("train", "recipe.yaml", "--run", "new", "trainer.steps=1"),
     ),
     "evaluation of a run": ("run/evaluation.json", ("export", "--run", "run", "--out", "x.safetensors")),
     "report of a run": ("run/report.html", ("evaluate", "--run", "run")),
-    "manifest": ("run/checkpoints/step-00000002/manifest.json", ("export", "--run", "run", "--out", "x.safetensors",
-                                                                 "--step", "2")),
-    "engine": ("run/checkpoints/step-00000002/student/engine.pt", ("export", "--run", "run", "--out", "x.safetensors",
-                                                                   "--step", "2")),
+    "manifest": (
+        "run/checkpoints/step-00000002/manifest.json",
+        ("export", "--run", "run", "--out", "x.safetensors", "--step", "2"),
+    ),
+    "engine": (
+        "run/checkpoints/step-00000002/student/engine.pt",
+        ("export", "--run", "run", "--out", "x.safetensors", "--step", "2"),
+    ),
     "lock of a run": ("run/.owner.json", ("evaluate", "--run", "run")),
     "clip to write": ("x.gif", ("sample", "--run", "run", *PROMPT)),
     "protocol": ("special.yaml", ("bench", "run", "special.yaml")),
@@ -92,7 +99,7 @@ PLACES = {
         "special.txt",
         ("bench", "export-videos", "vbench", "--prompts", "special.txt", "--run", "run", "--out", "videos"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", [pipe, device])

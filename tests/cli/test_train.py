@@ -27,9 +27,14 @@ from vidalign.tracking.jsonl import read_history, read_records
 def test_the_run_folder(finished: Path) -> None:
     run = finished / "run"
     assert {p.name for p in run.iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "student.safetensors", "evaluation.json",
+        "recipe.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "student.safetensors",
+        "evaluation.json",
         "report.html",
-    }  # fmt: skip
+    }
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
     assert any((run / "tensorboard").iterdir())
     recipe = load_recipe(finished / "recipe.yaml", list(FINISHED))
@@ -50,10 +55,18 @@ def test_the_first_line_says_what_made_the_run(finished: Path) -> None:
 def test_the_metrics_of_a_step(finished: Path) -> None:
     history = read_history(finished / "run" / "metrics.jsonl")
     for name in (
-        "objective/loss/mean", "objective/kl/mean", "reward/mean", "reward/group_std", "reward/text_alignment/mean",
-        "health/grad_norm/mean", "health/on_policy_gap/max", "health/motion/mean", "perf/collect/seconds",
-        "perf/student/seconds", "perf/step/seconds",
-    ):  # fmt: skip
+        "objective/loss/mean",
+        "objective/kl/mean",
+        "reward/mean",
+        "reward/group_std",
+        "reward/text_alignment/mean",
+        "health/grad_norm/mean",
+        "health/on_policy_gap/max",
+        "health/motion/mean",
+        "perf/collect/seconds",
+        "perf/student/seconds",
+        "perf/step/seconds",
+    ):
         assert [step for step, _ in history[name]] == [1, 2], name
     assert [step for step, _ in history["health/held_out/mean"]] == [2]
     assert all(value < 1e-4 for _, value in history["health/on_policy_gap/max"])

@@ -18,23 +18,42 @@ from vidalign.students.language_config import LanguageSpec
 from vidalign.tracking.tracker import Tracker
 
 CONFIG: dict[str, Any] = dict(
-    model_type="qwen3", vocab_size=102, hidden_size=16, head_dim=8, intermediate_size=24, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=2,
+    model_type="qwen3",
+    vocab_size=102,
+    hidden_size=16,
+    head_dim=8,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    eos_token_id=2,
     bos_token_id=None,
-)  # fmt: skip
+)
 STOP = [str(digit) for digit in range(10)]
 """Further stop tokens: random students would never end by themselves, and lengths must differ."""
 NAMES = ("opd", "gkd", "opsd", "dopd")
 
 
 PICTURES: dict[str, Any] = dict(
-    model_type="llava", image_token_index=6, image_seq_length=16, vision_feature_layer=-1,
-    vision_feature_select_strategy="default", text_config={**CONFIG, "model_type": "llama"},
+    model_type="llava",
+    image_token_index=6,
+    image_seq_length=16,
+    vision_feature_layer=-1,
+    vision_feature_select_strategy="default",
+    text_config={**CONFIG, "model_type": "llama"},
     vision_config=dict(
-        model_type="clip_vision_model", hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, image_size=32, patch_size=8, projection_dim=16,
+        model_type="clip_vision_model",
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=16,
     ),
-)  # fmt: skip
+)
 
 
 def make_student(path: Path, seed: int, tied: bool) -> None:

@@ -25,9 +25,18 @@ from vidalign.worlds.video import captions
 BUILT_IN = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
 NAMES = [name for name in BUILT_IN if "video" in registry.get("objectives", name).needs.students]
 TRANSFORMER = dict(
-    patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3,
-    text_dim=64, freq_dim=16, ffn_dim=32, num_layers=1, cross_attn_norm=True, rope_max_seq_len=64,
-)  # fmt: skip
+    patch_size=[1, 8, 8],
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=3,
+    out_channels=3,
+    text_dim=64,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=1,
+    cross_attn_norm=True,
+    rope_max_seq_len=64,
+)
 PROMPTS = list(captions.prompts("basic/train")[:2])
 CHUNK, GROUP = 3, 4
 

@@ -241,9 +241,7 @@ def test_the_adversarial_loss_is_the_definition(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["afd", "gan"])
-def test_the_discriminator_sees_clips_of_one_making(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_discriminator_sees_clips_of_one_making(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole bytes of everybody, and teacher clips that went through the student's autoencoder, if that is asked for:
     in the update, where candidates are scored, and in the loss that is differentiated."""
     seen: list[tuple[bool, Tensor]] = []

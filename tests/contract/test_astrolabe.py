@@ -372,10 +372,17 @@ def test_adapters_alone_are_trained(folder: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "beta=0", "advantage_clip=-1", "inner_updates=0", "old_decay=1.5", "clip.chunks=-1", "kl.mode=unifrom",
-        "kl.reset_every=0", "kl.reset_drift=-1.0", "kl.weight=-1",
+        "beta=0",
+        "advantage_clip=-1",
+        "inner_updates=0",
+        "old_decay=1.5",
+        "clip.chunks=-1",
+        "kl.mode=unifrom",
+        "kl.reset_every=0",
+        "kl.reset_drift=-1.0",
+        "kl.weight=-1",
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         astrolabe(folder, wrong)

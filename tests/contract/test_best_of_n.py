@@ -28,13 +28,17 @@ def on_the_meta_device(trained: list[Tensor]) -> Any:
         draw_noise=lambda *a: None, rollout=lambda *a: SimpleNamespace(latents=latents), velocity=velocity
     )
     return SimpleNamespace(
-        chunks=1, student=student, sigmas=[1.0, 0.5], reward_weights={"a": 1.0, "b": 2.0}, gathered=torch.no_grad,
+        chunks=1,
+        student=student,
+        sigmas=[1.0, 0.5],
+        reward_weights={"a": 1.0, "b": 2.0},
+        gathered=torch.no_grad,
         text=lambda prompts: torch.empty(len(prompts), 5, 6, device="meta"),
         generators=lambda key, ids: [torch.Generator().manual_seed(n) for n in ids],
         decode=lambda latents: latents,
         score=lambda clips, prompts: {name: torch.empty(len(clips), device=clips.device) for name in "ab"},
         normal=lambda shape, generators: torch.empty(len(generators), *shape, device="meta"),
-    )  # fmt: skip
+    )
 
 
 def test_the_example_runs_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:

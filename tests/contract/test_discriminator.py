@@ -180,6 +180,7 @@ def test_groups_of_equal_prompts_stay_apart(folder: Path, monkeypatch: pytest.Mo
 def test_an_objective_that_scores_by_itself_is_refused(folder: Path) -> None:
     _, ctx = make(folder, "afd")
     silent = Experience({}, torch.zeros(0), None, [])
+
     class Scores(Objective):
         needs = Needs(rewards=True)
 
@@ -318,9 +319,12 @@ def test_scores_see_prompt_order_of_frames_and_place(folder: Path) -> None:
         base, other, reverse, moved = (
             network(c, [p])
             for c, p in (
-                (clip, TRAINED[0]), (clip, TRAINED[1]), (clip.flip(1), TRAINED[0]), (clip.roll(8, -1), TRAINED[0]),
+                (clip, TRAINED[0]),
+                (clip, TRAINED[1]),
+                (clip.flip(1), TRAINED[0]),
+                (clip.roll(8, -1), TRAINED[0]),
             )
-        )  # fmt: skip
+        )
         both = network(torch.cat([clip, clip.flip(1)]), TRAINED[:1] * 2)
     for changed in (other, reverse, moved):
         assert (changed - base).abs() > 1e-6
@@ -368,9 +372,13 @@ def test_any_objective_can_be_driven_by_it(folder: Path) -> None:
 
 @pytest.mark.parametrize("max_skipped", [1, 9])
 def test_a_skipped_update_of_the_discriminator_counts(
-    max_skipped: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder,
-) -> None:  # fmt: skip
+    max_skipped: int,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     """Its loss is not a number, from the warm-up on: the student is well, and nothing is saved all the same."""
     _ = make(folder, "afd")
     settings = [f"trainer.max_skipped={max_skipped}", "trainer.prompts_per_step=4", "trainer.steps=1"]

@@ -271,9 +271,14 @@ def test_a_teacher_of_another_transport_is_refused(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [("block=6", "block"), ("trim=1", "trim"), ("privileged_share=2", "privileged_share"), ("weights.ht=-1", "ht"),
-     ("privilege=dense_prompt", "dense_prompts")],
-)  # fmt: skip
+    [
+        ("block=6", "block"),
+        ("trim=1", "trim"),
+        ("privileged_share=2", "privileged_share"),
+        ("weights.ht=-1", "ht"),
+        ("privilege=dense_prompt", "dense_prompts"),
+    ],
+)
 def test_impossible_settings_are_refused(wrong: str, named: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=named):
         make(folder, "dopd_video", f"objective.{wrong}")

@@ -190,14 +190,21 @@ def test_weight_sets_of_one_rule_are_held_once(folder: Path) -> None:
     """The student after every step, and the initial student."""
     copo = {"name": "ar_copo", "group_size": GROUP}
     settings = {
-        "semi": {**copo, "buffer": "a folder"}, "on": copo, "grpo": {"name": "flow_grpo", "group_size": GROUP},
-        "nft": {"name": "diffusion_nft", "group_size": GROUP}, "rl": {**ASTROLABE, "old_decay": 0.0},
-    }  # fmt: skip
+        "semi": {**copo, "buffer": "a folder"},
+        "on": copo,
+        "grpo": {"name": "flow_grpo", "group_size": GROUP},
+        "nft": {"name": "diffusion_nft", "group_size": GROUP},
+        "rl": {**ASTROLABE, "old_decay": 0.0},
+    }
     objective = build_objective(load_recipe(recipe_file(folder, settings)))
     assert isinstance(objective, Mixture)
     assert {label: sets["old"] for label, sets in objective.sets.items()} == {
-        "semi": "old", "on": "old_2", "grpo": "old_2", "nft": "old_3", "rl": "old_2",
-    }  # fmt: skip
+        "semi": "old",
+        "on": "old_2",
+        "grpo": "old_2",
+        "nft": "old_3",
+        "rl": "old_2",
+    }
     assert objective.sets["nft"]["reference"] == objective.sets["rl"]["reference"] == "reference"
 
 

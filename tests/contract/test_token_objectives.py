@@ -38,8 +38,12 @@ def logits(policy: Any, data: Experience, n: int, privileged: str | None) -> Ten
     keep = data["response"][n : n + 1]
     length = int(keep.sum())
     example = data.prompts[int(data.group[n])]
-    batch = policy.compose([example], data["response_ids"][n : n + 1, :length], keep[:, :length],
-                           None if privileged is None else [privileged])  # fmt: skip
+    batch = policy.compose(
+        [example],
+        data["response_ids"][n : n + 1, :length],
+        keep[:, :length],
+        None if privileged is None else [privileged],
+    )
     return policy.project(policy.response_hidden(batch))[0]
 
 
@@ -348,9 +352,17 @@ def test_gathering_tokens_of_unequal_processes(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("dopd", "trim=1"), ("dopd", "top_k=0"), ("dopd", "lh.weight=-1"), ("dopd", "ht.source=techer"), ("gkd", "beta=2"),
-     ("gkd", "on_policy=1.5"), ("opd", "top_k=0"), ("dopd", "privilege=mine")],
-)  # fmt: skip
+    [
+        ("dopd", "trim=1"),
+        ("dopd", "top_k=0"),
+        ("dopd", "lh.weight=-1"),
+        ("dopd", "ht.source=techer"),
+        ("gkd", "beta=2"),
+        ("gkd", "on_policy=1.5"),
+        ("opd", "top_k=0"),
+        ("dopd", "privilege=mine"),
+    ],
+)
 def test_impossible_settings_are_refused(name: str, wrong: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=wrong.split("=")[0].split(".")[-1]):
         make(folder, name, f"objective.{wrong}")

@@ -18,10 +18,20 @@ from vidalign.tracking.jsonl import read_records
 
 ROOT = Path(__file__).parents[2]
 CONFIG = dict(
-    model_type="qwen3", vocab_size=102, hidden_size=16, head_dim=8, intermediate_size=24, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=2,
-    bos_token_id=None, tie_word_embeddings=True,
-)  # fmt: skip
+    model_type="qwen3",
+    vocab_size=102,
+    hidden_size=16,
+    head_dim=8,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    eos_token_id=2,
+    bos_token_id=None,
+    tie_word_embeddings=True,
+)
 RECIPE = """
 student:
   name: language

@@ -37,9 +37,14 @@ Path.stat = stat
 def vidalign(folder: Path, *arguments: str) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "vidalign.cli", *arguments], cwd=folder, env=environment, text=True, timeout=300,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", "vidalign.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        timeout=300,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     return done.returncode, done.stderr
 
 
@@ -100,7 +105,9 @@ def test_a_damaged_pickle(folder: Path) -> None:
     content, manifest = (checkpoint / name).read_bytes(), json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    for command in (("train", "recipe.yaml", "trainer.steps=2", "--resume"),
-                    ("export", "--out", "x.safetensors", "--step", "1")):  # fmt: skip
+    for command in (
+        ("train", "recipe.yaml", "trainer.steps=2", "--resume"),
+        ("export", "--out", "x.safetensors", "--step", "1"),
+    ):
         code, told = vidalign(folder, *command, "--run", "run")
         assert code == 3 and told.count("error:") == 1 and "Traceback" not in told, told

@@ -14,8 +14,16 @@ from typing import Any
 import torch
 
 WORDS = "how many red blue large small circles squares are there in the picture count them one two three four five six"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-           "<|video_pad|>", "<unk>"]  # fmt: skip
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<unk>",
+]
 TOKENS = [*SPECIAL, "user", "assistant", "Hints:", "Relevant", "regions:", "<think>", "</think>", *WORDS.split()]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} "
@@ -28,9 +36,16 @@ TEMPLATE = (
     "{% if enable_thinking is defined and not enable_thinking %}<think> </think> {% endif %}{% endif %}"
 )
 TEXT: dict[str, Any] = dict(
-    vocab_size=len(TOKENS), num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    max_position_embeddings=256, pad_token_id=0, eos_token_id=2, bos_token_id=None,
-)  # fmt: skip
+    vocab_size=len(TOKENS),
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    eos_token_id=2,
+    bos_token_id=None,
+)
 WIDTH = {"Qwen3-1.7B": 32, "Qwen3-8B": 48, "Qwen3-VL-2B-Instruct": 32, "Qwen3-VL-8B-Instruct": 48}
 """Hidden size of each model's small twin."""
 SPREAD = 4.0
@@ -84,15 +99,28 @@ def vision_model(width: int) -> Any:
     rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1], mrope_interleaved=True)
     sizes = dict(hidden_size=width, intermediate_size=width * 3 // 2, rope_parameters=rope)
     vision = dict(
-        depth=1, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=8, temporal_patch_size=2,
-        spatial_merge_size=2, out_hidden_size=width, num_position_embeddings=16, deepstack_visual_indexes=[0],
-    )  # fmt: skip
+        depth=1,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=4,
+        patch_size=8,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        out_hidden_size=width,
+        num_position_embeddings=16,
+        deepstack_visual_indexes=[0],
+    )
     marks = ("image_pad", "video_pad", "vision_start", "vision_end")
     image, video, start, end = (TOKENS.index(f"<|{mark}|>") for mark in marks)
     config = Qwen3VLConfig(
-        text_config=TEXT | sizes, vision_config=vision, image_token_id=image, video_token_id=video,
-        vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
-    )  # fmt: skip
+        text_config=TEXT | sizes,
+        vision_config=vision,
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=True,
+    )
     return Qwen3VLForConditionalGeneration(config)
 
 
@@ -103,9 +131,14 @@ def tokenizer() -> Any:
     inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(TOKENS)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<|endoftext|>", unk_token="<unk>", eos_token="<|im_end|>",
-        padding_side="left", additional_special_tokens=SPECIAL[1:7], chat_template=TEMPLATE,
-    )  # fmt: skip
+        tokenizer_object=inner,
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        additional_special_tokens=SPECIAL[1:7],
+        chat_template=TEMPLATE,
+    )
 
 
 def processor() -> Any:
@@ -140,9 +173,11 @@ def row(table: str, number: int) -> dict[str, str]:
     first = words[(number + len(table)) % 8 + 2]
     answer = words[-1 - number % 6]
     return {
-        "prompt": f"how many {first} circles are there", "privileged": f"count the {first} circles {answer}",
-        "response": f"there are {answer}", "answer": answer,
-    }  # fmt: skip
+        "prompt": f"how many {first} circles are there",
+        "privileged": f"count the {first} circles {answer}",
+        "response": f"there are {answer}",
+        "answer": answer,
+    }
 
 
 def picture(folder: Path, table: str, number: int) -> str:

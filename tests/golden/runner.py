@@ -29,10 +29,27 @@ from folders import register
 from safetensors.torch import load_file
 
 CAPS = {
-    "steps": 3, "prompts_per_step": 2, "micro_batch": 4, "save_every": 1, "eval_every": 2, "warmup_steps": 2,
-    "group_size": 4, "anchors": 2, "updates": 2, "max_steps": 2, "prompts": 2, "rollouts": 2, "start": 1,
-    "reset_every": 2, "top_k": 16, "max_new_tokens": 12, "frames": 24, "count": 1, "seeds": 1, "clips_every": 2,
-}  # fmt: skip
+    "steps": 3,
+    "prompts_per_step": 2,
+    "micro_batch": 4,
+    "save_every": 1,
+    "eval_every": 2,
+    "warmup_steps": 2,
+    "group_size": 4,
+    "anchors": 2,
+    "updates": 2,
+    "max_steps": 2,
+    "prompts": 2,
+    "rollouts": 2,
+    "start": 1,
+    "reset_every": 2,
+    "top_k": 16,
+    "max_new_tokens": 12,
+    "frames": 24,
+    "count": 1,
+    "seeds": 1,
+    "clips_every": 2,
+}
 """Largest value of a setting by its last name, in whatever section it stands; smaller ones stay."""
 QUIET = ["tracking.panel=none", "tracking.tensorboard=false"]
 ENGINES = {

@@ -30,17 +30,13 @@ def reference() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module", params=["diffusers", "wan"])
-def student(
-    request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory
-) -> VideoStudent:
+def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
     with safe_open(FIXTURE, "pt") as file:
         config = json.loads(file.metadata()["config"])
     path = tmp_path_factory.mktemp("public") / "original.safetensors"
     prefix = "sf_state_dict/"
     save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, path)
-    return import_student(
-        path, "self_forcing", transformer=config, numerics=request.param, height=48, width=64
-    )
+    return import_student(path, "self_forcing", transformer=config, numerics=request.param, height=48, width=64)
 
 
 def error(student: VideoStudent, found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -86,9 +82,7 @@ def test_cached_chunks(student: VideoStudent, reference: dict) -> None:
 
 
 def test_whole_sampler(student: VideoStudent, reference: dict) -> None:
-    renoise = torch.stack(
-        [reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)]
-    )  # chunk-major, 3 a chunk
+    renoise = torch.stack([reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)])  # chunk-major, 3 a chunk
     renoise = renoise.unflatten(0, (3, 3)).transpose(0, 1).flatten(1, 2).unsqueeze(0)
     timesteps = reference["c_sf_rollout/timesteps"]
     assert torch.allclose(torch.tensor(student.spec.sampler.sigmas) * 1000, timesteps, atol=1e-4)

@@ -22,8 +22,13 @@ from trajectories import (
 )
 
 QUICK = {("plain", 1): shipped(), ("zero2", 2): representatives("zero2")}
-CASES = [(engine, n, recipe) for engine in PROCESSES for n in PROCESSES[engine]
-         for recipe in shipped() if may(recipe, engine)]  # fmt: skip
+CASES = [
+    (engine, n, recipe)
+    for engine in PROCESSES
+    for n in PROCESSES[engine]
+    for recipe in shipped()
+    if may(recipe, engine)
+]
 
 
 class Runs:

@@ -37,10 +37,17 @@ ENGINES = {
     "offload": ("engine.name=deepspeed", "engine.zero_stage=2", "engine.offload=optimizer"),
 }
 SHORT = (
-    "trainer.steps=3", "trainer.prompts_per_step=2", "objective.group_size=4", "trainer.micro_batch=4",
-    "trainer.eval_every=0", "trainer.save_every=2", "evaluation.count=2", "tracking.panel=none",
-    "tracking.clips_every=0", "tracking.tensorboard=false",
-)  # fmt: skip
+    "trainer.steps=3",
+    "trainer.prompts_per_step=2",
+    "objective.group_size=4",
+    "trainer.micro_batch=4",
+    "trainer.eval_every=0",
+    "trainer.save_every=2",
+    "evaluation.count=2",
+    "tracking.panel=none",
+    "tracking.clips_every=0",
+    "tracking.tensorboard=false",
+)
 SGD = ("trainer.optimizer=sgd", "trainer.learning_rate=1.0", "trainer.clip=0", "engine.precision=fp32")
 
 

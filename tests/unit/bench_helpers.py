@@ -13,9 +13,18 @@ from vidalign.bench.results import Cell, ProtocolStamp, Results
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 
 TRANSFORMER = dict(
-    patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3,
-    text_dim=64, freq_dim=16, ffn_dim=32, num_layers=1, cross_attn_norm=True, rope_max_seq_len=64,
-)  # fmt: skip
+    patch_size=[1, 8, 8],
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=3,
+    out_channels=3,
+    text_dim=64,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=1,
+    cross_attn_norm=True,
+    rope_max_seq_len=64,
+)
 PROTOCOL = """\
 # A protocol for a test. More words.
 prompts: {source: world:basic/unseen, count: 3}

@@ -12,25 +12,52 @@ from vidalign.students.language_config import LanguageSpec
 
 VOCAB = 102
 TEXT: dict[str, Any] = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, eos_token_id=2, bos_token_id=None,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    eos_token_id=2,
+    bos_token_id=None,
+)
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True, **TEXT},
     "llama": {"model_type": "llama", "tie_word_embeddings": False, **TEXT},
     "gpt2": dict(  # learned absolute positions: wrong position ids show
-        model_type="gpt2", vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=2,
-        eos_token_id=2, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
+        model_type="gpt2",
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=2,
+        eos_token_id=2,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
+        attn_pdrop=0.1,
     ),
     "llava": dict(
-        model_type="llava", image_token_index=6, image_seq_length=16, vision_feature_layer=-1,
-        vision_feature_select_strategy="default", text_config={"model_type": "llama", **TEXT},
+        model_type="llava",
+        image_token_index=6,
+        image_seq_length=16,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        text_config={"model_type": "llama", **TEXT},
         vision_config=dict(
-            model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-            num_attention_heads=4, image_size=32, patch_size=8, projection_dim=32,
+            model_type="clip_vision_model",
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+            projection_dim=32,
         ),
     ),
-}  # fmt: skip
+}
 
 
 def make(name: str = "qwen3", seed: int = 0, scale: float = 4.0, **spec: Any) -> LanguageStudent:
@@ -56,16 +83,29 @@ def qwen3_vl() -> LanguageStudent:
     text = {k: v for k, v in TEXT.items() if k != "bos_token_id"}
     rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1], mrope_interleaved=True)
     vision = dict(
-        depth=1, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=8, temporal_patch_size=2,
-        spatial_merge_size=2, out_hidden_size=32, num_position_embeddings=16, deepstack_visual_indexes=[0],
-    )  # fmt: skip
+        depth=1,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=4,
+        patch_size=8,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
+        out_hidden_size=32,
+        num_position_embeddings=16,
+        deepstack_visual_indexes=[0],
+    )
     spec = LanguageSpec(
         dict(
-            model_type="qwen3_vl", image_token_id=6, video_token_id=7, vision_start_token_id=8, vision_end_token_id=9,
-            tie_word_embeddings=True, vision_config=vision,
+            model_type="qwen3_vl",
+            image_token_id=6,
+            video_token_id=7,
+            vision_start_token_id=8,
+            vision_end_token_id=9,
+            tie_word_embeddings=True,
+            vision_config=vision,
             text_config={**text, "head_dim": 8, "rope_parameters": rope},
         )
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = new_model(spec.config)

@@ -90,9 +90,15 @@ def bench(**changes: object) -> Report:
         headline=HELD_OUT,
         baseline="base",
         pairs=[pair("base", name) for name in ("sft", "astrolabe", "adversary")] + [pair("sft", "astrolabe")],
-        hacking=Hacking(TRAINED_MEAN, HELD_OUT, [
-            TrainingPath(row, curve(row, seed, 0).y, curve(row, seed, 1).y) for row in objectives for seed in range(3)
-        ]),
+        hacking=Hacking(
+            TRAINED_MEAN,
+            HELD_OUT,
+            [
+                TrainingPath(row, curve(row, seed, 0).y, curve(row, seed, 1).y)
+                for row in objectives
+                for seed in range(3)
+            ],
+        ),
         curves=[Chart("held-out auditor: composite", traces[1]), Chart("trained rewards: composite", traces[0])],
         drift=[Chart("drift: nearness", drift)],
         prompts=[ShownPrompt(p, [Pane(n, grey(i), {"held_out": 0.5}) for i, n in enumerate(LEVELS)]) for p in PROMPTS],
@@ -106,7 +112,7 @@ def bench(**changes: object) -> Report:
         commands=["vidalign bench run all_objectives --seeds 0,1,2 " + "x" * 200],
         texts={"Protocol": "x: " + "long " * 60},
         environment={"machine": "2 cores"},
-    )  # fmt: skip
+    )
     return Report(**(fields | changes))  # type: ignore[arg-type]
 
 
@@ -124,24 +130,30 @@ def run(**changes: object) -> Report:
         headline=HELD_OUT,
         baseline="before",
         pairs=[
-            Pair("before", "after", [
-                EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998),
-                EvaluationRow("tiny", -1.2e-05, 1.2e-05, 2.4e-05, (-3e-05, 4e-05), AUDITOR, goal=0.998),
-                EvaluationRow("flicker", 0.1, 0.2, 0.1, (0.05, 0.15), higher_is_better=False),
-            ])
+            Pair(
+                "before",
+                "after",
+                [
+                    EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998),
+                    EvaluationRow("tiny", -1.2e-05, 1.2e-05, 2.4e-05, (-3e-05, 4e-05), AUDITOR, goal=0.998),
+                    EvaluationRow("flicker", 0.1, 0.2, 0.1, (0.05, 0.15), higher_is_better=False),
+                ],
+            )
         ],
         hacking=Hacking(TRAINED_MEAN, HELD_OUT, [TrainingPath("after", [0.6, 0.8], [0.5, 0.7])]),
-        curves=history_charts({
-            "reward/mean": [(1, 0.1), (2, float("nan")), (3, 0.3)],
-            "reward/motion/mean": [(1, 0.2)],
-            "objective/loss/mean": [(step, float(step)) for step in range(5000)],
-            "health/held_out": [(1, 0.5)],
-            "perf/step/seconds": [(1, 2.0), (2, 2.5), (3, 1.0)],
-        }),
+        curves=history_charts(
+            {
+                "reward/mean": [(1, 0.1), (2, float("nan")), (3, 0.3)],
+                "reward/motion/mean": [(1, 0.2)],
+                "objective/loss/mean": [(step, float(step)) for step in range(5000)],
+                "health/held_out": [(1, 0.5)],
+                "perf/step/seconds": [(1, 2.0), (2, 2.5), (3, 1.0)],
+            }
+        ),
         prompts=[ShownPrompt(p, [Pane("before", grey(0)), Pane("after", grey(1), {"motion": 0.25})]) for p in PROMPTS],
         warnings=[CellWarning("the gradient norm is 0", name="zero_gradient", fix="look at the advantages")],
         commands=["vidalign train world/astrolabe"],
         texts={"Recipe": "objective:\n  name: astrolabe\n"},
         environment={"torch": "2.13.0"},
-    )  # fmt: skip
+    )
     return Report(**(fields | changes))  # type: ignore[arg-type]

@@ -164,9 +164,7 @@ class RecacheTwin:
             self.sink = list(range(start, start + policy.sink))
         self._forward(latents[:, start:], 0.0, text, start, self.sink if old_sink else [], True)
 
-    def _forward(
-        self, latents: Tensor, sigma: float, text: Tensor, start: int, past: list[int], keep: bool
-    ) -> Tensor:
+    def _forward(self, latents: Tensor, sigma: float, text: Tensor, start: int, past: list[int], keep: bool) -> Tensor:
         own = list(range(start, start + latents.shape[1]))
         frames = past + own
         for layer, processor in enumerate(self.processors):

@@ -108,8 +108,9 @@ def test_imports_run_down() -> None:
 
 def test_an_import_that_runs_up_is_found() -> None:
     assert against({("recipe", "objectives"): ["x"], ("cli", "recipe"): ["y"], ("codecs", "text"): ["z"]}).keys() == {
-        ("recipe", "objectives"), ("codecs", "text"),
-    }  # fmt: skip
+        ("recipe", "objectives"),
+        ("codecs", "text"),
+    }
 
 
 def test_imports_for_types_and_inside_functions_count(tmp_path: Path) -> None:

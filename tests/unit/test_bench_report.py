@@ -30,9 +30,13 @@ def cell(row: str, seed: int) -> Cell:
         for i in (0, 1)
     ]
     return Cell(
-        row=row, kind="objective" if trains else "reference", seed=seed,
-        recipe=f"world/{row}" if trains else None, recipe_hash="abcd" if trains else None,
-        commit="123456", device="cpu",
+        row=row,
+        kind="objective" if trains else "reference",
+        seed=seed,
+        recipe=f"world/{row}" if trains else None,
+        recipe_hash="abcd" if trains else None,
+        commit="123456",
+        device="cpu",
         command=f"vidalign bench run demo --objectives {row} --seeds {seed}" if trains else "",
         spent=Spent(900, 100, 0, 5.0 + seed, 700) if trains else Spent(),
         predicted=Predicted(900, 100, 0) if trains else Predicted(),
@@ -46,7 +50,7 @@ def cell(row: str, seed: int) -> Cell:
         curve=points if trains else [],
         clips=f"demo/{row}-{seed}.npz",
         warnings=["step 3, held_out_falling: the auditor disagrees"] if (row, seed) == ("astrolabe", 1) else [],
-    )  # fmt: skip
+    )
 
 
 def results() -> Results:
@@ -54,17 +58,28 @@ def results() -> Results:
     cells += [cell(row, seed) for row in ("sft", "astrolabe") for seed in range(3)]
     cells.append(Cell(row="dopd", kind="objective", seed=0, error="disk full", prompt_split=SPLIT))
     side = {"reward": 0.2, "auditor": 0.3}
-    probe = {"before": side, "after": {"reward": 0.9, "auditor": 0.31}, "ground_truth": side, "excess": 0.7,
-             "interval": [0.6, 0.8], "told_apart": True, "steps": 60}  # fmt: skip
+    probe = {
+        "before": side,
+        "after": {"reward": 0.9, "auditor": 0.31},
+        "ground_truth": side,
+        "excess": 0.7,
+        "interval": [0.6, 0.8],
+        "told_apart": True,
+        "steps": 60,
+    }
     return Results(
-        ProtocolStamp("demo", text_hash(BUDGET), BUDGET), "beef",
-        "vidalign bench run demo", {"cpu": "2 cores"}, PROMPTS, cells,
+        ProtocolStamp("demo", text_hash(BUDGET), BUDGET),
+        "beef",
+        "vidalign bench run demo",
+        {"cpu": "2 cores"},
+        PROMPTS,
+        cells,
         {
             "perturbations": {row: {"motion/amount": 0.1, HELD_OUT: None} for row in ("ground truth", "blur 1 px")},
             "falls": {"blur 1 px": {"mean": 0.2, "interval": [0.1, 0.3], "told_apart": True}},
             "hacking_probe": {"motion": probe},
         },
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -93,8 +108,11 @@ def test_rows_hold_means_seeds_and_costs(clips: Path) -> None:
 def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
     report = bench_report(results(), clips)
     assert [pair.title for pair in report.pairs] == [
-        "sft against base", "astrolabe against base", "ground_truth against base", "astrolabe against sft",
-    ]  # fmt: skip
+        "sft against base",
+        "astrolabe against base",
+        "ground_truth against base",
+        "astrolabe against sft",
+    ]
     (row,) = [row for row in report.pairs[3].metrics if (row.group, row.metric) == ("world_auditor", "composite")]
     assert (row.before, row.after, row.difference) == pytest.approx((0.56, 0.66, 0.1))
     assert row.interval == pytest.approx((0.1, 0.1)) and row.verdict == "better"  # equal in all prompts and seeds
@@ -108,8 +126,9 @@ def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
 def test_curves_drift_and_the_hacking_plot_have_a_line_a_cell(clips: Path) -> None:
     report = bench_report(results(), clips)
     assert [(chart.group, chart.title) for chart in report.curves] == [
-        ("world_auditor", "composite"), ("world_scorer", "composite"),
-    ]  # fmt: skip
+        ("world_auditor", "composite"),
+        ("world_scorer", "composite"),
+    ]
     traces = report.curves[1].traces
     assert len(traces) == 6 and traces[0].label == "sft, seed 0" and traces[0].y == [0.4, 0.5]
     assert traces[0].x == {"step": [0, 10], "forwards": [0, 900], "seconds": [0, 5]}
@@ -130,8 +149,11 @@ def test_clips_of_all_rows_stand_side_by_side(clips: Path, caplog: pytest.LogCap
     report = bench_report(results(), clips)
     assert [shown.prompt for shown in report.prompts] == PROMPTS[:2]
     assert [(pane.row, pane.frames[0, 0, 0, 0]) for pane in report.prompts[1].panes] == [
-        ("base", 0), ("ground_truth", 10), ("sft", 20), ("astrolabe", 30),
-    ]  # fmt: skip
+        ("base", 0),
+        ("ground_truth", 10),
+        ("sft", 20),
+        ("astrolabe", 30),
+    ]
     assert report.prompts[1].panes[3].scores["held-out"] == pytest.approx(0.65 + OFFSETS[1])
     (clips / "demo" / "sft-0.npz").write_bytes(b"no archive")
     (clips / "demo" / "base-0.npz").unlink()
@@ -142,8 +164,9 @@ def test_clips_of_all_rows_stand_side_by_side(clips: Path, caplog: pytest.LogCap
 def test_health_says_what_failed_what_warned_and_what_was_spent(clips: Path) -> None:
     report = bench_report(results(), clips)
     assert [(w.cell, w.failed, w.message[:9]) for w in report.warnings] == [
-        ("dopd, seed 0", True, "disk full"), ("astrolabe, seed 1", False, "step 3, h"),
-    ]  # fmt: skip
+        ("dopd, seed 0", True, "disk full"),
+        ("astrolabe, seed 1", False, "step 3, h"),
+    ]
     cost, perturbations, probe = report.diagnostics
     assert cost.rows[0] == ("sft, seed 0", [900, 900, 100, 100, 0, 0, 5.0, 700])
     assert perturbations.columns == ["separated", "fall", "low", "high", "world_auditor: composite", "motion: amount"]

@@ -126,8 +126,11 @@ def test_a_file_holds_everything(tmp_path: Path) -> None:
     (found,) = read.cells
     assert found.metrics["m/x"][0] == 0.1 and math.isnan(found.metrics["m/x"][1])
     assert (found.digest, found.curve, found.drift, found.prompt_split) == (
-        cell.digest, cell.curve, cell.drift, {"held_out": (0, 2)},
-    )  # fmt: skip
+        cell.digest,
+        cell.curve,
+        cell.drift,
+        {"held_out": (0, 2)},
+    )
 
 
 @pytest.mark.parametrize("change", ["metrics", "spent", "seed", "protocol", "health", "prompts"])

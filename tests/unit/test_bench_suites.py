@@ -32,8 +32,15 @@ RECIPE = {
     "student": {
         "init": {
             "transformer": {
-                "patch_size": [1, 8, 8], "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3,
-                "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 32, "num_layers": 1,
+                "patch_size": [1, 8, 8],
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "in_channels": 3,
+                "out_channels": 3,
+                "text_dim": 64,
+                "freq_dim": 16,
+                "ffn_dim": 32,
+                "num_layers": 1,
                 "rope_max_seq_len": 64,
             },
             "prediction": "x0",
@@ -43,7 +50,7 @@ RECIPE = {
     "teacher": {"name": "world"},
     "data": {"prompts": "world:basic/train", "eval_prompts": "world:basic/unseen", "frames": 6},
     "evaluation": {"frames": 6},
-}  # fmt: skip
+}
 ONE, TWO, THREE = list(captions.prompts("held_out"))[:3]
 FULL_INFO = [
     {"prompt_en": ONE, "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
@@ -128,9 +135,10 @@ def test_videophy2_files(tmp_path: Path) -> None:
     suite = open_suite("videophy2")
     table, lines = tmp_path / "videophy2_test.csv", tmp_path / "videophy2_test.jsonl"
     rows = [
-        ("A \"big\" wheel, turning.", "u1", "1", "A huge wheel."), ("Hands fold a map", "u2", "0", "Two hands."),
-        ("A \"big\" wheel, turning.", "u3", "1", "A huge wheel."),
-    ]  # fmt: skip
+        ('A "big" wheel, turning.', "u1", "1", "A huge wheel."),
+        ("Hands fold a map", "u2", "0", "Two hands."),
+        ('A "big" wheel, turning.', "u3", "1", "A huge wheel."),
+    ]
     with table.open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows([("caption", "video_url", "is_hard", "upsampled_caption"), *rows])
     records = [{"caption": c, "is_hard": int(h), "upsampled_caption": u} for c, _, h, u in rows]

@@ -52,16 +52,24 @@ def head_row(loss: str, tokens: int, peak: float, *, extrapolated: bool = False,
 
 def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None:
     result = {
-        "command": "python x.py", "commit": "abc", "machine": "2 cores", "cores": 2, "load": [1.0, 3.5],
-        "versions": {"trl": "1.16.0"}, "clock": "cpu_seconds",
+        "command": "python x.py",
+        "commit": "abc",
+        "machine": "2 cores",
+        "cores": 2,
+        "load": [1.0, 3.5],
+        "versions": {"trl": "1.16.0"},
+        "clock": "cpu_seconds",
         "sizes": {"tokens": 64, "paired_tokens": 16, "hidden": 8, "vocabulary": 100, "dtype": "fp32"},
         "rows": [
-            head_row("naive", 16, 2.0), head_row("naive", 32, 4.0), head_row("naive", 64, 8.0, extrapolated=True),
-            head_row("projected", 64, 1.0, time_of_trl=[0.7, 0.75, 0.8]), head_row("trl", 64, 0.5),
+            head_row("naive", 16, 2.0),
+            head_row("naive", 32, 4.0),
+            head_row("naive", 64, 8.0, extrapolated=True),
+            head_row("projected", 64, 1.0, time_of_trl=[0.7, 0.75, 0.8]),
+            head_row("trl", 64, 0.5),
             head_row("routed", 64, 4.0, time_of_trl=[1.2, 1.2, 1.2]),
             head_row("routed", 16, 1.0, time_of_trl=[0.9, 1.0, 1.1]),
         ],
-    }  # fmt: skip
+    }
     page = runpy.run_path(str(BENCHMARKS / "tables.py"))["lm_head_memory"](result)
     assert "| 64 | projected | 1.00 |  | 12% of a line | 2.00 | 1.00 | 0.75 (0.70 .. 0.80) | 2 |" in page
     assert "| 64 | naive (extrapolated) | 8.00 |" in page

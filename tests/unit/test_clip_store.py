@@ -88,9 +88,14 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "empty.safetensors").write_bytes(b"")
     expected = {
-        "range.npz": "lie in", "shape.npz": r"\[F, 3, H, W\]", "two.npz": "which array", "pickle.npz": "cannot be read",
-        "noise.mp4": "noise.mp4 cannot be read", "empty.safetensors": "cannot be read", "gone.mp4": "cannot be read",
-    }  # fmt: skip
+        "range.npz": "lie in",
+        "shape.npz": r"\[F, 3, H, W\]",
+        "two.npz": "which array",
+        "pickle.npz": "cannot be read",
+        "noise.mp4": "noise.mp4 cannot be read",
+        "empty.safetensors": "cannot be read",
+        "gone.mp4": "cannot be read",
+    }
     for name, message in expected.items():
         with pytest.raises(DataError, match=message):
             read_clip(tmp_path / name, Path(name).suffix)

@@ -18,7 +18,7 @@ from vidalign.losses.divergences import (
     jensen_shannon,
     log_probs,
     reverse_kl,
-)  # fmt: skip
+)
 from vidalign.losses.projected import projected_cross_entropy, projected_divergence, projected_statistics
 
 KINDS = ("reverse_kl", "forward_kl", "js", "jsd")

@@ -25,9 +25,18 @@ from vidalign.trainer import Trainer
 from vidalign.worlds.video import captions
 
 TRANSFORMER = dict(
-    patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3,
-    text_dim=64, freq_dim=16, ffn_dim=48, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
-)  # fmt: skip
+    patch_size=[1, 8, 8],
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=3,
+    out_channels=3,
+    text_dim=64,
+    freq_dim=16,
+    ffn_dim=48,
+    num_layers=2,
+    cross_attn_norm=True,
+    rope_max_seq_len=64,
+)
 PROMPTS = captions.prompts("train")[:2]
 
 

@@ -28,13 +28,21 @@ EXAMPLE = ROOT / "docs" / "adding_an_objective.md"
 STUDENT = {
     "init": {
         "transformer": {
-            "patch_size": [1, 8, 8], "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3,
-            "out_channels": 3, "text_dim": 64, "freq_dim": 16, "ffn_dim": 48, "num_layers": 1,
-            "cross_attn_norm": True, "rope_max_seq_len": 64,
+            "patch_size": [1, 8, 8],
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "in_channels": 3,
+            "out_channels": 3,
+            "text_dim": 64,
+            "freq_dim": 16,
+            "ffn_dim": 48,
+            "num_layers": 1,
+            "cross_attn_norm": True,
+            "rope_max_seq_len": 64,
         },
         "prediction": "x0",
     }
-}  # fmt: skip
+}
 
 
 def name(path: Path) -> str:
@@ -136,9 +144,11 @@ def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 DOORS = {
-    "adding_a_reward": "sharpness.py", "adding_a_metric": "flicker.py", "adding_a_prompt_source": "numbered.py",
+    "adding_a_reward": "sharpness.py",
+    "adding_a_metric": "flicker.py",
+    "adding_a_prompt_source": "numbered.py",
     "adding_a_teacher": "sunrise.py",
-}  # fmt: skip
+}
 """Pages whose code block is a plugin file, and the name that the page gives it."""
 
 
@@ -162,8 +172,10 @@ def test_the_example_of_a_door_trains_and_is_judged(
     assert f"`{DOORS[page]}`" in file.read_text(encoding="utf-8")
     Path(DOORS[page]).write_text(blocks(file, "python")[0])
     Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
-    clips_of([f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
-             Path("clips"))  # fmt: skip
+    clips_of(
+        [f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
+        Path("clips"),
+    )
     recipe = yaml.safe_load(blocks(file, "yaml")[0]) | {"student": STUDENT, "data": {}}
     recipe["data"] = yaml.safe_load(blocks(file, "yaml")[0])["data"] | {"frames": 12}
     recipe |= {"tracking": {"panel": "none", "tensorboard": False}}

@@ -214,9 +214,17 @@ def test_answers_are_graded_and_kept() -> None:
 
 def test_two_students_start_from_the_same_noise() -> None:
     transformer = dict(
-        patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=3,
-        text_dim=8, freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=64,
-    )  # fmt: skip
+        patch_size=[1, 8, 8],
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=3,
+        out_channels=3,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=64,
+    )
     spec = VideoStudentSpec.from_dict({"transformer": transformer, "prediction": "x0"})
     drawn: list[Tensor] = []
     for seed in range(2):

@@ -171,7 +171,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "metric, made": ("metric 'made'", lambda: evaluator.build_metrics({"made": {}})),
     "metric, made for merging": ("metric 'made'", lambda: merge_scores._metric("made")),
     "metric, scoring": ("metric 'scores'", lambda: judging.scored(Scores(), CLIPS, ["a", "b"], 2)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -199,9 +199,12 @@ def test_settings_that_fail_are_a_mistake_of_the_recipe() -> None:
     assert "the metric 'settings' failed" in problems[0].what and "line 2" in problems[0].where
 
 
-LACKING = {"objectives": "needs, Config", "teachers": "offers, Config, from_recipe",
-           "metrics": "name, version, judges, Config",
-           "discriminators": "Config, from_recipe"}  # fmt: skip
+LACKING = {
+    "objectives": "needs, Config",
+    "teachers": "offers, Config, from_recipe",
+    "metrics": "name, version, judges, Config",
+    "discriminators": "Config, from_recipe",
+}
 
 
 @pytest.mark.parametrize("kind", LACKING)

@@ -18,8 +18,11 @@ from vidalign.students.language_config import LanguageSpec
 from vidalign.students.video import CachePolicy, VideoStudentSpec
 
 ROOT = Path(__file__).parents[2]
-FREE = {"student.init": [VideoStudentSpec, LanguageSpec], "student.cache": [CachePolicy],
-        "data.prompts": [registry.get("prompts", "tokens").Config]}  # fmt: skip
+FREE = {
+    "student.init": [VideoStudentSpec, LanguageSpec],
+    "student.cache": [CachePolicy],
+    "data.prompts": [registry.get("prompts", "tokens").Config],
+}
 """Sections that are plain mappings in the schema, and what reads them."""
 MISTAKEN = ("checkpoint", "checkpoints", "optimizer", "sampler", "adapter")
 """Words that look like sections and are none."""
@@ -86,11 +89,19 @@ def test_every_key_that_a_text_names_stands_in_the_schema() -> None:
 @pytest.mark.parametrize(
     ("key", "there"),
     [
-        ("trainer.keep", True), ("checkpoint.keep_last", False), ("objective.kl.mode", True),
-        ("objective.kl.modes", False), ("student.init.codec.kind", True), ("student.codec.kind", False),
-        ("student.adapter.targets", True), ("objectives.first.weight", True), ("rewards.motion", False),
-        ("budget.amount", True), ("student.cache.sink_decay", True), ("trainer.steps.more", False),
+        ("trainer.keep", True),
+        ("checkpoint.keep_last", False),
+        ("objective.kl.mode", True),
+        ("objective.kl.modes", False),
+        ("student.init.codec.kind", True),
+        ("student.codec.kind", False),
+        ("student.adapter.targets", True),
+        ("objectives.first.weight", True),
+        ("rewards.motion", False),
+        ("budget.amount", True),
+        ("student.cache.sink_decay", True),
+        ("trainer.steps.more", False),
     ],
-)  # fmt: skip
+)
 def test_the_schema_is_read_to_its_depth(key: str, there: bool) -> None:
     assert in_the_schema(key) is there

@@ -18,6 +18,9 @@ def test_every_long_step_of_the_quickstart_is_told_before_it_begins(tmp_path: Pa
     lines = commands("quickstart", tmp_path / "venv")
     long = [k for k, line in enumerate(lines) if "-m venv" in line or "pip install" in line or "train " in line]
     assert len(long) == 4 and [lines[k - 1].partition(":")[0] for k in long] == [
-        'echo "== install 1 of 3', 'echo "== install 2 of 3', 'echo "== install 3 of 3', 'echo "== quickstart'
-    ]  # fmt: skip
+        'echo "== install 1 of 3',
+        'echo "== install 2 of 3',
+        'echo "== install 3 of 3',
+        'echo "== quickstart',
+    ]
     assert not any("--quiet" in line for line in lines), "pip shows its own bars"

@@ -47,9 +47,12 @@ def plugins() -> Iterator[None]:
 
 def recipe(folder: Path, **changes: Any) -> Recipe:
     content = {
-        "student": {"path": "world/student"}, "objective": {"name": "astrolabe", "group_size": 2},
-        "rewards": {"length": 3.0, "visual_quality": 0.0}, "evaluation": {"count": 5, "seeds": 2}, **changes,
-    }  # fmt: skip
+        "student": {"path": "world/student"},
+        "objective": {"name": "astrolabe", "group_size": 2},
+        "rewards": {"length": 3.0, "visual_quality": 0.0},
+        "evaluation": {"count": 5, "seeds": 2},
+        **changes,
+    }
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_recipe(file)

@@ -92,9 +92,10 @@ def test_a_restart_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
         return optimizer, make_schedule(settings, optimizer, 8)
 
     def run(
-        parameters: dict[str, nn.Parameter], parts: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
+        parameters: dict[str, nn.Parameter],
+        parts: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
         steps: range,
-    ) -> None:  # fmt: skip
+    ) -> None:
         for step in steps:
             train(parameters, parts[0], range(step, step + 1))
             parts[1].step()

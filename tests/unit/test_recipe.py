@@ -23,9 +23,17 @@ from vidalign.recipe.differences import differences
 from vidalign.recipe.explain import field_docs, render
 
 TRANSFORMER = dict(
-    patch_size=[1, 8, 8], num_attention_heads=2, attention_head_dim=12, in_channels=3, out_channels=3,
-    text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True,
-)  # fmt: skip
+    patch_size=[1, 8, 8],
+    num_attention_heads=2,
+    attention_head_dim=12,
+    in_channels=3,
+    out_channels=3,
+    text_dim=16,
+    freq_dim=16,
+    ffn_dim=32,
+    num_layers=2,
+    cross_attn_norm=True,
+)
 
 
 @dataclass
@@ -192,9 +200,7 @@ def test_a_mistake_in_a_parent_is_blamed_on_the_parent(folder: Path) -> None:
 
 def test_group_size_of_one(folder: Path) -> None:
     told = only("base.yaml", "objective.group_size=1")
-    assert (
-        told.startswith("a group size of 1 is too small for 'toy' - override 1") and "use 2 or more" in told
-    )
+    assert told.startswith("a group size of 1 is too small for 'toy' - override 1") and "use 2 or more" in told
 
 
 def test_objective_that_does_not_support_the_student(folder: Path) -> None:
@@ -227,9 +233,7 @@ def test_adapter_pattern_that_matches_no_layer(folder: Path) -> None:
 
 
 def test_random_student_is_checked_by_its_specification(folder: Path) -> None:
-    write(
-        "init.yaml", "base: base.yaml\nstudent:\n  init:\n    transformer: " + json.dumps(TRANSFORMER) + "\n"
-    )
+    write("init.yaml", "base: base.yaml\nstudent:\n  init:\n    transformer: " + json.dumps(TRANSFORMER) + "\n")
     assert load_recipe("init.yaml", ["~student.path"]).student.init == {"transformer": TRANSFORMER}
     assert "both path and init - init.yaml:3" in only("init.yaml")
     told = only("init.yaml", "~student.path", "student.init.cache.chunk_framse=3")

@@ -69,9 +69,7 @@ def test_unknown_name_gets_the_nearest() -> None:
 
 def test_plugin_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text(
-        "from vidalign.registry import register\n\n@register('rewards', 'mine')\nclass Mine: pass\n"
-    )
+    file.write_text("from vidalign.registry import register\n\n@register('rewards', 'mine')\nclass Mine: pass\n")
     registry.load_plugin_file(file)
     registry.load_plugin_file(file)  # again: no second run
     assert registry.names("rewards")["mine"] == str(file)
@@ -93,7 +91,5 @@ def test_importing_the_package_is_light() -> None:
         "heavy = [m for m in ('deepspeed', 'torch.distributed', 'torch', 'diffusers') if m in sys.modules]; "
         "assert not heavy, heavy"
     )
-    subprocess.run(
-        [sys.executable, "-c", "import sys, vidalign; assert 'torch' not in sys.modules"], check=True
-    )
+    subprocess.run([sys.executable, "-c", "import sys, vidalign; assert 'torch' not in sys.modules"], check=True)
     subprocess.run([sys.executable, "-c", code], check=True)

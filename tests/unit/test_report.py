@@ -77,10 +77,21 @@ def table(html: str, start: str) -> list[list[str]]:
 def test_the_page_of_one_run_holds_every_prompt_number_and_text(page: Page) -> None:
     text = " ".join(page.text.split())
     for part in [
-        *PROMPTS, "Astrolabe & co", "A summary.", "abc123", "composite", "+0.200", "+0.100 .. +0.300",
-        "0.998", "zero_gradient", "look at the advantages", "name: astrolabe", "2.13.0", "lower is better",
+        *PROMPTS,
+        "Astrolabe & co",
+        "A summary.",
+        "abc123",
+        "composite",
+        "+0.200",
+        "+0.100 .. +0.300",
+        "0.998",
+        "zero_gradient",
+        "look at the advantages",
+        "name: astrolabe",
+        "2.13.0",
+        "lower is better",
         "vidalign train world/astrolabe",
-    ]:  # fmt: skip
+    ]:
         assert part in text, part
 
 
@@ -100,8 +111,11 @@ def test_every_pair_has_its_table() -> None:
     html = render(bench())
     options = re.search(r'<select id="pair">(.*?)</select>', html)
     assert options and re.findall(r">([^<]+)</option>", options[1]) == [
-        "sft against base", "astrolabe against base", "adversary against base", "astrolabe against sft",
-    ]  # fmt: skip
+        "sft against base",
+        "astrolabe against base",
+        "adversary against base",
+        "astrolabe against sft",
+    ]
     head, judge, row, *_ = table(html, 'data-pair="2"')
     assert head[1:4] == ["base", "adversary", "Difference 95 % interval"] and judge == [AUDITOR]
     assert row[:4] == ["composite", "0.550", "0.400", "-0.150 -0.230 .. -0.070"] and row[-1] == "▼ worse"
@@ -253,8 +267,13 @@ def test_console_table_tells_the_same_as_the_page() -> None:
     lines = console.file.getvalue().splitlines()
     row = next(line for line in lines if "composite" in line)
     assert [cell.strip() for cell in re.split("[│|]", row)[1:-1]] == [
-        "composite", "0.500", "0.700", "+0.200", "+0.100 .. +0.300", "better",
-    ]  # fmt: skip
+        "composite",
+        "0.500",
+        "0.700",
+        "+0.200",
+        "+0.100 .. +0.300",
+        "better",
+    ]
 
 
 def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

@@ -49,8 +49,11 @@ class Browser:
         assert CHROMIUM is not None, "the tests of this file are skipped without chromium"
         self.process = subprocess.Popen(
             [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
-            close_fds=False, preexec_fn=place_pipes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            close_fds=False,
+            preexec_fn=place_pipes,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(child_in)
         os.close(child_out)
         self.buffer, self.count, self.session, self.events = b"", 0, "", []  # type: ignore[var-annotated]
@@ -274,8 +277,13 @@ def test_headings_sort_and_unmeasured_rows_stay_last(browser: Browser, url: str)
 def test_judge_and_metric_filter_columns(browser: Browser, url: str) -> None:
     browser.open(url)
     assert [heading.split()[0] for heading in leaderboard(browser)[0]] == [
-        "Row", "composite", "law", "colour", "shape", "pass",
-    ]  # fmt: skip
+        "Row",
+        "composite",
+        "law",
+        "colour",
+        "shape",
+        "pass",
+    ]
     choose(browser, "judge", "trained rewards")
     assert len(leaderboard(browser)[0]) == 3
     choose(browser, "metric", "composite")
@@ -341,8 +349,11 @@ def test_everything_is_reached_by_the_keyboard(browser: Browser, url: str) -> No
             break
     assert seen[:6] == ["theme", *LEVELS]
     assert [name for name in seen if name in ("judge", "metric", "composite", "law")] == [
-        "judge", "metric", "composite", "law",
-    ]  # fmt: skip
+        "judge",
+        "metric",
+        "composite",
+        "law",
+    ]
     browser.key("Enter")
     assert browser.js("document.querySelector('#board [aria-sort]').dataset.metric") == "law"
     outline = browser.js("getComputedStyle(document.activeElement).outlineStyle")

@@ -79,8 +79,10 @@ def test_an_override_of_the_weight_keeps_the_settings_and_the_other_way_round() 
     assert (other.weight, other.config) == (2.0, Scaled.Config("a", 3.0))
     short = load_recipe("world/astrolabe", ["rewards.text_alignment=0.5"]).rewards
     assert {name: one.weight for name, one in short.items()} == {
-        "text_alignment": 0.5, "motion_quality": 1.0, "visual_quality": 1.0,
-    }  # fmt: skip
+        "text_alignment": 0.5,
+        "motion_quality": 1.0,
+        "visual_quality": 1.0,
+    }
 
 
 def test_the_printed_recipe_is_short_where_it_can_be_and_reads_back(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -18,7 +18,7 @@ from vidalign.losses.routing import (
     route_tokens,
     thresholds,
     trimmed_mean,
-)  # fmt: skip
+)
 
 
 def logp(*shape: int, seed: int = 0) -> Tensor:
@@ -58,12 +58,14 @@ def test_every_token_has_one_regime_and_all_occur() -> None:
     assert set(found.tolist()) == {0, 1, 2, 3} and float(shares.sum()) == pytest.approx(1.0)
     a, q = gap(t, s), t.exp() + s.exp()
     bar = sum(one.exp().sort().values[:380].mean() for one in (t, s))
-    conditions = torch.stack([
-        (a < a.sort().values[:380].mean()) & (q >= bar),
-        (a < a.sort().values[:380].mean()) & (q < bar),
-        (a >= a.sort().values[:380].mean()) & (t >= s),
-        (a >= a.sort().values[:380].mean()) & (t < s),
-    ])  # fmt: skip
+    conditions = torch.stack(
+        [
+            (a < a.sort().values[:380].mean()) & (q >= bar),
+            (a < a.sort().values[:380].mean()) & (q < bar),
+            (a >= a.sort().values[:380].mean()) & (t >= s),
+            (a >= a.sort().values[:380].mean()) & (t < s),
+        ]
+    )
     assert (conditions.sum(0) == 1).all() and torch.equal(conditions.long().argmax(0), found)
 
 

@@ -79,9 +79,7 @@ def test_teacher_forcing_equals_all_denoising_passes(policy: CachePolicy) -> Non
     """Against the dense reference, chunk by chunk: clean frames at t = 0, then the noisy chunk."""
     noisy, clean, text = inputs(FRAMES)
     size = policy.chunk_frames
-    sigma = torch.rand(1, FRAMES // size, generator=torch.Generator().manual_seed(1)).repeat_interleave(
-        size, 1
-    )
+    sigma = torch.rand(1, FRAMES // size, generator=torch.Generator().manual_seed(1)).repeat_interleave(size, 1)
     found = student(policy).velocity(noisy, sigma, text, clean=clean)
     for at in range(0, FRAMES, size):
         latents = torch.cat([clean[:, :at], noisy[:, at : at + size]], 1)
@@ -114,9 +112,7 @@ def test_the_context_is_a_value_that_shares_what_it_can() -> None:
     second = network.extend(first, clean[:, 9:12], text)
     assert first.frames == 9 and first.kept == (0, 1, 2, 6, 7, 8)
     assert second.frames == 12 and second.kept == (0, 1, 2, 9, 10, 11)
-    assert all(
-        torch.equal(a, b) for a, b in zip(keys, [k for p in first.pieces for k in p.keys], strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(keys, [k for p in first.pieces for k in p.keys], strict=True))
     assert second.pieces[0].keys[0] is first.pieces[0].keys[0]
     assert second.expand(8).nbytes == second.nbytes and second.expand(8).batch == 8
 

@@ -52,9 +52,7 @@ def _gradients(network: VideoStudent, checkpointing: bool, frames: slice) -> dic
     network.gradient_checkpointing(checkpointing)
     network.zero_grad()
     some = noise[:, frames]
-    network.velocity(
-        some, torch.full((1,), 0.7), text, context, clean=clean[:, frames]
-    ).square().mean().backward()
+    network.velocity(some, torch.full((1,), 0.7), text, context, clean=clean[:, frames]).square().mean().backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 

@@ -102,8 +102,7 @@ def test_the_published_sizes_are_read_off_the_shapes() -> None:
     assert len(tensors) == 825 and sum(x.numel() for x in tensors.values()) == 1_418_996_800
     found = infer_config(tensors, "meta")
     assert all(
-        list(v) == list(network.config[k]) if k == "patch_size" else v == network.config[k]
-        for k, v in found.items()
+        list(v) == list(network.config[k]) if k == "patch_size" else v == network.config[k] for k, v in found.items()
     )
 
 

@@ -60,9 +60,7 @@ def test_a_broadcast_prefix_equals_separate_prefixes_exactly(policy: CachePolicy
     x_t = noisy[:, 9:].repeat_interleave(4, 0) + torch.randn(8, 1, 1, 1, 1)
     sigma = torch.full((8,), 0.8)
     assert shared.nbytes * 4 == separate.nbytes
-    assert torch.equal(
-        network.velocity(x_t, sigma, text, shared), network.velocity(x_t, sigma, text, separate)
-    )
+    assert torch.equal(network.velocity(x_t, sigma, text, shared), network.velocity(x_t, sigma, text, separate))
     longer = [network.extend(c, x_t, text) for c in (shared.expand(4), separate)]
     assert torch.equal(*(network.velocity(x_t, sigma, text, c) for c in longer))
 
@@ -122,9 +120,7 @@ def test_a_rollout_can_be_continued() -> None:
     whole = network.rollout(text, whole_plan, noise).latents
     half = RolloutPlan(0, 2, keep_final=True)
     first = network.rollout(text, half, Noise(noise.initial[:, :6], noise.renoise[:, :, :6]))
-    second = network.rollout(
-        text, half, Noise(noise.initial[:, 6:], noise.renoise[:, :, 6:]), context=first.final
-    )
+    second = network.rollout(text, half, Noise(noise.initial[:, 6:], noise.renoise[:, :, 6:]), context=first.final)
     assert torch.equal(torch.cat([first.latents, second.latents], 1), whole)
 
 
@@ -132,9 +128,7 @@ def test_chunks_are_handed_out_as_they_come() -> None:
     text, network = inputs(3)[2], student()
     plan = RolloutPlan(0, 3)
     seen: list[torch.Tensor] = []
-    out = network.rollout(
-        text, plan, network.draw_noise(plan, seeds(1)), on_chunk=lambda i, x0: seen.append(x0)
-    )
+    out = network.rollout(text, plan, network.draw_noise(plan, seeds(1)), on_chunk=lambda i, x0: seen.append(x0))
     assert torch.equal(torch.cat(seen, 1), out.latents)
 
 
@@ -153,11 +147,7 @@ def test_noise_is_shared_where_the_plan_says() -> None:
 
 def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
     plan = RolloutPlan(0, 1, group_size=40)
-    initial = (
-        Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour", scale=0.6)
-        .initial.flatten(1)
-        .double()
-    )
+    initial = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour", scale=0.6).initial.flatten(1).double()
     assert abs(initial.std().item() - 1) < 0.01
     correlation = torch.corrcoef(initial)
     others = correlation[~torch.eye(40, dtype=torch.bool)]

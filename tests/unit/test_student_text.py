@@ -111,9 +111,7 @@ def test_published_encoder_families(kind: str, tmp_path: Path) -> None:
             "num_attention_heads": 2,
         },
     }[kind]
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=size, pad_token_id=0, eos_token_id=1, **settings
-    )
+    config = getattr(transformers, f"{kind}Config")(vocab_size=size, pad_token_id=0, eos_token_id=1, **settings)
     name = {
         "UMT5": "UMT5EncoderModel",
         "T5": "T5EncoderModel",

@@ -125,9 +125,7 @@ def test_tensorboard_reads_scalars_and_animated_clips(tmp_path: Path) -> None:
     with Tracker(tmp_path, HEADER, total_steps=2, panel="none") as tracker:
         tracker.log(1, METRICS)
         tracker.log(2, {"reward/mean": 0.75})
-        tracker.clips(
-            2, "samples", torch.stack([moving_clip(), moving_clip()]), ["red ball\nreward 0.71", "b"]
-        )
+        tracker.clips(2, "samples", torch.stack([moving_clip(), moving_clip()]), ["red ball\nreward 0.71", "b"])
     found = events(tmp_path / "tensorboard")
     assert [(e.step, e.value) for e in found.Scalars("reward/mean")] == [(1, 0.5), (2, 0.75)]
     assert set(METRICS) <= set(found.Tags()["scalars"])
@@ -155,9 +153,7 @@ def test_tensorboard_forgets_superseded_steps_after_a_resume(tmp_path: Path) -> 
     ]
 
 
-def test_tracking_needs_neither_torch_tensorboard_nor_moviepy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tracking_needs_neither_torch_tensorboard_nor_moviepy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torch.utils.tensorboard", "moviepy"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it would fail
     with Tracker(tmp_path, HEADER, total_steps=1, panel="none") as tracker:

@@ -13,11 +13,20 @@ from vidalign.tracking.health import Metrics, default_monitors
 
 STEPS = 60
 NAMES = {
-    "reward_nan", "reward_constant", "zero_std_groups", "adapter_empty",
-    "zero_gradient", "on_policy_gap", "motion_collapse", "held_out_falling",
-    "discriminator_saturated", "discriminator_blind", "discriminator_memorises", "skipped_updates",
+    "reward_nan",
+    "reward_constant",
+    "zero_std_groups",
+    "adapter_empty",
+    "zero_gradient",
+    "on_policy_gap",
+    "motion_collapse",
+    "held_out_falling",
+    "discriminator_saturated",
+    "discriminator_blind",
+    "discriminator_memorises",
+    "skipped_updates",
     "nobody_selected",
-}  # fmt: skip
+}
 
 
 def healthy(step: int) -> Metrics:
@@ -83,9 +92,7 @@ def test_a_healthy_run_raises_no_warning() -> None:
 def test_each_fault_warns_exactly_once_with_a_fix_and_alone(fault: str) -> None:
     monitors = HealthMonitors()
     warnings = [
-        warning
-        for step in range(1, STEPS + 1)
-        for warning in monitors.check(healthy(step) | FAULTS[fault](step))
+        warning for step in range(1, STEPS + 1) for warning in monitors.check(healthy(step) | FAULTS[fault](step))
     ]
     assert [warning.name for warning in warnings] == [fault.split()[0]]
     assert warnings[0].message and warnings[0].fix

@@ -51,9 +51,14 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     LlavaProcessor(
-        pictures, fast, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        image_token="<image>", chat_template=TEMPLATE,
-    ).save_pretrained(folder)  # fmt: skip
+        pictures,
+        fast,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
     return folder
 
 

@@ -24,10 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def extents(captions: list[str]) -> np.ndarray:
     specs = [parse(caption) for caption in captions]
     return np.array(
-        [
-            [EXTENT[spec.objects[k % len(spec.objects)][1]] * SIZES[spec.size] for k in (0, 1)]
-            for spec in specs
-        ]
+        [[EXTENT[spec.objects[k % len(spec.objects)][1]] * SIZES[spec.size] for k in (0, 1)] for spec in specs]
     )
 
 
@@ -68,9 +65,7 @@ def test_trajectories_follow_brute_force_integration(speeds: str, frames: int) -
     captions = balanced("train", 110, seeded(1))
     scenes = sample(captions, frames, generator=seeded(2), speeds=speeds)
     position = scenes.position.numpy()
-    error = np.abs(integrate(captions, position) - position)[
-        scenes.present.numpy()[:, None].repeat(frames, 1)
-    ]
+    error = np.abs(integrate(captions, position) - position)[scenes.present.numpy()[:, None].repeat(frames, 1)]
     assert error.max() < 0.02, "closed-form events agree with stepping at a thousandth of a frame"
 
 

@@ -39,9 +39,7 @@ def moving() -> list[str]:
 
 @pytest.fixture(scope="module")
 def rows(moving: list[str]) -> dict[str, Row]:
-    return {
-        name: judged(videos, prompts) for name, videos, prompts in perturbations.table(moving, 12, seeded(2))
-    }
+    return {name: judged(videos, prompts) for name, videos, prompts in perturbations.table(moving, 12, seeded(2))}
 
 
 def test_ground_truth_scores_high_even_at_its_worst() -> None:
@@ -124,17 +122,13 @@ def test_scores_fall_steadily_with_the_noise_of_the_track(moving: list[str]) -> 
     means = []
     for sd in (0.0, 0.25, 0.5, 1.0, 2.0):
         row = judged(render(perturbations.noisy_track(scenes, sd, seeded(9))), moving)
-        means.append(
-            [float(row[name].mean()) for name in ("motion_quality", "audit/physics", "audit/composite")]
-        )
+        means.append([float(row[name].mean()) for name in ("motion_quality", "audit/physics", "audit/composite")])
     steps = torch.tensor(means).diff(dim=0)
     assert (steps < 0).all(), "every step of noise costs motion quality, physics and the composite"
     assert 0.65 < means[1][0] < 0.9, "a quarter of a pixel is a small mistake"
 
 
-def repainted(
-    caption: str, frames: slice, *, colour: int | None = None, shape: int | None = None, which: int = 0
-):
+def repainted(caption: str, frames: slice, *, colour: int | None = None, shape: int | None = None, which: int = 0):
     """A true clip of the caption whose object `which` has another colour or shape in some frames."""
     scenes = sample([caption], FRAMES, generator=seeded(10))
     video = render(scenes)
@@ -166,18 +160,14 @@ def test_loophole_attributes_averaged_over_objects() -> None:
 
 def test_loophole_pass_with_wrong_frames() -> None:
     caption = "a small cyan square glides up"
-    videos = torch.cat(
-        [repainted(caption, slice(n, n + 1), shape=SHAPES.index("circle")) for n in range(FRAMES)]
-    )
+    videos = torch.cat([repainted(caption, slice(n, n + 1), shape=SHAPES.index("circle")) for n in range(FRAMES)])
     row = judged(videos, [caption] * FRAMES)
     assert row["strict_pass"].max() == 0, "one wrong shape in any frame is no pass"
     gone = repainted(caption, slice(0, 0)).repeat(FRAMES, 1, 1, 1, 1)
     for n in range(FRAMES):
         gone[n, n] = 0.1
     row = judged(gone, [caption] * FRAMES)
-    assert row["strict_pass"].max() == 0 and row["motion_quality"].max() < 0.2, (
-        "an object that blinks is no pass"
-    )
+    assert row["strict_pass"].max() == 0 and row["motion_quality"].max() < 0.2, "an object that blinks is no pass"
 
 
 def test_loophole_collision_without_approach() -> None:

@@ -37,9 +37,11 @@ class Budget(Callback):
     """
 
     def __init__(
-        self, curve: Callable[[TrainContext], dict[str, float]] | None = None, points: int = 0,
+        self,
+        curve: Callable[[TrainContext], dict[str, float]] | None = None,
+        points: int = 0,
         seconds: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.curve, self.points, self.limit = curve, points, seconds
         self.seconds, self.peak = 0.0, 0.0

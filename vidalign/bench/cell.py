@@ -61,9 +61,11 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     trains = written(config.recipe, config.overrides, "student", "name") or VIDEO
     if trains != judged:
         raise UserError(
-            f"{config.recipe} trains a student of kind {trains!r}", where=f"objectives.{row}.recipe",
-            why=f"the protocol judges students of kind {judged!r}", fix="name a recipe of such a student",
-        )  # fmt: skip
+            f"{config.recipe} trains a student of kind {trains!r}",
+            where=f"objectives.{row}.recipe",
+            why=f"the protocol judges students of kind {judged!r}",
+            fix="name a recipe of such a student",
+        )
     fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
     fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
     recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
@@ -82,9 +84,10 @@ def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
     seen = set(listed(recipe.data.prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
-            f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}", where="data.prompts",
+            f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}",
+            where="data.prompts",
             fix="train on another split",
-        )  # fmt: skip
+        )
 
 
 def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
@@ -189,10 +192,11 @@ def _check_latents(protocol: Protocol, config: RowConfig) -> None:
     for name in ("codec", "height", "width", "text", "sampler"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
-                f"{config.student} has another {name} than the protocol's student", where="objectives",
+                f"{config.student} has another {name} than the protocol's student",
+                where="objectives",
                 why=f"{getattr(theirs, name)}, not {getattr(ours, name)}",
                 fix="start from weights with the same latents, text features and sampler",
-            )  # fmt: skip
+            )
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -202,9 +206,11 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
         return
     if difference := first_difference(recipe.to_yaml(), begun.read_text(encoding="utf-8", errors="replace")):
         raise UserError(
-            "the run was begun with another recipe", where=str(folder), why=difference,
+            "the run was begun with another recipe",
+            where=str(folder),
+            why=difference,
             fix="put the recipe back, or remove the folder to train anew",
-        )  # fmt: skip
+        )
 
 
 def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:

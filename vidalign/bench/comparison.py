@@ -103,9 +103,11 @@ def check_same_protocol(a: Results, b: Results) -> None:
         return
     difference = first_difference(a.protocol.text, b.protocol.text) or "the prompts"
     raise UserError(
-        "results of different protocols cannot be compared", where=f"{a.protocol.name} and {b.protocol.name}",
-        why=f"the first difference is {difference}", fix="measure both by the same protocol",
-    )  # fmt: skip
+        "results of different protocols cannot be compared",
+        where=f"{a.protocol.name} and {b.protocol.name}",
+        why=f"the first difference is {difference}",
+        fix="measure both by the same protocol",
+    )
 
 
 def check_split(results: Results, split: str) -> None:
@@ -141,9 +143,10 @@ def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[lis
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise UserError(
-            f"{name_a!r} and {name_b!r} have no training seed in common", why=f"{sorted(ours)} and {sorted(theirs)}",
+            f"{name_a!r} and {name_b!r} have no training seed in common",
+            why=f"{sorted(ours)} and {sorted(theirs)}",
             fix="measure one of them with the other's seeds",
-        )  # fmt: skip
+        )
     return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 

@@ -83,16 +83,18 @@ def steps_within(recipe: Recipe, currency: str, amount: float) -> int:
         price = cost.reward_calls + cost.teacher_calls if currency == "calls" else getattr(cost, currency)
         if price <= 0 or steps >= LONGEST:
             raise UserError(
-                f"the objective {recipe.objective.name or 'mixture'!r} spends no {currency}", where="budget.currency",
+                f"the objective {recipe.objective.name or 'mixture'!r} spends no {currency}",
+                where="budget.currency",
                 fix="use a budget in forwards or seconds",
-            )  # fmt: skip
+            )
         if spent + price > amount:
             if steps == 0:
                 raise UserError(
-                    f"a budget of {amount:g} {currency} does not pay for one step", where="budget.amount",
+                    f"a budget of {amount:g} {currency} does not pay for one step",
+                    where="budget.amount",
                     why=f"the first step of {recipe.name} costs {price:g}",
                     fix="raise it, or make the steps smaller (trainer.prompts_per_step)",
-                )  # fmt: skip
+                )
             return steps
         spent += price
     raise AssertionError("the costs of steps never end")

@@ -298,8 +298,9 @@ def _pin(protocol: Protocol, tree: Node) -> None:
         if shared:
             raise UserError(
                 f"{len(shared)} prompts are in both splits, the first is {min(shared)!r}",
-                where=tree.locate("out_of_domain"), fix="take them from sources that share none",
-            )  # fmt: skip
+                where=tree.locate("out_of_domain"),
+                fix="take them from sources that share none",
+            )
     sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
     values = {name: getattr(protocol, name) for name in pinned}
@@ -327,10 +328,11 @@ def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
     wanted, found = protocol.evaluation.sigmas, read_spec(protocol.student.path).sampler.sigmas
     if wanted and wanted != found:
         raise UserError(
-            "the start weights have another sampler than the protocol", where=tree.locate("evaluation.sigmas"),
+            "the start weights have another sampler than the protocol",
+            where=tree.locate("evaluation.sigmas"),
             why=f"{protocol.student.path} visits {found}, the protocol {wanted}",
             fix="name other start weights, or their levels",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -376,7 +378,9 @@ def _same_hash(path: Path, wanted: str, where: str) -> str:
         raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
     if not found.startswith(wanted):
         raise DataError(
-            f"{path.name} is not the file that the protocol pins", where=where,
-            why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}", fix="restore the file",
-        )  # fmt: skip
+            f"{path.name} is not the file that the protocol pins",
+            where=where,
+            why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}",
+            fix="restore the file",
+        )
     return found

@@ -166,10 +166,11 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
     if digest_of(plain) != plain["digest"]:
         name = f"{plain.get('row')}, seed {plain.get('seed')}"
         raise DataError(
-            f"the cell {name!r} was changed after it was measured", where=where,
+            f"the cell {name!r} was changed after it was measured",
+            where=where,
             why=f"its digest is {plain['digest'][:12]}, its contents give {digest_of(plain)[:12]}",
             fix="restore the file, or measure again",
-        )  # fmt: skip
+        )
     check_object(plain, {"row": str, "kind": str, "seed": int, "metrics": dict, "drift": dict, "prompt_split": dict})
     _check_name(plain["row"], "row")
     values = {f.name: plain[f.name] for f in fields(Cell)}
@@ -196,8 +197,11 @@ def read_health(health: dict[str, Any] | None, where: str) -> dict[str, Any] | N
     if health is None:
         return None
     if health.get("digest") != digest_of(health):
-        raise DataError("the examination of the judges was changed after it was measured", where=where,
-                        fix="restore the file, or remove it to examine them anew")  # fmt: skip
+        raise DataError(
+            "the examination of the judges was changed after it was measured",
+            where=where,
+            fix="restore the file, or remove it to examine them anew",
+        )
     return {name: value for name, value in health.items() if name != "digest"}
 
 

@@ -72,10 +72,11 @@ class Finished:
     def _from_results(self, results: Results, file: Path) -> None:
         if results.protocol.hash != self.protocol.hash:
             raise UserError(
-                f"{file} holds results of another protocol", where=self.protocol.name,
+                f"{file} holds results of another protocol",
+                where=self.protocol.name,
                 why=first_difference(self.protocol.text, results.protocol.text) or results.protocol.name,
                 fix="name another file, or move this one away",
-            )  # fmt: skip
+            )
         self._add(results.cells)
         self.health = self.health or results.health
 

@@ -113,9 +113,10 @@ class BenchRun:
         write_results(self.folder / RESULTS, results)
         if self.stopping:
             raise Interrupted(
-                f"{len(self.jobs_left())} cells are not finished", where=str(self.folder),
+                f"{len(self.jobs_left())} cells are not finished",
+                where=str(self.folder),
                 fix=f"go on with `{self.command()}`",
-            )  # fmt: skip
+            )
         return results
 
     def collect(self) -> Results:
@@ -137,10 +138,14 @@ class BenchRun:
             cell.command = self._command_of(cell)
             cell.sealed()
         return Results(
-            ProtocolStamp(protocol.name, protocol.hash, protocol.text), protocol.source.version, self.command(),
+            ProtocolStamp(protocol.name, protocol.hash, protocol.text),
+            protocol.source.version,
+            self.command(),
             {"description": machine(), "python": sys.version.split()[0], "cores": os.cpu_count()},
-            protocol.all_prompts, cells, health,
-        )  # fmt: skip
+            protocol.all_prompts,
+            cells,
+            health,
+        )
 
     def _finished(self, job: Job) -> Cell | None:
         """The cell of a job; None when it is not finished, failed, or cannot be read, which is an error like others."""
@@ -242,9 +247,13 @@ class BenchRun:
             *self.overrides,
         ]
         process = subprocess.Popen(
-            [*CELL, *arguments], env={**os.environ, **slot},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            [*CELL, *arguments],
+            env={**os.environ, **slot},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         self.processes.append(process)
         if self.stopping:
             process.send_signal(signal.SIGINT)
@@ -291,9 +300,11 @@ def prepare(protocol: Protocol) -> None:
         if file.is_file():
             if difference := first_difference(protocol.text, file.read_text(encoding="utf-8", errors="replace")):
                 raise UserError(
-                    f"{protocol.folder} holds cells of another protocol", where=protocol.name, why=difference,
+                    f"{protocol.folder} holds cells of another protocol",
+                    where=protocol.name,
+                    why=difference,
                     fix="move the folder away, or put the protocol back",
-                )  # fmt: skip
+                )
             return
         protocol.folder.mkdir(parents=True, exist_ok=True)
         partial = beside(file)
@@ -320,8 +331,12 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
     if made_by != protocol.hash:
-        raise DataError("a cell belongs to another protocol", where=str(file), why=f"{made_by}, not {protocol.hash}",
-                        fix="remove it to measure again")  # fmt: skip
+        raise DataError(
+            "a cell belongs to another protocol",
+            where=str(file),
+            why=f"{made_by}, not {protocol.hash}",
+            fix="remove it to measure again",
+        )
     return found
 
 
@@ -333,9 +348,11 @@ def _check_same_hash(file: Path, recipe_hash: str) -> None:
         return  # told when the cell is read
     if found != recipe_hash:
         raise UserError(
-            "the cell was measured with another recipe", where=str(file),
-            why=f"its hash is {found}, the row's is {recipe_hash}", fix="remove the file to measure anew",
-        )  # fmt: skip
+            "the cell was measured with another recipe",
+            where=str(file),
+            why=f"its hash is {found}, the row's is {recipe_hash}",
+            fix="remove the file to measure anew",
+        )
 
 
 def reference_jobs(protocol: Protocol) -> list[Job]:

@@ -122,9 +122,13 @@ def _tell(error: UserError) -> None:
 
 
 def _warn(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int,
-    file: TextIO | None = None, line: str | None = None,
-) -> None:  # fmt: skip
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning meant for users in one line; those of libraries are for developers and stay silent."""
     if category is UserWarning:
         typer.secho("warning: ", fg="yellow", err=True, nl=False)

@@ -63,9 +63,10 @@ def run(
     typer.echo(f"result: {out or one.folder / RESULTS}")
     if one.errors:
         raise UserError(
-            f"{len(one.errors)} cells failed", why="; ".join(f"{row}, seed {seed}" for row, seed in one.errors),
+            f"{len(one.errors)} cells failed",
+            why="; ".join(f"{row}, seed {seed}" for row, seed in one.errors),
             fix=f"repair them, then `{one.command()}` runs these alone",
-        )  # fmt: skip
+        )
 
 
 @bench.command()

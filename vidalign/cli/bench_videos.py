@@ -59,9 +59,14 @@ def export_videos(
         with owned(out), Progress(transient=True) as progress:
             task = progress.add_task("videos", total=None)
             export(
-                chosen, prompts, out, source, student, config,
+                chosen,
+                prompts,
+                out,
+                source,
+                student,
+                config,
                 report=lambda done, total: progress.update(task, completed=done, total=total),
-            )  # fmt: skip
+            )
     except KeyboardInterrupt as error:
         raise Interrupted(f"what lies in {out} is kept", fix="the same command goes on with what is missing") from error
     typer.echo(str(out))

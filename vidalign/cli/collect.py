@@ -27,9 +27,11 @@ def collect(
     report_warnings(loaded.warnings)
     if loaded.objective.name != "ar_copo":
         raise UsageError(
-            f"the objective {loaded.objective.name!r} does not train from a buffer", where="objective.name",
-            why="groups that fork at a pivot chunk are ar_copo's", fix="use objective.name=ar_copo",
-        )  # fmt: skip
+            f"the objective {loaded.objective.name!r} does not train from a buffer",
+            where="objective.name",
+            why="groups that fork at a pivot chunk are ar_copo's",
+            fix="use objective.name=ar_copo",
+        )
     from vidalign.engine import distributed
     from vidalign.workflows.collect import collect_buffer  # heavy, and not needed to refuse a recipe
 

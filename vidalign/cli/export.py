@@ -25,9 +25,11 @@ def export(
     """Write the student of a run to one file."""
     if out.suffix != ".safetensors":
         raise UsageError(
-            f"a student cannot be written as {out.name!r}", where="--out",
-            why="its weights are a safetensors file", fix="end the file name in .safetensors",
-        )  # fmt: skip
+            f"a student cannot be written as {out.name!r}",
+            where="--out",
+            why="its weights are a safetensors file",
+            fix="end the file name in .safetensors",
+        )
     from vidalign.workflows.export import export_run
     from vidalign.workflows.opened import Saved, check_finished
 

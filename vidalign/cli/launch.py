@@ -48,14 +48,16 @@ def torchrun_command(
     if nodes > 1 and not rendezvous:
         raise UsageError(
             f"{nodes} machines do not know where to meet",
-            where="--rendezvous", fix="add --rendezvous HOST:PORT, the address of one of them, on each",
-        )  # fmt: skip
+            where="--rendezvous",
+            fix="add --rendezvous HOST:PORT, the address of one of them, on each",
+        )
     if run is None:
         raise UsageError(
             "several processes need the name of their run folder",
-            where="--run", why="the default name carries the time, which may differ between them",
+            where="--run",
+            why="the default name carries the time, which may differ between them",
             fix="add --run RUN, a folder that all of them see",
-        )  # fmt: skip
+        )
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     if nodes > 1:
         meet = ["--rdzv-backend", "c10d", "--rdzv-id", run.name, "--rdzv-endpoint", str(rendezvous)]
@@ -69,8 +71,9 @@ def check_processes(recipe: Recipe, gpus: int, nodes: int = 1) -> None:
     if total % count:
         raise UsageError(
             f"{total} prompts a step cannot be shared out to {count} processes",
-            where="trainer.prompts_per_step", fix=f"use a multiple of {count}, or other --gpus and --nodes",
-        )  # fmt: skip
+            where="trainer.prompts_per_step",
+            fix=f"use a multiple of {count}, or other --gpus and --nodes",
+        )
 
 
 def relaunch(gpus: int, nodes: int, rendezvous: str | None, run: Path | None) -> None:

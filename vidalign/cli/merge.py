@@ -28,7 +28,8 @@ def merge(
     judge: Annotated[
         str,
         typer.Option(
-            metavar="METRIC", help="What judges them, NAME or NAME/VALUE: clip_score for real videos. Default: the "
+            metavar="METRIC",
+            help="What judges them, NAME or NAME/VALUE: clip_score for real videos. Default: the "
             "first that the source of the training prompts offers, such as the world's auditor.",
         ),
     ] = "",

@@ -27,9 +27,7 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="Folder of the run; default runs/NAME-TIME.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in RUN.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint in RUN.")] = False,
     trust_checkpoint: Trust = False,
     gpus: Gpus = 1,
     nodes: Nodes = 1,
@@ -95,8 +93,9 @@ def _check_folder(run: Path | None, resume: bool) -> None:
     if saved and not resume:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",
-            where="--run", fix="add --resume to go on with it, or name another folder",
-        )  # fmt: skip
+            where="--run",
+            fix="add --resume to go on with it, or name another folder",
+        )
 
 
 def _interrupted(trainer: Trainer, arguments: list[str], trained: bool) -> Interrupted:

@@ -167,9 +167,7 @@ class WanCodec(Codec):
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
-        mean, std = (
-            like.new_tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std)
-        )
+        mean, std = (like.new_tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
         return mean, std
 
 

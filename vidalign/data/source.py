@@ -153,6 +153,7 @@ def check_kind(chosen: Chosen, student: str) -> None:
         raise DataError(
             f"a {student} student cannot use {shown!r}",
             why=f"its prompts are for students of kind {', '.join(kind.students)}",
-            fix="use world:SPLIT or a text file with one prompt a line" if student == "video" else
-            "use tokens:SPLIT, pictures:SPLIT or a table",
-        )  # fmt: skip
+            fix="use world:SPLIT or a text file with one prompt a line"
+            if student == "video"
+            else "use tokens:SPLIT, pictures:SPLIT or a table",
+        )

@@ -26,8 +26,12 @@ class TableExamples(PromptSource):
 
     def __init__(self, rows: Any, seed: int, where: str, batch: int = 1) -> None:
         if "prompt" not in rows.column_names:
-            raise DataError("the data have no column 'prompt'", where=where,
-                            why=f"columns: {', '.join(rows.column_names)}", fix="rename it")  # fmt: skip
+            raise DataError(
+                "the data have no column 'prompt'",
+                where=where,
+                why=f"columns: {', '.join(rows.column_names)}",
+                fix="rename it",
+            )
         if not len(rows):
             raise DataError("the data hold no row", where=where, fix="write one question a row")
         self.rows, self.where = rows, where
@@ -70,8 +74,12 @@ class TableExamples(PromptSource):
         """Row `index` of the table; `DataError` when its prompt is no text."""
         values: Mapping[str, Any] = self.rows[index]
         if not isinstance(values["prompt"], str) or not values["prompt"].strip():
-            raise DataError("a prompt is no text", where=f"{self.where}, row {index}", why=repr(values["prompt"])[:60],
-                            fix="every row needs a question")  # fmt: skip
+            raise DataError(
+                "a prompt is no text",
+                where=f"{self.where}, row {index}",
+                why=repr(values["prompt"])[:60],
+                fix="every row needs a question",
+            )
         given = values.get("images") or []
         images = tuple(_picture(item, self.where) for item in (given if isinstance(given, list) else [given]))
         found = [values.get(name) for name in ("privileged", "answer", "response")]
@@ -103,13 +111,21 @@ def _load(where: str, name: str, **options: Any) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError("tables are read by the package datasets", where=where, why="it is not installed",
-                        fix="pip install 'vidalign[datasets]'") from error  # fmt: skip
+        raise DataError(
+            "tables are read by the package datasets",
+            where=where,
+            why="it is not installed",
+            fix="pip install 'vidalign[datasets]'",
+        ) from error
     try:
         return datasets.load_dataset(name, **options)
     except (OSError, ValueError) as error:
-        raise DataError("the table cannot be read", where=where, why=str(error).split("\n", 1)[0],
-                        fix="check its name, split and format") from error  # fmt: skip
+        raise DataError(
+            "the table cannot be read",
+            where=where,
+            why=str(error).split("\n", 1)[0],
+            fix="check its name, split and format",
+        ) from error
 
 
 def _picture(item: Any, where: str) -> Any:

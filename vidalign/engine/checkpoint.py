@@ -81,9 +81,14 @@ class Checkpoints:
         return next((step for step in self.steps()[::-1] if _entry(self.path(step), "sound", False)), None)
 
     def save(
-        self, step: int, state: Mapping[str, Any], parts: Mapping[str, Part], *, score: float | None = None,
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        parts: Mapping[str, Part],
+        *,
+        score: float | None = None,
         sound: bool = True,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Write the checkpoint of `step` on all ranks; `CheckpointError` on all ranks if one of them fails.
 
         `state` holds tensors, numbers, strings and containers of them. Older checkpoints stay untouched
@@ -164,9 +169,13 @@ class Checkpoints:
         write_tensors(draft / "state.pt", state)
         files = {str(p.relative_to(draft)): _seal(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         manifest = {
-            "format": 1, "step": step, "score": score, "sound": sound, "world_size": distributed.world_size(),
+            "format": 1,
+            "step": step,
+            "score": score,
+            "sound": sound,
+            "world_size": distributed.world_size(),
             "files": files,
-        }  # fmt: skip
+        }
         _write(draft / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
         for folder in (draft, *(p for p in draft.rglob("*") if p.is_dir())):
             _flush_folder(folder)
@@ -238,10 +247,11 @@ def refuse_foreign_code(path: Path) -> None:
         owner = file.stat().st_uid
         if owner != os.getuid():
             raise CheckpointError(
-                "a ZeRO checkpoint of another user is not loaded", where=str(file),
+                "a ZeRO checkpoint of another user is not loaded",
+                where=str(file),
                 why=f"loading it runs code that it holds; it belongs to user {owner}, you are user {os.getuid()}",
                 fix="add --trust-checkpoint if you trust whoever wrote it",
-            )  # fmt: skip
+            )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -287,9 +297,11 @@ def reading_state(where: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
         raise CheckpointError(
-            "the state in a checkpoint is not that of this run", where=str(where),
-            why=f"{type(error).__name__}: {error}", fix="use the recipe and version that wrote it, or begin anew",
-        ) from error  # fmt: skip
+            "the state in a checkpoint is not that of this run",
+            where=str(where),
+            why=f"{type(error).__name__}: {error}",
+            fix="use the recipe and version that wrote it, or begin anew",
+        ) from error
 
 
 def check_shapes(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

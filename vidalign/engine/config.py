@@ -32,9 +32,11 @@ class EngineConfig:
             raise UserError(f"zero_stage is {self.zero_stage}", where="engine.zero_stage", fix="use 0 to 3")
         if self.name == "deepspeed" and self.precision == "fp64":
             raise UserError(
-                "DeepSpeed has no fp64", where="engine.precision", why="ZeRO keeps fp32 masters",
+                "DeepSpeed has no fp64",
+                where="engine.precision",
+                why="ZeRO keeps fp32 masters",
                 fix="use engine.name=plain, or fp32",
-            )  # fmt: skip
+            )
         needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if needed and (self.name != "deepspeed" or self.zero_stage < needed):
             raise UserError(

@@ -151,9 +151,11 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     file = directory / FOLDER / "mp_rank_00_model_states.pt"
     if not file.is_file():
         raise CheckpointError(
-            "the weights cannot be read from this checkpoint", where=str(directory),
-            why="ZeRO-3 divides them among its processes", fix="use the student at the end of the run, without --step",
-        )  # fmt: skip
+            "the weights cannot be read from this checkpoint",
+            where=str(directory),
+            why="ZeRO-3 divides them among its processes",
+            fix="use the student at the end of the run, without --step",
+        )
     try:
         module = torch.load(file, map_location="cpu", weights_only=False)["module"]
         return {name.removeprefix("network."): weight for name, weight in module.items()}

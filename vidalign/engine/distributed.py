@@ -152,9 +152,11 @@ def check_others(prompts: int) -> None:
     """Raises `UserError` when a step of `prompts` holds no other prompt, whose privilege a control could take."""
     if prompts < 2:
         raise UserError(
-            "another prompt's privilege needs another prompt", where="trainer.prompts_per_step",
-            why="the step has one", fix="use at least 2",
-        )  # fmt: skip
+            "another prompt's privilege needs another prompt",
+            where="trainer.prompts_per_step",
+            why="the step has one",
+            fix="use at least 2",
+        )
 
 
 def check_equal(value: int, what: str) -> None:

@@ -23,9 +23,7 @@ BLOCKS = re.compile(r"(^|\.)(blocks|layers)\.\d")
 class MuonWithAdamW(torch.optim.Optimizer):
     """One optimiser over two: Muon on `matrices`, AdamW on `others`; a schedule scales both learning rates."""
 
-    def __init__(
-        self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig
-    ) -> None:
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> None:
         rate, decay = config.learning_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(

@@ -22,9 +22,7 @@ from vidalign.engine.optimizers import make_optimizer, make_schedule
 
 
 class PlainEngine(Engine):
-    def __init__(
-        self, network: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, total_steps: int
-    ) -> None:
+    def __init__(self, network: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, total_steps: int) -> None:
         super().__init__(network, config)
         self.clip = optimizer.clip
         self.optimizer = make_optimizer(optimizer, self.named_trainable())

@@ -250,9 +250,7 @@ def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
     return [name for name in layers if name in chosen]
 
 
-def inject_adapters(
-    network: nn.Module, names: Iterable[str], config: AdapterConfig, seed: int
-) -> dict[str, Any]:
+def inject_adapters(network: nn.Module, names: Iterable[str], config: AdapterConfig, seed: int) -> dict[str, Any]:
     """Put one frozen LoRA adapter a name on the targeted layers; returns the adapted layers by name.
 
     B is zero and A is the same in every adapter, drawn from `seed`; fp32, or fp64 in an fp64 network.

@@ -64,9 +64,15 @@ class Evaluator:
     """Judges students on the first `count` prompts of a source, `seeds` outputs each; frames: of the ground truth."""
 
     def __init__(
-        self, source: PromptSource, metrics: Sequence[Metric], rewards: CompositeReward | None = None,
-        *, count: int = 64, seeds: int = 1, frames: int = 12,
-    ) -> None:  # fmt: skip
+        self,
+        source: PromptSource,
+        metrics: Sequence[Metric],
+        rewards: CompositeReward | None = None,
+        *,
+        count: int = 64,
+        seeds: int = 1,
+        frames: int = 12,
+    ) -> None:
         self.source, self.metrics, self.rewards = source, list(metrics), rewards
         self.prompts, self.seeds, self.frames = source.first(count), seeds, frames
 
@@ -131,6 +137,5 @@ def _below_clips(result: Evaluation, values: dict[Score, list[torch.Tensor]]) ->
     chosen = dict.fromkeys(score for score in (result.headline, (TRAINED, COMPOSITE)) if score in result.metrics)
     labels = {score: "trained" if score[0] == TRAINED else score[0] for score in chosen if score is not None}
     return [
-        {label: float(torch.cat(values[score])[n]) for score, label in labels.items()}
-        for n in range(len(result.clips))
+        {label: float(torch.cat(values[score])[n]) for score, label in labels.items()} for n in range(len(result.clips))
     ]

@@ -55,17 +55,19 @@ def checked(metric: Metric, found: Any, expected: int) -> dict[str, torch.Tensor
     than long clips."""
     if not isinstance(found, Mapping):
         raise PluginError(
-            f"the metric {metric.name!r} returned a {type(found).__name__}", where=type(metric).__qualname__,
+            f"the metric {metric.name!r} returned a {type(found).__name__}",
+            where=type(metric).__qualname__,
             why="a metric returns a dict of values by name",
-        )  # fmt: skip
+        )
     out = {}
     for name, given in found.items():
         values = as_numbers(given)
         if values is None:
             raise PluginError(
                 f"the metric {metric.name!r} returned {kind_of(given)} under {name!r}",
-                where=type(metric).__qualname__, why=NUMBERS,
-            )  # fmt: skip
+                where=type(metric).__qualname__,
+                why=NUMBERS,
+            )
         if values.ndim == 0 or len(values) != expected:
             count = len(values) if values.ndim else "no list of"
             raise PluginError(
@@ -75,7 +77,8 @@ def checked(metric: Metric, found: Any, expected: int) -> dict[str, torch.Tensor
         if values.ndim != 1 and not (values.ndim == 2 and metric.judges == "long"):
             raise PluginError(
                 f"the metric {metric.name!r} returned {name!r} of shape {list(values.shape)}",
-                where=type(metric).__qualname__, fix="give one number a clip; series are for `judges = 'long'`",
-            )  # fmt: skip
+                where=type(metric).__qualname__,
+                fix="give one number a clip; series are for `judges = 'long'`",
+            )
         out[f"{metric.name}/{name}"] = values.float().cpu()
     return out

@@ -51,9 +51,7 @@ def projected_divergence(
     return _in_chunks(chunk, (hidden, target_hidden.detach()), rows)
 
 
-def projected_cross_entropy(
-    hidden: Tensor, head: Head, targets: Tensor, *, rows: int = ROWS
-) -> tuple[Tensor, Tensor]:
+def projected_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, *, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """``-log p(target)`` ``[R]``, fp32 or wider, with gradient, and whether the target is the likeliest entry ``[R]``.
 
     targets: ``[R]``, entries of the vocabulary.

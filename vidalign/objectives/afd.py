@@ -197,7 +197,8 @@ def _check_weights(weights: dict[str, float]) -> None:
     for name, weight in weights.items():
         if name != "discriminator" and weight != 0:
             raise UserError(
-                f"afd does not train on the reward {name!r}", where=f"rewards.{name}",
+                f"afd does not train on the reward {name!r}",
+                where=f"rewards.{name}",
                 why="its advantage is the discriminator's",
                 fix="give it weight 0 to log it, or use objective astrolabe",
-            )  # fmt: skip
+            )

@@ -142,9 +142,7 @@ class ARCoPO(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def fork(
-        self, ctx: TrainContext, batch: Batch
-    ) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
+    def fork(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
         """Roll out the groups of a batch with the old policy, not judged yet; also the context before their pivot, one
         row a prompt, what is to be judged, and what to log."""
         config, size = self.config, self.config.group_size
@@ -172,9 +170,11 @@ class ARCoPO(Objective):
     def _check_pivots(self, chunks: int) -> None:
         if self.config.pivots > chunks:
             raise UserError(
-                f"the pivot cannot be one of {self.config.pivots} chunks", where="objective.pivots",
-                why=f"a video has {chunks}", fix="use fewer, or 0 for any chunk",
-            )  # fmt: skip
+                f"the pivot cannot be one of {self.config.pivots} chunks",
+                where="objective.pivots",
+                why=f"a video has {chunks}",
+                fix="use fewer, or 0 for any chunk",
+            )
 
     def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
@@ -187,11 +187,16 @@ class ARCoPO(Objective):
         """What shapes a group in a buffer."""
         config, own = self.config, ctx.student.spec.sampler.first_sigmas
         return {
-            "objective.group_size": config.group_size, "objective.noise_scale": config.noise_scale,
-            "objective.neighbours": config.neighbours, "objective.pivots": config.pivots,
-            "data.frames": ctx.frames, "rewards": sorted(ctx.reward_weights), "sampler": ctx.sigmas,
-            "chunk": list(ctx.student.chunk_shape), **({"sampler of the first chunk": own} if own else {}),
-        }  # fmt: skip
+            "objective.group_size": config.group_size,
+            "objective.noise_scale": config.noise_scale,
+            "objective.neighbours": config.neighbours,
+            "objective.pivots": config.pivots,
+            "data.frames": ctx.frames,
+            "rewards": sorted(ctx.reward_weights),
+            "sampler": ctx.sigmas,
+            "chunk": list(ctx.student.chunk_shape),
+            **({"sampler of the first chunk": own} if own else {}),
+        }
 
     @cached_property
     def buffer(self) -> Buffer:
@@ -226,9 +231,13 @@ class ARCoPO(Objective):
             "anchor": torch.arange(anchors, device=sigma.device).repeat_interleave(len(levels)).repeat(count),
         }
         return Experience(
-            tensors, torch.arange(count).repeat_interleave(anchors * len(levels)), ctx.text(groups.prompts),
-            groups.prompts, context, shared={"x0": groups.x0},
-        )  # fmt: skip
+            tensors,
+            torch.arange(count).repeat_interleave(anchors * len(levels)),
+            ctx.text(groups.prompts),
+            groups.prompts,
+            context,
+            shared={"x0": groups.x0},
+        )
 
     # --- loss ---
 
@@ -244,9 +253,7 @@ class ARCoPO(Objective):
         )
         gap = (found.ratio - 1).abs().max()
         if ctx.update == 0 and (not config.buffer or ctx.step == 0):
-            assert gap <= RATIO_GAP, (
-                f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
-            )
+            assert gap <= RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
         recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
         metrics = {
             "objective/ratio_gap/max": gap,

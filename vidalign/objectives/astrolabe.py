@@ -185,8 +185,9 @@ class Astrolabe(Objective):
         if self.config.clip.chunks > chunks:
             raise UserError(
                 f"a clip of {self.config.clip.chunks} chunks does not fit into a video of {chunks}",
-                where="objective.clip.chunks", fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
-            )  # fmt: skip
+                where="objective.clip.chunks",
+                fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
+            )
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(updates=self.config.inner_updates),)
@@ -203,9 +204,12 @@ class Astrolabe(Objective):
             rollout, history = self._roll(ctx, plan, text, batch.ids)
         x0, whole = rollout.latents[:, rollout.branch], self.config.clip.score == "video"
         request, metrics = request_groups(
-            ctx, rollout.latents if whole else x0, batch.prompts, history,
+            ctx,
+            rollout.latents if whole else x0,
+            batch.prompts,
+            history,
             first_frame=0 if whole else plan.prefix * ctx.chunk_frames,
-        )  # fmt: skip
+        )
         metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, size)
         tensors = {"x0": x0, "sample": candidate_ids(batch.ids, size)}
         return Experience(tensors, request.group, text, batch.prompts, rollout.context, metrics, request=request)
@@ -263,15 +267,17 @@ class Astrolabe(Objective):
         primary = self.config.kl.primary
         if len(names) < 2:
             raise UserError(
-                "a selective penalty needs two rewards or more", where="objective.kl.mode",
+                "a selective penalty needs two rewards or more",
+                where="objective.kl.mode",
                 why=f"it looks for samples on which rewards disagree, and {names[0]} is the only one",
                 fix="name a further reward, or use kl.mode: uniform",
-            )  # fmt: skip
+            )
         if primary and primary not in names:
             raise UserError(
-                f"the primary reward {primary!r} is not among the rewards", where="objective.kl.primary",
+                f"the primary reward {primary!r} is not among the rewards",
+                where="objective.kl.primary",
                 fix=f"use {nearest(primary, names) or ' or '.join(names)}",
-            )  # fmt: skip
+            )
         return primary or names[0]
 
     def _select(self, gap: torch.Tensor) -> torch.Tensor:
@@ -292,9 +298,14 @@ class Astrolabe(Objective):
         generators = ctx.generators("loss", [sample // shared * shared for sample in data["sample"].tolist()])
         noise = ctx.normal(x0.shape[1:], generators)
         sigma = sample_sigmas(
-            ctx, generators, x0.shape[1] // ctx.chunk_frames, each=False, first=data.context.frames == 0,
-            sigma_max=config.sigma_max, sigma_min=config.sigma_min,
-        )  # fmt: skip
+            ctx,
+            generators,
+            x0.shape[1] // ctx.chunk_frames,
+            each=False,
+            first=data.context.frames == 0,
+            sigma_max=config.sigma_max,
+            sigma_min=config.sigma_min,
+        )
         x_t = add_noise(x0, noise, sigma)
 
         def predict() -> torch.Tensor:

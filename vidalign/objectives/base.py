@@ -206,9 +206,10 @@ class Objective:
     def cost(self, sizes: StepSizes) -> Cost:
         """What one step of a single process will cost, known from the recipe alone; benchmarks set budgets by it."""
         raise UserError(
-            f"the objective {self.name!r} does not say what a step costs", where=type(self).__qualname__,
+            f"the objective {self.name!r} does not say what a step costs",
+            where=type(self).__qualname__,
             fix="give it a method cost(sizes), see docs/adding_an_objective.md, or use a budget in seconds",
-        )  # fmt: skip
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart beside the weights."""

@@ -145,9 +145,11 @@ class DOPD(Objective):
         shares = routing.fractions(regimes(*everyone)).tolist()
         gaps = routing.gap(*everyone)
         metrics = {
-            "objective/gap/mean": float(gaps.double().mean()), "objective/gap/max": float(gaps.max()),
-            "objective/gap_threshold/mean": found.gap, "objective/confidence_threshold/mean": found.confidence,
-        }  # fmt: skip
+            "objective/gap/mean": float(gaps.double().mean()),
+            "objective/gap/max": float(gaps.max()),
+            "objective/gap_threshold/mean": found.gap,
+            "objective/confidence_threshold/mean": found.confidence,
+        }
         metrics |= {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
         for edge, share in routing.gap_histogram(gaps).items():
             metrics[f"objective/gap_from_{edge}/mean"] = share
@@ -200,10 +202,15 @@ class DOPD(Objective):
             one = self._of(name)
             target = ctx.teacher.model if one.source == "teacher" else ctx.student
             losses = projected_divergence(
-                ours[index], ctx.student.project, hidden[one.source][index], target.project, one.divergence,
-                beta=self.config.beta, top_k=self.config.top_k if one.support == "top_k" else None,
+                ours[index],
+                ctx.student.project,
+                hidden[one.source][index],
+                target.project,
+                one.divergence,
+                beta=self.config.beta,
+                top_k=self.config.top_k if one.support == "top_k" else None,
                 temperature=tokens.temperature_of(ctx),
-            )  # fmt: skip
+            )
             found.append((name, index, losses))
         return found
 

@@ -101,9 +101,11 @@ class Mixture(Objective):
             for role, network in objective.networks(student, teacher).items():
                 if role in found:
                     raise UserError(
-                        f"two objectives train a role called {role!r}", where=f"objectives.{label}",
-                        why="a role has one network and one optimiser", fix="keep one of them",
-                    )  # fmt: skip
+                        f"two objectives train a role called {role!r}",
+                        where=f"objectives.{label}",
+                        why="a role has one network and one optimiser",
+                        fix="keep one of them",
+                    )
                 found[role] = network
         return found
 

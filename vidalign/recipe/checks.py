@@ -23,9 +23,19 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
     """Run every check; returns the warnings."""
     draft = Draft(recipe, tree, broken, problems, [])
     checks: list[Callable[[Draft], None]] = [
-        _objective, _own("objectives"), _rewards, _own("rewards"), _own("discriminators"), _own("teachers"), _teacher,
-        _student, _own("students"), _optimizer, check_prompts, _fit,
-    ]  # fmt: skip
+        _objective,
+        _own("objectives"),
+        _rewards,
+        _own("rewards"),
+        _own("discriminators"),
+        _own("teachers"),
+        _teacher,
+        _student,
+        _own("students"),
+        _optimizer,
+        check_prompts,
+        _fit,
+    ]
     for view in _views(draft):
         for one in checks:
             one(view)
@@ -53,15 +63,22 @@ def _mixture(draft: Draft) -> None:
             if name not in rewards and draft.sound("rewards"):
                 known = ", ".join(rewards) or "none"
                 fix = f"add it to the section rewards, which names {known}"
-                draft.refuse(f"{label!r} uses a reward {name!r} that the recipe does not name",
-                             f"objectives.{label}.rewards.{name}", fix=fix)  # fmt: skip
+                draft.refuse(
+                    f"{label!r} uses a reward {name!r} that the recipe does not name",
+                    f"objectives.{label}.rewards.{name}",
+                    fix=fix,
+                )
     if not parts or {"objectives", "trainer"} & draft.broken:
         return
     steps = range(draft.recipe.trainer.steps)
     idle = [k for k in steps if not any(p.start <= k and (p.stop is None or k < p.stop) for p in parts.values())]
     if idle:
-        draft.refuse(f"no objective takes part in step {idle[0]}", "objectives",
-                     f"{len(idle)} of {len(steps)} steps have nothing to train on", "change start or stop")  # fmt: skip
+        draft.refuse(
+            f"no objective takes part in step {idle[0]}",
+            "objectives",
+            f"{len(idle)} of {len(steps)} steps have nothing to train on",
+            "change start or stop",
+        )
 
 
 def _objective(draft: Draft) -> None:
@@ -71,14 +88,10 @@ def _objective(draft: Draft) -> None:
     kind = draft.recipe.student.name
     if kind not in registry.names("students"):
         known = registry.names("students")
-        draft.refuse(
-            f"there is no kind of student {kind!r}", "student.name", fix=f"known: {', '.join(known)}"
-        )
+        draft.refuse(f"there is no kind of student {kind!r}", "student.name", fix=f"known: {', '.join(known)}")
     elif kind not in needs.students:
         why = f"it trains students of kind {', '.join(needs.students)}"
-        draft.refuse(
-            f"the objective {objective.name!r} does not support the student {kind!r}", "student.name", why
-        )
+        draft.refuse(f"the objective {objective.name!r} does not support the student {kind!r}", "student.name", why)
     engine = draft.recipe.engine
     if needs.whole_student and engine.name == "deepspeed" and engine.zero_stage == 3 and draft.sound("engine"):
         why = "each process projects its own number of chunks, and each would gather the head"
@@ -87,9 +100,7 @@ def _objective(draft: Draft) -> None:
     if isinstance(group, int) and group < needs.min_group:
         why = "the candidates of one prompt are compared with each other" if group == 1 else ""
         fix = f"use {needs.min_group} or more"
-        draft.refuse(
-            f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix
-        )
+        draft.refuse(f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix)
 
 
 def _fit(draft: Draft) -> None:

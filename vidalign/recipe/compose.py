@@ -89,9 +89,7 @@ def merge(below: Node, above: Node, choices: dict[str, str], problems: list[Prob
 
 def _shipped_files() -> dict[str, Path]:
     root = recipes_root()
-    return {
-        str(path.relative_to(root).with_suffix("").as_posix()): path for path in sorted(root.rglob("*.yaml"))
-    }
+    return {str(path.relative_to(root).with_suffix("").as_posix()): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) -> Node:
@@ -108,9 +106,7 @@ def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) ->
             break
         if len(layers) > MAX_BASES:
             why = f"a recipe has at most {MAX_BASES} parents above it"
-            problems.append(
-                Problem("the chain of `base:` is too long", base.where, why, "copy the keys instead")
-            )
+            problems.append(Problem("the chain of `base:` is too long", base.where, why, "copy the keys instead"))
             break
         found = find_recipe(str(base.value), beside=path.parent)
         if found is None:

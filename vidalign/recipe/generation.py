@@ -24,9 +24,11 @@ class ChatConfig:
         names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
         if names != ["privileged", "prompt"]:
             raise UserError(
-                f"the privileged turn {self.privileged!r} cannot be filled in", where="chat.privileged",
-                why=f"it names {', '.join(names) or 'nothing'}", fix="use {prompt} and {privileged}, once each",
-            )  # fmt: skip
+                f"the privileged turn {self.privileged!r} cannot be filled in",
+                where="chat.privileged",
+                why=f"it names {', '.join(names) or 'nothing'}",
+                fix="use {prompt} and {privileged}, once each",
+            )
 
 
 @dataclass
@@ -45,9 +47,14 @@ class Sampling:
     """Tokens that end a response, besides the model's own end-of-text tokens."""
 
     def __post_init__(self) -> None:
-        checks = {"max_new_tokens": self.max_new_tokens >= 1, "temperature": self.temperature >= 0,
-                  "top_p": 0 < self.top_p <= 1, "top_k": self.top_k >= 0}  # fmt: skip
+        checks = {
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": self.temperature >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+        }
         for name, good in checks.items():
             if not good:
-                raise UserError(f"{name} is {getattr(self, name)}", where=f"sampling.{name}",
-                                fix="see the ranges in `Sampling`")  # fmt: skip
+                raise UserError(
+                    f"{name} is {getattr(self, name)}", where=f"sampling.{name}", fix="see the ranges in `Sampling`"
+                )

@@ -20,8 +20,11 @@ from vidalign.recipe.typed import WRONG, choose, convert, mix, unknown_key
 CHOICES = {f.name: str(f.metadata.get("usual", "")) for f in fields(Sections) if "plugin" in f.metadata}
 """Sections that choose a plugin, each with the name where it gives none."""
 LABELLED: dict[str, type[Choice]] = {
-    "objectives": Part, "rewards": RewardChoice, "trackers": Choice, "callbacks": Choice,
-}  # fmt: skip
+    "objectives": Part,
+    "rewards": RewardChoice,
+    "trackers": Choice,
+    "callbacks": Choice,
+}
 """Sections of labels that each name a plugin of the kind of that name."""
 
 
@@ -147,9 +150,7 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         elif "plugin" in spec.metadata:
             chosen = node or Node({}, tree.where)
             values[name] = (
-                choose(spec.metadata["plugin"], chosen, name, problems, CHOICES[name])
-                if node or whole
-                else Choice("")
+                choose(spec.metadata["plugin"], chosen, name, problems, CHOICES[name]) if node or whole else Choice("")
             )
         elif node is not None:
             value = convert(hints[name], node, name, problems)

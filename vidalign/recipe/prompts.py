@@ -116,8 +116,12 @@ def _judged(draft: Draft) -> None:
         if judges not in ("clips", "answers"):
             draft.refuse(f"the metric {name!r} is for benchmarks", path, f"it judges {judges}", "name it in a protocol")
         elif (judges == "answers") != (makes == "texts"):
-            draft.refuse(f"the metric {name!r} cannot judge a {recipe.student.name} student", path,
-                         f"it judges {judges}", "delete it")  # fmt: skip
+            draft.refuse(
+                f"the metric {name!r} cannot judge a {recipe.student.name} student",
+                path,
+                f"it judges {judges}",
+                "delete it",
+            )
     if not metrics and not recipe.rewards and "rewards" not in draft.broken:
         what = "nothing judges the evaluation prompts: what the student makes of them is shown unjudged"
         where = draft.tree.locate("evaluation.prompts" if settings.prompts else "data.eval_prompts")

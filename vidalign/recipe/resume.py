@@ -15,9 +15,20 @@ from vidalign.recipe.source_map import read_yaml
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
-FREE_ON_RESUME = ("trainer.steps", "trainer.micro_batch", "trainer.save_every", "trainer.keep", "trainer.eval_every",
-                  "trainer.max_skipped", "trainer.reward_timeout", "trainer.on_reward_timeout", "tracking",
-                  "trackers", "callbacks", "evaluation")  # fmt: skip
+FREE_ON_RESUME = (
+    "trainer.steps",
+    "trainer.micro_batch",
+    "trainer.save_every",
+    "trainer.keep",
+    "trainer.eval_every",
+    "trainer.max_skipped",
+    "trainer.reward_timeout",
+    "trainer.on_reward_timeout",
+    "tracking",
+    "trackers",
+    "callbacks",
+    "evaluation",
+)
 """Keys that may change when a run goes on: none of them changes a step's update."""
 
 
@@ -28,12 +39,16 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
     if problems or not isinstance(began, dict):
         first = problems[0] if problems else Problem("it is no recipe", str(file))
         raise UserError(
-            "the recipe that the run began with cannot be read", where=str(file), why=f"{first.what}: {first.why}",
+            "the recipe that the run began with cannot be read",
+            where=str(file),
+            why=f"{first.what}: {first.why}",
             fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
-        )  # fmt: skip
+        )
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
     if changed:
         raise UserError(
             "the run in this folder began with another recipe",
-            where=str(file), why="; ".join(changed), fix="resume with that recipe, or start anew in another --run",
-        )  # fmt: skip
+            where=str(file),
+            why="; ".join(changed),
+            fix="resume with that recipe, or start anew in another --run",
+        )

@@ -116,9 +116,7 @@ def _parse(text: str, file: str, override: str, problems: list[Problem]) -> Node
         return Node(tree.value, override or file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problems.append(
-            Problem("this is not valid YAML", override or f"{file}:{line}", why=str(error.problem))
-        )
+        problems.append(Problem("this is not valid YAML", override or f"{file}:{line}", why=str(error.problem)))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the 40th of a month
         problems.append(Problem("this is not valid YAML", override or file, why=str(error)))
     return Node({}, override or file)

@@ -34,8 +34,6 @@ class NoSettings:
     """Of a reward that declares no ``Config``."""
 
 
-
-
 def build(cls: type[T], node: Node, path: str, problems: list[Problem], default: Any = None) -> T | None:
     """An instance of the dataclass `cls`, or None when a required value is missing or wrong.
 
@@ -156,9 +154,7 @@ def mix(kind: str, cls: type[C], node: Node, path: str, problems: list[Problem])
 
 def placed(error: UserError, where: str) -> list[Problem]:
     """The problems of an error, blamed on the place `where` in a recipe."""
-    return [
-        Problem(p.what, f"{where} ({p.where})" if p.where else where, p.why, p.fix) for p in error.problems
-    ]
+    return [Problem(p.what, f"{where} ({p.where})" if p.where else where, p.why, p.fix) for p in error.problems]
 
 
 def unknown_key(path: str, where: str, known: Any, hints: dict[str, Any] | None = None) -> Problem:
@@ -203,9 +199,7 @@ def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
     return value
 
 
-def _construct(
-    cls: type[T], values: dict[str, Any], node: Node, path: str, problems: list[Problem]
-) -> T | None:
+def _construct(cls: type[T], values: dict[str, Any], node: Node, path: str, problems: list[Problem]) -> T | None:
     try:
         return cls(**values)
     except UserError as error:

@@ -48,10 +48,13 @@ def history_charts(history: History) -> list[Chart]:
         key=lambda family: (order.index(family[0]), CHART_ORDER.get(family[1], 9)),
     )
     return [
-        Chart(title, [_history_trace(label, history[name], clock) for name, label in families[group, title]],
-              GROUP_TITLES[group])
+        Chart(
+            title,
+            [_history_trace(label, history[name], clock) for name, label in families[group, title]],
+            GROUP_TITLES[group],
+        )
         for group, title in known
-    ]  # fmt: skip
+    ]
 
 
 def _clock(history: History) -> dict[int, float]:

@@ -134,9 +134,13 @@ class CompositeReward:
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float],
-        *, seconds: Mapping[str, float] | None = None, on_timeout: OnTimeout = "stop",
-    ) -> None:  # fmt: skip
+        self,
+        rewards: Mapping[str, Reward],
+        weights: Mapping[str, float],
+        *,
+        seconds: Mapping[str, float] | None = None,
+        on_timeout: OnTimeout = "stop",
+    ) -> None:
         assert rewards and set(rewards) == set(weights), "every reward needs a weight"
         self.rewards = dict(rewards)
         self.weights = dict(weights)

@@ -55,9 +55,11 @@ class RewardCall:
         found = self.reward.score(clips, list(prompts))
         if clips._version != before:
             raise PluginError(
-                f"the reward {self.name!r} changed the clips that it was given", where=type(self.reward).__qualname__,
-                why="other rewards judge the same clips", fix="change a copy, clips.clone()",
-            )  # fmt: skip
+                f"the reward {self.name!r} changed the clips that it was given",
+                where=type(self.reward).__qualname__,
+                why="other rewards judge the same clips",
+                fix="change a copy, clips.clone()",
+            )
         return found
 
     def _score_in_time(self, clips: Any, prompts: Sequence[Any]) -> Any:
@@ -88,9 +90,10 @@ class RewardCall:
         what = f"the reward {self.name!r} takes longer than {self.seconds:g} s"
         if self.on_timeout == "stop":
             raise PluginError(
-                what, where="trainer.reward_timeout",
+                what,
+                where="trainer.reward_timeout",
                 fix="raise it, or go on without its scores with trainer.on_reward_timeout=nan",
-            )  # fmt: skip
+            )
         warnings.warn(f"{what}: its clips are not scored", UserWarning, stacklevel=2)
         return {self.name: torch.full((count,), torch.nan)}
 

@@ -140,9 +140,10 @@ class DiscriminatorReward(TrainableReward):
         if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
             raise UserError(
                 f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
-                where="discriminator", why="size and length would give the student away",
+                where="discriminator",
+                why="size and length would give the student away",
                 fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
-            )  # fmt: skip
+            )
         found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
         if self.config.reencode:
             with torch.no_grad():

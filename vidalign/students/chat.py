@@ -97,9 +97,12 @@ class ChatEncoder:
         return TokenBatch(ids, mask, torch.zeros(len(rows), 0, dtype=torch.bool), inputs)
 
     def compose(
-        self, examples: Sequence[Example], response_ids: Tensor, response: Tensor,
+        self,
+        examples: Sequence[Example],
+        response_ids: Tensor,
+        response: Tensor,
         privileged: Sequence[str] | None = None,
-    ) -> TokenBatch:  # fmt: skip
+    ) -> TokenBatch:
         """The same response tokens ``[N, R]`` (with their mask) behind other prompts; arguments as for `prompts`."""
         before = self.prompts(examples, privileged)
         device = response_ids.device
@@ -123,8 +126,11 @@ class ChatEncoder:
         text = self.text(example, privileged)
         if self.processor is None:
             if example.images:
-                raise DataError("the student cannot see pictures", why="it is a causal language model",
-                                fix="use a vision-language model")  # fmt: skip
+                raise DataError(
+                    "the student cannot see pictures",
+                    why="it is a causal language model",
+                    fix="use a vision-language model",
+                )
             return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
         pictures = {"images": list(example.images)} if example.images else {}
         found = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))

@@ -68,8 +68,12 @@ def written_layers(path: str) -> list[str]:
 def check_folder(draft: Draft, path: str, key: str) -> None:
     """A folder that transformers can read holds a configuration."""
     if not (Path(path) / "config.json").is_file():
-        draft.refuse(f"the folder {path!r} holds no model of transformers", key, "there is no config.json",
-                     "name a folder written by save_pretrained, or a file")  # fmt: skip
+        draft.refuse(
+            f"the folder {path!r} holds no model of transformers",
+            key,
+            "there is no config.json",
+            "name a folder written by save_pretrained, or a file",
+        )
 
 
 def check_teacher_weights(draft: Draft, path: str, kind: str) -> None:

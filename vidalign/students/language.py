@@ -58,10 +58,11 @@ class LanguageStudent(nn.Module):
         scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
         if scaled:
             raise UserError(
-                f"models of type {model.config.model_type!r} are not supported", where="student",
+                f"models of type {model.config.model_type!r} are not supported",
+                where="student",
                 why=f"{scaled[0]} changes the logits after the projection, which the losses do themselves",
                 fix="use a model with a plain lm_head, such as Qwen3 or Llama",
-            )  # fmt: skip
+            )
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -129,9 +130,12 @@ class LanguageStudent(nn.Module):
         return self._here(self.chat.prompts(examples, privileged))
 
     def compose(
-        self, examples: Sequence[Example], response_ids: Tensor, response: Tensor,
+        self,
+        examples: Sequence[Example],
+        response_ids: Tensor,
+        response: Tensor,
         privileged: Sequence[str] | None = None,
-    ) -> TokenBatch:  # fmt: skip
+    ) -> TokenBatch:
         """Given responses ``[N, R]`` behind the examples' prompts, bare or privileged; see `ChatEncoder.compose`."""
         return self._here(self.chat.compose(examples, response_ids.cpu(), response.cpu(), privileged))
 
@@ -150,10 +154,15 @@ class LanguageStudent(nn.Module):
         sampler = CounterSampler(sampling, generators, self.picture_ids)
         self.model.eval()  # whatever a wrapper has set: the cache needs it
         ids = self.model.generate(
-            input_ids=prompts.ids, attention_mask=prompts.mask.long(), **prompts.inputs,
-            logits_processor=[sampler], do_sample=False, max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=self._stops(sampling), pad_token_id=self.chat.pad,
-        )  # fmt: skip
+            input_ids=prompts.ids,
+            attention_mask=prompts.mask.long(),
+            **prompts.inputs,
+            logits_processor=[sampler],
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=self._stops(sampling),
+            pad_token_id=self.chat.pad,
+        )
         sampled = ids[:, prompts.ids.shape[1] :]
         stopped = torch.isin(sampled, torch.tensor(self._stops(sampling), device=sampled.device))
         response = stopped.cumsum(1) - stopped.long() == 0  # up to and with the first stop token
@@ -164,9 +173,7 @@ class LanguageStudent(nn.Module):
         return TokenBatch(ids, mask, response, lengthen(prompts.inputs, ids.shape), logprobs)
 
     @torch.no_grad()
-    def sample(
-        self, prompts: Sequence[str | Example], *, seed: int = 0, temperature: float | None = None
-    ) -> list[str]:
+    def sample(self, prompts: Sequence[str | Example], *, seed: int = 0, temperature: float | None = None) -> list[str]:
         """The response to every prompt; an `Example` brings pictures. temperature: the student's own unless given."""
         examples = [Example(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         sampling = self.spec.sampling if temperature is None else replace(self.spec.sampling, temperature=temperature)
@@ -266,6 +273,9 @@ def _token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
     known = tokenizer.get_vocab()
     for name in names:
         if name not in known:
-            raise UserError(f"the stop token {name!r} is not in the vocabulary", where="sampling.stop",
-                            fix="give one whole token of the tokenizer")  # fmt: skip
+            raise UserError(
+                f"the stop token {name!r} is not in the vocabulary",
+                where="sampling.stop",
+                fix="give one whole token of the tokenizer",
+            )
     return [known[name] for name in names]

@@ -37,8 +37,12 @@ def new_model(config: dict[str, Any]) -> Any:
         kind = AutoModelForImageTextToText if sees_pictures(built) else AutoModelForCausalLM
         return kind.from_config(built)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError("the student's model cannot be built", where="student.init.config", why=str(error),
-                        fix="give a transformers configuration with its model_type") from error  # fmt: skip
+        raise UserError(
+            "the student's model cannot be built",
+            where="student.init.config",
+            why=str(error),
+            fix="give a transformers configuration with its model_type",
+        ) from error
 
 
 def sees_pictures(config: Any) -> bool:
@@ -58,8 +62,12 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
             return processor.tokenizer, processor
         return AutoTokenizer.from_pretrained(source), None
     except (OSError, ValueError) as error:
-        raise CheckpointError("the tokenizer cannot be read", where=name, why=str(error).split("\n", 1)[0],
-                              fix="give a folder or a hub name that has one") from error  # fmt: skip
+        raise CheckpointError(
+            "the tokenizer cannot be read",
+            where=name,
+            why=str(error).split("\n", 1)[0],
+            fix="give a folder or a hub name that has one",
+        ) from error
 
 
 def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None:
@@ -110,8 +118,12 @@ def load_transformers(name: str) -> LanguageStudent:
         with no_bars("transformers"):
             model = kind.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
-        raise CheckpointError("the model cannot be loaded", where=name, why=str(error).split("\n", 1)[0],
-                              fix="give a folder, a hub name, or weights saved by vidalign") from error  # fmt: skip
+        raise CheckpointError(
+            "the model cannot be loaded",
+            where=name,
+            why=str(error).split("\n", 1)[0],
+            fix="give a folder, a hub name, or weights saved by vidalign",
+        ) from error
     values = {"model_type": config.model_type, **config.to_diff_dict()}
     tokenizer, processor = tokenizer_and_processor(name, config)
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None

@@ -39,8 +39,12 @@ class LanguageSpec:
                     parts[name] = kind(**parts[name])
             return cls(**parts)
         except TypeError as error:
-            raise UserError("the language student's specification cannot be read", where="student.init",
-                            why=str(error), fix="see LanguageSpec") from error  # fmt: skip
+            raise UserError(
+                "the language student's specification cannot be read",
+                where="student.init",
+                why=str(error),
+                fix="see LanguageSpec",
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

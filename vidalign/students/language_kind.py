@@ -54,8 +54,12 @@ class Language:
         if _is_blind(draft):
             for key, source in sources(draft).items():
                 if find_source(source)[0].brings_pictures:
-                    draft.refuse("the student cannot see pictures", key, "it is a causal language model",
-                                 "use a vision-language model, or prompts without pictures")  # fmt: skip
+                    draft.refuse(
+                        "the student cannot see pictures",
+                        key,
+                        "it is a causal language model",
+                        "use a vision-language model, or prompts without pictures",
+                    )
 
 
 def _is_blind(draft: Draft) -> bool:

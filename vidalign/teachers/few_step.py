@@ -51,7 +51,8 @@ class FewStepTeacher:
         for name, (own, other) in pairs.items():
             if own != other:
                 raise UserError(
-                    f"student and teacher differ in their {name}", where="teacher.path",
+                    f"student and teacher differ in their {name}",
+                    where="teacher.path",
                     why=f"the student has {own}, the teacher {other}",
                     fix="distil from a few-step teacher of the same transport",
-                )  # fmt: skip
+                )

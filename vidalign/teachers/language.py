@@ -37,8 +37,12 @@ class LanguageTeacher:
         student = draft.recipe.student
         ours, theirs = (written_config(p).get("vocab_size") for p in ("" if student.init else student.path, path))
         if ours and theirs and ours != theirs:
-            draft.refuse("student and teacher have other vocabularies", "teacher.path", f"{ours} and {theirs} entries",
-                         "use a teacher of the same model family")  # fmt: skip
+            draft.refuse(
+                "student and teacher have other vocabularies",
+                "teacher.path",
+                f"{ours} and {theirs} entries",
+                "use a teacher of the same model family",
+            )
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:

@@ -84,9 +84,14 @@ class PipelineTeacher:
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> PipelineTeacher:
         return cls(
-            lambda: load_pipeline(config.path), config.path, ClipShape.of(spec, frames), Path(config.cache),
-            per_prompt=config.per_prompt, steps=config.steps, options=config.options,
-        )  # fmt: skip
+            lambda: load_pipeline(config.path),
+            config.path,
+            ClipShape.of(spec, frames),
+            Path(config.cache),
+            per_prompt=config.per_prompt,
+            steps=config.steps,
+            options=config.options,
+        )
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """One of the clips of each prompt, drawn by its generator: ``[B, F, 3, H, W]`` in [0, 1], float32."""
@@ -135,8 +140,10 @@ def load_pipeline(path: str) -> Any:
         except (OSError, ValueError, ImportError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"the pipeline {path!r} cannot be loaded", where="teacher.path", why=why,
+                f"the pipeline {path!r} cannot be loaded",
+                where="teacher.path",
+                why=why,
                 fix="name a folder or hub model that holds a text-to-video pipeline of diffusers",
-            ) from error  # fmt: skip
+            ) from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)

@@ -15,11 +15,18 @@ def _table(path: str) -> dict[str, str]:
     try:
         table = read_json(Path(path))
     except (OSError, ValueError) as error:
-        raise DataError(f"the dense prompts {path!r} cannot be read", where="objective.dense_prompts", why=str(error),
-                        fix="write a JSON object from prompts to dense prompts") from error  # fmt: skip
+        raise DataError(
+            f"the dense prompts {path!r} cannot be read",
+            where="objective.dense_prompts",
+            why=str(error),
+            fix="write a JSON object from prompts to dense prompts",
+        ) from error
     if not isinstance(table, dict):
-        raise DataError(f"the dense prompts {path!r} are no table", where="objective.dense_prompts",
-                        fix="write a JSON object from prompts to dense prompts")  # fmt: skip
+        raise DataError(
+            f"the dense prompts {path!r} are no table",
+            where="objective.dense_prompts",
+            fix="write a JSON object from prompts to dense prompts",
+        )
     return table
 
 
@@ -28,6 +35,10 @@ def dense_prompts(prompts: Sequence[str], path: str) -> list[str]:
     table = _table(path)
     missing = next((prompt for prompt in prompts if prompt not in table), None)
     if missing is not None:
-        raise DataError("a prompt has no dense prompt", where=path, why=f"{missing[:60]!r} is not among its keys",
-                        fix="add it to the table")  # fmt: skip
+        raise DataError(
+            "a prompt has no dense prompt",
+            where=path,
+            why=f"{missing[:60]!r} is not among its keys",
+            fix="add it to the table",
+        )
     return [str(table[prompt]) for prompt in prompts]

@@ -73,9 +73,11 @@ class ClipStore:
         broken = self._broken(entries)
         if broken and not skip_corrupt:
             raise DataError(
-                f"{len(broken)} of {len(entries)} clips cannot be used: {', '.join(broken)}", where=str(path),
-                why=next(iter(broken.values())), fix="repair or delete them, or set teacher.skip_corrupt: true",
-            )  # fmt: skip
+                f"{len(broken)} of {len(entries)} clips cannot be used: {', '.join(broken)}",
+                where=str(path),
+                why=next(iter(broken.values())),
+                fix="repair or delete them, or set teacher.skip_corrupt: true",
+            )
         if broken:
             warnings.warn(f"{path}: {len(broken)} clips are skipped: {', '.join(broken)}", stacklevel=2)
         self.entries: dict[str, list[Entry]] = {}
@@ -129,8 +131,9 @@ class ClipStore:
             rate = (len(times) - 1) / float(times[-1] - times[0])
             warnings.warn(
                 f"{self.path}: clips are not resampled to the student's rate, because teacher.fps is 0; {entry.name} "
-                f"has {rate:.3g} frames a second", stacklevel=3,
-            )  # fmt: skip
+                f"has {rate:.3g} frames a second",
+                stacklevel=3,
+            )
 
     def _broken(self, entries: list[Entry]) -> dict[str, str]:
         """Names of unusable clips with the reason, the same on every process."""
@@ -196,9 +199,11 @@ def _listed(table: Path) -> list[tuple[Path, str]]:
             pairs.append((inside(table.parent, row["file_name"]), str(row["prompt"]).strip()))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                "a line of metadata.jsonl cannot be used", where=f"{table}:{number}",
-                why=f"{type(error).__name__}: {error}", fix='write {"file_name": "a.mp4", "prompt": "..."}',
-            ) from error  # fmt: skip
+                "a line of metadata.jsonl cannot be used",
+                where=f"{table}:{number}",
+                why=f"{type(error).__name__}: {error}",
+                fix='write {"file_name": "a.mp4", "prompt": "..."}',
+            ) from error
     return pairs
 
 
@@ -236,9 +241,11 @@ def _table(path: Path) -> list[Entry]:
     columns = getattr(table, "column_names", None)
     if not isinstance(columns, list) or not {"prompt", "video"} <= set(columns):
         raise DataError(
-            "the table has no columns prompt and video", where=str(path), why=f"it has {columns}",
+            "the table has no columns prompt and video",
+            where=str(path),
+            why=f"it has {columns}",
             fix="save one split with these two columns",
-        )  # fmt: skip
+        )
     if isinstance(table.features["video"], datasets.Video):
         table = table.cast_column("video", datasets.Video(decode=False))
     base = path.parent if path.is_file() else path
@@ -272,9 +279,11 @@ def _row(table: Any, number: int, prompt: str, name: str, base: Path) -> Entry:
             return inside(base, str(video))
         except ValueError as error:
             raise DataError(
-                "a row of the table cannot be used", where=f"{base}, row {number}", why=str(error),
+                "a row of the table cannot be used",
+                where=f"{base}, row {number}",
+                why=str(error),
                 fix="give paths below the table's folder, or the bytes",
-            ) from error  # fmt: skip
+            ) from error
 
     kind = Path(name).suffix.lower() or ".mp4"
     return Entry(prompt, f"row {number}" + (f" ({name})" if name else ""), kind, load)

@@ -23,9 +23,7 @@ class PromptFeatures:
     features are kept between runs, one safetensors file per encoder and prompt.
     """
 
-    def __init__(
-        self, build: Callable[[], TextEncoder], key: str = "", folder: str | Path | None = None
-    ) -> None:
+    def __init__(self, build: Callable[[], TextEncoder], key: str = "", folder: str | Path | None = None) -> None:
         self._build = build
         self._encoder: TextEncoder | None = None
         self.key = key

@@ -68,9 +68,7 @@ def gif_bytes(frames: np.ndarray, fps: float = DEFAULT_FPS) -> bytes:
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
     paletted = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     buffer = io.BytesIO()
-    paletted[0].save(
-        buffer, "GIF", save_all=True, append_images=paletted[1:], loop=0, duration=round(1000 / fps)
-    )
+    paletted[0].save(buffer, "GIF", save_all=True, append_images=paletted[1:], loop=0, duration=round(1000 / fps))
     return buffer.getvalue()
 
 

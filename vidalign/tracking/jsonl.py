@@ -116,8 +116,12 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def _not_ours(where: str, why: str) -> UserError:
-    return UserError("the log of the run cannot be read", where=where, why=why,
-                     fix="move the file away: a run without its log can be used, its curves are lost")  # fmt: skip
+    return UserError(
+        "the log of the run cannot be read",
+        where=where,
+        why=why,
+        fix="move the file away: a run without its log can be used, its curves are lost",
+    )
 
 
 def read_history(path: str | Path) -> History:

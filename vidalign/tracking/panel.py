@@ -132,9 +132,7 @@ class LivePanel:
         if progress.warning is not None:
             warning = progress.warning
             message, fix = escape(warning.message), escape(warning.fix)
-            parts.append(
-                Text.from_markup(f"[yellow]warning {warning.name}[/]: {message}\n[dim]fix:[/] {fix}")
-            )
+            parts.append(Text.from_markup(f"[yellow]warning {warning.name}[/]: {message}\n[dim]fix:[/] {fix}"))
         return Box(Group(*parts), title="vidalign", title_align="left", border_style="dim")
 
     def _show(self) -> None:
@@ -172,9 +170,7 @@ class LivePanel:
 Panel = PlainPanel | LivePanel
 
 
-def make_panel(
-    mode: Mode, total_steps: int, start_step: int = 0, console: Console | None = None
-) -> Panel | None:
+def make_panel(mode: Mode, total_steps: int, start_step: int = 0, console: Console | None = None) -> Panel | None:
     """`auto` is live on a terminal and plain elsewhere; `none` gives None."""
     assert mode in ("auto", "live", "plain", "none"), f"{mode!r} is not one of auto, live, plain, none"
     if mode == "none":

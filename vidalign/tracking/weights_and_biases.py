@@ -49,9 +49,16 @@ class WandbTracker(TrackerPlugin):
         file = run.folder / ID_FILE
         known = file.read_text(encoding="utf-8").strip() if run.start_step and file.is_file() else None
         self._run = self._wandb.init(
-            project=config.project, entity=config.entity, name=config.run_name or run.folder.name, mode=config.mode,
-            tags=config.tags, dir=str(run.folder), config=run.header, id=known, resume="allow" if known else None,
-        )  # fmt: skip
+            project=config.project,
+            entity=config.entity,
+            name=config.run_name or run.folder.name,
+            mode=config.mode,
+            tags=config.tags,
+            dir=str(run.folder),
+            config=run.header,
+            id=known,
+            resume="allow" if known else None,
+        )
         self._run.define_metric("*", step_metric="step")
         file.write_text(f"{self._run.id}\n", encoding="utf-8")
 
@@ -75,7 +82,9 @@ def _wandb() -> ModuleType:
         import wandb
     except ImportError as error:
         raise UserError(
-            "the tracker wandb needs the package wandb", where="trackers.wandb", why=str(error),
+            "the tracker wandb needs the package wandb",
+            where="trackers.wandb",
+            why=str(error),
             fix="pip install 'vidalign[wandb]', or delete it from the recipe",
-        ) from error  # fmt: skip
+        ) from error
     return wandb

@@ -34,18 +34,21 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     objective = build_objective(recipe)
     if not isinstance(objective, ARCoPO):
         raise UserError(
-            f"the objective {recipe.objective.name!r} does not train from a buffer", where="objective.name",
-            why="groups that fork at a pivot chunk are ar_copo's", fix="use objective.name=ar_copo",
-        )  # fmt: skip
+            f"the objective {recipe.objective.name!r} does not train from a buffer",
+            where="objective.name",
+            why="groups that fork at a pivot chunk are ar_copo's",
+            fix="use objective.name=ar_copo",
+        )
     if groups < 1:
         raise UserError(f"cannot collect {groups} groups", where="--groups", fix="use 1 or more")
     ctx = build_context(recipe, objective, Tracker.silent())
     size, ranks = recipe.trainer.prompts_per_step, distributed.world_size()
     if size % ranks:
         raise UserError(
-            f"{size} prompts a set cannot be shared out to {ranks} processes", where="trainer.prompts_per_step",
+            f"{size} prompts a set cannot be shared out to {ranks} processes",
+            where="trainer.prompts_per_step",
             fix=f"use a multiple of {ranks}",
-        )  # fmt: skip
+        )
     sets = -(-groups // size)
     student = weights_hash(ctx.policies.weights("old"))
     header = BufferHeader(student, recipe.hash, sets * size, objective.settings(ctx))

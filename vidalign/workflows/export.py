@@ -46,6 +46,8 @@ def _scores(file: Path) -> dict[str, float]:
         return {name: round(fmean(x for x in v if x is not None), 4) for name, v in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            "the evaluation of the run cannot be read", where=str(file), why=str(error),
+            "the evaluation of the run cannot be read",
+            where=str(file),
+            why=str(error),
             fix="delete it, or write it again with `vidalign evaluate --run RUN`",
-        ) from error  # fmt: skip
+        ) from error

@@ -103,9 +103,11 @@ def merge_runs(
     scale = choose_scale(judged) if judged else scales[0]
     if scale is None:
         raise UserError(
-            "no scale raises the trained rewards without lowering the out-of-domain score", where="--scale",
-            why="the table shows what each of them does", fix="give the one you want with --scale",
-        )  # fmt: skip
+            "no scale raises the trained rewards without lowering the out-of-domain score",
+            where="--scale",
+            why="the table shows what each of them does",
+            fix="give the one you want with --scale",
+        )
     _add(network, scale)
     student = network.merge_and_unload(adapter_names=["merged"])
     origin = {name: {"run": run.folder.name, "recipe_hash": run.recipe.hash} for name, run in runs.items()}
@@ -120,9 +122,11 @@ def _same_start(runs: Mapping[str, FinishedRun]) -> str:
     hashes = {name: weights_hash(build_student(run.recipe).state_dict()) for name, run in runs.items()}
     if len(set(hashes.values())) > 1:
         raise UserError(
-            "the two runs began with different weights", where=" and ".join(str(r.folder) for r in runs.values()),
-            why=f"{hashes}", fix="train both adapters on the same student",
-        )  # fmt: skip
+            "the two runs began with different weights",
+            where=" and ".join(str(r.folder) for r in runs.values()),
+            why=f"{hashes}",
+            fix="train both adapters on the same student",
+        )
     return hashes["on_policy"]
 
 
@@ -135,9 +139,11 @@ def _with_adapters(runs: Mapping[str, FinishedRun]) -> Any:
         if not file.is_file():
             why = "it trained all weights" if run.recipe.student.adapter is None else "its last step was never reached"
             raise CheckpointError(
-                f"the {name} run has no adapter", where=str(file), why=why,
+                f"the {name} run has no adapter",
+                where=str(file),
+                why=why,
                 fix="train it with student.adapter={rank: 32}; only adapters are merged",
-            )  # fmt: skip
+            )
     student = build_student(runs["semi"].recipe).requires_grad_(False)
     folders = {name: str(run.folder / ADAPTER) for name, run in runs.items()}
     with warnings.catch_warnings():
@@ -156,9 +162,7 @@ def _add(network: Any, scale: float) -> None:
     network.set_adapter("merged")
 
 
-def _sweep(
-    network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores, stage: Stage
-) -> list[Judged]:
+def _sweep(network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores, stage: Stage) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
     generate: Callable[..., torch.Tensor] = sampler_of(recipe, network.get_base_model())
     with network.disable_adapter():

@@ -55,10 +55,11 @@ class MergeScores:
         inside, outside = (self._means(generate, *part, done) for part in (self.inside, self.outside))
         if bool(outside.isnan().all()):
             raise DataError(
-                "no out-of-domain prompt can be judged", where="--judge",
+                "no out-of-domain prompt can be judged",
+                where="--judge",
                 why=f"the judge knows no answer for prompts such as {self.outside[0][0]!r}",
                 fix="name a metric that judges any prompt, such as clip_score; `vidalign list metrics` prints all",
-            )  # fmt: skip
+            )
         return inside, outside
 
     def _means(self, generate: Generate, prompts: Sequence[str], score: Score, done: Done) -> torch.Tensor:
@@ -81,10 +82,11 @@ def _unseen(source: Chosen) -> str:
     found = kind.out_of_domain(argument)
     if not found:
         raise UserError(
-            "there are no out-of-domain prompts", where="--out-of-domain",
+            "there are no out-of-domain prompts",
+            where="--out-of-domain",
             why=f"the run was trained on {source}, which knows nothing that lies beyond it",
             fix="name a file of prompts of another kind, and a --judge for them",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -93,9 +95,11 @@ def _judge(source: Chosen) -> str:
     judges = find_source(source)[0].judges
     if not judges:
         raise UserError(
-            "there is no judge of out-of-domain prompts", where="--judge",
-            why=f"the source of {source} offers none", fix="name a metric, such as clip_score",
-        )  # fmt: skip
+            "there is no judge of out-of-domain prompts",
+            where="--judge",
+            why=f"the source of {source} offers none",
+            fix="name a metric, such as clip_score",
+        )
     return next(iter(judges))
 
 
@@ -105,10 +109,11 @@ def _trained_rewards(recipe: Recipe) -> Score:
         kind = registry.get("rewards", name)
         if isinstance(kind, type) and issubclass(kind, TrainableReward):
             raise UserError(
-                f"merges cannot be compared by the reward {name!r}", where=f"rewards.{name}",
+                f"merges cannot be compared by the reward {name!r}",
+                where=f"rewards.{name}",
                 why="it learns along the way, and its scores are comparable inside a prompt and a step only",
                 fix="give one scale with --scale to merge without judging",
-            )  # fmt: skip
+            )
     rewards = build_rewards(recipe, None, None)
     assert rewards is not None and weights, "an objective that scores names rewards"
     trained = CompositeReward({name: rewards.rewards[name] for name in weights}, weights)
@@ -123,9 +128,11 @@ def _metric(judge: str) -> Score:
         metric = kind()
     if metric.judges != "clips":
         raise UserError(
-            f"the metric {name!r} judges no single clips", where="--judge",
-            why=f"it judges {metric.judges}", fix="use one that judges clips, such as clip_score",
-        )  # fmt: skip
+            f"the metric {name!r} judges no single clips",
+            where="--judge",
+            why=f"it judges {metric.judges}",
+            fix="use one that judges clips, such as clip_score",
+        )
 
     def score(clips: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
@@ -134,8 +141,9 @@ def _metric(judge: str) -> Score:
         value = wanted or ("composite" if "composite" in found else next(iter(found)))
         if value not in found:
             close = nearest(value, found)
-            raise UserError(f"the metric {name!r} has no value {value!r}", where="--judge",
-                            fix=f"use {close or ', '.join(found)}")  # fmt: skip
+            raise UserError(
+                f"the metric {name!r} has no value {value!r}", where="--judge", fix=f"use {close or ', '.join(found)}"
+            )
         return found[value]
 
     return score

@@ -70,9 +70,11 @@ def check_finished(folder: Path, saved: Saved = FINAL) -> None:
     for name in ("recipe.yaml", STUDENT) if saved.final else ("recipe.yaml",):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder} is not a finished run", where=str(folder / name), why="there is no such file",
+                f"{folder} is not a finished run",
+                where=str(folder / name),
+                why="there is no such file",
                 fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
                 "--best or --step N, or name another folder",
-            )  # fmt: skip
+            )
     if not saved.final:
         saved.checkpoint(folder)

@@ -49,9 +49,11 @@ def _check_clip_name(out: Path) -> None:
     """The file's name says a format that clips are written in."""
     if out.suffix.lower() not in (".gif", ".mp4"):
         raise UsageError(
-            f"unknown clip format '{out.suffix or out.name}'", where="--out",
-            why="clips are written as animated GIF or as MP4", fix="end the file name in .gif or .mp4",
-        )  # fmt: skip
+            f"unknown clip format '{out.suffix or out.name}'",
+            where="--out",
+            why="clips are written as animated GIF or as MP4",
+            fix="end the file name in .gif or .mp4",
+        )
 
 
 def _write_answers(student: Any, prompts: Sequence[str], out: Path, seed: int, images: Sequence[Path]) -> Path:

@@ -56,15 +56,18 @@ class Saved:
         step = checkpoints.best() if self.best else self.step
         if step is None:
             raise UsageError(
-                "no checkpoint carries a held-out score", where=str(checkpoints.root),
+                "no checkpoint carries a held-out score",
+                where=str(checkpoints.root),
                 why="scores are taken every trainer.eval_every steps, 0 for never, and kept with those weights",
                 fix=f"name a step: {_listed(checkpoints.found(), 0)}",
-            )  # fmt: skip
+            )
         if step not in (found := checkpoints.found()):
             raise UsageError(
-                f"there is no checkpoint of step {step}", where=str(checkpoints.root), why="it was not kept, see "
-                "trainer.save_every and trainer.keep", fix=f"name one that there is: {_listed(found, step)}",
-            )  # fmt: skip
+                f"there is no checkpoint of step {step}",
+                where=str(checkpoints.root),
+                why="it was not kept, see trainer.save_every and trainer.keep",
+                fix=f"name one that there is: {_listed(found, step)}",
+            )
         return checkpoints.path(step)
 
 

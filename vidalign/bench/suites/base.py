@@ -125,6 +125,8 @@ def check_names(suite: Suite, items: Sequence[Item], seeds: int) -> None:
                 why = f"{owner[name].prompt!r} has the same file name {name!r}"
             if why:
                 raise DataError(
-                    "a prompt cannot name its videos", where=repr(item.prompt), why=why,
+                    "a prompt cannot name its videos",
+                    where=repr(item.prompt),
+                    why=why,
                     fix="leave it out of the prompt file",
-                )  # fmt: skip
+                )

@@ -88,9 +88,14 @@ class ExportConfig:
 
 @torch.no_grad()
 def export_videos(
-    suite: Suite, prompts: Path, out: Path, recipe: Recipe, student: VideoStudent,
-    config: ExportConfig | None = None, report: Callable[[int, int], None] = lambda done, total: None,
-) -> Path:  # fmt: skip
+    suite: Suite,
+    prompts: Path,
+    out: Path,
+    recipe: Recipe,
+    student: VideoStudent,
+    config: ExportConfig | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Write the videos of every prompt into OUT/videos and return OUT; videos that are there are kept.
 
     recipe: how its evaluation samples the student. report: called with the number of videos that are there and of all.
@@ -166,7 +171,8 @@ def _encoder() -> str:
     found = mp4_encoder()
     if not found:
         raise UserError(
-            "no MP4 encoder is installed", why="the official scorers read .mp4 files",
+            "no MP4 encoder is installed",
+            why="the official scorers read .mp4 files",
             fix="pip install av, built with an H.264 or MPEG-4 encoder",
-        )  # fmt: skip
+        )
     return found

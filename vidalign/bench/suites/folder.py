@@ -92,9 +92,11 @@ class Folder:
             first, *others = same
             if others:
                 raise UserError(
-                    "two videos would have one name here", where=str(self.videos),
-                    why=f"this file system does not tell {first!r} from {others[0]!r}", fix="give --out on another one",
-                )  # fmt: skip
+                    "two videos would have one name here",
+                    where=str(self.videos),
+                    why=f"this file system does not tell {first!r} from {others[0]!r}",
+                    fix="give --out on another one",
+                )
 
     def _save_manifest(self) -> None:
         text = json.dumps(self.manifest, indent=1, ensure_ascii=False) + "\n"
@@ -124,6 +126,8 @@ def first_difference(old: Any, new: Any) -> str:
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(
-        "cannot write the videos", where=str(path), why=error.strerror or str(error),
+        "cannot write the videos",
+        where=str(path),
+        why=error.strerror or str(error),
         fix="free some space there, or choose another --out; the same command goes on with what is missing",
-    )  # fmt: skip
+    )

@@ -21,10 +21,23 @@ FLICKER = "temporal_flickering"
 FLICKER_VIDEOS = 5
 """Times as many videos for that dimension, because most are filtered out."""
 DIMENSIONS = (
-    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
-    "aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color",
-    "spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency",
-)  # fmt: skip
+    "subject_consistency",
+    "background_consistency",
+    "temporal_flickering",
+    "motion_smoothness",
+    "dynamic_degree",
+    "aesthetic_quality",
+    "imaging_quality",
+    "object_class",
+    "multiple_objects",
+    "human_action",
+    "color",
+    "spatial_relationship",
+    "scene",
+    "temporal_style",
+    "appearance_style",
+    "overall_consistency",
+)
 
 
 class VBench(Suite):
@@ -43,9 +56,11 @@ class VBench(Suite):
             texts = lines_of(Path(rewritten))
             if len(texts) != len(entries):
                 raise DataError(
-                    f"{len(texts)} rewritten prompts for {len(entries)} prompts", where=rewritten,
-                    why="line n of it is read for entry n of the prompt file", fix="give files that belong together",
-                )  # fmt: skip
+                    f"{len(texts)} rewritten prompts for {len(entries)} prompts",
+                    where=rewritten,
+                    why="line n of it is read for entry n of the prompt file",
+                    fix="give files that belong together",
+                )
             entries = [replace(item, text=text) for item, text in zip(entries, texts, strict=True)]
         return distinct(entries, file)
 
@@ -77,6 +92,8 @@ def _entries(file: Path) -> list[Item]:
 
 def _malformed(file: Path, why: str) -> DataError:
     return DataError(
-        "the prompt file is not a VBench_full_info.json", where=str(file), why=why,
+        "the prompt file is not a VBench_full_info.json",
+        where=str(file),
+        why=why,
         fix="take vbench/VBench_full_info.json of the VBench repository, or a text file with one prompt a line",
-    )  # fmt: skip
+    )

@@ -67,9 +67,10 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     if file.suffix != ".jsonl":
         raise DataError(
-            f"unknown format {file.suffix or file.name!r} of a VideoPhy-2 prompt file", where=str(file),
+            f"unknown format {file.suffix or file.name!r} of a VideoPhy-2 prompt file",
+            where=str(file),
             fix="give a .csv or .jsonl file with a column 'caption'",
-        )  # fmt: skip
+        )
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue

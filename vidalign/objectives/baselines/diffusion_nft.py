@@ -121,9 +121,13 @@ class DiffusionNFT(Objective):
         with torch.no_grad(), ctx.policy("old"):
             old = velocity()
         policy = forward_process_loss(
-            x0_of(current), x0_of(old), x0, data["reward_weight"],
-            beta=config.beta, advantage_clip=config.advantage_clip,
-        )  # fmt: skip
+            x0_of(current),
+            x0_of(old),
+            x0,
+            data["reward_weight"],
+            beta=config.beta,
+            advantage_clip=config.advantage_clip,
+        )
         policy = (data["signal"] * policy).mean()
         metrics = {"objective/policy/mean": policy.detach()}
         if config.kl_weight == 0:

@@ -171,9 +171,11 @@ def exit_states(rollout: Rollout, uniform: torch.Tensor) -> dict[str, torch.Tens
         sigma = torch.tensor(state.sigmas, dtype=torch.float64, device=uniform.device)[step]
         levels.append(sigma.unsqueeze(1).expand(-1, state.x_t.shape[2]))
     return {
-        "x_t": torch.cat(seen, 1), "x0": torch.cat(predicted, 1), "sigma": torch.cat(levels, 1),
+        "x_t": torch.cat(seen, 1),
+        "x0": torch.cat(predicted, 1),
+        "sigma": torch.cat(levels, 1),
         "latents": rollout.latents,
-    }  # fmt: skip
+    }
 
 
 def _check_same_latents(student: Any, teacher: Any) -> None:
@@ -182,7 +184,8 @@ def _check_same_latents(student: Any, teacher: Any) -> None:
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
             raise UserError(
-                f"student and teacher differ in their {name}", where="teacher.path",
+                f"student and teacher differ in their {name}",
+                where="teacher.path",
                 why=f"the student has {ours}, the teacher {theirs}",
                 fix="distil from a teacher of the same latents and text features",
-            )  # fmt: skip
+            )

@@ -162,7 +162,8 @@ def _check_steps(counts: list[int]) -> int:
     if counts[-1] < 2 or len(set(counts)) > 1:
         raise UserError(
             f"flow_grpo cannot train a sampler of {counts} steps a chunk",
-            where="student", why="it needs two or more, the same number for all chunks",
+            where="student",
+            why="it needs two or more, the same number for all chunks",
             fix="use another objective, such as ar_copo",
-        )  # fmt: skip
+        )
     return counts[-1]

@@ -49,9 +49,11 @@ class GAN(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         if not ctx.roles.module("discriminator").differentiable:
             raise UserError(
-                "gan cannot be trained with this discriminator", where="discriminator.name",
-                why="its scores have no gradient with respect to the clips", fix="use spatiotemporal, or objective afd",
-            )  # fmt: skip
+                "gan cannot be trained with this discriminator",
+                where="discriminator.name",
+                why="its scores have no gradient with respect to the clips",
+                fix="use spatiotemporal, or objective afd",
+            )
         text = ctx.text(batch.prompts)
         plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))

@@ -66,9 +66,10 @@ class GKD(Objective):
         silent = next((example.prompt for example in examples if not example.response), None)
         if silent is not None:
             raise DataError(
-                "an example has no response for off-policy distillation", where=silent[:60],
+                "an example has no response for off-policy distillation",
+                where=silent[:60],
                 fix="give the data a column 'response', or set objective.on_policy=1",
-            )  # fmt: skip
+            )
         ids, mask = chat.responses([e.response for e in examples], chat.tokenizer.eos_token_id)
         width = max(ids.shape[1], data["response"].shape[1])
         new = {"response_ids": ids, "response": mask, "logp": torch.full(ids.shape, math.nan)}

@@ -42,8 +42,9 @@ class LanguageSFT(Objective):
         chat = ctx.student.chat
         silent = next((example.prompt for example in batch.prompts if not example.response), None)
         if silent is not None:
-            raise DataError("an example has no response to learn from", where=silent[:60],
-                            fix="give the data a column 'response'")  # fmt: skip
+            raise DataError(
+                "an example has no response to learn from", where=silent[:60], fix="give the data a column 'response'"
+            )
         ids, response = chat.responses([example.response for example in batch.prompts], chat.tokenizer.eos_token_id)
         draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("privileged", batch.ids)])
         return Experience(

@@ -125,9 +125,10 @@ class DOPDVideo(Objective):
         _, _, height, width = student.chunk_shape
         if height % self.config.block or width % self.config.block:
             raise UserError(
-                f"blocks of {self.config.block} do not divide latents of {height} x {width}", where="objective.block",
+                f"blocks of {self.config.block} do not divide latents of {height} x {width}",
+                where="objective.block",
                 fix=f"use a common divisor of both that is a multiple of {POOL}",
-            )  # fmt: skip
+            )
         return {}
 
     # --- collect ---
@@ -180,8 +181,12 @@ class DOPDVideo(Objective):
         else:
             texts = ctx.prompts.describe(clips, prompts) if kind == "caption" else self._dense(prompts)
             if texts is None:
-                raise UserError("the prompts' source cannot describe what a clip shows", where="objective.privilege",
-                                why="only the embedded world can", fix="use dense_prompt or future")  # fmt: skip
+                raise UserError(
+                    "the prompts' source cannot describe what a clip shows",
+                    where="objective.privilege",
+                    why="only the embedded world can",
+                    fix="use dense_prompt or future",
+                )
             found = ctx.text(texts)
         if self.config.pairing == "shuffled":
             groups = ctx.gather(found).unflatten(0, (-1, data.group_size))

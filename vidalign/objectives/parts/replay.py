@@ -64,9 +64,10 @@ def sampler_levels(
         chunk = " in the first chunk" if visited is not sampler.sigmas else ""
         raise UserError(
             f"{sigma_min} to {sigma_max} leaves no noise level to train on{chunk}",
-            where="objective.sigma_max", why=f"the student's sampler visits {visited}",
+            where="objective.sigma_max",
+            why=f"the student's sampler visits {visited}",
             fix="let the range hold one of them",
-        )  # fmt: skip
+        )
     return levels
 
 

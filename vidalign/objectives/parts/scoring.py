@@ -34,9 +34,13 @@ class Advantages:
 
 
 def request_groups(
-    ctx: TrainContext, latents: torch.Tensor, prompts: list[str], history: torch.Tensor | None = None,
-    *, first_frame: int = 0,
-) -> tuple[ScoreRequest, dict[str, float]]:  # fmt: skip
+    ctx: TrainContext,
+    latents: torch.Tensor,
+    prompts: list[str],
+    history: torch.Tensor | None = None,
+    *,
+    first_frame: int = 0,
+) -> tuple[ScoreRequest, dict[str, float]]:
     """What is to be judged of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
 
     prompts: P of them. history: latents ``[P, f, C, H, W]`` before these, not scored: a codec that remembers needs
@@ -65,8 +69,10 @@ def compute_advantages(
     """
     prompts, size = next(iter(scores.values())).shape
     everyone, group = gather_scores(ctx, scores)
-    compared = {name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
-                for name, value in everyone.items()}  # fmt: skip
+    compared = {
+        name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
+        for name, value in everyone.items()
+    }
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
     total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())

@@ -97,9 +97,11 @@ def check_heads(student: Any, teacher: Any) -> None:
     ours, theirs = student.lm_head.out_features, teacher.model.lm_head.out_features
     if ours != theirs:
         raise UserError(
-            "student and teacher have heads of different sizes", where="teacher.path",
-            why=f"{ours} and {theirs} entries, padding included", fix="use a teacher of the same model family",
-        )  # fmt: skip
+            "student and teacher have heads of different sizes",
+            where="teacher.path",
+            why=f"{ours} and {theirs} entries, padding included",
+            fix="use a teacher of the same model family",
+        )
 
 
 # --- scoring ---
@@ -183,9 +185,15 @@ def single_target_loss(
     with torch.no_grad():
         theirs = states(ctx, target, data, privileged)
     losses = projected_divergence(
-        ours, student.project, theirs, target.project, config.divergence,
-        beta=config.beta, top_k=config.top_k, temperature=temperature_of(ctx),
-    )  # fmt: skip
+        ours,
+        student.project,
+        theirs,
+        target.project,
+        config.divergence,
+        beta=config.beta,
+        top_k=config.top_k,
+        temperature=temperature_of(ctx),
+    )
     weights = token_weights(mask_of(data)).to(losses.dtype)
     metrics, counts = watch(ctx, data, ours)
     return LossOut((losses * weights).sum(), metrics, counts=counts)
@@ -225,7 +233,8 @@ def _widen(values: Tensor, width: int) -> Tensor:
 def _refuse_sharded(ctx: TrainContext) -> None:
     if is_sharded(ctx.roles.engines["student"].network):
         raise UserError(
-            "token distillation does not run under ZeRO-3", where="engine.zero_stage",
+            "token distillation does not run under ZeRO-3",
+            where="engine.zero_stage",
             why="the number of projected chunks differs between processes, and each would gather the head",
             fix="use zero_stage: 2",
-        )  # fmt: skip
+        )

@@ -32,9 +32,12 @@ class SpatioTemporal(Discriminator):
         self.features, self.width = features, width
         half = width // 2
         self.frames = nn.Sequential(
-            nn.Conv2d(6, half, 4, 2, 1), nn.SiLU(), nn.Conv2d(half, width, 4, 2, 1), nn.SiLU(),
+            nn.Conv2d(6, half, 4, 2, 1),
+            nn.SiLU(),
+            nn.Conv2d(half, width, 4, 2, 1),
+            nn.SiLU(),
             nn.Conv2d(width, width, 4, 2, 1),
-        )  # fmt: skip
+        )
         self.text = nn.Linear(text_dim, width)
         self.layers = nn.ModuleList(
             BasicTransformerBlock(

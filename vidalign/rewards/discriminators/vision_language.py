@@ -64,9 +64,11 @@ class VisionLanguage(Discriminator):
         except (OSError, ValueError, KeyError, ImportError) as error:
             why = str(error).strip().splitlines()[0]
             raise UserError(
-                f"the vision-language model {config.path!r} cannot be loaded", where="discriminator.path", why=why,
+                f"the vision-language model {config.path!r} cannot be loaded",
+                where="discriminator.path",
+                why=why,
                 fix="name a folder or hub model that holds a transformers vision-language model with its processor",
-            ) from error  # fmt: skip
+            ) from error
         return cls(backbone, processor, config, seed)
 
     def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
@@ -96,7 +98,9 @@ def _decoder_name(backbone: Any) -> str:
     names = [name for name, module in backbone.named_modules() if module is decoder]
     if not names or not names[0]:
         raise UserError(
-            f"{type(backbone).__name__} holds no language model beside a vision tower", where="discriminator.path",
-            why="adapters go on its language layers", fix="name a vision-language model",
-        )  # fmt: skip
+            f"{type(backbone).__name__} holds no language model beside a vision tower",
+            where="discriminator.path",
+            why="adapters go on its language layers",
+            fix="name a vision-language model",
+        )
     return names[0]

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["CachePolicy", "Context", "Sampler", "VideoStudent", "VideoStudentSpec"]
 
 _HOMES = {
-    "CachePolicy": "spec", "Context": "context", "Sampler": "spec", "VideoStudent": "student",
+    "CachePolicy": "spec",
+    "Context": "context",
+    "Sampler": "spec",
+    "VideoStudent": "student",
     "VideoStudentSpec": "spec",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

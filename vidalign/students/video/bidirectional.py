@@ -18,9 +18,15 @@ STEPS, SHIFT, ETA = 24, 5.0, 0.85
 
 @torch.no_grad()
 def sample_bidirectional(
-    model: VideoStudent, frames: int, text: torch.Tensor, generators: Sequence[torch.Generator],
-    *, steps: int = STEPS, shift: float = SHIFT, eta: float = ETA,
-) -> torch.Tensor:  # fmt: skip
+    model: VideoStudent,
+    frames: int,
+    text: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int = STEPS,
+    shift: float = SHIFT,
+    eta: float = ETA,
+) -> torch.Tensor:
     """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each.
 
     The chunks that are not done yet go together from noise through `steps` levels, warped by `shift`, behind the ones

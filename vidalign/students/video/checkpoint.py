@@ -162,9 +162,11 @@ def reading_spec(where: str) -> Iterator[None]:
         yield
     except (UserError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
         raise CheckpointError(
-            "the student's spec cannot be read", where=where, why=f"metadata 'spec': {error}",
+            "the student's spec cannot be read",
+            where=where,
+            why=f"metadata 'spec': {error}",
             fix="write the file again with `vidalign export`, or take another one",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:

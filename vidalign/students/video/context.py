@@ -117,9 +117,7 @@ class Context:
         spans = [(max(start, p.start), min(stop, p.start + p.frames), p) for p in self.pieces]
         return [p.part(a, b) for a, b, p in spans if a < b]
 
-    def _decayed_sink(
-        self, pieces: tuple[Piece, ...], evicted: list[int], policy: CachePolicy
-    ) -> tuple[Piece, ...]:
+    def _decayed_sink(self, pieces: tuple[Piece, ...], evicted: list[int], policy: CachePolicy) -> tuple[Piece, ...]:
         assert len(evicted) == policy.sink, "an EMA sink takes up exactly as many frames as it holds"
         ((start, stop),) = runs(evicted)
         old, new = self._frames(0, policy.sink), self._frames(start, stop)

@@ -77,9 +77,7 @@ class AttentionPlan:
     """Context keys (roped) and values per layer as read, reused by the passes that share this plan."""
 
 
-def _segment(
-    query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int
-) -> Segment:
+def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int) -> Segment:
     """Past frames below `start` come from context slots, the others from the sequence at `clean_at`."""
     slot = {f: i for i, f in enumerate(kept)}
     missing = [f for f in past if f < start and f not in slot]

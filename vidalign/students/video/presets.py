@@ -53,14 +53,8 @@ class Preset:
 
     def spec(self, transformer: dict[str, Any], numerics: str, height: int, width: int) -> VideoStudentSpec:
         """The spec of a student of this family."""
-        cache = CachePolicy(
-            self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay, self.global_sink
-        )
-        first = (
-            Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas
-            if self.first_timesteps
-            else []
-        )
+        cache = CachePolicy(self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay, self.global_sink)
+        first = Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas if self.first_timesteps else []
         sampler = Sampler(list(self.sigmas), list(self.timesteps), self.shift, first)
         return VideoStudentSpec(
             transformer=transformer,
@@ -75,9 +69,7 @@ class Preset:
         )
 
 
-LONGLIVE = Preset(
-    window=12, sink=3, global_sink=True, keys=("generator", "model"), lora_alpha=256.0, lora_rank=256
-)
+LONGLIVE = Preset(window=12, sink=3, global_sink=True, keys=("generator", "model"), lora_alpha=256.0, lora_rank=256)
 PRESETS: dict[str, Preset] = {
     "self_forcing": Preset(),
     "causal_forcing": Preset(keys=("generator", "generator_ema")),

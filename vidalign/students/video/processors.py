@@ -65,9 +65,7 @@ class SelfAttentionProcessor:
         split = (attn.heads, -1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
-        query, key, value = (
-            x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value)
-        )
+        query, key, value = (x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value))
         if plan.collected is not None:
             plan.collected.append((key.type_as(value), value))
         attend = self._relative if plan.layout.relative else self._absolute
@@ -117,9 +115,7 @@ class SelfAttentionProcessor:
     def _read(self, plan: AttentionPlan, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = (
             torch.cat([widen(x.detach().to(like), plan.batch) for x in parts], 1)
-            for parts in zip(
-                *((p.keys[self.layer], p.values[self.layer]) for p in context.pieces), strict=True
-            )
+            for parts in zip(*((p.keys[self.layer], p.values[self.layer]) for p in context.pieces), strict=True)
         )
         if not plan.layout.relative:
             keys = rotate(keys, plan.tables.factors(plan.layout.context_positions, plan.grid, keys.device))

@@ -94,13 +94,9 @@ def weights_of(path: str | Path, family: Preset, key: str) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            "unreadable checkpoint", where=str(file), why=str(error).splitlines()[0]
-        ) from error
+        raise CheckpointError("unreadable checkpoint", where=str(file), why=str(error).splitlines()[0]) from error
     if key and key not in content:
-        raise CheckpointError(
-            f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}"
-        )
+        raise CheckpointError(f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}")
     for name in (key,) if key else family.keys:
         if isinstance(content.get(name), dict):
             return content[name]

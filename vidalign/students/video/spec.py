@@ -26,9 +26,7 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     for key in values:
         if key not in names:
             hint = nearest(key, names)
-            raise UserError(
-                f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else ""
-            )
+            raise UserError(f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else "")
     return cls(**values)
 
 
@@ -107,9 +105,7 @@ class Sampler:
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
             ordered = all(a > b for a, b in itertools.pairwise(sigmas))
             if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
-                raise UserError(
-                    f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler"
-                )
+                raise UserError(f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler")
 
     def steps(self, first: bool = False) -> list[float]:
         """Noise levels of a chunk; `first` for the chunk that starts at frame 0."""

@@ -104,9 +104,7 @@ class VideoStudent(nn.Module):
         if attention == "causal":
             raw = self._causal(x_t, sigma, text, context, clean)
         else:
-            assert context is None and clean is None, (
-                f"{attention} attention takes neither context nor clean frames"
-            )
+            assert context is None and clean is None, f"{attention} attention takes neither context nor clean frames"
             layout = plans.bidirectional_layout(x_t.shape[1])
             if attention == "block_causal":
                 layout = plans.block_causal_layout(self.spec.cache, x_t.shape[1])
@@ -221,9 +219,13 @@ class VideoStudent(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[str], *, frames: int, seed: int = 0,
+        self,
+        prompts: Sequence[str],
+        *,
+        frames: int,
+        seed: int = 0,
         on_chunk: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] of B prompts, on the device of the student.
 
         frames: latent frames, whole chunks; seed: another one gives other clips, the same on every machine.
@@ -293,9 +295,7 @@ class VideoStudent(nn.Module):
         levels = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
         return self._run(torch.cat([head, x_t], 1), levels, text, layout, reader)[:, frames - size :]
 
-    def _clean_pass(
-        self, context: Context, chunk: Tensor, text: Tensor, layout: plans.Layout | None = None
-    ) -> Context:
+    def _clean_pass(self, context: Context, chunk: Tensor, text: Tensor, layout: plans.Layout | None = None) -> Context:
         """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted; layout: what
         attends what, the one of the next chunk unless given.
         """

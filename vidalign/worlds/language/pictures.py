@@ -152,8 +152,11 @@ def check_split(split: str) -> None:
     """Raises `DataError` unless there is such a split."""
     if split not in SPLITS:
         near = nearest(split, SPLITS)
-        raise DataError(f"the picture world has no split {split!r}", where=f"pictures:{split}",
-                        fix=f"did you mean {near!r}?" if near else f"known: {', '.join(SPLITS)}")  # fmt: skip
+        raise DataError(
+            f"the picture world has no split {split!r}",
+            where=f"pictures:{split}",
+            fix=f"did you mean {near!r}?" if near else f"known: {', '.join(SPLITS)}",
+        )
 
 
 def _below(limit: int, g: torch.Generator) -> int:

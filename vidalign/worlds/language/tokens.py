@@ -53,5 +53,8 @@ def check_split(split: str) -> None:
     """Raises `DataError` unless there is such a split."""
     if split not in SPLITS:
         near = nearest(split, SPLITS)
-        raise DataError(f"the token world has no split {split!r}", where=f"tokens:{split}",
-                        fix=f"did you mean {near!r}?" if near else f"known: {', '.join(SPLITS)}")  # fmt: skip
+        raise DataError(
+            f"the token world has no split {split!r}",
+            where=f"tokens:{split}",
+            fix=f"did you mean {near!r}?" if near else f"known: {', '.join(SPLITS)}",
+        )

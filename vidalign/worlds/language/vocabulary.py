@@ -51,17 +51,29 @@ def build() -> tuple[Any, Any]:
     inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(vocabulary())}, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, padding_side="left",
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM, IMAGE], chat_template=TEMPLATE,
-    )  # fmt: skip
-    pixels = CLIPImageProcessorPil(
-        do_resize=False, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3,
-        crop_size={"height": SIZE, "width": SIZE},
-    )  # fmt: skip
-    processor = LlavaProcessor(
-        pixels, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        tokenizer_object=inner,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        padding_side="left",
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM, IMAGE],
         chat_template=TEMPLATE,
-    )  # fmt: skip
+    )
+    pixels = CLIPImageProcessorPil(
+        do_resize=False,
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        crop_size={"height": SIZE, "width": SIZE},
+    )
+    processor = LlavaProcessor(
+        pixels,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
     return tokenizer, processor
 
 

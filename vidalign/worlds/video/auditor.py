@@ -158,9 +158,7 @@ def _look(
     levels = torch.stack([grey > level for level in LEVELS], 2).to(clips).flatten(2)
     common = levels @ masks.T
     overlap = (
-        (common / (levels.sum(-1, keepdim=True) + sizes - common))
-        .unflatten(-1, (len(SHAPES), len(SIZES), -1))
-        .amax(-1)
+        (common / (levels.sum(-1, keepdim=True) + sizes - common)).unflatten(-1, (len(SHAPES), len(SIZES), -1)).amax(-1)
     )
     return Seen(
         centre=centre,

@@ -23,8 +23,12 @@ def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
     """
     strange = next((prompt for prompt in prompts if not is_caption(prompt)), None)
     if strange is not None:
-        raise UserError("own rollouts can be captioned in the embedded world only", where="objective.privilege",
-                        why=f"{strange[:60]!r} is no caption of it", fix="use dense_prompts or future")  # fmt: skip
+        raise UserError(
+            "own rollouts can be captioned in the embedded world only",
+            where="objective.privilege",
+            why=f"{strange[:60]!r} is no caption of it",
+            fix="use dense_prompts or future",
+        )
     candidates = [[str(spec) for spec in _neighbours(parse(prompt))] for prompt in prompts]
     rows = [n for n, texts in enumerate(candidates) for _ in texts]
     found = score(clips[rows], [text for texts in candidates for text in texts])["text_alignment"]

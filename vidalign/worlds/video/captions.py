@@ -27,9 +27,7 @@ from vidalign.worlds.video.constants import COLOURS, MOTIONS, SHAPES, SIZES
 
 SPLITS = ("train", "held_out", "held_out_combinations", "unseen", "held_out_speeds")
 VOCABULARY: tuple[str, ...] = tuple(
-    dict.fromkeys(
-        ["a", *SIZES, *COLOURS, *SHAPES, *(w for phrase in MOTIONS.values() for w in phrase.split())]
-    )
+    dict.fromkeys(["a", *SIZES, *COLOURS, *SHAPES, *(w for phrase in MOTIONS.values() for w in phrase.split())])
 )
 
 
@@ -149,9 +147,7 @@ def balanced(split: str, count: int, generator: torch.Generator) -> list[str]:
     for caption in prompts(split):
         groups.setdefault(parse(caption).motion, []).append(caption)
     motions = list(groups)
-    order = torch.cat(
-        [torch.randperm(len(motions), generator=generator) for _ in range(-(-count // len(motions)))]
-    )
+    order = torch.cat([torch.randperm(len(motions), generator=generator) for _ in range(-(-count // len(motions)))])
     picks = torch.rand(count, generator=generator, dtype=torch.float64)
     return [
         groups[motions[m]][int(u * len(groups[motions[m]]))]

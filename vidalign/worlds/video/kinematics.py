@@ -69,11 +69,7 @@ def _glides(tracks: Tracks, sign: float, axis: int) -> torch.Tensor:
     required = min(7.4, 0.67 * (tracks.frames - 1))
     steps = along[:, 1:] - along[:, :-1]
     steady = ramp(steps * (tracks.frames - 1) / required, 0.0, 0.8).mean(1)
-    return (
-        ramp(along[:, -1] - along[:, 0], 0.25 * required, required)
-        * (1 - ramp(spread(across), 0.5, 3.0))
-        * steady
-    )
+    return ramp(along[:, -1] - along[:, 0], 0.25 * required, required) * (1 - ramp(spread(across), 0.5, 3.0)) * steady
 
 
 def _falls(tracks: Tracks) -> torch.Tensor:
@@ -129,12 +125,7 @@ def _hits(tracks: Tracks, sign: float) -> torch.Tensor:
     late = ((first - first[:, -1:]).abs() * (times > contact)).amax(1)
     level = (tracks.xy[..., 1] - tracks.xy[..., 1].mean((1, 2), keepdim=True)).abs().amax((1, 2))
     return (
-        approach
-        * pushed
-        * touch
-        * (1 - ramp(early, 0.7, 3.0))
-        * (1 - ramp(late, 0.7, 3.0))
-        * (1 - ramp(level, 0.5, 3))
+        approach * pushed * touch * (1 - ramp(early, 0.7, 3.0)) * (1 - ramp(late, 0.7, 3.0)) * (1 - ramp(level, 0.5, 3))
     )
 
 

@@ -49,9 +49,7 @@ def _bounces(heights: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     return above.clamp(min=0.0)
 
 
-def thrown(
-    height: torch.Tensor, lift: torch.Tensor, times: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def thrown(height: torch.Tensor, lift: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Height above the floor of a throw and the time of its flight: ``[..., 1]`` each -> two ``[..., F]``."""
     landing = (lift + (lift**2 + 2 * GRAVITY * height).sqrt()) / GRAVITY
     above = (height + lift * times - 0.5 * GRAVITY * times**2) * (times < landing)
@@ -101,9 +99,7 @@ def _line(values: torch.Tensor, basis: torch.Tensor, low: float, high: float, si
     return values.mean(-1, keepdim=True) + slope * centred
 
 
-def _fit_throw(
-    x: torch.Tensor, above: torch.Tensor, table: Tables, sign: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit_throw(x: torch.Tensor, above: torch.Tensor, table: Tables, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x ``[B, F]`` and height above the floor of the best throw in direction `sign`."""
     height, lift = table.throws[_nearest(above, table.throw)].unbind(-1)
     for _ in range(2):
@@ -120,9 +116,7 @@ def _fit_throw(
     return _line(x, flight, *DRIFT, sign), fitted
 
 
-def _fit_hit(
-    x: torch.Tensor, gap: torch.Tensor, table: Tables, speeds: tuple[float, float], sign: int
-) -> torch.Tensor:
+def _fit_hit(x: torch.Tensor, gap: torch.Tensor, table: Tables, speeds: tuple[float, float], sign: int) -> torch.Tensor:
     """x ``[B, F, 2]`` of both objects of the best elastic collision of equal masses in direction `sign`."""
     before = torch.minimum(table.times, table.contacts[:, None])
     after = torch.maximum(table.times, table.contacts[:, None])

@@ -60,9 +60,7 @@ def half_speed(scenes: Scenes) -> Scenes:
 def displaced(scenes: Scenes, length: float, generator: torch.Generator) -> Scenes:
     """Every object in every frame moved `length` pixels in a direction of its own."""
     angle = 2 * torch.pi * torch.rand(scenes.position.shape[:-1], generator=generator, dtype=torch.float64)
-    return dataclasses.replace(
-        scenes, position=scenes.position + length * torch.stack((angle.cos(), angle.sin()), -1)
-    )
+    return dataclasses.replace(scenes, position=scenes.position + length * torch.stack((angle.cos(), angle.sin()), -1))
 
 
 def noisy_track(scenes: Scenes, sd: float, generator: torch.Generator) -> Scenes:

@@ -37,9 +37,7 @@ def coverage(
     for index, name in enumerate(SHAPES):
         rows = (shape == index).nonzero()[:, 0]
         if len(rows):
-            distance = _distance(
-                name, x[rows, :, None, :], y[rows, :, :, None], radius[rows, None, None, None]
-            )
+            distance = _distance(name, x[rows, :, None, :], y[rows, :, :, None], radius[rows, None, None, None])
             out[rows] = distance.neg_().add_(0.5).clamp_(0, 1)
     return out
 
@@ -53,9 +51,7 @@ def render(scenes: Scenes) -> torch.Tensor:
         rows = scenes.present[:, k].nonzero()[:, 0]
         if len(rows) == 0:
             continue
-        mask = coverage(scenes.position[rows, :, k], scenes.radius[rows, k], scenes.shape[rows, k])[
-            :, :, None
-        ]
+        mask = coverage(scenes.position[rows, :, k], scenes.radius[rows, k], scenes.shape[rows, k])[:, :, None]
         colour = palette[scenes.colour[rows, k]][:, None, :, None, None]
         if len(rows) == len(clips):
             clips.lerp_(colour.expand_as(clips), mask.expand_as(clips))

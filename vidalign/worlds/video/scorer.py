@@ -172,9 +172,7 @@ def _measure(masks: torch.Tensor) -> Objects:
     return Objects(mass, centre, fourth / (total * square.square()), second / (total * square))
 
 
-def _rerender(
-    shape: torch.Tensor, radius: torch.Tensor, centre: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+def _rerender(shape: torch.Tensor, radius: torch.Tensor, centre: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Coverage of N objects, ``[N, H, W]``, from 2 x 2 samples a pixel (squares: the exact area)."""
     height, width = size
     x = torch.arange(width, device=centre.device, dtype=centre.dtype) + 0.5 - centre[:, :1]
@@ -187,9 +185,7 @@ def _rerender(
             columns, lines = ((0.5 + reach - v[rows].abs()).clamp(0, 1) for v in (x, y))
             out = out.index_put((rows,), lines[:, :, None] * columns[:, None])
             continue
-        fine = torch.stack(
-            [_sample(name, x[rows] + dx, y[rows] + dy, reach) for dx in _STEPS for dy in _STEPS]
-        )
+        fine = torch.stack([_sample(name, x[rows] + dx, y[rows] + dy, reach) for dx in _STEPS for dy in _STEPS])
         out = out.index_put((rows,), fine.mean(0))
     return out
 

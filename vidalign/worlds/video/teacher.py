@@ -32,6 +32,4 @@ class WorldTeacher:
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """One clip per prompt, ``[B, F, 3, H, W]`` in [0, 1]; raises `DataError` for a prompt that is no caption."""
-        return torch.cat(
-            [clips([p], self.frames, generator=g) for p, g in zip(prompts, generators, strict=True)]
-        )
+        return torch.cat([clips([p], self.frames, generator=g) for p, g in zip(prompts, generators, strict=True)])

@@ -34,9 +34,7 @@ def rollout(
 ) -> Rollout:
     """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
     size, group = student.spec.cache.chunk_frames, plan.group_size
-    assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), (
-        "noise must match prompts and plan"
-    )
+    assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), "noise must match prompts and plan"
     context = context if context is not None else student.begin(text)
     out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * size, 0))
     out.branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
@@ -49,9 +47,7 @@ def rollout(
         rows = slice(None, None, group) if chunk < plan.prefix else slice(None)
         frames = slice(chunk * size, (chunk + 1) * size)
         with _Clock(out.timings, "denoise", noise.initial.device):
-            x0, states = _denoise(
-                student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames]
-            )
+            x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
         chunks.append(x0)
         if chunk in plan.record:
             out.states[chunk] = states

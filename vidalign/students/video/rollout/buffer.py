@@ -120,10 +120,11 @@ class Buffer:
             buffer.check(student=header.student, settings=header.settings)
             if buffer.header.recipe != header.recipe:
                 raise DataError(
-                    "the buffer was begun with another recipe", where=str(folder / HEADER),
+                    "the buffer was begun with another recipe",
+                    where=str(folder / HEADER),
                     why=f"recipe hash {buffer.header.recipe} there, {header.recipe} here",
                     fix="go on with the same recipe and overrides, or name another folder",
-                )  # fmt: skip
+                )
             buffer.header = replace(header, groups=max(header.groups, buffer.header.groups))
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -159,8 +160,10 @@ class Buffer:
         if missing:
             raise DataError(
                 f"the buffer is not whole: {len(missing)} of {header.groups} groups are missing, the first is "
-                f"{missing[0]}", where=str(folder), fix="run the same `vidalign collect` again: it fills the gaps",
-            )  # fmt: skip
+                f"{missing[0]}",
+                where=str(folder),
+                fix="run the same `vidalign collect` again: it fills the gaps",
+            )
         return buffer
 
     def check(self, *, student: str, settings: dict[str, Any]) -> None:
@@ -175,9 +178,11 @@ class Buffer:
             wrong.insert(0, f"its groups come from student {self.header.student}, this run begins with {student}")
         if wrong:
             raise DataError(
-                "the buffer does not fit this run", where=str(self.folder / HEADER), why="; ".join(wrong),
+                "the buffer does not fit this run",
+                where=str(self.folder / HEADER),
+                why="; ".join(wrong),
                 fix="collect a new buffer, or use the student and settings of this one",
-            )  # fmt: skip
+            )
 
     def path(self, group: int) -> Path:
         return self.folder / f"group-{group:06d}.safetensors"
@@ -218,9 +223,10 @@ class Buffer:
         if held < count:
             raise DataError(
                 f"the buffer has only {held} groups that fork at chunk {least}, a step wants {count}",
-                where=str(self.folder), why="the groups of a step share their pivot",
+                where=str(self.folder),
+                why="the groups of a step share their pivot",
                 fix="lower trainer.prompts_per_step, or collect more groups",
-            )  # fmt: skip
+            )
         order = torch.randperm(len(pivots), generator=generator).tolist()
         return [n for n in order if pivots[n] == pivots[order[0]]][:count]
 

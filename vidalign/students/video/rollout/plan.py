@@ -33,9 +33,7 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         if min(self.prefix, self.suffix) < 0 or self.branch < 1 or self.group_size < 1:
-            raise UserError(
-                f"impossible rollout plan {self}", fix="prefix, suffix >= 0; branch, group_size >= 1"
-            )
+            raise UserError(f"impossible rollout plan {self}", fix="prefix, suffix >= 0; branch, group_size >= 1")
         wrong = [c for c in self.record if not 0 <= c < self.chunks]
         if wrong:
             raise UserError(f"cannot record chunks {wrong}", why=f"the plan has {self.chunks} chunks")
