@@ -88,7 +88,7 @@ def measure(lengths: int, window: int) -> Row:
         objective.collect = watched  # type: ignore[method-assign]
         for step in range(10_000):  # the fork is drawn anew in every step
             ctx.step = trainer.step = step
-            if objective._plan(ctx).prefix == ctx.chunks - window:  # type: ignore[attr-defined]
+            if objective.clips.plan(ctx).prefix == ctx.chunks - window:  # type: ignore[attr-defined]
                 break
         with peak_of(ctx.device) as peak:
             trainer.train_step()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from vidalign.context import TrainContext
 from vidalign.data.source import PromptSource, open_source
 from vidalign.engine import distributed
 from vidalign.engine.base import Engine, build_engine, set_precision
+from vidalign.engine.blueprint import STUDENT, Blueprint
 from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
@@ -39,11 +41,9 @@ if TYPE_CHECKING:
 
 
 OBJECTIVE_CALLS = (
+    "blueprint",
     "phases",
-    "planned_updates",
-    "policy_rules",
-    "networks",
-    "optimizer_changes",
+    "check_models",
     "collect",
     "digest",
     "micro_batches",
@@ -53,7 +53,7 @@ OBJECTIVE_CALLS = (
     "state_dict",
     "load_state_dict",
 )
-REWARD_CALLS = ("optimizer_changes", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
+REWARD_CALLS = ("blueprint", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
 TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
 REWARDS = "rewards"
@@ -199,13 +199,23 @@ def optimizer_of(recipe: Recipe) -> OptimizerConfig:
     )
 
 
+@dataclass
+class Parts:
+    """What a training run is made of, before engines stand around the networks."""
+
+    student: Any
+    teacher: Any
+    rewards: CompositeReward | None
+    prompts: PromptSource
+    features: Any
+    codec: Any
+
+
 def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> TrainContext:
     """Everything that a training run holds; the student's trainable weights are already in their engine."""
     distributed.setup(single=recipe.engine.name == "deepspeed")
     device = distributed.device()
-    engine = replace(recipe.engine, precision=distributed.resolve_precision(recipe.engine.precision))
     student = build_student(recipe).to(device)
-    policies_wanted = [*objective.needs.policies, *averaged(recipe)]
     frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
     if not language:
         _check_chunks(frames, student.spec.cache.chunk_frames)
@@ -214,46 +224,74 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
         _check_vocabulary(student, teacher)
     features = None if language else build_features(student.spec.text)
     rewards = build_rewards(recipe, student.spec, features)
-    trainable = {reward.role: reward for reward in rewards.trainable} if rewards else {}
-    networks = objective.networks(student, teacher)  # before adapters change the student
-    networks |= {role: reward.network for role, reward in trainable.items()}
-    policies = Policies(student, policies_wanted, recipe.student.adapter, seed=recipe.seed)
-    updates = objective.planned_updates(recipe.trainer.steps)
-    updates |= {role: recipe.trainer.steps * reward.updates for role, reward in trainable.items()}
+    codec = None if language else build_codec(student.spec.codec)
+    objective.check_models(student, teacher)
+    parts = Parts(student, teacher, rewards, build_prompts(recipe), features, codec)
+    return assemble(recipe, objective, parts, tracker, device)
+
+
+def assemble(
+    recipe: Recipe, objective: Objective, parts: Parts, tracker: Tracker, device: torch.device
+) -> TrainContext:
+    """The context of these parts: weight sets, an engine for every trained role, all of it on `device`."""
+    engine = replace(recipe.engine, precision=distributed.resolve_precision(recipe.engine.precision))
+    student, teacher, codec = parts.student, parts.teacher, parts.codec
+    learning = parts.rewards.trainable if parts.rewards else []
+    plans = [objective.blueprint(), *(reward.blueprint() for reward in learning)]
+    trained = {name: role for plan in plans for name, role in plan.roles.items()}
+    made = _networks("objective", objective, plans[0], student, teacher)
+    for reward, plan in zip(learning, plans[1:], strict=True):
+        made |= _networks("reward", reward, plan, student, teacher)
+    weight_sets = [*plans[0].policies, *averaged(recipe)]
+    policies = Policies(student, weight_sets, recipe.student.adapter, seed=recipe.seed)  # changes the student
+    updates = planned_updates(objective, learning, recipe.trainer.steps)
     engines: dict[str, Engine] = {}
-    for role, network in {"student": student, **networks}.items():
-        owner = trainable.get(role, objective)
-        changes = owner.optimizer_changes() if isinstance(owner, TrainableReward) else owner.optimizer_changes(role)
-        settings = replace(optimizer_of(recipe), **changes)
-        engines[role] = build_engine(
-            engine, settings, network.to(device), updates.get(role, 0), policies if role == "student" else None
-        )
-    prompts = build_prompts(recipe)
-    codec = None if language else build_codec(student.spec.codec).to(device).eval().requires_grad_(False)
+    for name, network in {STUDENT: student, **made}.items():
+        settings = replace(optimizer_of(recipe), **trained[name].optimizer)
+        sets = policies if name == STUDENT else None
+        engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
     if codec is not None:
-        set_precision(codec, engine.precision)
+        set_precision(codec.to(device).eval().requires_grad_(False), engine.precision)
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if hasattr(teacher, "model"):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     ctx = TrainContext(
         seed=recipe.seed,
-        frames=frames,
+        frames=recipe.data.frames,
         micro_batch=recipe.trainer.micro_batch,
         device=device,
         roles=roles,
         policies=policies,
-        rewards=rewards,
+        rewards=parts.rewards,
         teacher=teacher,
-        prompts=prompts,
-        features=features,
+        prompts=parts.prompts,
+        features=parts.features,
         codec=codec,
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,
     )
-    for reward in trainable.values():
+    for reward in learning:
         reward.attach(ctx)
     return ctx
+
+
+def _networks(kind: str, owner: Any, plan: Blueprint, student: Any, teacher: Any) -> dict[str, torch.nn.Module]:
+    """The networks of the further roles of a plugin, by role."""
+    with guest(kind, owner.name, owner):
+        return {name: role.network(student, teacher) for name, role in plan.roles.items() if role.network is not None}
+
+
+def planned_updates(objective: Objective, learning: Sequence[TrainableReward], steps: int) -> Counter[str]:
+    """Optimiser steps of every role in a run of so many training steps: how long its learning rate falls."""
+    updates: Counter[str] = Counter()
+    for step in range(steps):
+        for phase in objective.phases(step):
+            updates[phase.role] += phase.updates
+    for reward in learning:
+        for phase in reward.blueprint().phases():
+            updates[phase.role] += steps * phase.updates
+    return updates
 
 
 def _check_chunks(frames: int, chunk: int) -> None:

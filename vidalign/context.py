@@ -153,6 +153,10 @@ class TrainContext:
         draws = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
         return draws.to(self.device, self.student.latent_dtype)
 
+    def uniform(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Uniform in [0, 1), fp32 ``[N, *shape]``, one generator a sample."""
+        return torch.stack([torch.rand(tuple(shape), generator=g) for g in generators]).to(self.device)
+
     def show(self, clips: torch.Tensor, prompts: Sequence[str], rewards: dict[str, torch.Tensor]) -> None:
         """Log a few clips with prompt and rewards burnt in, every ``tracking.clips_every`` steps."""
         if not self.clips_every or self.step % self.clips_every:

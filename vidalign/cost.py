@@ -10,10 +10,12 @@ tokens are not part of it: forwards of language and of video students are not co
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vidalign.engine.rng import generator
+from vidalign.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,15 @@ class Cost:
         )
 
 
+def cannot_count(objective: Any) -> NoReturn:
+    """Raises `UserError`: the objective must say itself what a step costs."""
+    raise UserError(
+        f"the objective {objective.name!r} does not say what a step costs",
+        where=type(objective).__qualname__,
+        fix="give it a method cost(sizes), see docs/adding_an_objective.md, or use a budget in seconds",
+    )
+
+
 @dataclass(frozen=True)
 class StepSizes:
     """What `Objective.cost` may ask about a step; names are those of `TrainContext`."""
@@ -54,10 +65,22 @@ class StepSizes:
     """Prompts of the step, ``trainer.prompts_per_step``."""
     chunks: int
     """Chunks of a video; 0 for a language student."""
-    rewards: int
-    """Number of rewards that the recipe names."""
+    reward_weights: Mapping[str, float]
+    """Rewards that the recipe names, with their weights."""
     sampler: Sampler
     """Of a video student; one step for a language student, whose objectives do not ask."""
+
+    count: Callable[[StepSizes, Any], Cost] | None = None
+    """Counts one step of an objective on a small stand-in of the student, see `dry_step`."""
+
+    @property
+    def rewards(self) -> int:
+        """Number of rewards that judge."""
+        return len(self.reward_weights)
+
+    def dry_step(self, objective: Any) -> Cost:
+        """What the objective's own code does in a first step on a stand-in; raises `UserError` where there is none."""
+        return cannot_count(objective) if self.count is None else self.count(self, objective)
 
     def shared_generator(self, purpose: str) -> torch.Generator:
         """The generator of the context: a random fork is known before the step is run."""

@@ -140,7 +140,7 @@ class Trainer:
         experience = judge_experience(ctx, objective, experience)
         self._call("on_experience", experience)
         metrics = reduce_metrics({name: [(1.0, value)] for name, value in (ctx.metrics | experience.metrics).items()})
-        for phase in objective.phases():
+        for phase in objective.phases(self.step):
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
         metrics["health/skipped_updates"] = float(self._skipped() - before)
@@ -185,7 +185,8 @@ class Trainer:
     def phases(self) -> tuple[Phase, ...]:
         """The roles that a step trains, in order: rewards that learn, before they judge, then the objective's."""
         rewards = self.ctx.rewards.trainable if self.ctx.rewards else []
-        return (*(Phase(reward.role, reward.updates) for reward in rewards), *self.objective.phases())
+        learning = [phase for reward in rewards for phase in reward.blueprint().phases()]
+        return (*learning, *self.objective.phases(self.step))
 
     # --- callbacks ---
 

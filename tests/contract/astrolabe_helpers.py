@@ -37,7 +37,7 @@ def astrolabe(folder: Path, *overrides: str, prefix: int | None = None) -> tuple
 
 def prefix_of(objective: Astrolabe, ctx: TrainContext, step: int) -> int:
     ctx.step = step
-    return objective._plan(ctx).prefix
+    return objective.clips.plan(ctx).prefix
 
 
 def judge(objective: Astrolabe, ctx: TrainContext, values: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -102,7 +102,7 @@ def nudge(network: nn.Module, scale: float = 0.02) -> None:
 
 def whole(objective: Objective, ctx: TrainContext, data: Experience, role: str = "student") -> LossOut:
     """The loss of all samples in one piece."""
-    phase = next(p for p in objective.phases() if p.role == role)
+    phase = next(p for p in objective.phases(ctx.step) if p.role == role)
     with ctx.roles.phase(role):
         return objective.loss(ctx, MicroBatch(data, 1.0), phase)
 

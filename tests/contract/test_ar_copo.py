@@ -16,12 +16,13 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import DataError, RecipeError, UserError
 from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Phase
+from vidalign.objectives.parts.groups import Forked
 from vidalign.objectives.parts.scoring import Advantages, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import Noise, Rollout
-from vidalign.students.video.rollout.buffer import Buffer, BufferHeader
+from vidalign.students.video.rollout.buffer import Buffer, BufferHeader, ForkedGroups
 
 STEPS = 4
 
@@ -71,7 +72,8 @@ def test_only_the_pivots_noise_differs(
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
     objective, ctx = ar_copo(folder, f"neighbours={neighbours}", pivot=pivot)
-    groups, context, *_ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    groups, context = forked.groups, forked.context
     ((noise, rollout),) = seen
     start, stop = pivot * CHUNK, (pivot + 1) * CHUNK
     initial, renoise = (x.unflatten(0, (2, GROUP)) for x in (noise.initial, noise.renoise))
@@ -93,9 +95,9 @@ def test_which_chunks_are_pivots(folder: Path) -> None:
         objective, ctx = ar_copo(folder, f"pivots={pivots}", "group_size=2", "anchors=1")
         found = set()
         for ctx.step in range(20):
-            found.add(objective.fork(ctx, Batch(ctx.step, PROMPTS[:1], [0]))[0].pivot)
+            found.add(objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS[:1], [0])).groups.pivot)
         assert found == expected
-    objective.config.pivots = 4
+    objective.fresh.pivots = 4
     with pytest.raises(UserError, match="one of 4 chunks .* a video has 3"):
         collect(objective, ctx)
 
@@ -105,7 +107,8 @@ def test_the_loss_is_the_method_written_out(pivot: int, folder: Path) -> None:
     objective, ctx = ar_copo(folder, "clip=0.002", "temperature=0.5", "combine=raw_sum", pivot=pivot)
     rewards = [0.1, 0.4, 0.2, 0.9, 3.0, 1.0, 2.0, 2.5]
     given(ctx, rewards)
-    groups, context, *_ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+    groups, context = forked.groups, forked.context
     data = collect(objective, ctx)
     nudge(network_of(ctx))
     ctx.update = 1
@@ -219,7 +222,7 @@ def test_quasi_norm(folder: Path) -> None:
 
 def test_inner_updates_are_optimiser_steps(folder: Path) -> None:
     objective, _ = ar_copo(folder, "inner_updates=3")
-    assert objective.phases() == (Phase("student", 3),)
+    assert objective.phases(0) == (Phase("student", 3),)
 
 
 @pytest.mark.parametrize(
@@ -234,18 +237,23 @@ def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
 # --- semi-on-policy ---
 
 
+def judged(ctx: TrainContext, forked: Forked) -> ForkedGroups:
+    assert forked.request is not None
+    return forked.groups.judged(ctx.judge(forked.request))
+
+
 @pytest.fixture(scope="module")
 def buffer(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six groups, two for every pivot."""
     out = tmp_path_factory.mktemp("buffer")
     objective, ctx = ar_copo(folder)
-    header = BufferHeader(weights_hash(ctx.policies.weights("old")), "recipe", 6, objective.settings(ctx))
+    header = BufferHeader(weights_hash(ctx.policies.weights("old")), "recipe", 6, objective.fresh.settings(ctx))
     made = Buffer.create(out, header)
     for pivot in range(3):
         ctx.step = next(step for step in range(100) if pivot_of(ctx, step) == pivot)
         with torch.no_grad():
-            groups, _, request, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2 * pivot, 2 * pivot + 1]))
-        made.write([2 * pivot, 2 * pivot + 1], groups.judged(ctx.judge(request)))
+            forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [2 * pivot, 2 * pivot + 1]))
+        made.write([2 * pivot, 2 * pivot + 1], judged(ctx, forked))
     return out
 
 
@@ -266,8 +274,7 @@ def test_groups_of_a_buffer_replay_as_they_were_rolled(folder: Path, buffer: Pat
 
 def test_a_buffer_gives_the_numbers_of_the_rollout(folder: Path, buffer: Path) -> None:
     objective, ctx = ar_copo(folder, pivot=1)
-    groups, _, request, _ = objective.fork(ctx, Batch(ctx.step, PROMPTS, [2, 3]))
-    fresh = groups.judged(ctx.judge(request)).tensors()
+    fresh = judged(ctx, objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [2, 3]))).tensors()
     stored = Buffer.open(buffer).read([2, 3]).tensors()
     assert fresh.keys() == stored.keys() and all(torch.equal(fresh[name], stored[name]) for name in fresh)
 

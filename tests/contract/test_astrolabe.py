@@ -17,7 +17,7 @@ from vidalign.context import TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.astrolabe import Astrolabe
 from vidalign.objectives.base import Experience, Objective, Phase
-from vidalign.objectives.parts.replay import on_policy_gap
+from vidalign.objectives.parts.rollouts import on_policy_gap
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
@@ -162,7 +162,7 @@ def test_a_video_is_whole_chunks(folder: Path) -> None:
 def test_a_gap_is_seen(folder: Path) -> None:
     """The monitor must not be deaf: a context without the history gives a large gap."""
     objective, ctx = astrolabe(folder, prefix=2)
-    plan = objective._plan(ctx)
+    plan = objective.clips.plan(ctx)
     text = ctx.text(PROMPTS)
     rollout = ctx.student.rollout(text, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", [0, 1])))
     assert on_policy_gap(ctx, rollout, text, GROUP) < 1e-4
@@ -390,4 +390,4 @@ def test_impossible_settings_are_refused(wrong: str, folder: Path) -> None:
 
 def test_inner_updates_are_optimiser_steps(folder: Path) -> None:
     objective, _ = astrolabe(folder, "inner_updates=3")
-    assert objective.phases() == (Phase("student", 3),)
+    assert objective.phases(0) == (Phase("student", 3),)

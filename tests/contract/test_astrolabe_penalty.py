@@ -16,7 +16,7 @@ from vidalign.engine import distributed
 from vidalign.engine.checkpoint import read_tensors, write_tensors
 from vidalign.errors import UserError
 from vidalign.objectives.astrolabe import Astrolabe
-from vidalign.objectives.base import Phase
+from vidalign.objectives.base import Experience, Phase
 from vidalign.recipe import load_recipe
 from vidalign.rewards.base import CompositeReward
 from vidalign.trainer import Trainer
@@ -85,13 +85,20 @@ def test_the_penalty_is_selective(folder: Path) -> None:
     assert weight["uniformfirst"] == [1] * 8 and penalties["selectivefirst"] != penalties["selectivesecond"]
 
 
+def digested(objective: Astrolabe, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Experience:
+    """What the objective makes of the scores ``[N]`` of this process' candidates."""
+    count = len(next(iter(scores.values())))
+    x0, group = torch.zeros(count, 1), torch.arange(count) // GROUP
+    return objective.digest(ctx, Experience({"x0": x0}, group, None, ["a"] * (count // GROUP), scores=scores))
+
+
 def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with one group each choose what one process with both groups chooses."""
     first, second = [3.0, 9.0, 4.0, 1.0, 5.0, 2.0, 6.0, 8.0], [2.0, 7.0, 1.0, 8.0, 2.5, 8.5, 4.0, 5.0]
     objective, ctx = astrolabe(folder, "kl.mode=selective")
     ctx.rewards = Ranked(first, second)
-    everyone, metrics = objective._judge(ctx, {name: v.view(2, GROUP) for name, v in ctx.rewards.values.items()})
-    assert 0 < (everyone["kl_weight"] > 0).sum() < 4
+    both = digested(objective, ctx, ctx.rewards.values)
+    assert 0 < (both["kl_weight"] > 0).sum() < 4
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     parts, selected = [], []
     for rank in range(2):
@@ -99,14 +106,13 @@ def test_selection_is_over_all_processes(folder: Path, monkeypatch: pytest.Monke
         whole_batch = {tuple(v[rank * GROUP :][:GROUP].tolist()): v for v in ctx.rewards.values.values()}
         monkeypatch.setattr(distributed, "all_gather", lambda t, known=whole_batch: known[tuple(t.tolist())])
         again = Astrolabe(objective.config)
-        own = {name: v[rank * GROUP :][None, :GROUP] for name, v in ctx.rewards.values.items()}
-        judged, logged = again._judge(ctx, own)
-        parts.append(judged)
-        selected.append(logged["objective/selected/mean"])
+        own = digested(again, ctx, {name: v[rank * GROUP :][:GROUP] for name, v in ctx.rewards.values.items()})
+        parts.append(own)
+        selected.append(own.metrics["objective/selected/mean"])
         assert again.state_dict() == objective.state_dict()
-    for name, value in everyone.items():
-        assert torch.equal(torch.cat([part[name] for part in parts]), value)
-    assert sum(selected) / 2 == metrics["objective/selected/mean"]
+    for name in ("reward_weight", "signal", "kl_weight"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), both[name])
+    assert sum(selected) / 2 == both.metrics["objective/selected/mean"]
 
 
 def test_selection_needs_a_second_reward(folder: Path) -> None:
@@ -164,7 +170,7 @@ def test_the_drift_is_measured_by_a_running_variance(folder: Path) -> None:
             sums = {"penalty": 2 * penalty, "penalised": 2.0, "variance": 4 * variance, "samples": 4.0}
             ctx.sums = {name: torch.tensor(value) for name, value in sums.items()}
             objective.after_step(ctx)
-        assert objective.kl.variance == pytest.approx(10.9)
+        assert objective.kl.state.variance == pytest.approx(10.9)
         found.append(torch.equal(ctx.policies.weights("reference")[key], ctx.policies.weights("current")[key]))
     assert found == [False, True]
 

@@ -120,7 +120,9 @@ def test_a_step_of_dmd_by_hand(folder: Path) -> None:
 
 
 def test_rollout_counts_the_prefix_once() -> None:
-    sizes = StepSizes(0, 0, prompts=2, chunks=4, rewards=3, sampler=Sampler([1.0, 0.5], first_sigmas=[1.0, 0.7, 0.4]))
+    sizes = StepSizes(
+        0, 0, prompts=2, chunks=4, reward_weights={}, sampler=Sampler([1.0, 0.5], first_sigmas=[1.0, 0.7, 0.4])
+    )
     plan = RolloutPlan(prefix=2, branch=1, suffix=1, group_size=5)
     # first chunk 3 + 1, second 2 + 1, third (2 + 1) x 5, last 2 x 5 without a clean pass
     assert sizes.rollout(plan) == 2 * (4 + 3 + 15 + 10)
@@ -148,4 +150,4 @@ def test_budgets_that_buy_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_objective_without_cost_is_told_what_to_do() -> None:
     with pytest.raises(UserError, match="does not say what a step costs.*adding_an_objective"):
-        Objective(None).cost(StepSizes(0, 0, 1, 1, 0, Sampler([1.0])))
+        Objective(None).cost(StepSizes(0, 0, 1, 1, {}, Sampler([1.0])))

@@ -11,7 +11,8 @@ from objective_helpers import NAMES as VIDEO
 
 from vidalign import registry
 from vidalign.bench.budget import Budget
-from vidalign.bench.cost import Counter, predict
+from vidalign.bench.cost import predict
+from vidalign.bench.counter import Counter
 from vidalign.cost import Cost
 from vidalign.errors import RecipeError
 from vidalign.recipe import Recipe, load_recipe

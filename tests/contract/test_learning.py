@@ -43,7 +43,7 @@ def brightness(ctx: TrainContext) -> float:
 
 def learn(objective: Objective, ctx: TrainContext, steps: int) -> dict[str, float]:
     """Train; the metrics of the last loss."""
-    (phase,) = objective.phases()
+    (phase,) = objective.phases(ctx.step)
     for ctx.step in range(steps):
         ctx.update = 0
         data = collect(objective, ctx)
@@ -75,10 +75,11 @@ def test_the_reward_rises(name: str, folder: Path) -> None:
 def test_the_clip_keeps_a_student_near_the_one_whose_groups_it_learns_from(folder: Path, tmp_path: Path) -> None:
     objective, ctx = driven(folder, "ar_copo", "objective.pivots=1")
     assert isinstance(objective, ARCoPO)
-    header = BufferHeader(weights_hash(ctx.policies.weights("old")), "recipe", 2, objective.settings(ctx))
+    header = BufferHeader(weights_hash(ctx.policies.weights("old")), "recipe", 2, objective.fresh.settings(ctx))
     with torch.no_grad():
-        groups, _, request, _ = objective.fork(ctx, Batch(0, PROMPTS, [0, 1]))
-    Buffer.create(tmp_path, header).write([0, 1], groups.judged(ctx.judge(request)))
+        forked = objective.fresh.groups(ctx, Batch(0, PROMPTS, [0, 1]))
+    assert forked.request is not None
+    Buffer.create(tmp_path, header).write([0, 1], forked.groups.judged(ctx.judge(forked.request)))
     gaps = {}
     for clip in ("0.001", "null"):
         buffer = f"objective.buffer='{tmp_path}'"

@@ -11,7 +11,7 @@ import yaml
 from objective_helpers import GROUP, PROMPTS, collect, make, network_of, nudge, sections
 from torch import Tensor
 
-from vidalign.build import build_context, build_objective
+from vidalign.build import build_context, build_objective, planned_updates
 from vidalign.context import TrainContext
 from vidalign.errors import RecipeError
 from vidalign.objectives.base import Experience, Objective, Phase
@@ -51,7 +51,7 @@ def gradients(objective: Objective, ctx: TrainContext) -> dict[str, Tensor]:
     data, found = collect(objective, ctx, PROMPTS), {}
     for role in ctx.roles.engines:
         nudge(network_of(ctx, role))
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         with ctx.roles.phase(phase.role) as engine:
             for piece in objective.micro_batches(ctx, data, phase):
                 engine.backward(objective.loss(ctx, piece, phase).loss * piece.weight)
@@ -115,7 +115,7 @@ def test_a_further_role_is_trained_by_its_objective(folder: Path) -> None:
     """dmd trains a fake score before the student; the weight of dmd is the student's alone."""
     settings = {"dmd": {"weight": 0.5}, "astrolabe": {"group_size": GROUP}}
     objective, ctx = mixed(folder, settings, "dmd")
-    assert [phase.role for phase in objective.phases()] == ["fake_score", "student"]
+    assert [phase.role for phase in objective.phases(ctx.step)] == ["fake_score", "student"]
     found, alone, nft = (
         gradients(objective, ctx),
         gradients(*make(folder, "dmd", PIECES)),
@@ -233,7 +233,7 @@ def test_learning_rates_fall_over_the_updates_that_are_made(folder: Path, tmp_pa
         "dmd": {"start": 1, "fake_score": {"updates": 2}},
     }
     recipe = load_recipe(recipe_file(folder, settings, "dmd"), ["trainer.schedule=cosine"])
-    planned = build_objective(recipe).planned_updates(4)
+    planned = planned_updates(build_objective(recipe), [], 4)
     assert planned == {"student": 3 + 3 + 1 + 1, "fake_score": 3 * 2}
     trainer = Trainer(recipe, tmp_path / "run")
     made = dict.fromkeys(planned, 0)
@@ -252,7 +252,7 @@ def test_learning_rates_fall_over_the_updates_that_are_made(folder: Path, tmp_pa
 
 def test_an_objective_leaves_the_updates_that_it_does_not_ask_for(folder: Path) -> None:
     objective, ctx = mixed(folder, {"once": ASTROLABE, "thrice": {**ASTROLABE, "inner_updates": 3}})
-    data, (phase,) = collect(objective, ctx), objective.phases()
+    data, (phase,) = collect(objective, ctx), objective.phases(ctx.step)
     assert phase.updates == 3
     for ctx.update, expected in enumerate([{"once", "thrice"}, {"thrice"}, {"thrice"}]):
         assert labels(objective, ctx, data) == expected

@@ -28,7 +28,7 @@ def test_micro_batches_add_up(name: str, folder: Path) -> None:
     for role in ctx.roles.engines:
         nudge(network_of(ctx, role))
     ctx.update = 1  # the networks have moved
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         expected, gradient, count = accumulate(objective, ctx, data, phase, 64)
         assert count == 1 and max(float(g.abs().max()) for g in gradient.values()) > 1e-6
         for size in (1, 2, 3):
@@ -55,7 +55,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Pa
         ctx.policies.copy("current", "old")  # not what rolled out
         nudge(network_of(ctx), 0.1)
     ctx.update = 1
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         expected = logged(objective, ctx, data, phase, 64)
         for size in (1, 4):
             assert logged(objective, ctx, data, phase, size) == pytest.approx(expected, rel=1e-4, abs=1e-8), size
@@ -81,7 +81,7 @@ def test_the_same_step_gives_the_same_numbers(name: str, folder: Path) -> None:
         objective, ctx = make(folder, name)
         ctx.step = step
         data = collect(objective, ctx)
-        losses.append([whole(objective, ctx, data, phase.role).loss.item() for phase in objective.phases()])
+        losses.append([whole(objective, ctx, data, phase.role).loss.item() for phase in objective.phases(ctx.step)])
         torch.randn(7)  # the global generator is nobody's business
     assert losses[0] == losses[1] and losses[0] != losses[2]
 
@@ -92,7 +92,7 @@ def test_another_update_on_the_same_experience_draws_anew(name: str, folder: Pat
     data = collect(objective, ctx)
     for role in ctx.roles.engines:
         nudge(network_of(ctx, role))
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         losses = []
         for ctx.update in (1, 2):
             losses.append(whole(objective, ctx, data, phase.role).loss.item())
@@ -106,7 +106,7 @@ def test_only_the_trained_role_gets_gradient(name: str, folder: Path) -> None:
     assert not any(t.requires_grad for t in (*data.tensors.values(), data.text))
     networks = {role: engine.network for role, engine in ctx.roles.engines.items()}
     networks |= {role: dispatch.network for role, dispatch in ctx.roles._frozen.items()}
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         with ctx.roles.phase(phase.role) as engine:
             engine.backward(objective.loss(ctx, MicroBatch(data, 1.0), phase).loss)
             graded = {role for role, net in networks.items() if any(p.grad is not None for p in net.parameters())}
@@ -118,7 +118,7 @@ def test_metrics_are_named_by_group_and_finite(name: str, folder: Path) -> None:
     objective, ctx = make(folder, name)
     data = collect(objective, ctx)
     metrics = dict(data.metrics)
-    for phase in objective.phases():
+    for phase in objective.phases(ctx.step):
         metrics |= whole(objective, ctx, data, phase.role).metrics
     for key, value in metrics.items():
         assert key.split("/")[0] in ("objective", "reward", "health", "perf"), key

@@ -66,7 +66,7 @@ def step(objective: Objective, ctx: TrainContext, prompts: list[Any]) -> dict[st
         data = objective.collect(ctx, Batch(0, prompts, list(range(len(prompts)))))
         data = judge_experience(ctx, objective, data)
     found = {}
-    for phase in objective.phases():
+    for phase in objective.phases(0):
         with ctx.roles.phase(phase.role) as engine:
             loss = objective.loss(ctx, MicroBatch(data, 1.0), phase).loss
             engine.backward(loss)

@@ -15,7 +15,8 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.baselines.dmd import DMD, exit_states
+from vidalign.objectives.baselines.dmd import DMD
+from vidalign.objectives.parts.rollouts import states_at
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.context import Context
@@ -85,7 +86,7 @@ def test_exit_takes_one_step_of_every_chunk() -> None:
         x_t = (10 * chunk + steps).expand(3, len(sigmas), 2, 1, 1, 1)
         states[chunk] = ChunkStates(sigmas, x_t, x_t + 100)
     rollout = Rollout(torch.zeros(3, 4, 1, 1, 1), Context(batch=3), slice(0, 4), states)
-    chosen = exit_states(rollout, torch.tensor([0.0, 0.5, 0.99]))
+    chosen = states_at(rollout, torch.tensor([0.0, 0.5, 0.99]))
     assert chosen["x_t"].flatten(1).tolist() == [[0, 0, 10, 10], [2, 2, 11, 11], [3, 3, 11, 11]]
     assert torch.equal(chosen["x0"], chosen["x_t"] + 100)
     assert chosen["sigma"].tolist() == [[1, 1, 1, 1], [0.6, 0.6, 0.5, 0.5], [0.4, 0.4, 0.5, 0.5]]
@@ -139,7 +140,7 @@ def test_each_phase_trains_its_own_network_only(folder: Path) -> None:
     networks = {role: engine.network for role, engine in ctx.roles.engines.items()}
     networks["teacher"] = ctx.roles._frozen["teacher"].network
     assert set(networks) == {"student", "fake_score", "teacher"}
-    for phase in objective.phases():
+    for phase in objective.phases(0):
         before = {role: copy.deepcopy(network.state_dict()) for role, network in networks.items()}
         with ctx.roles.phase(phase.role) as engine:
             engine.backward(objective.loss(ctx, MicroBatch(experience, 1.0), phase).loss)

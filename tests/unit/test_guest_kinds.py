@@ -49,7 +49,7 @@ class Learns(TrainableReward):
 
     def __init__(self) -> None:
         self.network = Student()
-        if self.broken in ("attach", "learn", "warm_up", "state_dict", "load_state_dict", "optimizer_changes"):
+        if self.broken in ("attach", "learn", "warm_up", "state_dict", "load_state_dict", "blueprint"):
             setattr(self, self.broken, fail)
 
     @classmethod
@@ -68,7 +68,7 @@ class Learns(TrainableReward):
 
 class Costly(Objective):
     name = "costly"
-    cost = policy_rules = networks = phases = staticmethod(fail)  # type: ignore[assignment]
+    cost = blueprint = check_models = phases = staticmethod(fail)  # type: ignore[assignment]
 
 
 class Made(Metric):
@@ -157,7 +157,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "reward, scoring": ("reward 'learns'", lambda: learner().score(CLIPS, ["a", "b"])),
     "reward, saved": ("reward 'learns'", lambda: learner("state_dict").state_dict()),
     "reward, restored": ("reward 'learns'", lambda: learner("load_state_dict").load_state_dict({"learns": {}})),
-    "reward, optimiser": ("reward 'learns'", lambda: learner("optimizer_changes").trainable[0].optimizer_changes()),
+    "reward, blueprint": ("reward 'learns'", lambda: learner("blueprint").trainable[0].blueprint()),
     "reward, network": ("reward 'learns'", lambda: learner().trainable[0].network(CLIPS)),
     "discriminator, made": ("discriminator 'judge'", lambda: discriminator(fail)),
     "discriminator, judging": ("discriminator 'judge'", lambda: discriminator(lambda *a: Student())(CLIPS)),
@@ -165,9 +165,9 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "teacher, clips": ("teacher 'taught'", lambda: teacher(clips=fail).clips(["a"], [])),
     "teacher, velocity": ("teacher 'taught'", lambda: teacher(velocity=fail).velocity(CLIPS, 1.0, None)),
     "objective, cost": ("objective 'costly'", lambda: objective().cost(None)),
-    "objective, rules": ("objective 'costly'", lambda: objective().policy_rules()),
-    "objective, networks": ("objective 'costly'", lambda: objective().networks(None, None)),
-    "objective, phases": ("objective 'costly'", lambda: objective().phases()),
+    "objective, blueprint": ("objective 'costly'", lambda: objective().blueprint()),
+    "objective, models": ("objective 'costly'", lambda: objective().check_models(None, None)),
+    "objective, phases": ("objective 'costly'", lambda: objective().phases(0)),
     "metric, made": ("metric 'made'", lambda: evaluator.build_metrics({"made": {}})),
     "metric, made for merging": ("metric 'made'", lambda: merge_scores._metric("made")),
     "metric, scoring": ("metric 'scores'", lambda: judging.scored(Scores(), CLIPS, ["a", "b"], 2)),

@@ -10,7 +10,7 @@ import torch
 
 from vidalign.errors import UserError
 from vidalign.objectives.baselines.sft import SFT
-from vidalign.objectives.parts.replay import sample_sigmas
+from vidalign.objectives.parts.forward_process import sample_sigmas
 from vidalign.students.video.spec import Sampler
 
 USUAL, FIRST, CHUNK, N = [1.0, 0.5, 0.25], [1.0, 0.875, 0.75], 2, 64

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vidalign.objectives.experimental.dopd_video import states_at
+from vidalign.objectives.parts.rollouts import states_at
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout
 
 FIRST, OTHERS = [1.0, 0.8, 0.6, 0.4], [1.0, 0.5]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.bench.cost import Counter
+from vidalign.bench.counter import Counter
 from vidalign.bench.results import Spent
 from vidalign.bench.watched import watched
 from vidalign.callbacks import Callback, Training

@@ -22,7 +22,7 @@ import torch
 
 from vidalign import registry
 from vidalign.bench.budget import FIELDS, Budget, spent_of, time_steps
-from vidalign.bench.cost import predict, read_spec, steps_within
+from vidalign.bench.cost import predict, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
 from vidalign.bench.protocol import Protocol, RowConfig, load_protocol, teacher_hash
@@ -38,6 +38,7 @@ from vidalign.provenance import commit, machine
 from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
+from vidalign.students.video.checkpoint import spec_of
 from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.trainer import Trainer
 
@@ -188,7 +189,7 @@ def _check_latents(protocol: Protocol, config: RowConfig) -> None:
     """Other start weights must make clips of the same kind by the same sampler."""
     if not config.student:
         return
-    ours, theirs = read_spec(protocol.student.path), read_spec(config.student)
+    ours, theirs = spec_of(protocol.student.path), spec_of(config.student)
     for name in ("codec", "height", "width", "text", "sampler"):
         if getattr(ours, name) != getattr(theirs, name):
             raise UserError(

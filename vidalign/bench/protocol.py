@@ -17,7 +17,6 @@ from typing import Any, Literal
 import yaml
 
 from vidalign import registry
-from vidalign.bench.cost import read_spec
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.data.examples import Example
 from vidalign.data.paths import is_file_name
@@ -27,7 +26,7 @@ from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.source_map import Node, parse_override, read_yaml
 from vidalign.recipe.typed import build, placed, settings_of
-from vidalign.students.video.checkpoint import resolve
+from vidalign.students.video.checkpoint import resolve, spec_of
 
 REFERENCES = ("base", "teacher", "ground_truth")
 """Rows of every table that are not trained."""
@@ -325,7 +324,7 @@ def teacher_hash(teacher: TeacherWeights) -> str:
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
     """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
-    wanted, found = protocol.evaluation.sigmas, read_spec(protocol.student.path).sampler.sigmas
+    wanted, found = protocol.evaluation.sigmas, spec_of(protocol.student.path).sampler.sigmas
     if wanted and wanted != found:
         raise UserError(
             "the start weights have another sampler than the protocol",

@@ -30,38 +30,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from vidalign.cost import Cost, StepSizes
-from vidalign.engine import distributed
 from vidalign.errors import UserError
-from vidalign.losses.advantages import group_statistics, reward_weight
 from vidalign.losses.bradley_terry import margin_advantage
-from vidalign.losses.flow_matching import add_noise
-from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
 from vidalign.objectives.parts.around import Around
-from vidalign.objectives.parts.replay import (
-    candidate_ids,
+from vidalign.objectives.parts.forward_process import (
     decay_old,
-    old_prediction,
+    noise_again,
     old_rule,
-    on_policy_gap,
-    roll_videos,
-    sample_sigmas,
     sampler_levels,
+    three_policy_loss,
 )
-from vidalign.objectives.parts.scoring import (
-    ZERO_SPREAD,
-    Advantages,
-    advantage_metrics,
-    gather_scores,
-    group_weights,
-    grouped_scores,
-    request_groups,
-    score_metrics,
-)
-from vidalign.students.video.rollout import RolloutPlan
+from vidalign.objectives.parts.rollouts import video_groups
+from vidalign.objectives.parts.scoring import gather_scores, grouped_scores, keep_signal, weigh_candidates
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -69,7 +51,7 @@ if TYPE_CHECKING:
 
 class AFD(Objective):
     name = "afd"
-    needs = Needs(rewards=True, discriminator=True, teacher="clips", policies=("old", "reference"), min_group=4)
+    needs = Needs(rewards=True, discriminator=True, teacher="clips", min_group=4)
 
     @dataclass
     class Config:
@@ -94,15 +76,10 @@ class AFD(Objective):
         """Decay of the behaviour policy; 0 = every batch is rolled out by the student as it is."""
 
         def __post_init__(self) -> None:
-            for name in ("beta", "advantage_clip", "std_floor"):
-                if getattr(self, name) <= 0:
-                    raise ValueError(f"{name} must be positive")
-            if self.kl_weight < 0:
-                raise ValueError("kl_weight must be at least 0")
-            if self.updates < 1:
-                raise ValueError("updates must be at least 1")
-            if not 0 <= self.old_decay <= 1:
-                raise ValueError("old_decay must lie in 0..1")
+            require(self, "beta", "advantage_clip", "std_floor", above=0)
+            require(self, "kl_weight", least=0)
+            require(self, "updates", least=1)
+            require(self, "old_decay", least=0, most=1)
 
     config: Config
 
@@ -110,83 +87,31 @@ class AFD(Objective):
         if around.sampler:
             sampler_levels(around.sampler, self.config.sigma_max)
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(updates=self.config.updates),)
-
-    def policy_rules(self) -> dict[str, PolicyRule]:
-        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
-
-    # --- roll out, then (after the step of D and its judgement) the advantage ---
+    def blueprint(self) -> Blueprint:
+        old = old_rule(self.config.old_decay)
+        return Blueprint({"old": old, "reference": "fixed"}, {"student": TrainedRole(self.config.updates)})
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+        """Roll out with `old`; then the trainer takes the step of D on these videos and lets it judge them."""
         _check_weights(ctx.reward_weights)
-        size, text = self.config.group_size, ctx.text(batch.prompts)
-        rollout = roll_videos(ctx, text, batch.ids, size)
-        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
-        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, 1)
-        tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
-        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+        return video_groups(ctx, batch, self.config.group_size, replayed=1)
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
-        judged, device = self._judge(ctx, grouped_scores(ctx, experience)), experience["x0"].device
-        weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
-        signal = group_weights(judged).repeat_interleave(self.config.group_size)
-        experience.tensors |= {"reward_weight": weight.to(device), "signal": signal.to(device)}
-        experience.metrics |= judged.metrics
+        """The advantage of every video, from what D says of it."""
+        scores, group = gather_scores(ctx, grouped_scores(ctx, experience))
+        score = scores["discriminator"]
+        advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
+        judged = keep_signal(ctx, scores, group, advantage, reward=score, total=score)
+        judged.metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
+        weigh_candidates(experience, judged, self.config.advantage_clip)
         return experience
 
-    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Advantages:
-        """What D says of this rank's videos, from scores ``[P, G]``."""
-        everyone, group = gather_scores(ctx, scores)
-        score = everyone["discriminator"]
-        advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
-        metrics = score_metrics({"": score, **everyone}, group) | advantage_metrics(score, advantage, group)
-        metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
-        spread = group_statistics(score, group)[1]
-        has_signal = ctx.signal.has_signal(spread, "discriminator") & (spread > ZERO_SPREAD)
-        metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
-        shape = (ctx.world_size, *scores["discriminator"].shape)
-        mine = (advantage * has_signal[group]).view(shape)[distributed.rank()]
-        return Advantages(mine, has_signal.view(shape[:2]), everyone, metrics)
-
-    # --- loss ---
-
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+        """``w |v+ - v*|^2 + (1 - w) |v- - v*|^2 + lambda |v - v_ref|^2`` of the noised videos."""
         data, config = micro_batch.data, self.config
-        x0, weight = data["x0"], data["reward_weight"]
-        noise, sigma = self._draw(ctx, data)
-        x_t = add_noise(x0, noise, sigma)
-
-        def velocity() -> torch.Tensor:
-            return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
-
-        current = velocity()
-        old = old_prediction(ctx, velocity, current, config.old_decay)
-        policy = (data["signal"] * forward_process_loss(current, old, noise - x0, weight, beta=config.beta)).mean()
-        metrics = {"objective/policy/mean": policy.detach()}
-        if config.kl_weight == 0:
-            return LossOut(policy, metrics)
-        with torch.no_grad(), ctx.policy("reference"):
-            reference = velocity()
-        penalty = reference_penalty(current, reference).mean()
-        metrics["objective/kl/mean"] = penalty.detach()
-        return LossOut(policy + config.kl_weight * penalty, metrics)
-
-    def _draw(self, ctx: TrainContext, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
-        generators = ctx.generators("loss", data["sample"].tolist())
-        noise = ctx.normal(data["x0"].shape[1:], generators)
-        return noise, sample_sigmas(ctx, generators, ctx.chunks, each=True, sigma_max=self.config.sigma_max)
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss; the
-        discriminator says its own."""
-        config = self.config
-        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=config.group_size)
-        clips = sizes.prompts * config.group_size
-        policies = (2 + (config.kl_weight > 0)) * config.updates - (config.old_decay == 0)
-        forwards = sizes.rollout(plan) + (1 + policies * clips) * sizes.teacher_forcing(sizes.chunks)
-        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
+        noised = noise_again(ctx, data, each=True, sigma_max=config.sigma_max)
+        weight = config.kl_weight or None
+        return three_policy_loss(ctx, data, noised, beta=config.beta, old_decay=config.old_decay, kl_weight=weight)[0]
 
     def after_step(self, ctx: TrainContext) -> None:
         decay_old(ctx, self.config.old_decay)

@@ -27,26 +27,21 @@ Knobs that matter: noise_scale, neighbours, pivots, clip, temperature, learning 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vidalign.cost import Cost, StepSizes
-from vidalign.errors import UserError
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
 from vidalign.objectives.parts.around import Around
-from vidalign.objectives.parts.replay import replay_gap
-from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores, request_groups
-from vidalign.provenance import weights_hash
-from vidalign.students.video.rollout import RolloutPlan
-from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
+from vidalign.objectives.parts.groups import Forked, GroupSource, Neighbours, OnPolicyGroups, StoredGroups
+from vidalign.objectives.parts.rollouts import replay_gap
+from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.rewards.base import ScoreRequest
-    from vidalign.students.video import Context
 
 RATIO_GAP = 1e-5
 """Largest |rho - 1| before the first update: rounding, a tenth of the paper's clip."""
@@ -54,7 +49,7 @@ RATIO_GAP = 1e-5
 
 class ARCoPO(Objective):
     name = "ar_copo"
-    needs = Needs(rewards=True, policies=("old",), min_group=2)
+    needs = Needs(rewards=True, min_group=2)
 
     @dataclass
     class Config:
@@ -64,7 +59,7 @@ class ARCoPO(Objective):
         """Candidates whose states are predicted again with gradient."""
         noise_scale: float = 0.5
         """s: how far candidates lie from the shared centre, in 0..1; two of them correlate by 1 - s^2."""
-        neighbours: Literal["initial", "all"] = "initial"
+        neighbours: Neighbours = "initial"
         """Which noise of the pivot differs: the first draw, or the re-noising too. A student that is flow-matched but
         not distilled hardly uses its first draw."""
         pivots: int = 0
@@ -85,48 +80,30 @@ class ARCoPO(Objective):
         def __post_init__(self) -> None:
             if not 1 <= self.anchors <= self.group_size:
                 raise ValueError(f"anchors must lie in 1..group_size, which is {self.group_size}")
-            if not 0 < self.noise_scale <= 1:
-                raise ValueError("noise_scale must lie above 0 and at most at 1")
-            for name in ("clip", "quasi_norm"):
-                value = getattr(self, name)
-                if value is not None and value <= 0:
-                    raise ValueError(f"{name} must be positive, or null")
-            if self.pivots < 0:
-                raise ValueError("pivots must be at least 0")
-            if self.temperature <= 0:
-                raise ValueError("temperature must be positive")
-            if self.inner_updates < 1:
-                raise ValueError("inner_updates must be at least 1")
+            require(self, "noise_scale", above=0, most=1)
+            require(self, "clip", "quasi_norm", "temperature", above=0)
+            require(self, "pivots", least=0)
+            require(self, "inner_updates", least=1)
 
     config: Config
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._checked = False
-        """Whether the buffer was compared with the run."""
+        self.fresh = OnPolicyGroups(config.group_size, config.noise_scale, config.neighbours, config.pivots)
+        """How groups are forked, here and by ``vidalign collect``."""
+        self.groups: GroupSource = StoredGroups(config.buffer, self.fresh) if config.buffer else self.fresh
 
     def fit(self, around: Around) -> None:
         if around.chunks:
-            self._check_pivots(around.chunks)
+            self.fresh.check(around.chunks)
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(updates=self.config.inner_updates),)
-
-    def policy_rules(self) -> dict[str, PolicyRule]:
-        return {"old": "fixed" if self.config.buffer else "current"}
+    def blueprint(self) -> Blueprint:
+        return Blueprint({"old": self.groups.rule}, {"student": TrainedRole(self.config.inner_updates)})
 
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        if self.config.buffer:  # stored groups were judged when they were collected
-            groups, context = self._draw(ctx, batch)
-            data = self._experience(ctx, groups, context)
-            data.scores = {name: value.flatten() for name, value in groups.rewards.items()}
-            return data
-        groups, context, request, metrics = self.fork(ctx, batch)
-        data = self._experience(ctx, groups, context)
-        data.request, data.metrics = request, metrics
-        return data
+        return self._experience(ctx, self.groups.groups(ctx, batch))
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
@@ -137,90 +114,15 @@ class ARCoPO(Objective):
             advantage = quasi_normalise(advantage, self.config.quasi_norm)
         experience.shared["advantage"] = advantage
         experience.tensors["weight"] = group_weights(judged).to(device).repeat_interleave(experience.group_size)
-        if self.config.buffer:  # the scores of stored groups say nothing about the student as it is now
+        if experience.request is None:  # the scores of stored groups say nothing about the student as it is now
             judged.metrics = {name: v for name, v in judged.metrics.items() if not name.startswith("reward/")}
         experience.metrics |= judged.metrics
         return experience
 
-    def fork(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
-        """Roll out the groups of a batch with the old policy, not judged yet; also the context before their pivot, one
-        row a prompt, what is to be judged, and what to log."""
-        config, size = self.config, self.config.group_size
-        plan = self._plan(ctx)
-        branch = "neighbour" if config.neighbours == "initial" else "neighbour_all"
-        noise = ctx.student.draw_noise(
-            plan, ctx.generators("rollout", batch.ids), branch=branch, scale=config.noise_scale, suffix="shared"
-        )
-        with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
-        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
-        state, frames = rollout.states[plan.prefix], rollout.branch
-        renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, size))
-        groups = ForkedGroups(
-            prompts=batch.prompts,
-            pivot=plan.prefix,
-            history=rollout.latents[::size, : frames.start],
-            initial=state.x_t[:, 0].unflatten(0, (-1, size)),
-            renoise=(renoise[:, :1] if config.neighbours == "initial" else renoise).to(rollout.latents.device),
-            x0=state.x0.unflatten(0, (-1, size)),
-            rewards={},
-        )
-        return groups, rollout.context, request, metrics
-
-    def _check_pivots(self, chunks: int) -> None:
-        if self.config.pivots > chunks:
-            raise UserError(
-                f"the pivot cannot be one of {self.config.pivots} chunks",
-                where="objective.pivots",
-                why=f"a video has {chunks}",
-                fix="use fewer, or 0 for any chunk",
-            )
-
-    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
-        """Fork at a random chunk, the same on every rank."""
-        self._check_pivots(ctx.chunks)
-        pivot = int(torch.randint(self.config.pivots or ctx.chunks, (), generator=ctx.shared_generator("pivot")))
-        size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
-        return RolloutPlan(pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))
-
-    def settings(self, ctx: TrainContext) -> dict[str, Any]:
-        """What shapes a group in a buffer."""
-        config, own = self.config, ctx.student.spec.sampler.first_sigmas
-        return {
-            "objective.group_size": config.group_size,
-            "objective.noise_scale": config.noise_scale,
-            "objective.neighbours": config.neighbours,
-            "objective.pivots": config.pivots,
-            "data.frames": ctx.frames,
-            "rewards": sorted(ctx.reward_weights),
-            "sampler": ctx.sigmas,
-            "chunk": list(ctx.student.chunk_shape),
-            **({"sampler of the first chunk": own} if own else {}),
-        }
-
-    @cached_property
-    def buffer(self) -> Buffer:
-        """The buffer that the recipe names."""
-        return Buffer.open(self.config.buffer)
-
-    def _draw(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context]:
-        """Groups of the buffer for this rank; the context is rebuilt from their latents under the old policy."""
-        if not self._checked:
-            self.buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.settings(ctx))
-            self._checked = True
-        total = len(batch.ids) * ctx.world_size
-        drawn = self.buffer.draw(total, ctx.shared_generator("buffer"))
-        groups = self.buffer.read([drawn[i % total] for i in batch.ids]).to(ctx.device)
-        text = ctx.text(groups.prompts)
-        context = ctx.student.begin(text)
-        if groups.pivot:
-            with ctx.policy("old"), ctx.gathered():
-                context = ctx.student.extend(context, groups.history, text)
-        return groups, context
-
-    def _experience(self, ctx: TrainContext, groups: ForkedGroups, context: Context) -> Experience:
+    def _experience(self, ctx: TrainContext, forked: Forked) -> Experience:
         """One entry for every prompt, anchor and step; what the candidates predicted is held once a prompt."""
-        count, anchors = len(groups.prompts), self.config.anchors
+        groups, anchors = forked.groups, self.config.anchors
+        count = len(groups.prompts)
         levels = ctx.student.spec.sampler.steps(first=groups.pivot == 0)
         sigma = torch.tensor(levels, dtype=torch.float64, device=groups.x0.device)
         steps = torch.arange(len(levels), device=sigma.device)
@@ -235,8 +137,11 @@ class ARCoPO(Objective):
             torch.arange(count).repeat_interleave(anchors * len(levels)),
             ctx.text(groups.prompts),
             groups.prompts,
-            context,
+            forked.context,
+            forked.metrics,
             shared={"x0": groups.x0},
+            request=forked.request,
+            scores={name: value.flatten() for name, value in groups.rewards.items()},
         )
 
     # --- loss ---
@@ -252,7 +157,7 @@ class ARCoPO(Objective):
             current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
         )
         gap = (found.ratio - 1).abs().max()
-        if ctx.update == 0 and (not config.buffer or ctx.step == 0):
+        if ctx.update == 0 and (self.groups.rule == "current" or ctx.step == 0):
             assert gap <= RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
         recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
         metrics = {
@@ -264,18 +169,7 @@ class ARCoPO(Objective):
         return LossOut((data["weight"] * found.loss).mean(), metrics, counts=counts)
 
     def cost(self, sizes: StepSizes) -> Cost:
-        """Rollout, or the clean passes that rebuild the context of stored groups, and the current and old forwards of
-        the pivot."""
-        config = self.config
-        if config.buffer:
-            pivot = self.buffer.pivots()[self.buffer.draw(sizes.prompts, sizes.shared_generator("buffer"))[0]]
-            before, calls = sizes.prompts * pivot, 0
-        else:
-            plan = self._plan(sizes)
-            pivot, before, calls = plan.prefix, sizes.rollout(plan), sizes.prompts * plan.group_size * sizes.rewards
-        states = sizes.prompts * config.anchors * len(sizes.sampler.steps(first=pivot == 0))
-        return Cost(forwards=before + 2 * config.inner_updates * states, reward_calls=calls)
-
-    def after_step(self, ctx: TrainContext) -> None:
-        if not self.config.buffer:
-            ctx.policies.copy("current", "old")
+        """What the groups cost, and the current and old forwards of the pivot: a random one."""
+        pivot, groups = self.groups.cost(sizes)
+        states = sizes.prompts * self.config.anchors * len(sizes.sampler.steps(first=pivot == 0))
+        return groups + Cost(forwards=2 * self.config.inner_updates * states)

@@ -6,12 +6,16 @@ the loss of each. It never calls ``backward`` and never steps an optimiser: the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from vidalign.engine.blueprint import STUDENT as STUDENT
+from vidalign.engine.blueprint import Blueprint as Blueprint
+from vidalign.engine.blueprint import Phase as Phase
+from vidalign.engine.blueprint import TrainedRole as TrainedRole
 from vidalign.errors import UserError
 from vidalign.recipe.needs import Needs as Needs
 
@@ -22,18 +26,6 @@ if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
     from vidalign.rewards.base import ScoreRequest
     from vidalign.students.video import Context
-
-PolicyRule = Literal["fixed", "current", "own"]
-"""How an objective moves a weight set, see `Objective.policy_rules`."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One role's turn in a training step."""
-
-    role: str = "student"
-    updates: int = 1
-    """Optimiser steps on the same experience."""
 
 
 @dataclass
@@ -86,6 +78,13 @@ class Experience:
     @property
     def group_size(self) -> int:
         return len(self.group) // len(self.prompts)
+
+    def slices(self, size: int) -> Iterator[tuple[int, int]]:
+        """Start and stop of slices in order: whole groups, or equal parts of one, of at most `size` entries."""
+        group = self.group_size
+        step = size // group * group if size >= group else max(k for k in range(1, size + 1) if group % k == 0)
+        for start in range(0, len(self), step):
+            yield start, min(start + step, len(self))
 
     def candidates(self, start: int, stop: int) -> Experience:
         """Entries start .. stop-1: whole groups, or a part of one group (the context is then broadcast over it)."""
@@ -155,26 +154,16 @@ class Objective:
     def fit(self, around: Around) -> None:
         """Raise `UserError` for settings that do not fit the rest of the recipe; nothing is loaded yet."""
 
-    def phases(self) -> tuple[Phase, ...]:
-        """Which roles are trained in one step, in order."""
-        return (Phase(),)
+    def blueprint(self) -> Blueprint:
+        """What is built for it: weight sets of the student, trained networks, how their optimisers differ."""
+        return Blueprint()
 
-    def planned_updates(self, steps: int) -> dict[str, int]:
-        """Optimiser steps of every role in a run of `steps` training steps: how long its learning rate falls."""
-        return {phase.role: steps * phase.updates for phase in self.phases()}
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        """Which roles are trained in a step, in order."""
+        return self.blueprint().phases()
 
-    def policy_rules(self) -> dict[str, PolicyRule]:
-        """How each of ``needs.policies`` moves: ``fixed``, the initial student for good; ``current``, the student after
-        every step; ``own``, any other way. Parts of a mixture share those of the first two rules."""
-        return dict.fromkeys(self.needs.policies, "own")
-
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        """The network of every further role in ``needs.roles``, made before the student gets its adapters."""
-        return {}
-
-    def optimizer_changes(self, role: str) -> dict[str, Any]:
-        """Fields of the optimiser settings in which a role differs from the recipe's trainer section."""
-        return {}
+    def check_models(self, student: Any, teacher: Any) -> None:
+        """Raise `UserError` where student and teacher, both loaded, do not fit each other or the settings."""
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         """Roll out, and say in `Experience.request` what is to be judged; called without gradient."""
@@ -189,11 +178,7 @@ class Objective:
 
     def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
         """Cut the experience into at most ``trainer.micro_batch`` samples each; same number on all ranks."""
-        size = experience.group_size
-        wanted = ctx.micro_batch
-        step = wanted // size * size if wanted >= size else max(k for k in range(1, wanted + 1) if size % k == 0)
-        for start in range(0, len(experience), step):
-            stop = min(start + step, len(experience))
+        for start, stop in experience.slices(ctx.micro_batch):
             yield MicroBatch(experience.candidates(start, stop), (stop - start) / len(experience), start)
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
@@ -201,15 +186,19 @@ class Objective:
         raise NotImplementedError
 
     def after_step(self, ctx: TrainContext) -> None:
-        """Decay of the old policy, reset of the reference and the like; ``ctx.sums`` holds the sums of the losses."""
+        """Move the weight sets that are not fixed: those that follow the student do, unless a subclass has more to say.
+        ``ctx.sums`` holds the sums of the losses."""
+        for name, rule in self.blueprint().policies.items():
+            if rule == "current":
+                ctx.policies.copy("current", name)
 
     def cost(self, sizes: StepSizes) -> Cost:
-        """What one step of a single process will cost, known from the recipe alone; benchmarks set budgets by it."""
-        raise UserError(
-            f"the objective {self.name!r} does not say what a step costs",
-            where=type(self).__qualname__,
-            fix="give it a method cost(sizes), see docs/adding_an_objective.md, or use a budget in seconds",
-        )
+        """What one step of a single process costs, known from the recipe alone; benchmarks set budgets by it.
+
+        Counts a dry step on a small stand-in of the student. Override it where steps differ, by a random fork say, or
+        where a count cannot know. Raises `UserError` where no stand-in can be made.
+        """
+        return sizes.dry_step(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart beside the weights."""

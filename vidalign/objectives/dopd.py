@@ -37,6 +37,7 @@ from vidalign.losses.routing import Regime
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
 from vidalign.objectives.parts.around import Around
+from vidalign.ranges import require
 from vidalign.tracking.tokens import ColouredResponse
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class RegimeConfig:
     """Factor of the loss; 0 leaves these tokens out."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError("weight must be at least 0")
+        require(self, "weight", least=0)
 
 
 class DOPD(Objective):
@@ -96,18 +96,14 @@ class DOPD(Objective):
         """High gap, the student is surer."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.trim < 1:
-                raise ValueError("trim must lie in 0..1, 1 excluded")
-            if self.top_k < 1:
-                raise ValueError("top_k must be at least 1")
-            if not 0 <= self.beta <= 1:
-                raise ValueError("beta must lie in 0..1")
+            require(self, "trim", least=0, below=1)
+            require(self, "top_k", least=1)
+            require(self, "beta", least=0, most=1)
 
     config: Config
 
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+    def check_models(self, student: Any, teacher: Any) -> None:
         tokens.check_heads(student, teacher)
-        return {}
 
     # --- collect ---
 

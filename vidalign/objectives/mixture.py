@@ -4,7 +4,7 @@ Every objective collects its own experience from the prompts of the step, which 
 gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
 takes part. What they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight
 sets `old` and `reference` are each objective's own, since one would move them under the other; only those that stay
-the initial student, or are the student after every step, are held once (`Objective.policy_rules`). An `old` begins as
+the initial student, or are the student after every step, are held once (`Blueprint.policies`). An `old` begins as
 the student is when its objective starts, or stays the initial student.
 
 Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
@@ -24,14 +24,13 @@ import torch
 
 from vidalign.cost import Cost
 from vidalign.errors import UserError
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import STUDENT, Blueprint, Experience, LossOut, MicroBatch, Objective, Phase, TrainedRole
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.engine.blueprint import PolicyRule
     from vidalign.recipe.schema import Part
-
-STUDENT = "student"
 
 
 @dataclass
@@ -59,61 +58,48 @@ class Mixture(Objective):
     def __init__(self, objectives: Mapping[str, Objective], parts: Mapping[str, Part]) -> None:
         super().__init__(None)
         self.objectives, self.parts = dict(objectives), dict(parts)
-        needs = [objective.needs for objective in objectives.values()]
         self.sets = _weight_sets(self.objectives)
         """Which weight set of the student stands in for each that an objective asks for, by label."""
-        self.needs = Needs(  # type: ignore[misc]  # each mixture has needs of its own
-            policies=tuple(dict.fromkeys(name for sets in self.sets.values() for name in sets.values())),
-            roles=tuple(dict.fromkeys(name for n in needs for name in n.roles)),
-        )
-        self.active = list(objectives)
-        """Labels of the objectives that take part in the present step; all of them before the first one."""
+        self.active: list[str] = []
+        """Labels of the objectives that take part in the present step."""
 
     # --- roles ---
 
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases of all that take part; the student's, which they share, lies between what comes before and after
-        it in any of them and has as many updates as the one with the most."""
-        before: list[Phase] = []
-        after: list[Phase] = []
-        updates: list[int] = []
-        for label in self.active:
-            phases = self.objectives[label].phases()
-            at = [phase.role for phase in phases].index(STUDENT)
-            before += phases[:at]
-            after += phases[at + 1 :]
-            updates.append(phases[at].updates)
-        return (*before, Phase(STUDENT, max(updates)), *after)
-
-    def planned_updates(self, steps: int) -> dict[str, int]:
-        """Those of every step, in which a shared role has as many as the objective with the most."""
-        active, planned = self.active, dict.fromkeys(("student", *self.needs.roles), 0)
-        for step in range(steps):
-            self.active = self._taking_part(step)
-            for phase in self.phases():
-                planned[phase.role] += phase.updates
-        self.active = active
-        return planned
-
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def blueprint(self) -> Blueprint:
+        """Everything that its objectives ask for; a role but the student's belongs to one of them."""
+        policies: dict[str, PolicyRule] = {}
+        roles: dict[str, TrainedRole] = {STUDENT: TrainedRole()}
         for label, objective in self.objectives.items():
-            for role, network in objective.networks(student, teacher).items():
-                if role in found:
+            own = objective.blueprint()
+            policies |= {self.sets[label][name]: rule for name, rule in own.policies.items()}
+            for role, trained in own.roles.items():
+                if role != STUDENT and role in roles:
                     raise UserError(
                         f"two objectives train a role called {role!r}",
                         where=f"objectives.{label}",
                         why="a role has one network and one optimiser",
                         fix="keep one of them",
                     )
-                found[role] = network
-        return found
+                roles[role] = trained
+        return Blueprint(policies, roles)
 
-    def optimizer_changes(self, role: str) -> dict[str, Any]:
-        changes: dict[str, Any] = {}
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        """The phases of all that take part; the student's, which they share, lies between what comes before and after
+        it in any of them and has as many updates as the one with the most."""
+        before: list[Phase] = []
+        after: list[Phase] = []
+        updates: list[int] = []
+        for label in self._taking_part(step):
+            phases = self.objectives[label].phases(step)
+            at = [phase.role for phase in phases].index(STUDENT)
+            before += phases[:at]
+            after += phases[at + 1 :]
+            updates.append(phases[at].updates)
+        return (*before, Phase(STUDENT, max(updates)), *after)
+
+    def check_models(self, student: Any, teacher: Any) -> None:
         for objective in self.objectives.values():
-            changes |= objective.optimizer_changes(role)
-        return changes
+            objective.check_models(student, teacher)
 
     # --- one step ---
 
@@ -124,7 +110,7 @@ class Mixture(Objective):
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
             with ctx.policies.aliased(self.sets[label]):
-                if ctx.step == part.start > 0 and objective.policy_rules().get("old", "fixed") != "fixed":
+                if ctx.step == part.start > 0 and objective.blueprint().policies.get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
                 found[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
         nothing = torch.empty(0)
@@ -142,7 +128,7 @@ class Mixture(Objective):
     def micro_batches(self, ctx: TrainContext, experience: Experience, phase: Phase) -> Iterable[MicroBatch]:
         assert isinstance(experience, MixedExperience), "a mixture cuts what it collected"
         for label in self.active:
-            own = self._phase(label, phase.role)
+            own = self._phase(ctx, label, phase.role)
             if own is None or ctx.update >= own.updates:
                 continue
             factor = self.parts[label].weight if phase.role == STUDENT else 1.0
@@ -152,7 +138,7 @@ class Mixture(Objective):
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         assert isinstance(micro_batch, MixedBatch), "a mixture cuts what it collected"
         label = micro_batch.label
-        own = self._phase(label, phase.role)
+        own = self._phase(ctx, label, phase.role)
         assert own is not None, "only objectives that train the role have micro-batches in its phase"
         with ctx.policies.aliased(self.sets[label]):
             out = self.objectives[label].loss(ctx, micro_batch, own)
@@ -166,7 +152,7 @@ class Mixture(Objective):
         total = Cost()
         for label in self._taking_part(sizes.step):
             own = self.parts[label].rewards
-            total += self.objectives[label].cost(sizes if own is None else replace(sizes, rewards=len(own)))
+            total += self.objectives[label].cost(sizes if own is None else replace(sizes, reward_weights=own))
         return total
 
     def after_step(self, ctx: TrainContext) -> None:
@@ -191,9 +177,9 @@ class Mixture(Objective):
         """Labels of the objectives of a step."""
         return [label for label, part in self.parts.items() if part.start <= step < _stop(part)]
 
-    def _phase(self, label: str, role: str) -> Phase | None:
+    def _phase(self, ctx: TrainContext, label: str, role: str) -> Phase | None:
         """The turn of `role` in one objective."""
-        return next((phase for phase in self.objectives[label].phases() if phase.role == role), None)
+        return next((phase for phase in self.objectives[label].phases(ctx.step) if phase.role == role), None)
 
     def _name(self, label: str, metric: str) -> str:
         """``objective/kl/mean`` to ``objective/LABEL_kl/mean``; the other groups, which monitors read, stay."""
@@ -209,15 +195,13 @@ class Mixture(Objective):
 
 
 def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str]]:
-    """By label, the weight set behind each name in ``needs.policies``: ``old``, and ``old_2`` and so on for those that
+    """By label, the weight set behind each that an objective asks for: ``old``, and ``old_2`` and so on for those that
     move otherwise."""
     owners: dict[str, list[str]] = defaultdict(list)
     sets: dict[str, dict[str, str]] = {}
     for label, objective in objectives.items():
         sets[label] = {}
-        rules = objective.policy_rules()
-        for name in objective.needs.policies:
-            rule = rules[name]
+        for name, rule in objective.blueprint().policies.items():
             owner, known = (f"own {label}" if rule == "own" else rule), owners[name]
             if owner not in known:
                 known.append(owner)

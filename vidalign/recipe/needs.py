@@ -17,10 +17,6 @@ class Needs:
     """Whether the trained reward `discriminator` must be among them."""
     teacher: str = ""
     """What the teacher must offer: ``clips``, ``velocity``, ``few_step``, ``logits`` or nothing."""
-    policies: tuple[str, ...] = ()
-    """Further weight sets of the student: ``old``, ``reference``."""
-    roles: tuple[str, ...] = ()
-    """Further trainable networks, each with an engine and a phase of its own: ``fake_score``."""
     whole_student: bool = False
     """Whether every process must hold the whole student: ZeRO-3 is refused."""
     min_group: int = 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 
 from vidalign.deferred import without_gradient
+from vidalign.engine.blueprint import Blueprint, TrainedRole
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class TrainableReward(ABC):
     def from_recipe(cls, recipe: Recipe, spec: VideoStudentSpec, features: PromptFeatures) -> TrainableReward:
         """Made before the engines; `features` are the prompt features of the student that `spec` describes."""
 
-    def optimizer_changes(self) -> dict[str, Any]:
-        """Fields of the optimiser settings in which it differs from the recipe's trainer section."""
-        return {}
+    def blueprint(self) -> Blueprint:
+        """What is built for it: its network under its role, and how the optimiser differs."""
+        return Blueprint(roles={self.role: TrainedRole(self.updates, lambda student, teacher: self.network)})
 
     @abstractmethod
     def attach(self, ctx: TrainContext) -> None:

@@ -27,6 +27,7 @@ from vidalign import registry
 from vidalign.cost import Cost, StepSizes
 from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
+from vidalign.engine.blueprint import Blueprint, TrainedRole
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.guest import guarded, guest
@@ -95,9 +96,10 @@ class DiscriminatorReward(TrainableReward):
             network = kind.from_recipe(section.config, spec, features, recipe.seed)
         return cls(guarded("discriminator", name, network, ("forward",)), section.config)
 
-    def optimizer_changes(self) -> dict[str, Any]:
+    def blueprint(self) -> Blueprint:
         config = self.config
-        return {"learning_rate": config.learning_rate, "warmup_steps": config.warmup_steps, "schedule": "constant"}
+        own = {"learning_rate": config.learning_rate, "warmup_steps": config.warmup_steps, "schedule": "constant"}
+        return Blueprint(roles={self.role: TrainedRole(self.updates, lambda student, teacher: self.network, own)})
 
     @classmethod
     def cost(cls, recipe: Recipe, sizes: StepSizes) -> Cost:

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import safe_open
+
 from vidalign.errors import CheckpointError, UserError
 from vidalign.quiet import no_bars
 from vidalign.reading import check_object, parse_json
@@ -98,6 +100,20 @@ def load(path: str) -> LanguageStudent:
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
+
+
+def spec_of(path: str) -> LanguageSpec:
+    """The specification of a student by what `load` takes; no weights are read."""
+    if is_transformers(path):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path)
+        return LanguageSpec({"model_type": config.model_type, **config.to_diff_dict()}, path)
+    with safe_open(resolve(path), "pt") as file:
+        metadata = dict(file.metadata() or {})
+    spec = read_spec(metadata, path, "config", ("model_type",))
+    with reading_spec(path):
+        return LanguageSpec.from_dict(spec)
 
 
 def is_language(path: str) -> bool:

@@ -9,6 +9,7 @@ from vidalign.students.language_config import LanguageSpec, is_transformers
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
+    from vidalign.recipe.schema import StudentConfig
     from vidalign.students.language import LanguageStudent
 
 
@@ -32,6 +33,14 @@ class Language:
         from vidalign.students.language import LanguageStudent
 
         return LanguageStudent.load(path, **options)
+
+    @staticmethod
+    def stand_in(config: StudentConfig) -> tuple[LanguageStudent, None, None]:
+        """A tiny student with the real one's tokenizer, chat and sampling and random weights; it has neither prompt
+        features nor a codec. No weights are read."""
+        from vidalign.students.language_stand_in import stand_in
+
+        return stand_in(config), None, None
 
     @staticmethod
     def check(draft: Draft) -> None:

@@ -51,7 +51,7 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
         )
     sets = -(-groups // size)
     student = weights_hash(ctx.policies.weights("old"))
-    header = BufferHeader(student, recipe.hash, sets * size, objective.settings(ctx))
+    header = BufferHeader(student, recipe.hash, sets * size, objective.fresh.settings(ctx))
     if distributed.rank() == 0:
         Buffer.create(out, header)
     distributed.barrier()
@@ -62,9 +62,9 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step = step
         ids = list(range(step * size + distributed.rank(), (step + 1) * size, ranks))
-        forked, _, request, _ = objective.fork(ctx, Batch(step, [prompts[n] for n in ids], ids))
-        assert ctx.rewards is not None, "ar_copo needs rewards"
-        ctx.rewards.learn(request)
-        buffer.write(ids, forked.judged(ctx.judge(request)))
+        forked = objective.fresh.groups(ctx, Batch(step, [prompts[n] for n in ids], ids))
+        assert ctx.rewards is not None and forked.request is not None, "ar_copo needs rewards"
+        ctx.rewards.learn(forked.request)
+        buffer.write(ids, forked.groups.judged(ctx.judge(forked.request)))
     distributed.barrier()
     return Buffer.open(out)

@@ -21,23 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from vidalign.cost import Cost, StepSizes
-from vidalign.losses.advantages import reward_weight
-from vidalign.losses.flow_matching import add_noise, expand_sigma
-from vidalign.losses.forward_process import forward_process_loss, reference_penalty
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
-from vidalign.objectives.parts.replay import (
-    candidate_ids,
-    decay_old,
-    old_rule,
-    on_policy_gap,
-    roll_videos,
-    sample_sigmas,
-)
-from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores, request_groups
-from vidalign.students.video.rollout import RolloutPlan
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
+from vidalign.objectives.parts.forward_process import decay_old, noise_again, old_rule, three_policy_loss
+from vidalign.objectives.parts.rollouts import video_groups
+from vidalign.objectives.parts.scoring import compute_advantages, grouped_scores, weigh_candidates
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -45,7 +33,7 @@ if TYPE_CHECKING:
 
 class DiffusionNFT(Objective):
     name = "diffusion_nft"
-    needs = Needs(rewards=True, policies=("old", "reference"), min_group=2)
+    needs = Needs(rewards=True, min_group=2)
 
     @dataclass
     class Config:
@@ -67,85 +55,41 @@ class DiffusionNFT(Objective):
         """Constant decay of the old policy; null = the schedule min(0.001 step, 0.5)."""
 
         def __post_init__(self) -> None:
-            for name in ("beta", "advantage_clip"):
-                if getattr(self, name) <= 0:
-                    raise ValueError(f"{name} must be positive")
-            if self.kl_weight < 0:
-                raise ValueError("kl_weight must not be negative")
-            if self.inner_updates < 1:
-                raise ValueError("inner_updates must be at least 1")
-            if self.old_decay is not None and not 0 <= self.old_decay <= 1:
-                raise ValueError("old_decay must lie in 0..1")
+            require(self, "beta", "advantage_clip", above=0)
+            require(self, "kl_weight", least=0)
+            require(self, "inner_updates", least=1)
+            require(self, "old_decay", least=0, most=1)
 
     config: Config
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(updates=self.config.inner_updates),)
-
-    def policy_rules(self) -> dict[str, PolicyRule]:
-        return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
+    def blueprint(self) -> Blueprint:
+        old = old_rule(self.config.old_decay)
+        return Blueprint({"old": old, "reference": "fixed"}, {"student": TrainedRole(self.config.inner_updates)})
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        size, text = self.config.group_size, ctx.text(batch.prompts)
-        rollout = roll_videos(ctx, text, batch.ids, size)
-        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
-        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, size)
-        tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
-        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+        return video_groups(ctx, batch, self.config.group_size, replayed=self.config.group_size)
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
-        config, device = self.config, experience["x0"].device
-        scores = grouped_scores(ctx, experience)
+        config, scores = self.config, grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
-        weight = reward_weight(judged.advantage.flatten(), config.advantage_clip)
-        signal = group_weights(judged).repeat_interleave(config.group_size)
-        experience.tensors |= {"reward_weight": weight.to(device), "signal": signal.to(device)}
-        experience.metrics |= judged.metrics
+        weigh_candidates(experience, judged, config.advantage_clip)
         return experience
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
-        data, config = micro_batch.data, self.config
-        x0 = data["x0"]
-        generators = ctx.generators("loss", data["sample"].tolist())
-        noise = ctx.normal(x0.shape[1:], generators)
-        sigma = sample_sigmas(ctx, generators, ctx.chunks, each=False)
-        x_t = add_noise(x0, noise, sigma)
-
-        def velocity() -> torch.Tensor:
-            return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
-
-        def x0_of(velocity: torch.Tensor) -> torch.Tensor:
-            return x_t - expand_sigma(sigma, x_t) * velocity
-
-        current = velocity()
-        with torch.no_grad(), ctx.policy("old"):
-            old = velocity()
-        policy = forward_process_loss(
-            x0_of(current),
-            x0_of(old),
-            x0,
-            data["reward_weight"],
+        """The adaptive x0 loss of the noised videos, and the penalty of their velocities."""
+        config = self.config
+        out, _ = three_policy_loss(
+            ctx,
+            micro_batch.data,
+            noise_again(ctx, micro_batch.data, each=False),
             beta=config.beta,
+            old_decay=config.old_decay,
+            kl_weight=config.kl_weight or None,
+            space="x0",
+            kl_space="velocity",
             advantage_clip=config.advantage_clip,
         )
-        policy = (data["signal"] * policy).mean()
-        metrics = {"objective/policy/mean": policy.detach()}
-        if config.kl_weight == 0:
-            return LossOut(policy, metrics)
-        with torch.no_grad(), ctx.policy("reference"):
-            reference = velocity()
-        penalty = reference_penalty(current, reference).mean()
-        metrics["objective/kl/mean"] = penalty.detach()
-        return LossOut(policy + config.kl_weight * penalty, metrics)
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        """Rollout, the replay behind the on-policy gauge, and the current, old and reference forwards of the loss."""
-        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
-        clips = sizes.prompts * plan.group_size
-        policies = (2 + (self.config.kl_weight > 0)) * self.config.inner_updates
-        passes = plan.group_size + policies * clips
-        forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(sizes.chunks)
-        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
+        return out
 
     def after_step(self, ctx: TrainContext) -> None:
         decay_old(ctx, self.config.old_decay)

@@ -26,16 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.parts.replay import replay_gap
-from vidalign.students.video.rollout import Rollout, RolloutPlan
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
+from vidalign.objectives.parts.rollouts import replay_gap, roll_videos, states_at
+from vidalign.objectives.parts.scoring import motion
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video.rollout import Rollout
 
 
 @dataclass
@@ -50,15 +51,13 @@ class FakeScoreConfig:
     """Levels below it count less, as (sigma / floor)^2; 0 is the plain loss."""
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise ValueError("updates must be at least 1")
-        if self.learning_rate <= 0:
-            raise ValueError("learning_rate must be positive")
+        require(self, "updates", least=1)
+        require(self, "learning_rate", above=0)
 
 
 class DMD(Objective):
     name = "dmd"
-    needs = Needs(teacher="velocity", roles=("fake_score",))
+    needs = Needs(teacher="velocity")
 
     @dataclass
     class Config:
@@ -73,41 +72,37 @@ class DMD(Objective):
         """Greatest of those levels: above it the teacher only knows the caption."""
 
         def __post_init__(self) -> None:
-            if self.shift <= 0:
-                raise ValueError("shift must be positive")
+            require(self, "shift", above=0)
             if not 0 < self.sigma_min < self.sigma_max <= 1:
                 raise ValueError("sigma_min must lie above 0 and below sigma_max, which is at most 1")
 
     config: Config
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase("fake_score", self.config.fake_score.updates), Phase("student"))
+    def blueprint(self) -> Blueprint:
+        own = self.config.fake_score
+        fake_score = TrainedRole(own.updates, _new_fake_score, {"learning_rate": own.learning_rate})
+        return Blueprint(roles={"fake_score": fake_score, "student": TrainedRole()})
 
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
-        """The fake score begins as the teacher: the student's samples are not far from the teacher's."""
-        _check_same_latents(student.spec, teacher.model.spec)
-        fake_score = copy.deepcopy(teacher.model).requires_grad_(True)
-        fake_score.gradient_checkpointing(student.base.is_gradient_checkpointing)
-        return {"fake_score": fake_score}
-
-    def optimizer_changes(self, role: str) -> dict[str, Any]:
-        return {"learning_rate": self.config.fake_score.learning_rate} if role == "fake_score" else {}
+    def check_models(self, student: Any, teacher: Any) -> None:
+        """Scores of the student's videos mean nothing to a teacher of other latents or other text features."""
+        for name in ("codec", "text", "height", "width"):
+            ours, theirs = getattr(student.spec, name), getattr(teacher.model.spec, name)
+            if ours != theirs:
+                raise UserError(
+                    f"student and teacher differ in their {name}",
+                    where="teacher.path",
+                    why=f"the student has {ours}, the teacher {theirs}",
+                    fix="distil from a teacher of the same latents and text features",
+                )
 
     # --- collect ---
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
-        text = ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
-        draws = [torch.rand((), generator=g) for g in ctx.generators("exit", batch.ids)]
-        tensors = exit_states(rollout, torch.stack(draws).to(rollout.latents.device))
-        tensors["sample"] = torch.tensor(batch.ids)
+        data, rollout = exits(ctx, batch)
         clips = ctx.decode(rollout.latents)
         ctx.show(clips, batch.prompts, {})
-        metrics = {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts, metrics=metrics)
+        data.metrics = motion(clips)
+        return data
 
     # --- loss ---
 
@@ -140,52 +135,25 @@ class DMD(Objective):
         }
         return LossOut(distribution_matching_loss(x0, fake, real).mean(), metrics)
 
-    def cost(self, sizes: StepSizes) -> Cost:
-        """The fake score is a trained network like the student: its forwards count."""
-        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
-        fake_score = (self.config.fake_score.updates + 1) * sizes.chunks
-        forwards = rollout + sizes.prompts * (sizes.teacher_forcing(sizes.chunks) + fake_score)
-        return Cost(forwards=forwards, teacher_calls=sizes.prompts)
-
     def _draw(self, ctx: TrainContext, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0 and one level ``[N]`` a video."""
         generators = ctx.generators(purpose, data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
-        uniform = torch.stack([torch.rand((), generator=g) for g in generators]).to(noise.device)
+        uniform = ctx.uniform((), generators)
         return noise, warp_sigma(uniform, self.config.shift).clamp(self.config.sigma_min, self.config.sigma_max)
 
 
-def exit_states(rollout: Rollout, uniform: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
-
-    x_t, x0: ``[N, F, C, H, W]``; sigma: ``[N, F]``; latents: the finished chunks. A chunk with its own list of
-    levels exits at the same fraction of it.
-    """
-    rows = torch.arange(len(uniform), device=uniform.device)
-    seen, predicted, levels = [], [], []
-    for chunk in sorted(rollout.states):
-        state = rollout.states[chunk]
-        step = (uniform * len(state.sigmas)).long()
-        seen.append(state.x_t[rows, step])
-        predicted.append(state.x0[rows, step])
-        sigma = torch.tensor(state.sigmas, dtype=torch.float64, device=uniform.device)[step]
-        levels.append(sigma.unsqueeze(1).expand(-1, state.x_t.shape[2]))
-    return {
-        "x_t": torch.cat(seen, 1),
-        "x0": torch.cat(predicted, 1),
-        "sigma": torch.cat(levels, 1),
-        "latents": rollout.latents,
-    }
+def _new_fake_score(student: Any, teacher: Any) -> Any:
+    """It begins as the teacher: the student's samples are not far from the teacher's."""
+    fake_score = copy.deepcopy(teacher.model).requires_grad_(True)
+    fake_score.gradient_checkpointing(student.base.is_gradient_checkpointing)
+    return fake_score
 
 
-def _check_same_latents(student: Any, teacher: Any) -> None:
-    """Scores of the student's videos mean nothing to a teacher of other latents or other text features."""
-    for name in ("codec", "text", "height", "width"):
-        ours, theirs = getattr(student, name), getattr(teacher, name)
-        if ours != theirs:
-            raise UserError(
-                f"student and teacher differ in their {name}",
-                where="teacher.path",
-                why=f"the student has {ours}, the teacher {theirs}",
-                fix="distil from a teacher of the same latents and text features",
-            )
+def exits(ctx: TrainContext, batch: Batch) -> tuple[Experience, Rollout]:
+    """One video a prompt by the student, at its exit step: tensors of `states_at`, and sample ``[P]``."""
+    text = ctx.text(batch.prompts)
+    rollout = roll_videos(ctx, text, batch.ids)
+    draws = ctx.uniform((), ctx.generators("exit", batch.ids))
+    tensors = states_at(rollout, draws) | {"sample": torch.tensor(batch.ids)}
+    return Experience(tensors, torch.arange(len(batch.prompts)), text, batch.prompts), rollout

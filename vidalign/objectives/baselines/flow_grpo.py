@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase, PolicyRule
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
 from vidalign.objectives.parts.around import Around
-from vidalign.objectives.parts.replay import replay_gap
+from vidalign.objectives.parts.rollouts import replay_gap
 from vidalign.objectives.parts.scoring import compute_advantages, grouped_scores, request_groups
+from vidalign.ranges import require
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 class FlowGRPO(Objective):
     name = "flow_grpo"
-    needs = Needs(rewards=True, policies=("old",), min_group=2)
+    needs = Needs(rewards=True, min_group=2)
 
     @dataclass
     class Config:
@@ -53,10 +53,8 @@ class FlowGRPO(Objective):
         """How rewards are added up before the z-score in the group."""
 
         def __post_init__(self) -> None:
-            if self.clip is not None and self.clip <= 0:
-                raise ValueError("clip must be positive, or null")
-            if self.inner_updates < 1:
-                raise ValueError("inner_updates must be at least 1")
+            require(self, "clip", above=0)
+            require(self, "inner_updates", least=1)
 
     config: Config
 
@@ -64,11 +62,8 @@ class FlowGRPO(Objective):
         if around.chunks and around.sampler:
             _check_steps([len(around.sampler.steps(not number)) for number in range(around.chunks)])
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(updates=self.config.inner_updates),)
-
-    def policy_rules(self) -> dict[str, PolicyRule]:
-        return {"old": "current"}
+    def blueprint(self) -> Blueprint:
+        return Blueprint({"old": "current"}, {"student": TrainedRole(self.config.inner_updates)})
 
     # --- collect ---
 
@@ -144,17 +139,6 @@ class FlowGRPO(Objective):
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
         return LossOut(loss, metrics, counts={"objective/clip_fraction/mean": int((data["advantage"] != 0).sum())})
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        """Rollout of whole videos; the loss predicts each at every re-noising step, `old` from the second update on."""
-        plan = RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size)
-        clips = sizes.prompts * plan.group_size
-        passes = (2 * self.config.inner_updates - 1) * (len(sizes.sampler.sigmas) - 1)
-        forwards = sizes.rollout(plan) + clips * passes * sizes.teacher_forcing(sizes.chunks)
-        return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
-
-    def after_step(self, ctx: TrainContext) -> None:
-        ctx.policies.copy("current", "old")
 
 
 def _check_steps(counts: list[int]) -> int:

@@ -27,10 +27,9 @@ from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.objectives.baselines.dmd import exit_states
-from vidalign.objectives.parts.replay import replay_gap
-from vidalign.objectives.parts.scoring import grouped_scores
-from vidalign.rewards.base import ScoreRequest
+from vidalign.objectives.baselines.dmd import exits
+from vidalign.objectives.parts.rollouts import replay_gap
+from vidalign.objectives.parts.scoring import grouped_scores, request_groups
 from vidalign.rewards.discriminator import DiscriminatorReward
 from vidalign.students.video.rollout import RolloutPlan
 
@@ -54,18 +53,9 @@ class GAN(Objective):
                 why="its scores have no gradient with respect to the clips",
                 fix="use spatiotemporal, or objective afd",
             )
-        text = ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
-        draws = [torch.rand((), generator=g) for g in ctx.generators("exit", batch.ids)]
-        tensors = exit_states(rollout, torch.stack(draws).to(rollout.latents.device))
-        tensors["sample"] = torch.tensor(batch.ids)
-        clips = ctx.decode(tensors["x0"])
-        request = ScoreRequest(clips, batch.prompts, torch.arange(len(batch.prompts)))
-        metrics = {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
-        return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+        data, _ = exits(ctx, batch)
+        data.request, data.metrics = request_groups(ctx, data["x0"], batch.prompts)
+        return data
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         """The scores are logged; the loss asks the discriminator again, with gradient."""

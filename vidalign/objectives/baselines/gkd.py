@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from vidalign.cost import Cost
 from vidalign.errors import DataError
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
-    from vidalign.cost import StepSizes
 
 
 class GKD(Objective):
@@ -41,19 +40,17 @@ class GKD(Objective):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if not 0 <= self.on_policy <= 1:
-                raise ValueError("on_policy must lie in 0..1")
+            require(self, "on_policy", least=0, most=1)
 
     config: Config
 
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+    def check_models(self, student: Any, teacher: Any) -> None:
         tokens.check_heads(student, teacher)
-        return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)
-        draws = [torch.rand((), generator=g) for g in ctx.generators("on_policy", data["sample"].tolist())]
-        written = torch.stack(draws) >= self.config.on_policy
+        draws = ctx.uniform((), ctx.generators("on_policy", data["sample"].tolist()))
+        written = draws.cpu() >= self.config.on_policy
         if written.any():
             data.tensors |= self._written(ctx, data, written)
         data.metrics["objective/on_policy/mean"] = float(1 - ctx.gather(written.double()).mean())
@@ -82,7 +79,3 @@ class GKD(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=2 * responses, teacher_calls=responses, responses=responses)

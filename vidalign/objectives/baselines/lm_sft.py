@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.cost import Cost
 from vidalign.errors import DataError
 from vidalign.losses.projected import projected_cross_entropy
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.cost import StepSizes
 
 
 class LanguageSFT(Objective):
@@ -33,8 +32,7 @@ class LanguageSFT(Objective):
         """Share of the samples whose privileged text the student sees, in [0, 1]."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.privileged_share <= 1:
-                raise ValueError("privileged_share must be between 0 and 1")
+            require(self, "privileged_share", least=0, most=1)
 
     config: Config
 
@@ -46,7 +44,7 @@ class LanguageSFT(Objective):
                 "an example has no response to learn from", where=silent[:60], fix="give the data a column 'response'"
             )
         ids, response = chat.responses([example.response for example in batch.prompts], chat.tokenizer.eos_token_id)
-        draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("privileged", batch.ids)])
+        draws = ctx.uniform((), ctx.generators("privileged", batch.ids))
         return Experience(
             tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},
             group=torch.arange(len(batch.prompts)),
@@ -71,6 +69,3 @@ class LanguageSFT(Objective):
                 "objective/token_accuracy/mean": (right * weights).sum().detach(),
             },
         )
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        return Cost(forwards=sizes.prompts)

@@ -13,13 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vidalign.cost import Cost
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.cost import StepSizes
 
 
 class OPD(Objective):
@@ -32,16 +30,11 @@ class OPD(Objective):
 
     config: Config
 
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+    def check_models(self, student: Any, teacher: Any) -> None:
         tokens.check_heads(student, teacher)
-        return {}
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=2 * responses, teacher_calls=responses, responses=responses)

@@ -14,13 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vidalign.cost import Cost
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.cost import StepSizes
 
 
 class OPSD(Objective):
@@ -40,7 +38,3 @@ class OPSD(Objective):
         data = micro_batch.data
         texts = [data.prompts[group].privileged for group in data.group.tolist()]
         return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=3 * responses, responses=responses)

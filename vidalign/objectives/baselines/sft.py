@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from vidalign.cost import Cost, StepSizes
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 
@@ -75,18 +74,13 @@ class SFT(Objective):
         loss = flow_matching_loss(velocity, x0, noise, sigma, sigma_floor=self.config.sigma_floor).mean()
         return LossOut(loss, {"objective/flow_matching/mean": loss.detach()})
 
-    def cost(self, sizes: StepSizes) -> Cost:
-        causal = self.config.attention == "causal"
-        forwards = sizes.teacher_forcing(sizes.chunks) if causal else sizes.chunks
-        return Cost(forwards=sizes.prompts * forwards, teacher_calls=sizes.prompts)
-
     def _sigma(self, ctx: TrainContext, x0: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """The level of every frame ``[N, F]``: one a chunk (causal), or one a clip behind a clean past."""
         causal = self.config.attention == "causal"
         chunk = ctx.chunk_frames
         chunks = x0.shape[1] // chunk
         draws = chunks if causal else 1
-        uniform = torch.stack([torch.rand(draws, generator=g) for g in generators]).to(x0.device)
+        uniform = ctx.uniform((draws,), generators)
         if self.config.levels == "sampler":
             sampler = ctx.student.spec.sampler
             sigma = _pick(sampler.sigmas, uniform).expand(-1, chunks)

@@ -42,7 +42,9 @@ from vidalign.losses.flow_matching import expand_sigma
 from vidalign.losses.routing import Regime, fractions, route, trimmed_mean
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts.around import Around
-from vidalign.objectives.parts.replay import replay_gap
+from vidalign.objectives.parts.rollouts import candidate_ids, replay_gap, roll_videos, states_at
+from vidalign.objectives.parts.scoring import motion
+from vidalign.ranges import require
 from vidalign.rewards.base import ScoreRequest
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 from vidalign.teachers.privilege import dense_prompts
@@ -73,9 +75,7 @@ class RegimeWeights:
     """High gap, the teacher not endorsed."""
 
     def __post_init__(self) -> None:
-        for name in NAMES:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0")
+        require(self, *NAMES, least=0)
 
 
 class DOPDVideo(Objective):
@@ -111,16 +111,14 @@ class DOPDVideo(Objective):
         def __post_init__(self) -> None:
             if self.block < POOL or self.block % POOL:
                 raise ValueError(f"block must be a multiple of {POOL}")
-            if not 0 <= self.trim < 1:
-                raise ValueError("trim must lie in 0..1, 1 excluded")
-            if not 0 <= self.privileged_share <= 1:
-                raise ValueError("privileged_share must lie in 0..1")
+            require(self, "trim", least=0, below=1)
+            require(self, "privileged_share", least=0, most=1)
             if (self.privilege == "dense_prompt") != bool(self.dense_prompts):
                 raise ValueError("dense_prompts and privilege: dense_prompt belong together")
 
     config: Config
 
-    def networks(self, student: Any, teacher: Any) -> dict[str, Any]:
+    def check_models(self, student: Any, teacher: Any) -> None:
         teacher.check_student(student)
         _, _, height, width = student.chunk_shape
         if height % self.config.block or width % self.config.block:
@@ -129,7 +127,6 @@ class DOPDVideo(Objective):
                 where="objective.block",
                 fix=f"use a common divisor of both that is a multiple of {POOL}",
             )
-        return {}
 
     # --- collect ---
 
@@ -139,21 +136,17 @@ class DOPDVideo(Objective):
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         size, text = self.config.group_size, ctx.text(batch.prompts)
-        record = tuple(range(ctx.chunks))
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=record)
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
-        samples = [number * size + g for number in batch.ids for g in range(size)]
-        draws = torch.stack([torch.rand((), generator=g) for g in ctx.generators("step", samples)])
-        tensors = states_at(rollout, draws.to(ctx.device)) | {"sample": torch.tensor(samples)}
+        rollout = roll_videos(ctx, text, batch.ids, size)
+        samples = candidate_ids(batch.ids, size)
+        tensors = states_at(rollout, ctx.uniform((), ctx.generators("step", samples.tolist()))) | {"sample": samples}
+        tensors["weight"] = _weights(rollout, tensors["step"])
         tensors["privileged"] = torch.full((len(samples),), self._present(ctx))
         group = torch.arange(len(batch.prompts)).repeat_interleave(size)
         data = Experience(tensors, group, text, batch.prompts)
         clips = ctx.decode(rollout.latents)
         self._add_privilege(ctx, data, clips)
         data.tensors |= dict(zip(VELOCITIES, self._velocities(ctx, data), strict=True))
-        data.metrics["health/motion/mean"] = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
+        data.metrics = motion(clips)
         ctx.show(clips, [batch.prompts[g] for g in group.tolist()], {})
         data.request = self._request(ctx, data)
         return data
@@ -334,23 +327,11 @@ def _is_privileged(data: Experience) -> bool:
     return bool(data["privileged"].all())
 
 
-def states_at(rollout: Rollout, uniform: Tensor) -> dict[str, Tensor]:
-    """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
-
-    x_t, x0: ``[N, F, C, H, W]``; sigma, weight (w of that step): ``[N, F]``; step: ``[N, chunks]``; latents: the
-    finished video. A chunk with its own list of levels is at the same fraction of it.
-    """
-    rows = torch.arange(len(uniform), device=uniform.device)
-    columns: dict[str, list[Tensor]] = {"x_t": [], "x0": [], "sigma": [], "weight": [], "step": []}
-    for chunk in sorted(rollout.states):
+def _weights(rollout: Rollout, step: Tensor) -> Tensor:
+    """Weight w of the denoising step of every chunk ``[N, chunks]``, for each frame ``[N, F]``."""
+    columns = []
+    for place, chunk in enumerate(sorted(rollout.states)):
         state = rollout.states[chunk]
-        step = (uniform * len(state.sigmas)).long()
-        columns["step"].append(step.unsqueeze(1))
-        columns["x_t"].append(state.x_t[rows, step])
-        columns["x0"].append(state.x0[rows, step])
-        for name, values in (("sigma", state.sigmas), ("weight", policy.transition_weights(state.sigmas))):
-            table = torch.tensor(values, dtype=torch.float64, device=uniform.device)
-            columns[name].append(table[step].unsqueeze(1).expand(-1, state.x_t.shape[2]))
-    found = {name: torch.cat(values, 1) for name, values in columns.items()}
-    found["weight"] = found["weight"].to(found["x_t"].dtype)
-    return found | {"latents": rollout.latents}
+        table = torch.tensor(policy.transition_weights(state.sigmas), dtype=torch.float64, device=step.device)
+        columns.append(table[step[:, place]].unsqueeze(1).expand(-1, state.x_t.shape[2]))
+    return torch.cat(columns, 1).to(rollout.latents.dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.engine import distributed
-from vidalign.losses.advantages import combine, group_advantage, group_statistics
+from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
 from vidalign.rewards.base import ScoreRequest
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ def request_groups(
     """
     clips = ctx.decode(latents, history)
     group = torch.arange(len(prompts)).repeat_interleave(len(clips) // len(prompts))
-    motion = float((clips[:, 1:] - clips[:, :-1]).abs().mean())
-    return ScoreRequest(clips, prompts, group, first_frame), {"health/motion/mean": motion}
+    return ScoreRequest(clips, prompts, group, first_frame), motion(clips)
+
+
+def motion(clips: torch.Tensor) -> dict[str, float]:
+    """What to log of the motion in clips ``[B, F, 3, H, W]``: the mean difference of consecutive frames."""
+    return {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
 
 
 def grouped_scores(ctx: TrainContext, data: Experience) -> dict[str, torch.Tensor]:
@@ -67,23 +71,55 @@ def compute_advantages(
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
     comparable inside a prompt only: the mean of the group is taken off before anything spans prompts.
     """
-    prompts, size = next(iter(scores.values())).shape
-    everyone, group = gather_scores(ctx, scores)
+    gathered, group = gather_scores(ctx, scores)
     compared = {
         name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
-        for name, value in everyone.items()
+        for name, value in gathered.items()
     }
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group, normalise=normalise)
-    total = combine(everyone, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-    has_signal = ctx.signal.has_signal(group_statistics(total, group)[1], ",".join(sorted(ctx.reward_weights)))
+    total = combine(gathered, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
+    judged = keep_signal(ctx, gathered, group, advantage, reward=reward, total=total)
+    shape = (ctx.world_size, *next(iter(scores.values())).shape)
+    judged.scores = {name: value.view(shape) for name, value in compared.items()}
+    return judged
+
+
+def keep_signal(
+    ctx: TrainContext,
+    scores: dict[str, torch.Tensor],
+    group: torch.Tensor,
+    advantage: torch.Tensor,
+    *,
+    reward: torch.Tensor,
+    total: torch.Tensor,
+) -> Advantages:
+    """Advantages ``[N]`` of all ranks as this rank's, 0 in groups whose spread is no signal, with what to log.
+
+    reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, whose spread the
+    signal floor looks at.
+    """
+    spread = group_statistics(total, group)[1]
+    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
+    has_signal = ctx.signal.has_signal(spread, ",".join(trained))
     has_signal &= group_statistics(reward, group)[1] > ZERO_SPREAD
     advantage = advantage * has_signal[group]
-    metrics = score_metrics({"": total, **everyone}, group) | advantage_metrics(reward, advantage, group)
+    metrics = score_metrics({"": total, **scores}, group) | advantage_metrics(reward, advantage, group)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
-    mine = advantage.view(ctx.world_size, prompts, size)[distributed.rank()]
-    gathered = {name: value.view(ctx.world_size, prompts, size) for name, value in compared.items()}
-    return Advantages(mine, has_signal.view(ctx.world_size, prompts), gathered, metrics)
+    prompts = len(has_signal) // ctx.world_size
+    shape = (ctx.world_size, prompts, -1)
+    by_rank = {name: value.view(shape) for name, value in scores.items()}
+    own = advantage.view(shape)[distributed.rank()]
+    return Advantages(own, has_signal.view(ctx.world_size, prompts), by_rank, metrics)
+
+
+def weigh_candidates(data: Experience, judged: Advantages, advantage_clip: float) -> None:
+    """Add the reward weight r in [0, 1] and the weight ``signal`` of its group to every candidate ``[N]``; see
+    `reward_weight` and `group_weights`."""
+    device = data["x0"].device
+    data.tensors["reward_weight"] = reward_weight(judged.advantage.flatten(), advantage_clip).to(device)
+    data.tensors["signal"] = group_weights(judged).repeat_interleave(data.group_size).to(device)
+    data.metrics |= judged.metrics
 
 
 def group_weights(judged: Advantages) -> torch.Tensor:

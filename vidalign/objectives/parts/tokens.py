@@ -6,7 +6,7 @@ its values in that one order. The temperature of all distributions is the one at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
 from vidalign.losses.projected import projected_divergence, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +43,8 @@ class DistillConfig:
     """Support: the student's likeliest tokens and a tail; null = the whole vocabulary."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:
-            raise ValueError("beta must lie in 0..1")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError("top_k must be at least 1, or null")
+        require(self, "beta", least=0, most=1)
+        require(self, "top_k", least=1)
 
 
 # --- rollouts ---
@@ -135,14 +134,6 @@ def token_weights(mask: Tensor) -> Tensor:
     return (mask / counts)[mask] / len(mask)
 
 
-def slices(data: Experience, size: int) -> Iterator[Experience]:
-    """Parts of at most `size` samples (at least one group or part of one), in order."""
-    group = data.group_size
-    step = size // group * group if size >= group else max(k for k in range(1, size + 1) if group % k == 0)
-    for start in range(0, len(data), step):
-        yield data.candidates(start, min(start + step, len(data)))
-
-
 def statistics(
     ctx: TrainContext, policy: Any, data: Experience, privileged: Sequence[str] | None
 ) -> tuple[Tensor, Tensor]:
@@ -153,7 +144,8 @@ def statistics(
     logp = torch.zeros(data["response"].shape, device=ctx.device)
     spread, row = torch.zeros_like(logp), 0
     texts = None if privileged is None else [privileged[group] for group in data.group.tolist()]
-    for part in slices(data, ctx.micro_batch):
+    for start, stop in data.slices(ctx.micro_batch):
+        part = data.candidates(start, stop)
         mask = mask_of(part)
         own = None if texts is None else texts[row : row + len(part)]
         found = projected_statistics(

@@ -110,6 +110,17 @@ def load(path: str | Path) -> VideoStudent:
     return student
 
 
+def spec_of(path: str | Path) -> VideoStudentSpec:
+    """The specification of saved or shipped weights, from the header of the file; tensors are not read."""
+    from safetensors import safe_open
+
+    with safe_open(resolve(path), "pt") as file:
+        metadata = dict(file.metadata() or {})
+    spec = read_spec(metadata, str(path), "transformer", SIZES)
+    with reading_spec(str(path)):
+        return VideoStudentSpec.from_dict(spec)
+
+
 def read_spec(metadata: dict[str, str], where: str, network: str, sizes: tuple[str, ...]) -> dict[str, Any]:
     """The spec in a file's metadata; its part `network` gives all `sizes`, as defaults are those of a large model."""
     if "spec" not in metadata:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
+    from vidalign.recipe.schema import StudentConfig
+    from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
 
 
@@ -39,3 +42,11 @@ class Video:
         from vidalign.students.video.checks import check
 
         check(draft)
+
+    @staticmethod
+    def stand_in(config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
+        """A tiny student of the same chunks and sampler with random weights, its prompt features and codec; only the
+        specification of the real one is read."""
+        from vidalign.students.video.stand_in import stand_in
+
+        return stand_in(config)

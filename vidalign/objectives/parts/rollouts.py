@@ -1,0 +1,92 @@
+"""Whole videos rolled out on-policy, and how far the forward of a loss is from the rollout that it trains on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign.objectives.base import Experience
+from vidalign.objectives.parts.scoring import request_groups
+from vidalign.students.video.rollout import RolloutPlan
+
+if TYPE_CHECKING:
+    from vidalign.context import Batch, TrainContext
+    from vidalign.students.video.rollout import Rollout
+
+FLAT = 0.05
+"""Least spread that a gap is measured by: of a clip that shows next to nothing, rounding would count as a gap."""
+
+
+def roll_videos(
+    ctx: TrainContext, text: torch.Tensor, ids: list[int], group_size: int = 1, policy: str = "current"
+) -> Rollout:
+    """`group_size` independent whole videos of each of the texts ``[P, L, D]`` by a policy, all states recorded."""
+    plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=group_size, record=tuple(range(ctx.chunks)))
+    noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+    with ctx.policy(policy), ctx.gathered():
+        return ctx.student.rollout(text, plan, noise)
+
+
+def candidate_ids(ids: list[int], group_size: int) -> torch.Tensor:
+    """Numbers ``[P * group_size]`` of the candidates of the samples `ids`, for the counter RNG of the loss."""
+    return torch.tensor(ids).repeat_interleave(group_size) * group_size + torch.arange(group_size).repeat(len(ids))
+
+
+def video_groups(ctx: TrainContext, batch: Batch, group_size: int, *, replayed: int) -> Experience:
+    """Groups of whole videos by ``old``, to be judged: tensors x0 ``[P * G, F, C, H, W]`` and sample ``[P * G]``.
+
+    replayed: how many candidates of the first prompt are predicted again to measure the on-policy gap.
+    """
+    text = ctx.text(batch.prompts)
+    rollout = roll_videos(ctx, text, batch.ids, group_size, "old")
+    request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+    metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed)
+    tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, group_size)}
+    return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+
+
+def states_at(rollout: Rollout, uniform: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the sampler saw and predicted at one step of every chunk, chosen by `uniform` ``[N]`` in [0, 1).
+
+    x_t, x0: ``[N, F, C, H, W]``; sigma: ``[N, F]``; step: ``[N, chunks]``; latents: the finished chunks. A chunk with
+    its own list of levels is at the same fraction of it.
+    """
+    rows = torch.arange(len(uniform), device=uniform.device)
+    columns: dict[str, list[torch.Tensor]] = {"x_t": [], "x0": [], "sigma": [], "step": []}
+    for chunk in sorted(rollout.states):
+        state = rollout.states[chunk]
+        step = (uniform * len(state.sigmas)).long()
+        sigma = torch.tensor(state.sigmas, dtype=torch.float64, device=uniform.device)[step]
+        columns["x_t"].append(state.x_t[rows, step])
+        columns["x0"].append(state.x0[rows, step])
+        columns["sigma"].append(sigma.unsqueeze(1).expand(-1, state.x_t.shape[2]))
+        columns["step"].append(step.unsqueeze(1))
+    return {name: torch.cat(values, 1) for name, values in columns.items()} | {"latents": rollout.latents}
+
+
+def replay_gap(replayed: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """Root mean square of the difference of two predictions over the spread of the recorded one: the largest of the
+    samples ``[N, ...]``, a scalar.
+
+    About 0 in fp32 and 0.01 in bf16, whose largest single difference is thirty times that.
+    """
+    difference = (replayed - recorded).to(torch.promote_types(recorded.dtype, torch.float32)).flatten(1)
+    return (difference.square().mean(1).sqrt() / recorded.flatten(1).std(1).clamp(min=FLAT)).max()
+
+
+def on_policy_gap(ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int) -> float:
+    """How far the loss' forward is from the rollout of ``old`` on its own states, at the last denoising step of the
+    recorded chunks, see `replay_gap`; about 0 when both see the same cache.
+
+    text: features ``[P, L, D]``. candidates: how many of the first prompt's are predicted again.
+    """
+    rows, states = slice(0, candidates), [rollout.states[chunk] for chunk in sorted(rollout.states)]
+    x_t = torch.cat([state.x_t[rows, -1] for state in states], 1)
+    recorded = torch.cat([state.x0[rows, -1] for state in states], 1)
+    levels = [torch.full(state.x_t.shape[2:3], state.sigmas[-1], dtype=torch.float64) for state in states]
+    sigma = torch.cat(levels).expand(len(x_t), -1).to(x_t.device)
+    context, clean = rollout.context.rows(slice(0, 1)), rollout.latents[rows, rollout.branch]
+    with ctx.policy("old"):
+        replay = ctx.student.predict_x0(x_t, sigma, text[:1], context, clean=clean)
+    return float(replay_gap(replay, recorded))

@@ -1,0 +1,48 @@
+"""A stand-in for a video student whose network is tiny: what an objective calls can be counted without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vidalign.codecs import build_codec
+from vidalign.students.video.checkpoint import spec_of
+from vidalign.students.video.spec import VideoStudentSpec
+from vidalign.students.video.student import VideoStudent
+
+if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
+    from vidalign.recipe.schema import StudentConfig
+
+Features = Callable[[Sequence[str]], torch.Tensor]
+SIZE, WIDTH = 8, 16
+"""Pixels and text features of the stand-in."""
+TRANSFORMER = {
+    "patch_size": [1, SIZE, SIZE],
+    "num_attention_heads": 1,
+    "attention_head_dim": WIDTH,
+    "in_channels": 3,
+    "out_channels": 3,
+    "text_dim": WIDTH,
+    "freq_dim": WIDTH,
+    "ffn_dim": WIDTH,
+    "num_layers": 1,
+    "rope_max_seq_len": 1024,
+}
+
+
+def stand_in(config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
+    """A student with the chunks, cache policy and sampler that a recipe names, its prompt features and its codec."""
+    spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else spec_of(config.path)
+    cache = replace(spec.cache, **(config.cache or {}))
+    small = VideoStudentSpec(
+        transformer=TRANSFORMER, cache=cache, sampler=spec.sampler, prediction="x0", height=SIZE, width=SIZE
+    )
+
+    def features(prompts: Sequence[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts), 1, WIDTH)
+
+    return VideoStudent.from_spec(small), features, build_codec(small.codec)
