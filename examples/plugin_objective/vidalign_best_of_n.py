@@ -9,11 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-from vidalign.context import Batch, TrainContext
-from vidalign.cost import Cost, StepSizes
-from vidalign.losses.flow_matching import add_noise, flow_matching_loss
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
-from vidalign.students.video.rollout import RolloutPlan
+from vidalign.losses import flow_matching_loss
+from vidalign.objectives import (
+    Batch,
+    Experience,
+    LossOut,
+    MicroBatch,
+    Needs,
+    Objective,
+    Phase,
+    TrainContext,
+    noise_again,
+    roll_videos,
+)
 
 
 class BestOfN(Objective):
@@ -30,10 +38,7 @@ class BestOfN(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         n, count = self.config.group_size, len(batch.prompts)
         text = ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=n)
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
-        with ctx.gathered():
-            latents = ctx.student.rollout(text, plan, noise).latents  # [count * n, F, C, H, W], groups adjacent
+        latents = roll_videos(ctx, text, batch.ids, n).latents  # [count * n, F, C, H, W], groups adjacent
         prompts = [prompt for prompt in batch.prompts for _ in range(n)]
         scores = ctx.score(ctx.decode(latents), prompts)
         reward = sum(weight * scores[name] for name, weight in ctx.reward_weights.items()).reshape(count, n)
@@ -44,14 +49,6 @@ class BestOfN(Objective):
 
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
-        x0, generators = data["x0"], ctx.generators("loss", data["sample"].tolist())
-        noise = ctx.normal(x0.shape[1:], generators)
-        levels = torch.tensor(ctx.sigmas, device=x0.device)
-        sigma = levels[[int(torch.randint(len(levels), (), generator=g)) for g in generators]]
-        velocity = ctx.student.velocity(add_noise(x0, noise, sigma), sigma, data.text, None, clean=x0)
-        return LossOut(flow_matching_loss(velocity, x0, noise, sigma, sigma_floor=0.0).mean())
-
-    def cost(self, sizes: StepSizes) -> Cost:
-        rollout = sizes.rollout(RolloutPlan(prefix=0, branch=sizes.chunks, group_size=self.config.group_size))
-        scored = sizes.prompts * self.config.group_size * sizes.rewards
-        return Cost(rollout + sizes.prompts * sizes.teacher_forcing(sizes.chunks), scored)
+        noised = noise_again(ctx, data, each=False)
+        velocity = ctx.student.velocity(noised.x_t, noised.sigma, data.text, None, clean=noised.x0)
+        return LossOut(flow_matching_loss(velocity, noised.x0, noised.noise, noised.sigma, sigma_floor=0.0).mean())

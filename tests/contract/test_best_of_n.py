@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidalign.context import Batch
 from vidalign.objectives.base import MicroBatch, Phase
+from vidalign.students.video.spec import Sampler
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective"
 
@@ -25,14 +26,19 @@ def on_the_meta_device(trained: list[Tensor]) -> Any:
         return x_t
 
     student = SimpleNamespace(
-        draw_noise=lambda *a: None, rollout=lambda *a: SimpleNamespace(latents=latents), velocity=velocity
+        draw_noise=lambda *a: None,
+        rollout=lambda *a: SimpleNamespace(latents=latents),
+        velocity=velocity,
+        spec=SimpleNamespace(sampler=Sampler([1.0, 0.5])),
     )
     return SimpleNamespace(
         chunks=1,
         student=student,
-        sigmas=[1.0, 0.5],
+        chunk_frames=3,
+        device=torch.device("meta"),
         reward_weights={"a": 1.0, "b": 2.0},
         gathered=torch.no_grad,
+        policy=lambda name: torch.no_grad(),
         text=lambda prompts: torch.empty(len(prompts), 5, 6, device="meta"),
         generators=lambda key, ids: [torch.Generator().manual_seed(n) for n in ids],
         decode=lambda latents: latents,

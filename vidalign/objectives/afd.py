@@ -94,7 +94,7 @@ class AFD(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         """Roll out with `old`; then the trainer takes the step of D on these videos and lets it judge them."""
         _check_weights(ctx.reward_weights)
-        return video_groups(ctx, batch, self.config.group_size, replayed=1)
+        return video_groups(ctx, batch, self.config.group_size)
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         """The advantage of every video, from what D says of it."""

@@ -33,15 +33,17 @@ def candidate_ids(ids: list[int], group_size: int) -> torch.Tensor:
     return torch.tensor(ids).repeat_interleave(group_size) * group_size + torch.arange(group_size).repeat(len(ids))
 
 
-def video_groups(ctx: TrainContext, batch: Batch, group_size: int, *, replayed: int) -> Experience:
-    """Groups of whole videos by ``old``, to be judged: tensors x0 ``[P * G, F, C, H, W]`` and sample ``[P * G]``.
+def video_groups(
+    ctx: TrainContext, batch: Batch, group_size: int, *, replayed: int = 1, policy: str = "old"
+) -> Experience:
+    """Groups of whole videos by a policy, to be judged: tensors x0 ``[P * G, F, C, H, W]`` and sample ``[P * G]``.
 
     replayed: how many candidates of the first prompt are predicted again to measure the on-policy gap.
     """
     text = ctx.text(batch.prompts)
-    rollout = roll_videos(ctx, text, batch.ids, group_size, "old")
+    rollout = roll_videos(ctx, text, batch.ids, group_size, policy)
     request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
-    metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed)
+    metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed, policy)
     tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, group_size)}
     return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
 
@@ -75,8 +77,10 @@ def replay_gap(replayed: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     return (difference.square().mean(1).sqrt() / recorded.flatten(1).std(1).clamp(min=FLAT)).max()
 
 
-def on_policy_gap(ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int) -> float:
-    """How far the loss' forward is from the rollout of ``old`` on its own states, at the last denoising step of the
+def on_policy_gap(
+    ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int, policy: str = "old"
+) -> float:
+    """How far the loss' forward is from the rollout of a policy on its own states, at the last denoising step of the
     recorded chunks, see `replay_gap`; about 0 when both see the same cache.
 
     text: features ``[P, L, D]``. candidates: how many of the first prompt's are predicted again.
@@ -87,6 +91,6 @@ def on_policy_gap(ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candi
     levels = [torch.full(state.x_t.shape[2:3], state.sigmas[-1], dtype=torch.float64) for state in states]
     sigma = torch.cat(levels).expand(len(x_t), -1).to(x_t.device)
     context, clean = rollout.context.rows(slice(0, 1)), rollout.latents[rows, rollout.branch]
-    with ctx.policy("old"):
+    with ctx.policy(policy):
         replay = ctx.student.predict_x0(x_t, sigma, text[:1], context, clean=clean)
     return float(replay_gap(replay, recorded))
