@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from vidalign.ranges import require
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -108,10 +110,8 @@ class EarlyStop(Callback):
         """Whether larger or smaller is better."""
 
         def __post_init__(self) -> None:
-            if self.patience < 1:
-                raise ValueError("patience must be at least 1")
-            if self.min_change < 0:
-                raise ValueError("min_change must be at least 0")
+            require(self, "patience", least=1)
+            require(self, "min_change", least=0)
 
     config: Config
 

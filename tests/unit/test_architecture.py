@@ -13,7 +13,7 @@ WORLDS = "worlds"
 TABLE = "registry.py"
 """The one file outside the worlds that names them: as text, in its table of built-in plugins."""
 LAYERS = (
-    ("errors", "deferred"),
+    ("errors", "deferred", "ranges"),
     ("registry", "guest", "reading", "owner", "quiet"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),

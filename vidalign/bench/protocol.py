@@ -22,6 +22,7 @@ from vidalign.data.examples import Example
 from vidalign.data.paths import is_file_name
 from vidalign.data.source import PromptSource, find_source, open_source
 from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
+from vidalign.ranges import require
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.source_map import Node, parse_override, read_yaml
@@ -45,8 +46,7 @@ class PromptsConfig:
     """What a text file must have as its hash; empty takes it as it is. The hash of the prompts is recorded anyway."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError("count must be at least 1")
+        require(self, "count", least=1)
 
 
 @dataclass
@@ -82,8 +82,7 @@ class BudgetConfig:
     """How much of it."""
 
     def __post_init__(self) -> None:
-        if not self.amount > 0:
-            raise ValueError("amount must be positive")
+        require(self, "amount", above=0)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidalign.engine.config import AdapterConfig, EngineConfig
+from vidalign.ranges import require
 from vidalign.recipe.generation import ChatConfig, Sampling
 
 TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher", "callbacks", "trackers")
@@ -41,10 +42,8 @@ class Part(Choice):
     """Weights of the rewards that it uses, of those that the recipe names; null = all, with the recipe's weights."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError("weight must be positive")
-        if self.start < 0:
-            raise ValueError("start must be at least 0")
+        require(self, "weight", above=0)
+        require(self, "start", least=0)
         if self.stop is not None and self.stop <= self.start:
             raise ValueError("stop must come after start")
 
@@ -59,8 +58,7 @@ class RewardChoice(Choice):
     """Seconds that it may take for the clips of a step; null = `trainer.reward_timeout`, 0 = for ever."""
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and self.timeout < 0:
-            raise ValueError("timeout must be at least 0")
+        require(self, "timeout", least=0)
 
 
 def plugin(kind: str) -> Any:
@@ -110,8 +108,7 @@ class DataConfig:
     """Length of a clip in frames."""
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError("frames must be at least 1")
+        require(self, "frames", least=1)
 
 
 @dataclass
@@ -157,20 +154,11 @@ class TrainerConfig:
     """What follows when a reward takes longer: the run stops, or its clips are not scored (NaN)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.signal_floor < 1:
-            raise ValueError("signal_floor must lie in 0..1, 1 excluded")
-        if self.reward_timeout < 0:
-            raise ValueError("reward_timeout must be at least 0")
+        require(self, "signal_floor", "ema_decay", least=0, below=1)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in 0..1, 1 excluded")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError("ema_decay must lie in 0..1, 1 excluded")
-        for name in ("clip", "weight_decay", "warmup_steps", "eval_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0")
-        for name in ("steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        require(self, "reward_timeout", "clip", "weight_decay", "warmup_steps", "eval_every", least=0)
+        require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 
 @dataclass
@@ -185,8 +173,7 @@ class TrackingConfig:
     """`live` panel in a terminal, `plain` lines elsewhere; `auto` chooses."""
 
     def __post_init__(self) -> None:
-        if self.clips_every < 0:
-            raise ValueError("clips_every must be at least 0")
+        require(self, "clips_every", least=0)
 
 
 @dataclass
@@ -210,11 +197,8 @@ class EvaluationConfig:
     """Temperature of a language student's answers; 0 takes the likeliest tokens."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError("temperature must be at least 0")
-        for name in ("count", "seeds", "frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        require(self, "temperature", least=0)
+        require(self, "count", "seeds", "frames", least=1)
 
 
 @dataclass

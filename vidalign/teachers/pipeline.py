@@ -21,6 +21,7 @@ from vidalign.errors import UserError
 from vidalign.guest import guest
 from vidalign.owner import beside
 from vidalign.quiet import no_bars
+from vidalign.ranges import require
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ class PipelineTeacher:
         """Further arguments of the pipeline's call, such as guidance_scale."""
 
         def __post_init__(self) -> None:
-            if self.steps < 1:
-                raise ValueError("steps must be at least 1")
-            if self.per_prompt < 1:
-                raise ValueError("per_prompt must be at least 1")
+            require(self, "steps", "per_prompt", least=1)
 
     def __init__(
         self,

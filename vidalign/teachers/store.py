@@ -23,6 +23,7 @@ from vidalign.data.paths import inside
 from vidalign.data.source import listed
 from vidalign.engine import distributed
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.ranges import require
 from vidalign.reading import regular
 from vidalign.teachers.clips import EXTENSIONS, ClipShape, normalise, read_clip
 
@@ -64,8 +65,7 @@ class ClipStore:
         """Leave out clips that cannot be used, with a warning, instead of refusing to start."""
 
         def __post_init__(self) -> None:
-            if self.fps < 0:
-                raise ValueError("fps must be at least 0")
+            require(self, "fps", least=0)
 
     def __init__(self, path: Path, shape: ClipShape, *, fps: float = 0.0, skip_corrupt: bool = False) -> None:
         self.path, self.shape, self.fps = path, shape, fps

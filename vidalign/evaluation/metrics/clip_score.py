@@ -19,6 +19,7 @@ from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.quiet import no_bars
+from vidalign.ranges import require
 from vidalign.tracking.clips import to_frames
 
 
@@ -40,10 +41,8 @@ class ClipScore(Metric):
         """Frames in one forward pass."""
 
         def __post_init__(self) -> None:
-            if self.frames < 0:
-                raise ValueError("frames must be at least 0")
-            if self.batch < 1:
-                raise ValueError("batch must be at least 1")
+            require(self, "frames", least=0)
+            require(self, "batch", least=1)
 
     config: Config
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vidalign.ranges import require
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,14 +35,9 @@ class WarmUpConfig:
     the teacher has more. null = all steps."""
 
     def __post_init__(self) -> None:
-        if self.accuracy is not None and not 0.5 <= self.accuracy <= 1:
-            raise ValueError("accuracy must lie in 0.5..1")
-        if self.max_steps < 0:
-            raise ValueError("max_steps must be at least 0")
-        if self.prompts < 1:
-            raise ValueError("prompts must be at least 1")
-        if self.rollouts is not None and self.rollouts < 1:
-            raise ValueError("rollouts must be at least 1, or null")
+        require(self, "accuracy", least=0.5, most=1)
+        require(self, "max_steps", least=0)
+        require(self, "prompts", "rollouts", least=1)
 
     @property
     def rounds(self) -> int:
@@ -76,13 +73,9 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.learning_rate < 0:
             raise ValueError("learning_rate must be at least 0, which freezes it")
-        if self.warmup_steps < 0:
-            raise ValueError("warmup_steps must be at least 0")
-        for name in ("updates", "teacher_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if not 0 < self.held_out <= 0.5:
-            raise ValueError("held_out must lie above 0 and be at most 0.5")
+        require(self, "warmup_steps", least=0)
+        require(self, "updates", "teacher_clips", least=1)
+        require(self, "held_out", above=0, most=0.5)
 
 
 class DiscriminatorKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vidalign.ranges import require
 from vidalign.rewards.discriminators.base import DiscriminatorConfig, DiscriminatorKind, Features
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class SpatioTemporalKind(DiscriminatorKind):
             super().__post_init__()
             if self.width < 8 or self.width % 8:
                 raise ValueError("width must be a multiple of 8")
-            if self.layers < 1:
-                raise ValueError("layers must be at least 1")
+            require(self, "layers", least=1)
 
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:
@@ -58,8 +58,7 @@ class VisionLanguageKind(DiscriminatorKind):
             super().__post_init__()
             if not self.path:
                 raise ValueError("path must name the folder or the hub name of a vision-language model")
-            if self.rank < 1:
-                raise ValueError("rank must be at least 1")
+            require(self, "rank", least=1)
             if self.frames < 2:
                 raise ValueError("frames must be at least 2: a single picture shows no motion")
             if "{prompt}" not in self.question:
