@@ -20,7 +20,6 @@ from vidalign.data.source import PromptSource, open_source
 from vidalign.engine import distributed
 from vidalign.engine.base import Engine, build_engine, set_precision
 from vidalign.engine.blueprint import STUDENT, Blueprint
-from vidalign.engine.config import OptimizerConfig
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import RecipeError, UserError
@@ -185,20 +184,6 @@ def sampler_of(recipe: Recipe, student: Any) -> Callable[..., Any]:
     return network.sampler(settings.frames, settings.sampler, temperature=settings.temperature)
 
 
-def optimizer_of(recipe: Recipe) -> OptimizerConfig:
-    """The optimiser settings of the ``trainer`` section."""
-    t = recipe.trainer
-    return OptimizerConfig(
-        name=t.optimizer,
-        learning_rate=t.learning_rate,
-        betas=t.betas,
-        weight_decay=t.weight_decay,
-        clip=t.clip,
-        warmup_steps=t.warmup_steps,
-        schedule=t.schedule,
-    )
-
-
 @dataclass
 class Parts:
     """What a training run is made of, before engines stand around the networks."""
@@ -247,7 +232,7 @@ def assemble(
     updates = planned_updates(objective, learning, recipe.trainer.steps)
     engines: dict[str, Engine] = {}
     for name, network in {STUDENT: student, **made}.items():
-        settings = replace(optimizer_of(recipe), **trained[name].optimizer)
+        settings = replace(recipe.trainer, **trained[name].optimizer)
         sets = policies if name == STUDENT else None
         engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
     if codec is not None:

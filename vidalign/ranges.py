@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -21,6 +22,8 @@ def require(
         value = getattr(config, name)
         if value is None:
             continue
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}")
         low = (above is None or value > above) and (least is None or value >= least)
         if not (low and (below is None or value < below) and (most is None or value <= most)):
             optional = "None" in str(type(config).__dataclass_fields__[name].type)

@@ -164,7 +164,7 @@ def runs(optimizer: OptimizerConfig, total: int) -> dict[str, Run]:
     }
 
 
-SGD = OptimizerConfig(name="sgd", learning_rate=0.05, clip=0.5, warmup_steps=2, schedule="cosine")
+SGD = OptimizerConfig(optimizer="sgd", learning_rate=0.05, clip=0.5, warmup_steps=2, schedule="cosine")
 ADAMW = OptimizerConfig(learning_rate=0.01, weight_decay=0.01, clip=0.5, warmup_steps=2, schedule="cosine")
 
 

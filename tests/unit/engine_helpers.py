@@ -54,7 +54,7 @@ def setup(
 ) -> tuple[Net, Policies, PlainEngine]:
     network = net()
     policies = Policies(network, ("old", "reference"), adapter)
-    config = OptimizerConfig(**({"name": "sgd", "learning_rate": 0.1, "clip": 0.0} | optimizer))
+    config = OptimizerConfig(**({"optimizer": "sgd", "learning_rate": 0.1, "clip": 0.0} | optimizer))
     engine = build_engine(EngineConfig(precision=precision), config, network, 10, policies)
     assert isinstance(engine, PlainEngine)
     return network, policies, engine

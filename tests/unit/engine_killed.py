@@ -29,7 +29,7 @@ LIMITS = [0, 1, 100, 1000, 3000, 6000, 20000]
 
 def run(trained: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parts and state of a run after some steps."""
-    _, policies, engine = setup(name="adamw")
+    _, policies, engine = setup(optimizer="adamw")
     for step in range(trained):
         train(engine, numbers(step, 4, 3))
     return {"student": engine, "policies": policies}, {"cursor": trained, "buffer": torch.arange(trained)}

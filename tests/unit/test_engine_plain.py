@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_a_step_is_what_torch_does_by_hand() -> None:
-    network, _, engine = setup(name="adamw", learning_rate=0.01, weight_decay=0.1, clip=0.05)
+    network, _, engine = setup(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, clip=0.05)
     by_hand = net()
     optimizer = torch.optim.AdamW(by_hand.parameters(), 0.01, weight_decay=0.1)
     for step in range(3):
@@ -59,7 +60,7 @@ def test_no_clipping_unless_asked() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> None:
-    network, _, engine = setup(name="adamw", warmup_steps=4)
+    network, _, engine = setup(optimizer="adamw", warmup_steps=4)
     train(engine, numbers(0, 4, 3))
     before = weights(network)
     assert not math.isfinite(train(engine, torch.full((4, 3), bad)))
@@ -69,7 +70,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> 
 
 
 def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
-    network, _, engine = setup(AdapterConfig(rank=2), "bf16", name="adamw", learning_rate=1e-5)
+    network, _, engine = setup(AdapterConfig(rank=2), "bf16", optimizer="adamw", learning_rate=1e-5)
     out = engine.view(own_phase=True).velocity(numbers(0, 4, 3))
     frozen = engine.view(own_phase=False).velocity(numbers(0, 4, 3))
     assert out.dtype == torch.bfloat16
@@ -103,10 +104,10 @@ def test_schedule_closed_form() -> None:
 
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)])
 def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
-    first = setup(adapter, name="adamw", warmup_steps=3)
+    first = setup(adapter, optimizer="adamw", warmup_steps=3)
     train(first[2], numbers(0, 4, 3))
     first[2].save(tmp_path)
-    second = setup(adapter, name="adamw", warmup_steps=3)
+    second = setup(adapter, optimizer="adamw", warmup_steps=3)
     second[2].load(tmp_path)
     for network, _, engine in (first, second):
         train(engine, numbers(1, 4, 3))
@@ -137,14 +138,25 @@ def test_views_call_through_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"clip": float("nan")}, "clip must be a finite number"),
+        ({"betas": (0.9, 1.0)}, "betas must lie in 0..1, 1 excluded"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**settings)
+
+
+@pytest.mark.parametrize(
     ("make", "where"),
     [
         (lambda: EngineConfig(zero_stage=4), "engine.zero_stage"),
         (lambda: EngineConfig(name="deepspeed", precision="fp64"), "engine.precision"),
         (lambda: EngineConfig(name="deepspeed", zero_stage=2, offload="parameters"), "engine.offload"),
         (lambda: EngineConfig(offload="optimizer"), "engine.offload"),
-        (lambda: OptimizerConfig(learning_rate=-1.0), "optimizer.learning_rate"),
-        (lambda: OptimizerConfig(clip=float("nan")), "optimizer.clip"),
         (lambda: AdapterConfig(rank=0), "student.adapter.rank"),
     ],
 )

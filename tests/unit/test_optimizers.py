@@ -18,8 +18,8 @@ NAMES = ("adamw", "sgd", "muon")
 
 
 def config(name: str = "muon", **changes: object) -> OptimizerConfig:
-    settings: dict[str, object] = dict(learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.1, muon_scale=5.0)
-    return OptimizerConfig(name=name, **{**settings, **changes})  # type: ignore[arg-type]
+    settings: dict[str, object] = dict(learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    return OptimizerConfig(optimizer=name, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def weights(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -61,7 +61,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     settings, found, expected = config(), weights(), weights()
     matrices = [p for name, p in expected.items() if name in MATRICES]
     others = [p for name, p in expected.items() if name not in MATRICES]
-    muon = torch.optim.Muon(matrices, 5e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
+    muon = torch.optim.Muon(matrices, 1e-1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
     adamw = torch.optim.AdamW(others, 1e-2, betas=(0.9, 0.99), weight_decay=0.1)
     train(found, make_optimizer(settings, found), range(4))
     for step in range(4):
@@ -135,7 +135,7 @@ def test_the_schedule_scales_both_rates() -> None:
         schedule.step()
     factors = [0.5, 1.0, 1.0, 0.8535533905932737, 0.5, 0.14644660940672627, 0.0]
     for (muon, adamw), factor in zip(found, factors, strict=True):
-        assert (muon, adamw) == (pytest.approx(5e-2 * factor), pytest.approx(1e-2 * factor))
+        assert (muon, adamw) == (pytest.approx(1e-1 * factor), pytest.approx(1e-2 * factor))
 
 
 def test_no_learning_rate_no_motion() -> None:

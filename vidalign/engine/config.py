@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vidalign.errors import UserError
+from vidalign.ranges import require
 
 Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
@@ -46,12 +47,13 @@ class EngineConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: Literal["adamw", "sgd", "muon"] = "adamw"
-    """torch's optimiser of that name; `muon` takes the matrices inside blocks and leaves the rest to AdamW."""
+    """How the weights of a role move."""
+
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """torch's optimiser of that name; `muon` takes the matrices inside blocks (ten times the learning rate) and
+    leaves the rest to AdamW. Plain engine only."""
     learning_rate: float = 1e-4
     """Peak learning rate, after warm-up."""
-    muon_scale: float = 10.0
-    """Learning rate of Muon's matrices as a multiple of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's averages of the gradient and of its square."""
     weight_decay: float = 0.0
@@ -64,10 +66,9 @@ class OptimizerConfig:
     """After warm-up: stay, or fall to 0 at the last step along half a cosine."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "weight_decay", "clip", "warmup_steps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} is {value}", where=f"optimizer.{name}", fix="use a number >= 0")
+        require(self, "learning_rate", "weight_decay", "clip", "warmup_steps", least=0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in 0..1, 1 excluded")
 
     def factor(self, step: int, total_steps: int) -> float:
         """Learning rate of the 0-based `step` as a fraction of the peak, in [0, 1]."""

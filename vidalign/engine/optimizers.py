@@ -18,6 +18,8 @@ from vidalign.errors import UserError
 
 BLOCKS = re.compile(r"(^|\.)(blocks|layers)\.\d")
 """Where the names of diffusers and transformers hold the blocks of a network."""
+MUON_SCALE = 10.0
+"""Learning rate of Muon's matrices as a multiple of the optimiser's."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -26,9 +28,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> None:
         rate, decay = config.learning_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices, rate * config.muon_scale, weight_decay=decay, momentum=0.95, adjust_lr_fn="original"
-            )
+            torch.optim.Muon(matrices, rate * MUON_SCALE, weight_decay=decay, momentum=0.95, adjust_lr_fn="original")
         ]
         if others:  # adapters are matrices all
             betas = (config.betas[0], config.betas[1])
@@ -57,9 +57,9 @@ def make_optimizer(config: OptimizerConfig, parameters: dict[str, nn.Parameter])
     Raises `UserError` when `muon` finds no matrix inside blocks.
     """
     every = list(parameters.values())
-    if config.name == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(every, config.learning_rate, weight_decay=config.weight_decay)
-    if config.name == "muon":
+    if config.optimizer == "muon":
         matrices = [p for name, p in parameters.items() if p.ndim == 2 and BLOCKS.search(name)]
         chosen = {id(p) for p in matrices}
         if not matrices:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vidalign.engine.config import AdapterConfig, EngineConfig
+from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.ranges import require
 from vidalign.recipe.generation import ChatConfig, Sampling
 
@@ -112,7 +112,7 @@ class DataConfig:
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(OptimizerConfig):
     """The loop: how many steps, how large, how the optimiser moves, what is kept."""
 
     steps: int = 60
@@ -121,21 +121,8 @@ class TrainerConfig:
     """Distinct prompts in every step, over all processes."""
     micro_batch: int = 16
     """Samples in one forward and backward pass; results do not depend on it."""
-    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
-    """torch's optimiser of that name; `muon` takes the matrices inside blocks (ten times the learning rate) and
-    leaves the rest to AdamW. Plain engine only."""
-    learning_rate: float = 1e-4
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
     weight_decay: float = 1e-4
-    """Decoupled weight decay."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate after warm-up."""
+    """Decoupled weight decay for adamw, L2 for sgd."""
     signal_floor: float = 0.1
     """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0
@@ -154,10 +141,9 @@ class TrainerConfig:
     """What follows when a reward takes longer: the run stops, or its clips are not scored (NaN)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "signal_floor", "ema_decay", least=0, below=1)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas must lie in 0..1, 1 excluded")
-        require(self, "reward_timeout", "clip", "weight_decay", "warmup_steps", "eval_every", least=0)
+        require(self, "reward_timeout", "eval_every", least=0)
         require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 
