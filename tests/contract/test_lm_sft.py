@@ -142,7 +142,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     assert "its prompts are for students of kind video" in refused("data.prompts=world:train")
     assert "does not support the student 'video'" in refused("student.name=video")
     assert "unknown key 'student.init.tokeniser'" in refused("student.init.tokeniser=tasks")
-    assert "privileged_share must be between 0 and 1" in refused("objective.privileged_share=2")
+    assert "privileged_share must lie in 0..1" in refused("objective.privileged_share=2")
     assert "no such weights" in refused("~student.init", "student.path=tokens/nothing")
     assert "once each" in refused("student.chat.privileged='{prompt}'")
 

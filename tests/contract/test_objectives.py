@@ -51,7 +51,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Pa
     if name == "ar_copo":
         data.shared["advantage"][0] = 0
     nudge(network_of(ctx), 0.1)
-    if "old" in objective.needs.policies:
+    if "old" in objective.blueprint().policies:
         ctx.policies.copy("current", "old")  # not what rolled out
         nudge(network_of(ctx), 0.1)
     ctx.update = 1

@@ -56,7 +56,11 @@ def test_a_range_without_levels_in_the_first_chunk_is_refused() -> None:
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_supervised_clips_have_them_too(attention: Any) -> None:
     objective = SFT(SFT.Config(attention=attention, levels="sampler"))
-    ctx: Any = SimpleNamespace(student=SimpleNamespace(spec=SimpleNamespace(sampler=FLOATS)), chunk_frames=CHUNK)
+    ctx: Any = SimpleNamespace(
+        student=SimpleNamespace(spec=SimpleNamespace(sampler=FLOATS)),
+        chunk_frames=CHUNK,
+        uniform=lambda shape, generators: torch.stack([torch.rand(shape, generator=g) for g in generators]),
+    )
     generators = [torch.Generator().manual_seed(n) for n in range(N)]
     sigma = objective._sigma(ctx, torch.zeros(N, 3 * CHUNK, 1, 1, 1), generators)
     assert levels(sigma[:, :CHUNK]) == set(FIRST) and levels(sigma[:, CHUNK:]) == set(USUAL)

@@ -92,7 +92,7 @@ def test_so_many_in_a_row_stop_the_run_and_not_one_less(limit: int, tmp_path: Pa
 def test_no_update_is_tried_after_the_last_one_that_may_be_skipped(tmp_path: Path) -> None:
     """Several updates on the experience of one step."""
     trainer = start(tmp_path, "trainer.max_skipped=2")
-    trainer.objective.phases = lambda: (Phase(updates=5),)  # type: ignore[method-assign]
+    trainer.objective.phases = lambda step: (Phase(updates=5),)  # type: ignore[method-assign]
     inner = trainer.objective.loss
 
     def loss(ctx, piece, phase) -> LossOut:  # type: ignore[no-untyped-def]
