@@ -97,7 +97,7 @@ class LanguageStudent(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageStudent:
         """Of `.to` and the like. Eager attention takes its softmax in fp32, where the mask of fp64 is infinite: a row
         of padding would be NaN."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
             self.model.set_attn_implementation("sdpa")
         return self
@@ -114,7 +114,8 @@ class LanguageStudent(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """``[V, D]``; may be the embedding itself. Logits are ``hidden @ head_weight.T`` (+ `lm_head.bias`)."""
-        return self.lm_head.weight
+        weight: Tensor = self.lm_head.weight
+        return weight
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute layers in the backward pass (non-reentrant); dropout stays off."""
@@ -207,7 +208,8 @@ class LanguageStudent(nn.Module):
             out = self.model.base_model(
                 input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions, **(inputs or {})
             )
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:
         """``[N, R, D]``: the hidden states that predict the response tokens."""
@@ -215,7 +217,8 @@ class LanguageStudent(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
-        return self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""

@@ -99,7 +99,7 @@ def weights_of(path: str | Path, family: Preset, key: str) -> dict[str, Tensor]:
         raise CheckpointError(f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}")
     for name in (key,) if key else family.keys:
         if isinstance(content.get(name), dict):
-            return content[name]
+            return dict(content[name])
     flat = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if not flat:
         raise CheckpointError(

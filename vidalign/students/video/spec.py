@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,12 +17,13 @@ from vidalign import registry
 from vidalign.errors import UserError, nearest
 from vidalign.losses.flow_matching import warp_sigma
 
+T = TypeVar("T")
 MOST = 100_000
 """Frames of a window, or pixels of a side."""
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    names = [f.name for f in dataclasses.fields(cls)]
+def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
             hint = nearest(key, names)

@@ -56,6 +56,7 @@ class VideoStudent(nn.Module):
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
     spec_type = VideoStudentSpec
+    __call__: Callable[..., Tensor]  # as `forward`; torch leaves it untyped
 
     @classmethod
     def from_spec(cls, spec: VideoStudentSpec, seed: int = 0) -> VideoStudent:
@@ -78,7 +79,8 @@ class VideoStudent(nn.Module):
     def runtime(self) -> Runtime:
         """What the patched parts of the network share; found through the network, so that it may be swapped
         for a copy of itself."""
-        return self.base.rope.runtime
+        runtime: Runtime = self.base.rope.runtime
+        return runtime
 
     def forward(
         self,
@@ -246,7 +248,8 @@ class VideoStudent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.base.patch_embedding.weight.device
+        device: torch.device = self.base.patch_embedding.weight.device
+        return device
 
     @property
     def latent_dtype(self) -> torch.dtype:
@@ -343,7 +346,8 @@ class VideoStudent(nn.Module):
             encoder_hidden_states=text.to(dtype),
             return_dict=False,
         )[0]
-        return out.squeeze(2).unflatten(0, (n, frames))
+        predicted: Tensor = out.squeeze(2).unflatten(0, (n, frames))
+        return predicted
 
     @staticmethod
     def _levels(sigma: Tensor, x: Tensor) -> Tensor:
