@@ -8,7 +8,6 @@ float64), `wan` rotates in complex128 as the original does: 7e-5 apart in an fp3
 from __future__ import annotations
 
 from functools import lru_cache
-
 from typing import Any
 
 import torch
