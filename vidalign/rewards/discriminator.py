@@ -137,7 +137,8 @@ class DiscriminatorReward(TrainableReward):
     ) -> torch.Tensor:
         """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
         autoencoder if the recipe wants that."""
-        ctx, found = self.ctx, self.ctx.teacher.clips(prompts, generators)
+        ctx = self.ctx
+        found: torch.Tensor = ctx.teacher.clips(prompts, generators)
         if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
             raise UserError(
                 f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",

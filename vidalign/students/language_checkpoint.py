@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import CheckpointError, UserError
 from vidalign.quiet import no_bars
-from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec, is_transformers
-from vidalign.students.video.checkpoint import (
-    check_layers,
-    check_tensors,
-    load_strict,
-    read,
-    read_spec,
-    reading_spec,
-    resolve,
-    write,
-)
+from vidalign.students.video.checkpoint import check_layers, read_spec
+from vidalign.students.weights import check_tensors, load_strict, read, reading_spec, resolve, write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -98,14 +89,6 @@ def load(path: str) -> LanguageStudent:
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
-
-
-def is_language(path: str) -> bool:
-    """Whether a path names a language student, by the spec in its header; raises `CheckpointError` for no weights."""
-    if is_transformers(path):
-        return True
-    with reading_spec(path):
-        return "tokenizer" in check_object(parse_json(read(resolve(path))[1].get("spec", "{}")), {})
 
 
 def load_transformers(name: str) -> LanguageStudent:

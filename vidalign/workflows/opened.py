@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vidalign import registry
+from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, before_work
 from vidalign.plugins import load_plugins_of
 from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
+
+if TYPE_CHECKING:
+    from vidalign.students.base import Student
 
 STUDENT = "student.safetensors"
 FINAL = Saved()
@@ -25,8 +28,7 @@ class FinishedRun:
 
     folder: Path
     recipe: Recipe
-    student: Any
-    """A `VideoStudent` or a `LanguageStudent`."""
+    student: Student[Any]
     checkpoint: Path | None = None
     """Where the student comes from, if not from the end of the run."""
     step: int | None = None
@@ -60,8 +62,8 @@ def open_run(
         source = saved.checkpoint(folder)
         step = step_of(source)
         return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
-    kind = registry.get("students", recipe.student.name)
-    return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
+    student = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
+    return FinishedRun(folder, recipe, student)
 
 
 @before_work()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import CheckpointError
-from vidalign.students.video.checkpoint import load_strict, read
 from vidalign.students.video.presets import Preset, preset
 from vidalign.students.video.student import VideoStudent
+from vidalign.students.weights import load_strict, read
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 PREFIXES = ("base_model.model.", "model.", "diffusion_model.")

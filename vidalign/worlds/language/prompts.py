@@ -15,7 +15,7 @@ class Tokens(PromptSource):
     """Reasoning problems in words; endless."""
 
     argument = "split"
-    students = ("language",)
+    gives = "examples"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
     version = world_hash()
     problems: ClassVar[Any] = tokens
