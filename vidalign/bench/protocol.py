@@ -207,6 +207,11 @@ class Protocol(ProtocolSections):
         return find_source(self.prompts.source)[0]
 
     @property
+    def has_truth(self) -> bool:
+        """Whether what is right for its prompts is known: worked answers, or clips that their source makes."""
+        return bool(self.examples) or self.source.truth is not PromptSource.truth
+
+    @property
     def all_prompts(self) -> list[str]:
         return self.held_out + self.far
 

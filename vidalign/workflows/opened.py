@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidalign import registry
 from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, before_work
@@ -51,6 +52,8 @@ def open_run(
     check_finished(folder, saved)
     if student_only:
         recipe = load_student_recipe(folder / "recipe.yaml")
+        if recipe.student.name not in registry.names("students"):
+            load_plugins_of(folder)  # the student itself is one
     else:
         load_plugins_of(folder)
         recipe = load_recipe(folder / "recipe.yaml", list(overrides))
