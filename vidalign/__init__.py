@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vidalign.recipe import load_recipe as load_recipe
-    from vidalign.students.language import LanguageStudent
-    from vidalign.students.video import VideoStudent
+    from vidalign.students.base import Student
     from vidalign.trainer import Trainer as Trainer
     from vidalign.workflows.compare import compare as compare
     from vidalign.workflows.evaluate import evaluate_run as evaluate
@@ -36,15 +35,14 @@ _HOMES = {
 }
 
 
-def load_student(path: str | Path, **kwargs: Any) -> VideoStudent | LanguageStudent:
+def load_student(path: str | Path, **kwargs: Any) -> Student[Any]:
     """The student in a safetensors file, or the shipped one of that name; for language students also a transformers
     folder or hub name. See `VideoStudent.load` and `LanguageStudent.load`.
     """
-    from vidalign.students.language import LanguageStudent
-    from vidalign.students.language_checkpoint import is_language
-    from vidalign.students.video import VideoStudent
+    from vidalign.students.weights import kind_of, kinds
 
-    return (LanguageStudent if is_language(str(path)) else VideoStudent).load(path, **kwargs)
+    student: Student[Any] = kinds()[kind_of(path)].load(path, **kwargs)
+    return student
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from vidalign import registry
 from vidalign.callbacks import CALLS, Callback
-from vidalign.codecs import build_codec
 from vidalign.context import TrainContext
 from vidalign.data.source import PromptSource, open_source
 from vidalign.engine import distributed
@@ -22,19 +21,21 @@ from vidalign.engine.base import Engine, build_engine, set_precision
 from vidalign.engine.blueprint import STUDENT, Blueprint
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
-from vidalign.errors import RecipeError, UserError
+from vidalign.errors import RecipeError
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.text.pretrained import build_features
+from vidalign.teachers.base import ChoosyTeacher, NetworkTeacher
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Objective
     from vidalign.recipe import Recipe
     from vidalign.recipe.schema import Choice
+    from vidalign.students.base import Generate, Student
+    from vidalign.students.kind import StudentKind
     from vidalign.text.features import PromptFeatures
     from vidalign.tracking.tracker import Tracker
 
@@ -54,26 +55,23 @@ OBJECTIVE_CALLS = (
 )
 REWARD_CALLS = ("blueprint", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
-TEACHER_CALLS = ("clips", "velocity", "few_step", "logits")
+TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "check_student")
 REWARDS = "rewards"
 """Folder in a run with the weights of the rewards that learn."""
-LANGUAGE = "language"
-"""Kind of student whose examples are texts: it has no frames, no codec and no prompt features."""
 
 
-def build_student(recipe: Recipe) -> Any:
+def student_kind(recipe: Recipe) -> type[StudentKind[Any, Any]]:
+    """The kind of student that a recipe trains."""
+    kind: type[StudentKind[Any, Any]] = registry.get("students", recipe.student.name)
+    return kind
+
+
+def build_student(recipe: Recipe) -> Student[Any]:
     """The student of a recipe: shipped or saved weights, or random ones from ``student.init``."""
-    config = recipe.student
-    kind = registry.get("students", config.name)
-    if config.init is not None:
-        student = kind.from_spec(kind.spec_type.from_dict(dict(config.init)), recipe.seed)
-    else:
-        student = kind.load(config.path)
-    if config.name == LANGUAGE:
-        student.configure(config.chat, config.sampling)
-    if config.cache:
-        student.spec.cache = replace(student.spec.cache, **config.cache)
-    student.gradient_checkpointing(config.checkpointing)
+    kind = student_kind(recipe)
+    with guest("student", recipe.student.name, kind):
+        student: Student[Any] = kind.build(recipe.student, recipe.seed)
+        student.gradient_checkpointing(recipe.student.checkpointing)
     return student
 
 
@@ -82,7 +80,8 @@ def build_objective(recipe: Recipe) -> Objective:
     if recipe.objectives:
         made = {label: _plugin("objective", part, OBJECTIVE_CALLS) for label, part in recipe.objectives.items()}
         return Mixture(made, recipe.objectives)
-    return _plugin("objective", recipe.objective, OBJECTIVE_CALLS)
+    chosen: Objective = _plugin("objective", recipe.objective, OBJECTIVE_CALLS)
+    return chosen
 
 
 def build_teacher(recipe: Recipe, frames: int, spec: Any) -> Any:
@@ -146,13 +145,12 @@ def _made(kind: Any, config: Any) -> Any:
     return kind(config) if hasattr(kind, "Config") else kind()
 
 
-def frozen_rewards(recipe: Recipe, student: Any, run: Path) -> CompositeReward | None:
+def frozen_rewards(recipe: Recipe, student: Student[Any], run: Path) -> CompositeReward | None:
     """The rewards of a finished run, those that learn with their weights at its end; None when it names none.
 
     A reward that learns and whose weights the run does not hold is left out, with a warning.
     """
-    features = None if recipe.student.name == LANGUAGE else build_features(student.spec.text)
-    rewards = build_rewards(recipe, student.spec, features)
+    rewards = build_rewards(recipe, student.spec, student_kind(recipe).features(student.spec))
     weights = recipe.reward_weights
     for reward in rewards.trainable if rewards else ():
         file = run / REWARDS / f"{reward.name}.safetensors"
@@ -177,7 +175,7 @@ def save_rewards(ctx: TrainContext, run: Path) -> None:
             save_file(tensors, run / REWARDS / f"{reward.name}.safetensors")
 
 
-def sampler_of(recipe: Recipe, student: Any) -> Callable[..., Any]:
+def sampler_of(recipe: Recipe, student: Student[Any]) -> Generate:
     """How the recipe's evaluation samples a student."""
     settings = recipe.evaluation
     network = student.eval().to(distributed.device())
@@ -200,18 +198,15 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     """Everything that a training run holds; the student's trainable weights are already in their engine."""
     distributed.setup(single=recipe.engine.name == "deepspeed")
     device = distributed.device()
-    student = build_student(recipe).to(device)
-    frames, language = recipe.data.frames, recipe.student.name == LANGUAGE
-    if not language:
-        _check_chunks(frames, student.spec.cache.chunk_frames)
+    kind, student = student_kind(recipe), build_student(recipe).to(device)
+    frames, features = recipe.data.frames, kind.features(student.spec)
+    kind.check_frames(student.spec, frames, "data.frames")
     teacher = build_teacher(recipe, frames, student.spec)
-    if language and teacher is not None:
-        _check_vocabulary(student, teacher)
-    features = None if language else build_features(student.spec.text)
+    if isinstance(teacher, ChoosyTeacher):
+        teacher.check_student(student)
     rewards = build_rewards(recipe, student.spec, features)
-    codec = None if language else build_codec(student.spec.codec)
     objective.check_models(student, teacher)
-    parts = Parts(student, teacher, rewards, build_prompts(recipe), features, codec)
+    parts = Parts(student, teacher, rewards, build_prompts(recipe), features, kind.codec(student.spec))
     return assemble(recipe, objective, parts, tracker, device)
 
 
@@ -235,10 +230,9 @@ def assemble(
         settings = replace(recipe.trainer, **trained[name].optimizer)
         sets = policies if name == STUDENT else None
         engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
-    if codec is not None:
-        set_precision(codec.to(device).eval().requires_grad_(False), engine.precision)
+    set_precision(codec.to(device).eval().requires_grad_(False), engine.precision)
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
-    if hasattr(teacher, "model"):
+    if isinstance(teacher, NetworkTeacher):
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     ctx = TrainContext(
         seed=recipe.seed,
@@ -279,32 +273,9 @@ def planned_updates(objective: Objective, learning: Sequence[TrainableReward], s
     return updates
 
 
-def _check_chunks(frames: int, chunk: int) -> None:
-    if frames % chunk:
-        raise UserError(
-            f"a video of {frames} frames is not whole chunks",
-            where="data.frames",
-            why=f"the student makes chunks of {chunk}",
-            fix=f"use a multiple of {chunk}",
-        )
-
-
-def _check_vocabulary(student: Any, teacher: Any) -> None:
-    """The teacher scores the student's own token ids, so both must have the same tokens."""
-    ours, theirs = (model.chat.tokenizer.get_vocab() for model in (student, teacher.model))
-    if ours != theirs:
-        why = f"{len(ours.items() ^ theirs.items())} tokens differ"
-        raise UserError(
-            "student and teacher have other vocabularies",
-            where="teacher.path",
-            why=why,
-            fix="use a teacher of the same model family",
-        )
-
-
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
     """The teacher's network, if it is one, with weights as the engine's precision wants them."""
-    if not hasattr(teacher, "model"):
+    if not isinstance(teacher, NetworkTeacher):
         return {}
     set_precision(teacher.model, precision)
     return {"teacher": teacher.model.to(device)}

@@ -9,21 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
+from typing_extensions import TypeVar
 
 from vidalign.engine import distributed
 from vidalign.engine.rng import generator
 from vidalign.losses.advantages import SignalFloor
 
 if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
     from vidalign.data.source import PromptSource
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
     from vidalign.rewards.base import CompositeReward, ScoreRequest
+    from vidalign.students.base import Student
+    from vidalign.text.features import PromptFeatures
     from vidalign.tracking.tracker import Tracker
 
+S = TypeVar("S", bound="Student[Any]", default=Any)
+T = TypeVar("T", default=Any)
 DECODE_SLICE = 64
 """Clips decoded at once: bounds the memory of the decoder."""
 
@@ -39,8 +45,9 @@ class Batch:
 
 
 @dataclass
-class TrainContext:
-    """Handed to every method of an objective."""
+class TrainContext(Generic[S, T]):
+    """Handed to every method of an objective, which says in its annotations what it is written for:
+    ``TrainContext[VideoStudent, ClipTeacher]`` (`vidalign.students`, `vidalign.teachers.base`)."""
 
     seed: int
     frames: int
@@ -50,13 +57,13 @@ class TrainContext:
     roles: Roles
     policies: Policies
     rewards: CompositeReward | None
-    teacher: Any
+    teacher: T
     """What the recipe's teacher section names; offers ``clips``, ``velocity``, ``few_step`` or ``logits``."""
     prompts: PromptSource
     """Where the prompts come from."""
-    features: Any
-    """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a language student, as is `codec`."""
-    codec: Any
+    features: PromptFeatures | None
+    """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a student that reads the prompts itself."""
+    codec: Codec
     tracker: Tracker
     signal: SignalFloor = field(default_factory=SignalFloor)
     """Which groups have a spread that is worth learning from."""
@@ -70,9 +77,10 @@ class TrainContext:
     """`LossOut.sums` of the current step, for `Objective.after_step`."""
 
     @property
-    def student(self) -> Any:
+    def student(self) -> S:
         """The student; runs through its engine in its own phase only."""
-        return self.roles.module("student")
+        student: S = self.roles.module("student")
+        return student
 
     def policy(self, name: str) -> AbstractContextManager[Any]:
         """Use the ``current``, ``old`` or ``reference`` weights of the student meanwhile."""
@@ -90,12 +98,12 @@ class TrainContext:
     @property
     def chunk_frames(self) -> int:
         """Latent frames of a chunk."""
-        return self.student.spec.cache.chunk_frames
+        return self.student.chunk_frames
 
     @property
     def sigmas(self) -> list[float]:
         """Noise levels that the student's sampler visits, descending from 1."""
-        return self.student.spec.sampler.sigmas
+        return self.student.sigmas
 
     @property
     def world_size(self) -> int:
@@ -126,6 +134,7 @@ class TrainContext:
 
     def text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Features ``[B, L, D]`` of prompts, computed once per prompt."""
+        assert self.features is not None, "the student reads its prompts itself"
         return self.features(list(prompts)).to(self.device, self.student.latent_dtype)
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:

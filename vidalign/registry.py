@@ -112,6 +112,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
 }
 ASKED = {
     "objectives": ("needs", "Config"),
+    "students": ("spec_type", "network", "build", "recognises"),
     "teachers": ("offers", "Config", "from_recipe"),
     "discriminators": ("Config", "from_recipe"),
     "metrics": ("name", "version", "judges", "Config"),

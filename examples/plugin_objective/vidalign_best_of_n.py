@@ -50,5 +50,5 @@ class BestOfN(Objective):
     def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         noised = noise_again(ctx, data, each=False)
-        velocity = ctx.student.velocity(noised.x_t, noised.sigma, data.text, None, clean=noised.x0)
+        velocity = ctx.student.velocity(noised.x_t, noised.sigma, data.features, None, clean=noised.x0)
         return LossOut(flow_matching_loss(velocity, noised.x0, noised.noise, noised.sigma, sigma_floor=0.0).mean())

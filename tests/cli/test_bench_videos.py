@@ -53,7 +53,7 @@ def test_mistakes(finished: Path, prompts: Path, tmp_path: Path, capsys: pytest.
     assert "give one of --run and --recipe" in capsys.readouterr().err
     for wrong, code, told in (
         (("--fps", "0"), 2, "fps must be positive"),
-        (("--frames", "4"), 3, "cannot make 4 frames"),
+        (("--frames", "4"), 3, "a video of 4 frames is not whole chunks"),
         (("--prompts", str(tmp_path / "gone.txt")), 2, "the prompt file cannot be read"),
         (("--run", str(tmp_path)), 2, "is not a finished run"),
     ):

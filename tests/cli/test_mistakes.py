@@ -86,7 +86,7 @@ MISTAKES = {
     "sample --run nowhere --prompt a --out x.gif": "nowhere is not a finished run",
     "sample --run RUN --prompt a --out x.webm": "unknown clip format '.webm' - --out",
     "sample --run RUN --prompt a --out x": "unknown clip format 'x' - --out",
-    "sample --run RUN --prompt a --out x.gif --frames 7": "cannot make 7 frames",
+    "sample --run RUN --prompt a --out x.gif --frames 7": "a video of 7 frames is not whole chunks",
     "sample --run RUN --prompt a --out x.gif --frames 0": "'--frames'",
     "sample --run RUN --prompt a --out x.gif --seed -1": "'--seed'",
     "sample --run RUN --prompt= --out x.gif": "a prompt is empty - --prompt",

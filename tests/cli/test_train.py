@@ -126,7 +126,7 @@ def test_sample_writes_a_gif(finished: Path) -> None:
 def test_sample_refuses_half_a_chunk(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("sample", "--run", str(finished / "run"), "--prompt", "a", "--out", str(finished / "x.gif"))
     assert vidalign(*arguments, "--frames", "7") == 2
-    assert "cannot make 7 frames" in capsys.readouterr().err and not (finished / "x.gif").exists()
+    assert "a video of 7 frames is not whole chunks" in capsys.readouterr().err and not (finished / "x.gif").exists()
 
 
 def test_unknown_words_are_warned_about_when_sampling(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

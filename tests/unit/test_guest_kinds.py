@@ -24,6 +24,7 @@ from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, ScoreRequest, TrainableReward
 from vidalign.rewards.discriminator import DiscriminatorReward
+from vidalign.students.video import Sampler
 from vidalign.teachers.pipeline import PipelineTeacher
 from vidalign.workflows import merge_scores
 
@@ -106,7 +107,7 @@ def recipe(**changes: Any) -> Any:
     trainer = SimpleNamespace(reward_timeout=0.0, on_reward_timeout="stop", prompts_per_step=2)
     chosen, weights = {"learns": RewardChoice("learns")}, {"learns": 1.0}
     values = {"rewards": chosen, "reward_weights": weights, "trainer": trainer, "objectives": {}, "seed": 0}
-    values |= {"discriminator": None}
+    values |= {"discriminator": None, "student": None, "data": SimpleNamespace(frames=3)}
     return SimpleNamespace(**values | changes)
 
 
@@ -139,7 +140,8 @@ def objective() -> Any:
 def costs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The cost of a step of a built-in objective with a reward that learns."""
     monkeypatch.setattr(cost, "build_objective", lambda recipe: SimpleNamespace(cost=lambda sizes: cost.Cost()))
-    monkeypatch.setattr(cost, "_video_sizes", lambda recipe: (1, cost.Sampler()))
+    kind = SimpleNamespace(sizes=lambda student, frames: (1, Sampler()))
+    monkeypatch.setattr(cost, "student_kind", lambda recipe: kind)
     return next(cost.step_costs(recipe()))
 
 

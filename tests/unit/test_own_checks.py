@@ -17,6 +17,7 @@ from vidalign.errors import PluginError, RecipeError, UserError
 from vidalign.objectives.baselines.sft import SFT
 from vidalign.recipe import load_recipe
 from vidalign.recipe.draft import Draft
+from vidalign.students.language_kind import Language
 
 ROOM = Path(vidalign.recipe.__file__).parent
 
@@ -61,10 +62,9 @@ class Mine(SFT):
     check = refuse("objective")
 
 
-class Kind:
+class Kind(Language):
     """A third kind of student."""
 
-    makes = "texts"
     check = refuse("student")
 
 

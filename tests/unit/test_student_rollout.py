@@ -218,5 +218,5 @@ def test_a_student_in_memory_samples_and_streams() -> None:
     assert clips.shape == (2, 6, 3, 32, 32) and 0 <= float(clips.min()) <= float(clips.max()) <= 1
     assert not torch.equal(alone, clips[1:]), "noise belongs to the number of the prompt"
     assert torch.allclose(student.sample(prompts[:1], frames=6, seed=3), clips[:1], atol=1e-5)
-    with pytest.raises(UserError, match="cannot make 7 frames"):
+    with pytest.raises(UserError, match="a video of 7 frames is not whole chunks"):
         student.sample(prompts, frames=7)

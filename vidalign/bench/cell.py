@@ -25,9 +25,9 @@ from vidalign.bench.budget import FIELDS, Budget, spent_of, time_steps
 from vidalign.bench.cost import predict, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
-from vidalign.bench.protocol import Protocol, RowConfig, load_protocol, teacher_hash
+from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
-from vidalign.build import LANGUAGE
+from vidalign.context import TrainContext
 from vidalign.data.source import listed, open_source
 from vidalign.engine import distributed
 from vidalign.errors import DataError, PluginError, UserError
@@ -38,11 +38,11 @@ from vidalign.provenance import commit, machine
 from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
-from vidalign.students.video.checkpoint import spec_of
+from vidalign.recipe.schema import StudentConfig
+from vidalign.students.base import Student
 from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.trainer import Trainer
 
-VIDEO = "video"
 STEPS = "bench-steps"
 """File in a run folder: how many steps a budget in seconds buys on this machine."""
 
@@ -56,10 +56,10 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     config = protocol.objectives[row]
     if config.plugin:
         registry.load_plugin_file(config.plugin)
-    if not protocol.language:
-        _check_latents(protocol, config)
-    judged = LANGUAGE if protocol.language else VIDEO
-    trains = written(config.recipe, config.overrides, "student", "name") or VIDEO
+    if config.student:
+        protocol.student_kind.check_same_start(protocol.student.path, config.student)
+    judged = protocol.student_name
+    trains = written(config.recipe, config.overrides, "student", "name") or StudentConfig.name
     if trains != judged:
         raise UserError(
             f"{config.recipe} trains a student of kind {trains!r}",
@@ -70,8 +70,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
     fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
     recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
-    if not protocol.language:
-        _check_unseen(protocol, recipe)
+    _check_unseen(protocol, recipe)
     budget = protocol.budget
     if steps is None and budget.currency != "seconds":
         steps = steps_within(recipe, budget.currency, budget.amount)
@@ -81,7 +80,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
 
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
-    """Captions that are judged are not trained on; splits of problems are disjoint by construction."""
+    """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction."""
     seen = set(listed(recipe.data.prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
@@ -101,7 +100,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     if not (folder / "student.safetensors").is_file():
         evaluation = protocol.evaluation
 
-        def curve(ctx: Any) -> dict[str, float]:
+        def curve(ctx: TrainContext) -> dict[str, float]:
             generate = ctx.student.sampler(
                 evaluation.frames, features=ctx.features, codec=ctx.codec, temperature=evaluation.temperature
             )
@@ -150,15 +149,15 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
 
 
 def _truth(protocol: Protocol) -> Source:
-    """The worked answers of a language protocol, else the ground truth that the prompts' source knows."""
-    if protocol.language:
+    """The worked answers of examples, else the ground truth that the prompts' source knows."""
+    if protocol.examples:
         return Source(lambda examples, _: [example.response for example in examples])
     source, evaluation = open_source(protocol.prompts.source, 0), protocol.evaluation
     long = partial(source.truth, frames=evaluation.frames * evaluation.long_factor)
     return Source(partial(source.truth, frames=evaluation.frames), long if evaluation.long_factor else None)
 
 
-def _judge(protocol: Protocol, student: Any, metrics: list[Metric]) -> Judged:
+def _judge(protocol: Protocol, student: Student[Any], metrics: list[Metric]) -> Judged:
     """A student by everything that the protocol asks for."""
     evaluation, student = protocol.evaluation, student.eval()
     long = student.sampler(evaluation.frames * evaluation.long_factor) if evaluation.long_factor else None
@@ -179,25 +178,10 @@ def _finish(protocol: Protocol, cell: Cell, judged: Judged) -> Cell:
     return cell
 
 
-def _load(protocol: Protocol, path: str | Path) -> Any:
+def _load(protocol: Protocol, path: str | Path) -> Student[Any]:
     """Weights of the kind of student that the protocol judges."""
-    kind = registry.get("students", LANGUAGE if protocol.language else VIDEO)
-    return kind.load(path, device=distributed.device())
-
-
-def _check_latents(protocol: Protocol, config: RowConfig) -> None:
-    """Other start weights must make clips of the same kind by the same sampler."""
-    if not config.student:
-        return
-    ours, theirs = spec_of(protocol.student.path), spec_of(config.student)
-    for name in ("codec", "height", "width", "text", "sampler"):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise UserError(
-                f"{config.student} has another {name} than the protocol's student",
-                where="objectives",
-                why=f"{getattr(theirs, name)}, not {getattr(ours, name)}",
-                fix="start from weights with the same latents, text features and sampler",
-            )
+    student: Student[Any] = protocol.student_kind.load(path, device=distributed.device())
+    return student
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:

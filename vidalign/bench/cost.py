@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 from vidalign import registry
 from vidalign.bench.dry import dry_step
-from vidalign.build import LANGUAGE, build_objective
+from vidalign.build import build_objective, student_kind
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
 from vidalign.guest import guest
 from vidalign.rewards.base import TrainableReward
-from vidalign.students.video import Sampler, VideoStudentSpec
-from vidalign.students.video.checkpoint import spec_of
 
 if TYPE_CHECKING:
     from vidalign.objectives.base import Objective
@@ -31,7 +29,7 @@ LONGEST = 10_000_000
 def step_costs(recipe: Recipe) -> Iterator[Cost]:
     """Cost of step 0, 1, ... without end; raises `UserError` when the objective does not declare it."""
     objective = build_objective(recipe)
-    chunks, sampler = _video_sizes(recipe)
+    chunks, sampler = student_kind(recipe).sizes(recipe.student, recipe.data.frames)
     kinds = {name: registry.get("rewards", name) for name in recipe.rewards}
     learning = {n: kind for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, TrainableReward)}
     counted: dict[int, Cost] = {}
@@ -50,15 +48,6 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
             with guest("reward", name, kind):
                 cost += kind.cost(recipe, sizes)
         yield cost
-
-
-def _video_sizes(recipe: Recipe) -> tuple[int, Sampler]:
-    """Chunks of a video and the student's sampler; none and a single step for a language student."""
-    config = recipe.student
-    if config.name == LANGUAGE:
-        return 0, Sampler()
-    spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else spec_of(config.path)
-    return recipe.data.frames // spec.cache.chunk_frames, spec.sampler
 
 
 def predict(recipe: Recipe) -> Cost:

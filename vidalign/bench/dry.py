@@ -10,7 +10,7 @@ import torch
 
 from vidalign import registry
 from vidalign.bench.counter import Counter
-from vidalign.build import Parts, assemble
+from vidalign.build import Parts, assemble, student_kind
 from vidalign.context import Batch
 from vidalign.cost import Cost, StepSizes, cannot_count
 from vidalign.data.source import open_source
@@ -55,13 +55,9 @@ class DryClips:
 def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
     """What the first step of an objective costs; no weights are read.
 
-    Raises `UserError` where there is no stand-in: for students that bring none, and for teachers that offer something
-    of their own.
+    Raises `UserError` for teachers that offer something of their own, for which there is no stand-in.
     """
-    kind = registry.get("students", recipe.student.name)
-    if not hasattr(kind, "stand_in"):
-        cannot_count(objective)
-    student, features, codec = kind.stand_in(recipe.student)
+    student, features, codec = student_kind(recipe).stand_in(recipe.student)
     parts = Parts(
         student=student,
         teacher=_teacher(recipe, objective, student, codec),
@@ -105,5 +101,5 @@ def _teacher(recipe: Recipe, objective: Objective, student: Any, codec: Any) -> 
         return DryClips(codec.decode(latents).shape[1:])
     if offer not in TEACHERS:
         cannot_count(objective)
-    network, *_ = registry.get("students", recipe.student.name).stand_in(recipe.student)
+    network, *_ = student_kind(recipe).stand_in(recipe.student)
     return registry.get("teachers", TEACHERS[offer])(network)

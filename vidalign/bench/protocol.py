@@ -27,7 +27,8 @@ from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.source_map import Node, parse_override, read_yaml
 from vidalign.recipe.typed import build, placed, settings_of
-from vidalign.students.video.checkpoint import resolve, spec_of
+from vidalign.students.kind import StudentKind
+from vidalign.students.weights import kind_of, resolve
 
 REFERENCES = ("base", "teacher", "ground_truth")
 """Rows of every table that are not trained."""
@@ -184,19 +185,30 @@ class Protocol(ProtocolSections):
     far: list[str] = field(default_factory=list, init=False)
     """The out-of-domain prompts."""
     examples: list[Example] = field(default_factory=list, init=False)
-    """What a language student is asked, those of `held_out` first; empty for video students."""
+    """What a student is asked that is asked examples, those of `held_out` first; else empty."""
     pinned: dict[str, Any] = field(default_factory=dict, init=False)
     """What is hashed, as plain data."""
 
     @property
-    def language(self) -> bool:
-        """Whether language students are compared."""
-        return "language" in self.source.students
+    def student_name(self) -> str:
+        """The kind of student that is compared: that of the start weights."""
+        return kind_of(self.student.path)
+
+    @property
+    def student_kind(self) -> type[StudentKind[Any, Any]]:
+        """Its class."""
+        kind: type[StudentKind[Any, Any]] = registry.get("students", self.student_name)
+        return kind
 
     @property
     def source(self) -> type[PromptSource]:
         """The kind of source that its prompts come from."""
         return find_source(self.prompts.source)[0]
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether what is right for its prompts is known: worked answers, or clips that their source makes."""
+        return bool(self.examples) or self.source.truth is not PromptSource.truth
 
     @property
     def all_prompts(self) -> list[str]:
@@ -292,14 +304,15 @@ def _pin(protocol: Protocol, tree: Node) -> None:
     protocol.held_out = _prompts(protocol, protocol.prompts, tree, "prompts")
     if protocol.out_of_domain is not None:
         protocol.far = _prompts(protocol, protocol.out_of_domain, tree, "out_of_domain")
-        shared = set() if protocol.language else set(protocol.held_out) & set(protocol.far)
+        shared = set() if protocol.examples else set(protocol.held_out) & set(protocol.far)
         if shared:
             raise UserError(
                 f"{len(shared)} prompts are in both splits, the first is {min(shared)!r}",
                 where=tree.locate("out_of_domain"),
                 fix="take them from sources that share none",
             )
-    sigmas = [] if protocol.language else _sampler_levels(protocol, tree)
+    _check_student(protocol, tree)
+    sigmas = _sampler_levels(protocol, tree)
     pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
     values = {name: getattr(protocol, name) for name in pinned}
     plain = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()}
@@ -321,9 +334,21 @@ def teacher_hash(teacher: TeacherWeights) -> str:
     return text_hash(f"{weights} {teacher.steps} {teacher.shift} {teacher.eta}")
 
 
+def _check_student(protocol: Protocol, tree: Node) -> None:
+    """The start weights are of a student that is asked such prompts."""
+    asked, gives = protocol.student_kind.asked, protocol.source.gives
+    if asked != gives:
+        raise UserError(
+            f"a {protocol.student_name} student is not asked {gives}",
+            where=tree.locate("student"),
+            why=f"{protocol.prompts.source} gives {gives}, and {protocol.student.path} is asked {asked}",
+            fix="name other prompts, or other start weights",
+        )
+
+
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
     """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
-    wanted, found = protocol.evaluation.sigmas, spec_of(protocol.student.path).sampler.sigmas
+    wanted, found = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
     if wanted and wanted != found:
         raise UserError(
             "the start weights have another sampler than the protocol",
@@ -356,14 +381,14 @@ def _prompts(protocol: Protocol, config: PromptsConfig, tree: Node, section: str
 
 
 def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list[str]:
-    """The examples of a language protocol are kept beside their prompts."""
-    if find_source(config.source)[0].students != protocol.source.students:
+    """Examples are kept beside their prompts."""
+    if find_source(config.source)[0].gives != protocol.source.gives:
         fix = "take both kinds of prompts from sources of the same kind"
         raise UserError("one protocol judges videos or answers, not both", where=where, fix=fix)
     if Path(config.source).is_file() and config.sha256:
         _same_hash(Path(config.source), config.sha256, where)
     found = open_source(config.source, 0).first(config.count)
-    if protocol.language:
+    if protocol.source.gives == "examples":
         protocol.examples += found
     return [str(getattr(one, "prompt", one)) for one in found]
 

@@ -25,7 +25,7 @@ import torch
 
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.differences import first_difference
-from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
+from vidalign.bench.protocol import REFERENCES, Protocol, load_protocol, teacher_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
@@ -356,8 +356,9 @@ def _check_same_hash(file: Path, recipe_hash: str) -> None:
 
 
 def reference_jobs(protocol: Protocol) -> list[Job]:
-    """The rows that are always there; the teacher when the protocol names one."""
-    return [("base", 0), *([("teacher", 0)] if protocol.teacher is not None else []), ("ground_truth", 0)]
+    """The start weights; the teacher where the protocol names one, the ground truth where it is known."""
+    there = {"base": True, "teacher": protocol.teacher is not None, "ground_truth": protocol.has_truth}
+    return [(row, 0) for row in REFERENCES if there[row]]
 
 
 def devices(jobs: int | None) -> list[dict[str, str]]:

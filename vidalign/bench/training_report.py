@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.evaluator import COMPOSITE, TRAINED, Evaluation
@@ -101,6 +101,6 @@ def _evaluated_clips(judged: dict[str, Evaluation]) -> list[ShownPrompt]:
 
 
 def _logged_warnings(log: Path) -> list[CellWarning]:
-    records: Iterable[dict] = (record for record in read_records(log) if record["kind"] == "health")
+    records: Iterable[dict[str, Any]] = (record for record in read_records(log) if record["kind"] == "health")
     by_name = {record["name"]: record for record in records}  # a resumed run may have warned twice
     return [CellWarning(r["message"], name=r["name"], fix=r["fix"]) for r in by_name.values()]

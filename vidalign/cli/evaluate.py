@@ -16,7 +16,8 @@ def evaluate(
 ) -> None:
     """Judge the student of a run on held-out prompts."""
     from vidalign.workflows.evaluate import evaluate_run
-    from vidalign.workflows.opened import Saved, check_finished
+    from vidalign.workflows.opened import check_finished
+    from vidalign.workflows.saved import Saved
 
     saved = Saved(step, best, trust_checkpoint)
     check_finished(run, saved)

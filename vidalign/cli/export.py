@@ -31,7 +31,8 @@ def export(
             fix="end the file name in .safetensors",
         )
     from vidalign.workflows.export import export_run
-    from vidalign.workflows.opened import Saved, check_finished
+    from vidalign.workflows.opened import check_finished
+    from vidalign.workflows.saved import Saved
 
     saved = Saved(step, best, trust_checkpoint)
     check_finished(run, saved)

@@ -132,8 +132,8 @@ def _told(failures: dict[int, Any], run: Path) -> UserError:
 def _left(file: str | None) -> dict[str, Any]:
     """What a process left, nothing where it could not."""
     try:
-        return json.loads(Path(file or "").read_text(encoding="utf-8"))["message"]
-    except (OSError, ValueError, KeyError):
+        return dict(json.loads(Path(file or "").read_text(encoding="utf-8"))["message"])
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 

@@ -30,7 +30,8 @@ def sample(
     """Generate clips, or answers of a language student, with the student of a run."""
     if not all(text.strip() for text in prompt):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
-    from vidalign.workflows.sample import Saved, sample_run
+    from vidalign.workflows.sample import sample_run
+    from vidalign.workflows.saved import Saved
 
     saved = Saved(step, best, trust_checkpoint)
     for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or [], saved=saved):

@@ -84,7 +84,8 @@ class FrameCodec(Codec):
     def _encode_frames(self, frames: Tensor) -> Tensor:
         out = self.model.encode(frames * 2 - 1)
         raw = out.latents if self.kind == "tiny" else out.latent_dist.mode()
-        return (raw - self.shift) * self.scale
+        latents: Tensor = (raw - self.shift) * self.scale
+        return latents
 
     def _decode_frames(self, latents: Tensor) -> Tensor:
         return to_unit(self.model.decode(latents / self.scale + self.shift).sample)
@@ -92,7 +93,8 @@ class FrameCodec(Codec):
     def _sliced(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         frames = x.flatten(0, 1).to(self.model.dtype)
         parts = frames.split(self.slice_frames or len(frames))
-        return torch.cat([fn(part) for part in parts]).unflatten(0, x.shape[:2]).to(x.dtype)
+        out: Tensor = torch.cat([fn(part) for part in parts]).unflatten(0, x.shape[:2])
+        return out.to(x.dtype)
 
 
 class WanCodec(Codec):
@@ -118,7 +120,8 @@ class WanCodec(Codec):
         video = (clips * 2 - 1).transpose(1, 2).to(self.model.dtype)
         mode = self.model.encode(video).latent_dist.mode()
         mean, std = self._statistics(mode)
-        return ((mode - mean) / std).transpose(1, 2).to(clips.dtype)
+        latents: Tensor = ((mode - mean) / std).transpose(1, 2)
+        return latents.to(clips.dtype)
 
     def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
         cache = self._empty_cache()
@@ -157,7 +160,8 @@ class WanCodec(Codec):
     def _raw(self, latents: Tensor) -> Tensor:
         x = latents.transpose(1, 2).to(self.model.dtype)
         mean, std = self._statistics(x)
-        return self.model.post_quant_conv(x * std + mean)
+        features: Tensor = self.model.post_quant_conv(x * std + mean)
+        return features
 
     def _pixels(self, video: Tensor) -> Tensor:
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify

@@ -48,6 +48,18 @@ class Codec(nn.Module):
         return self.decode
 
 
+class NoCodec(Codec):
+    """For students without latents: what they make are the clips themselves."""
+
+    channels = 3
+
+    def encode(self, clips: Tensor) -> Tensor:
+        return clips
+
+    def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
+        return latents
+
+
 def build_codec(config: dict[str, Any]) -> Codec:
     """The codec of a spec: `{"name": "rgb"}`, or `{"name": "frames" | "wan", ...}` with the settings of that class."""
     settings = {key: value for key, value in config.items() if key != "name"}

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vidalign import registry
 from vidalign.errors import DataError
@@ -26,7 +26,7 @@ TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet
 
 
 class PromptSource(ABC):
-    """What sample n of a run is asked: a caption (video students), or an `Example` (language students).
+    """What sample n of a run is asked: a caption, or an `Example` (language students).
 
     Sample n is a pure function of the seed and n: the same on any number of processes and after a resume.
     """
@@ -34,8 +34,8 @@ class PromptSource(ABC):
     argument: ClassVar[str] = "path"
     """What the long form calls the argument of the short form. Further settings are those of a nested dataclass
     ``Config``, which has the argument too; they are handed to `open` by name."""
-    students: ClassVar[tuple[str, ...]] = ("video",)
-    """Kinds of student that it has prompts for."""
+    gives: ClassVar[Literal["captions", "examples"]] = "captions"
+    """What a sample is: a text that says what to show, or an `Example`; students are asked one or the other."""
     brings_pictures: ClassVar[bool] = False
     """Whether every sample brings pictures: only students that see them can be asked."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -145,15 +145,17 @@ def listed(chosen: Chosen) -> list[str] | None:
     return kind.listed(argument)
 
 
-def check_kind(chosen: Chosen, student: str) -> None:
-    """Raises `DataError` when a source has no prompts for a kind of student."""
+SOURCES = {
+    "captions": "use world:SPLIT or a text file with one prompt a line",
+    "examples": "use tokens:SPLIT, pictures:SPLIT or a table",
+}
+"""Which sources give what."""
+
+
+def check_gives(chosen: Chosen, student: str, asked: str) -> None:
+    """Raises `DataError` when a source gives other prompts than those that a kind of student is asked."""
     kind, argument = find_source(chosen)
-    if student not in kind.students:
+    if kind.gives != asked:
         shown = chosen if isinstance(chosen, str) else f"{chosen.get('name')}:{argument}"
-        raise DataError(
-            f"a {student} student cannot use {shown!r}",
-            why=f"its prompts are for students of kind {', '.join(kind.students)}",
-            fix="use world:SPLIT or a text file with one prompt a line"
-            if student == "video"
-            else "use tokens:SPLIT, pictures:SPLIT or a table",
-        )
+        why = f"it gives {kind.gives}, and the student is asked {asked}"
+        raise DataError(f"a {student} student cannot use {shown!r}", why=why, fix=SOURCES[asked])

@@ -21,7 +21,7 @@ from vidalign.reading import regular
 class TableExamples(PromptSource):
     """Rows of a table file, shuffled anew in every epoch."""
 
-    students = ("language",)
+    gives = "examples"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
 
     def __init__(self, rows: Any, seed: int, where: str, batch: int = 1) -> None:

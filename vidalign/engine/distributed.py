@@ -77,7 +77,8 @@ def setup(*, single: bool = False, timeout_minutes: float = 30.0) -> None:
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=timeout_minutes)
     if size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
 
@@ -113,7 +114,8 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     total = tensor.detach().clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    mean: torch.Tensor = total / dist.get_world_size()
+    return mean
 
 
 def all_gather_object(value: T) -> list[T]:

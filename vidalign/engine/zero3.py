@@ -27,7 +27,8 @@ def is_sharded(network: nn.Module) -> bool:
 
 def storage(parameter: Any) -> Tensor:
     """This rank's authoritative values: its part of a divided parameter, else the parameter."""
-    return parameter.ds_tensor if is_divided(parameter) else parameter
+    own: Tensor = parameter.ds_tensor if is_divided(parameter) else parameter
+    return own
 
 
 def own_part(parameter: Any) -> Tensor:
@@ -53,7 +54,8 @@ def gathered(parameters: Iterable[Any]) -> AbstractContextManager[Any]:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(divided)
+    whole: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(divided)
+    return whole
 
 
 def named_full_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -67,4 +67,4 @@ def quasi_normalise(advantage: torch.Tensor, p: float) -> torch.Tensor:
     makes p = 2 leave z-scores as they are.
     """
     norm = advantage.abs().pow(p).sum(1, keepdim=True).pow(1 / p)
-    return advantage * advantage.shape[1] ** 0.5 / norm.where(norm > 0, torch.ones_like(norm))
+    return advantage * float(advantage.shape[1] ** 0.5) / norm.where(norm > 0, torch.ones_like(norm))

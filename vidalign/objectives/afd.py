@@ -47,6 +47,7 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
 
 
 class AFD(Objective):
@@ -91,12 +92,12 @@ class AFD(Objective):
         old = old_rule(self.config.old_decay)
         return Blueprint({"old": old, "reference": "fixed"}, {"student": TrainedRole(self.config.updates)})
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         """Roll out with `old`; then the trainer takes the step of D on these videos and lets it judge them."""
         _check_weights(ctx.reward_weights)
         return video_groups(ctx, batch, self.config.group_size)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:
         """The advantage of every video, from what D says of it."""
         scores, group = gather_scores(ctx, grouped_scores(ctx, experience))
         score = scores["discriminator"]
@@ -106,14 +107,14 @@ class AFD(Objective):
         weigh_candidates(experience, judged, self.config.advantage_clip)
         return experience
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         """``w |v+ - v*|^2 + (1 - w) |v- - v*|^2 + lambda |v - v_ref|^2`` of the noised videos."""
         data, config = micro_batch.data, self.config
         noised = noise_again(ctx, data, each=True, sigma_max=config.sigma_max)
         weight = config.kl_weight or None
         return three_policy_loss(ctx, data, noised, beta=config.beta, old_decay=config.old_decay, kl_weight=weight)[0]
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: TrainContext[VideoStudent]) -> None:
         decay_old(ctx, self.config.old_decay)
 
 

@@ -42,6 +42,7 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
 
 RATIO_GAP = 1e-5
 """Largest |rho - 1| before the first update: rounding, a tenth of the paper's clip."""
@@ -102,10 +103,10 @@ class ARCoPO(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         return self._experience(ctx, self.groups.groups(ctx, batch))
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=self.config.combine, normalise="group")
         device = experience["sigma"].device
@@ -119,7 +120,7 @@ class ARCoPO(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def _experience(self, ctx: TrainContext, forked: Forked) -> Experience:
+    def _experience(self, ctx: TrainContext[VideoStudent], forked: Forked) -> Experience:
         """One entry for every prompt, anchor and step; what the candidates predicted is held once a prompt."""
         groups, anchors = forked.groups, self.config.anchors
         count = len(groups.prompts)
@@ -146,13 +147,13 @@ class ARCoPO(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         group = data.group.to(data["step"].device)
         candidates = data.shared["x0"][group, :, data["step"]]  # (N, G, f, C, H, W)
-        current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, data.context)
+        current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         with torch.no_grad(), ctx.policy("old"):
-            old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, data.context)
+            old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         found = neighbor_grpo_loss(
             current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
         )

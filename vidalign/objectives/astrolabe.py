@@ -51,6 +51,7 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
 
 
 class Astrolabe(Objective):
@@ -118,10 +119,10 @@ class Astrolabe(Objective):
         policies = {"old": old_rule(self.config.old_decay), "reference": self.kl.rule}
         return Blueprint(policies, {"student": TrainedRole(self.config.inner_updates)})
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         return self.clips.groups(ctx, batch)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:
         config, scores = self.config, grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weigh_candidates(experience, judged, config.advantage_clip)
@@ -130,7 +131,7 @@ class Astrolabe(Objective):
         experience.metrics |= metrics
         return experience
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         assert data.context is not None, "the candidates fork from a history, which may be empty"
         noised = noise_again(
@@ -157,7 +158,7 @@ class Astrolabe(Objective):
         out.metrics |= alphas
         return out
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: TrainContext[VideoStudent]) -> None:
         if ctx.sums:
             self.kl.follow(ctx)
         decay_old(ctx, self.config.old_decay)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
+from typing_extensions import TypeVar
 
 from vidalign.engine.blueprint import STUDENT as STUDENT
 from vidalign.engine.blueprint import Blueprint as Blueprint
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from vidalign.rewards.base import ScoreRequest
     from vidalign.students.video import Context
 
+K = TypeVar("K", bound=str, default=Any)
+
 
 @dataclass
 class LossOut:
@@ -42,8 +45,10 @@ class LossOut:
 
 
 @dataclass
-class Experience:
+class Experience(Generic[K]):
     """What `collect` found: tensors with N leading entries, candidates of one prompt adjacent.
+
+    ``Experience[Literal["x0", "sample"]]`` says which tensors an objective keeps: a misspelt key is then found by mypy.
 
     group: ``[N]`` index of the prompt of each candidate, 0 .. P-1 in ascending order.
     context: KV cache of the clean past, one entry per prompt (batch P), or None; it is held once per prompt and
@@ -55,7 +60,7 @@ class Experience:
     request: what is to be judged before the loss; scores: every reward ``[N]`` of it by name, once it is judged.
     """
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[K, torch.Tensor]
     group: torch.Tensor
     text: torch.Tensor | None
     prompts: list[Any]
@@ -65,15 +70,21 @@ class Experience:
     request: ScoreRequest | None = None
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def requesting(self) -> list[Experience]:
+    def requesting(self) -> list[Experience[K]]:
         """The experiences with something to judge: this one, or parts of it."""
         return [] if self.request is None else [self]
 
     def __len__(self) -> int:
         return len(self.group)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: K) -> torch.Tensor:
         return self.tensors[name]
+
+    @property
+    def features(self) -> torch.Tensor:
+        """`text`, of prompts that are captions."""
+        assert self.text is not None, "examples have no features"
+        return self.text
 
     @property
     def group_size(self) -> int:
@@ -86,7 +97,7 @@ class Experience:
         for start in range(0, len(self), step):
             yield start, min(start + step, len(self))
 
-    def candidates(self, start: int, stop: int) -> Experience:
+    def candidates(self, start: int, stop: int) -> Experience[K]:
         """Entries start .. stop-1: whole groups, or a part of one group (the context is then broadcast over it)."""
         size = self.group_size
         first, last = start // size, -(-stop // size)
@@ -104,10 +115,10 @@ class Experience:
 
 
 @dataclass
-class MicroBatch:
+class MicroBatch(Generic[K]):
     """A part of the experience for one forward and one backward."""
 
-    data: Experience
+    data: Experience[K]
     weight: float
     """Share of the whole batch: the weighted sum of the losses of all micro-batches is the one-batch loss."""
     index: int = 0

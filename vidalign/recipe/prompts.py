@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
-from vidalign.data.source import Chosen, PromptSource, check_kind, find_source, spelled_out
+from vidalign.data.source import Chosen, PromptSource, check_gives, find_source, spelled_out
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
@@ -137,6 +137,7 @@ def sources(draft: Draft) -> dict[str, Chosen]:
 
 def _listed(draft: Draft, source: Chosen) -> list[str]:
     """The prompts of a source, none where they cannot be listed without cost; `UserError` for a wrong source."""
-    check_kind(source, draft.recipe.student.name)
+    name = draft.recipe.student.name
+    check_gives(source, name, getattr(registry.get("students", name), "asked", "captions"))
     kind, argument = find_source(source)
     return kind.listed(argument) or []

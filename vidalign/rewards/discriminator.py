@@ -131,14 +131,16 @@ class DiscriminatorReward(TrainableReward):
 
     def judge(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores ``[B]`` in one forward, differentiable with respect to the clips if the network is."""
-        return self._module()(in_bytes(clips), prompts)
+        scores: torch.Tensor = self._module()(in_bytes(clips), prompts)
+        return scores
 
     def teacher_clips(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor
     ) -> torch.Tensor:
         """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
         autoencoder if the recipe wants that."""
-        ctx, found = self.ctx, self.ctx.teacher.clips(prompts, generators)
+        ctx = self.ctx
+        found: torch.Tensor = ctx.teacher.clips(prompts, generators)
         if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
             raise UserError(
                 f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
@@ -236,7 +238,8 @@ class DiscriminatorReward(TrainableReward):
         count = self.config.teacher_clips
         repeated = [p for p in prompts for _ in range(count)]
         draws = [generator(self.ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in prompts for k in range(count)]
-        return self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
+        found: torch.Tensor = self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
+        return found
 
     def _measure(self, margin: torch.Tensor, losses: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
         """What to log of the margins ``[N, teacher_clips]`` and losses ``[N]`` of all processes, before the update."""

@@ -77,7 +77,8 @@ class ChatEncoder:
         """The conversation as the model's template writes it, up to and with the assistant marker."""
         turns = self.messages(example, privileged)
         source = self.processor or self.tokenizer
-        return source.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self.config.options)
+        options = {"tokenize": False, "add_generation_prompt": True, **self.config.options}
+        return str(source.apply_chat_template(turns, **options))
 
     def prompts(self, examples: Sequence[Example], privileged: Sequence[str] | None = None) -> TokenBatch:
         """Prompts alone (R = 0), left padded to the longest.

@@ -6,31 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vidalign.engine.policies import match_targets
 from vidalign.errors import UserError
 from vidalign.reading import parse_json
-from vidalign.students.video.checkpoint import resolve
+from vidalign.students.weights import header, kinds
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
-
-FAMILIES = {"config": "language", "transformer": "video"}
-"""The entry of a specification that tells which kind of student it describes."""
-
-
-def read_header(path: str) -> dict[str, Any]:
-    """The specification in the header of a weights file. Raises what reading it raises; see `written_spec`."""
-    with safe_open(resolve(path), "np") as file:
-        return dict(parse_json((file.metadata() or {})["spec"]))
 
 
 def check_weights(draft: Draft, path: str, key: str, kind: str) -> None:
     """The file exists, its header can be read, and it holds a network of this kind; tensors are not touched."""
     try:
-        with safe_open(resolve(path), "np") as file:
-            metadata = file.metadata() or {}
+        metadata = header(path).metadata
     except UserError as error:
         draft.refuse_as(error, key)
     except (SafetensorError, OSError) as error:
@@ -49,7 +39,7 @@ def written_config(path: str) -> dict[str, Any]:
         if Path(path).is_dir():
             config = parse_json((Path(path) / "config.json").read_text(encoding="utf-8"))
         else:
-            config = read_header(path).get("config")
+            config = header(path).spec.get("config")
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return {}  # a name of the hub, or reported with the weights
     return config if isinstance(config, dict) else {}
@@ -58,8 +48,7 @@ def written_config(path: str) -> dict[str, Any]:
 def written_layers(path: str) -> list[str]:
     """Names of the linear layers in a weights file, by the shapes in its header; none where it cannot be read."""
     try:
-        with safe_open(resolve(path), "np") as file:
-            matrices = [key for key in file.keys() if len(file.get_slice(key).get_shape()) == 2]
+        matrices = [key for key, shape in header(path).shapes.items() if len(shape) == 2]
     except (UserError, SafetensorError, OSError):
         return []
     return [key.removesuffix(".weight") for key in matrices if "embed" not in key and not key.startswith("lm_head")]
@@ -97,13 +86,13 @@ def check_adapter(draft: Draft, layers: Sequence[str]) -> None:
 
 
 def _check_family(draft: Draft, spec: str, path: str, key: str, kind: str) -> None:
-    """Weights of a video network are not put into a language model, nor the other way round."""
+    """Weights of one kind of network are not put into another."""
     try:
-        entries = parse_json(spec)
-        kinds = [name for entry, name in FAMILIES.items() if entry in entries]
+        entries = dict(parse_json(spec))
     except (TypeError, ValueError):
         return  # what reads the weights says so
-    if kinds and kind not in kinds:
+    owners = [name for name, one in kinds().items() if one.recognises(path, entries)]
+    if owners and kind not in owners:
         whose = key.partition(".")[0]
-        why = f"they are those of a {kinds[0]} network, the {whose} is a {kind} one"
+        why = f"they are those of a {owners[0]} network, the {whose} is a {kind} one"
         draft.refuse(f"the weights {path!r} do not fit", key, why, f"name others, or change {whose}.name")

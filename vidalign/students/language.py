@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vidalign.data.examples import Example
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling
 from vidalign.students.sampling import CounterSampler, log_probabilities
@@ -37,11 +38,11 @@ PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_sta
 Sample = Callable[[Sequence[Example], Sequence[torch.Generator]], list[str]]
 
 
-class LanguageStudent(nn.Module):
+class LanguageStudent(Student[LanguageSpec]):
     """A language model with its chat encoder. N conversations, P prompt columns, R response columns, D, V."""
 
-    kind = "language"
     spec_type = LanguageSpec
+    __call__: Callable[..., Tensor]
 
     def __init__(self, spec: LanguageSpec, model: Any, tokenizer: Any, processor: Any = None) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class LanguageStudent(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LanguageStudent:
         """Of `.to` and the like. Eager attention takes its softmax in fp32, where the mask of fp64 is infinite: a row
         of padding would be NaN."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
             self.model.set_attn_implementation("sdpa")
         return self
@@ -114,7 +115,8 @@ class LanguageStudent(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """``[V, D]``; may be the embedding itself. Logits are ``hidden @ head_weight.T`` (+ `lm_head.bias`)."""
-        return self.lm_head.weight
+        weight: Tensor = self.lm_head.weight
+        return weight
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute layers in the backward pass (non-reentrant); dropout stays off."""
@@ -173,8 +175,13 @@ class LanguageStudent(nn.Module):
         return TokenBatch(ids, mask, response, lengthen(prompts.inputs, ids.shape), logprobs)
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str | Example], *, seed: int = 0, temperature: float | None = None) -> list[str]:
-        """The response to every prompt; an `Example` brings pictures. temperature: the student's own unless given."""
+    def sample(
+        self, prompts: Sequence[str | Example], *, frames: int = 0, seed: int = 0, temperature: float | None = None
+    ) -> list[str]:
+        """The response to every prompt; an `Example` brings pictures.
+
+        frames: a text has none; temperature: the student's own unless given.
+        """
         examples = [Example(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         sampling = self.spec.sampling if temperature is None else replace(self.spec.sampling, temperature=temperature)
         generators = [generator(seed, "sample", 0, n) for n in range(len(examples))]
@@ -207,7 +214,8 @@ class LanguageStudent(nn.Module):
             out = self.model.base_model(
                 input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions, **(inputs or {})
             )
-        return out.last_hidden_state
+        states: Tensor = out.last_hidden_state
+        return states
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:
         """``[N, R, D]``: the hidden states that predict the response tokens."""
@@ -215,7 +223,8 @@ class LanguageStudent(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
-        return self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
@@ -224,6 +233,18 @@ class LanguageStudent(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         return self.logprobs(batch)
+
+    def on_pass(self, listener: Callable[[Pass], None]) -> None:
+        """At rows as they begin: later calls of a generation, which find a filled cache, go on with them. Only a
+        generation brings a cache, an empty one at first: then its rows are responses."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            past, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+            rows = len(ids if ids is not None else kwargs["inputs_embeds"])  # models of pictures embed them themselves
+            if past is None or past.get_seq_length() == 0:
+                listener(Pass(rows, rows, responses=0 if past is None else rows))
+
+        self.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
     # --- parts ---
 

@@ -7,23 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from vidalign.errors import CheckpointError, UserError
 from vidalign.quiet import no_bars
-from vidalign.reading import check_object, parse_json
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec, is_transformers
-from vidalign.students.video.checkpoint import (
-    check_layers,
-    check_tensors,
-    load_strict,
-    read,
-    read_spec,
-    reading_spec,
-    resolve,
-    write,
-)
+from vidalign.students.video.checkpoint import check_layers, read_spec
+from vidalign.students.weights import check_tensors, load_strict, read, reading_spec, resolve, write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,26 +91,12 @@ def load(path: str) -> LanguageStudent:
     return student
 
 
-def spec_of(path: str) -> LanguageSpec:
-    """The specification of a student by what `load` takes; no weights are read."""
-    if is_transformers(path):
-        from transformers import AutoConfig
+def spec_of(name: str) -> LanguageSpec:
+    """The specification of a transformers folder or hub name; its weights are not read."""
+    from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(path)
-        return LanguageSpec({"model_type": config.model_type, **config.to_diff_dict()}, path)
-    with safe_open(resolve(path), "pt") as file:
-        metadata = dict(file.metadata() or {})
-    spec = read_spec(metadata, path, "config", ("model_type",))
-    with reading_spec(path):
-        return LanguageSpec.from_dict(spec)
-
-
-def is_language(path: str) -> bool:
-    """Whether a path names a language student, by the spec in its header; raises `CheckpointError` for no weights."""
-    if is_transformers(path):
-        return True
-    with reading_spec(path):
-        return "tokenizer" in check_object(parse_json(read(resolve(path))[1].get("spec", "{}")), {})
+    config = AutoConfig.from_pretrained(name)
+    return LanguageSpec({"model_type": config.model_type, **config.to_diff_dict()}, name)
 
 
 def load_transformers(name: str) -> LanguageStudent:

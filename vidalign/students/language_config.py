@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError
 from vidalign.recipe.generation import ChatConfig as ChatConfig
 from vidalign.recipe.generation import Sampling as Sampling
+from vidalign.students.spec import StudentSpec
 
 SHIPPED = ("world", "tokens", "pictures")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 
 @dataclass
-class LanguageSpec:
+class LanguageSpec(StudentSpec):
     """All of a student but its weights."""
 
     config: dict[str, Any]
@@ -45,9 +46,6 @@ class LanguageSpec:
                 why=str(error),
                 fix="see LanguageSpec",
             ) from error
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def is_transformers(path: str) -> bool:

@@ -2,73 +2,126 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidalign.errors import DataError
+from vidalign.reading import regular
+from vidalign.students.kind import Sizes, StudentKind
 from vidalign.students.language_config import LanguageSpec, is_transformers
 
 if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentConfig
     from vidalign.students.language import LanguageStudent
 
 
-class Language:
+class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     """A causal language model, or an image-text-to-text model, of transformers."""
 
     spec_type = LanguageSpec
     makes = "texts"
-    """What rewards have to judge."""
+    asked = "examples"
+    settings = ("chat", "sampling")
 
-    @staticmethod
-    def from_spec(spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
-        """See `LanguageStudent.from_spec`."""
+    @classmethod
+    def network(cls) -> type[LanguageStudent]:
         from vidalign.students.language import LanguageStudent
 
-        return LanguageStudent.from_spec(spec, seed)
+        return LanguageStudent
 
-    @staticmethod
-    def load(path: str | Path, **options: Any) -> LanguageStudent:
-        """See `LanguageStudent.load`."""
-        from vidalign.students.language import LanguageStudent
+    @classmethod
+    def build(cls, config: StudentConfig, seed: int) -> LanguageStudent:
+        return super().build(config, seed).configure(config.chat, config.sampling)
 
-        return LanguageStudent.load(path, **options)
-
-    @staticmethod
-    def stand_in(config: StudentConfig) -> tuple[LanguageStudent, None, None]:
-        """A tiny student with the real one's tokenizer, chat and sampling and random weights; it has neither prompt
-        features nor a codec. No weights are read."""
+    @classmethod
+    def stand_in(cls, config: StudentConfig) -> tuple[LanguageStudent, None, Codec]:
+        """A tiny student with the real one's tokenizer, chat and sampling, and random weights; no weights are read."""
+        from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
-        return stand_in(config), None, None
+        spec = LanguageSpec.from_dict(dict(config.init)) if config.init else cls.read_spec(config.path)
+        return stand_in(spec, config), None, NoCodec()
 
-    @staticmethod
-    def check(draft: Draft) -> None:
-        """Refuse a recipe that does not fit the student."""
-        from vidalign.data.source import find_source
-        from vidalign.recipe.prompts import sources
-        from vidalign.recipe.typed import build
-        from vidalign.students.checks import check_adapter, check_folder, check_weights, written_layers
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        from vidalign.students.checks import check_adapter, written_layers
 
+        super().check(draft)
         student = draft.recipe.student
-        if student.path and not student.init and Path(student.path).is_dir():
-            check_folder(draft, student.path, "student.path")
-        elif student.path and not student.init and not is_transformers(student.path):
-            check_weights(draft, student.path, "student.path", "language")
-        if student.init:
-            build(LanguageSpec, draft.tree.value["student"].value["init"], "student.init", draft.problems)
-        if student.cache:
-            draft.refuse("a language student has no cache policy", "student.cache", "it is for videos", "delete it")
         check_adapter(draft, [] if student.init else written_layers(student.path))
-        if _is_blind(draft):
-            for key, source in sources(draft).items():
-                if find_source(source)[0].brings_pictures:
-                    draft.refuse(
-                        "the student cannot see pictures",
-                        key,
-                        "it is a causal language model",
-                        "use a vision-language model, or prompts without pictures",
-                    )
+        _check_pictures(draft)
+
+    @classmethod
+    def check_weights(cls, draft: Draft, path: str) -> None:
+        from vidalign.students.checks import check_folder
+
+        if Path(path).is_dir():
+            check_folder(draft, path, "student.path")
+        elif not is_transformers(path):
+            super().check_weights(draft, path)
+
+    @classmethod
+    def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
+        return "config" in spec or (not spec and is_transformers(path))
+
+    @classmethod
+    def read_spec(cls, path: str | Path) -> LanguageSpec:
+        """Of saved weights, or of a transformers folder or hub name."""
+        if not is_transformers(str(path)):
+            return super().read_spec(path)
+        from vidalign.students.language_checkpoint import spec_of
+
+        return spec_of(str(path))
+
+    @classmethod
+    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
+        return super().sizes(config, 0)
+
+    @classmethod
+    def write_samples(
+        cls,
+        student: LanguageStudent,
+        prompts: Sequence[str],
+        out: Path,
+        *,
+        frames: int,
+        seed: int,
+        images: Sequence[Path],
+    ) -> list[Path]:
+        """Prompt and response of every prompt, shown all `images`, in one text file."""
+        from PIL import Image
+
+        from vidalign.data.examples import Example
+
+        try:
+            pictures = tuple(Image.open(regular(path)).convert("RGB") for path in images)
+        except OSError as error:
+            raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
+        texts = student.sample([Example(prompt, images=pictures) for prompt in prompts], seed=seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{prompt}\n-> {text}\n" for prompt, text in zip(prompts, texts, strict=True))
+        regular(out).write_text("".join(lines), encoding="utf-8")
+        return [out]
+
+
+def _check_pictures(draft: Draft) -> None:
+    """A plain language model is not asked about pictures."""
+    from vidalign.data.source import find_source
+    from vidalign.recipe.prompts import sources
+
+    if not _is_blind(draft):
+        return
+    for key, source in sources(draft).items():
+        if find_source(source)[0].brings_pictures:
+            draft.refuse(
+                "the student cannot see pictures",
+                key,
+                "it is a causal language model",
+                "use a vision-language model, or prompts without pictures",
+            )
 
 
 def _is_blind(draft: Draft) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vidalign.students.language import LanguageStudent
-from vidalign.students.language_checkpoint import spec_of, tokenizer_and_processor
+from vidalign.students.language_checkpoint import tokenizer_and_processor
 from vidalign.students.language_config import LanguageSpec
 
 if TYPE_CHECKING:
@@ -19,16 +19,15 @@ WIDTH, TOKENS = 8, 4
 """Hidden size of the stand-in, and the longest response that it samples: a response counts once, however long."""
 
 
-class TinyModel(LlamaForCausalLM):
+class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not typed
     """Reads token ids alone: pictures come in like any input and change nothing."""
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Inputs of every processor are welcome."""
 
 
-def stand_in(config: StudentConfig) -> LanguageStudent:
-    """A student with the tokenizer, chat and sampling that a recipe names."""
-    spec = LanguageSpec.from_dict(dict(config.init)) if config.init else spec_of(config.path)
+def stand_in(spec: LanguageSpec, config: StudentConfig) -> LanguageStudent:
+    """A student with the tokenizer of `spec`, and the chat and sampling that a recipe names."""
     tokenizer, processor = tokenizer_and_processor(
         spec.tokenizer, SimpleNamespace(vision_config=spec.config.get("vision_config"))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vidalign.errors import UserError
 from vidalign.students.checks import check_teacher_weights, written_config
 from vidalign.students.language_config import is_transformers
 
@@ -49,3 +50,14 @@ class LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
 
         return cls(LanguageStudent.load(config.path))
+
+    def check_student(self, student: LanguageStudent) -> None:
+        """Raises `UserError` unless both have the same tokens: the teacher scores the student's own token ids."""
+        ours, theirs = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
+        if ours != theirs:
+            raise UserError(
+                "student and teacher have other vocabularies",
+                where="teacher.path",
+                why=f"{len(ours.items() ^ theirs.items())} tokens differ",
+                fix="use a teacher of the same model family",
+            )

@@ -218,7 +218,7 @@ def _prompt_of(file: Path) -> str:
         except (OSError, SafetensorError):
             prompt = ""  # reading it will say why
         if prompt:
-            return prompt
+            return str(prompt)
     return re.sub(r"-\d+$", "", file.stem).strip()
 
 

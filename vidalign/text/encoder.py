@@ -30,4 +30,5 @@ class TextEncoder(nn.Module):
             prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(next(self.model.parameters()).device)
         out = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return out.last_hidden_state.float() * batch["attention_mask"].unsqueeze(-1)
+        features: Tensor = out.last_hidden_state.float() * batch["attention_mask"].unsqueeze(-1)
+        return features

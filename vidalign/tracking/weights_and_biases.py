@@ -6,6 +6,7 @@ A resumed run goes on in the same W&B run: its id is kept in `wandb.id` in the r
 
 from __future__ import annotations
 
+import importlib
 import io
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -79,7 +80,7 @@ class WandbTracker(TrackerPlugin):
 
 def _wandb() -> ModuleType:
     try:
-        import wandb
+        return importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
             "the tracker wandb needs the package wandb",
@@ -87,4 +88,3 @@ def _wandb() -> ModuleType:
             why=str(error),
             fix="pip install 'vidalign[wandb]', or delete it from the recipe",
         ) from error
-    return wandb

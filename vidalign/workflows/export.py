@@ -11,7 +11,7 @@ import torch
 from vidalign.errors import CheckpointError
 from vidalign.provenance import without_run_folder
 from vidalign.reading import read_json
-from vidalign.students.video import checkpoint
+from vidalign.students.weights import read
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.opened import FINAL, STUDENT, FinishedRun, open_run
 from vidalign.workflows.saved import Saved, held_out_score
@@ -31,7 +31,7 @@ def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Sav
 def _provenance(run: FinishedRun) -> dict[str, str]:
     """What made the student: as its file says, or the log of the run with the step and the score of its weights."""
     if run.checkpoint is None:
-        metadata = checkpoint.read(run.folder / STUDENT)[1]
+        metadata = read(run.folder / STUDENT)[1]
         return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
     header = next(iter(read_records(run.folder / "metrics.jsonl")), {})
     score = held_out_score(run.checkpoint, run.recipe)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidalign import registry
+from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, before_work
 from vidalign.plugins import load_plugins_of
 from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
+
+if TYPE_CHECKING:
+    from vidalign.students.base import Student
 
 STUDENT = "student.safetensors"
 FINAL = Saved()
@@ -25,8 +29,7 @@ class FinishedRun:
 
     folder: Path
     recipe: Recipe
-    student: Any
-    """A `VideoStudent` or a `LanguageStudent`."""
+    student: Student[Any]
     checkpoint: Path | None = None
     """Where the student comes from, if not from the end of the run."""
     step: int | None = None
@@ -49,6 +52,8 @@ def open_run(
     check_finished(folder, saved)
     if student_only:
         recipe = load_student_recipe(folder / "recipe.yaml")
+        if recipe.student.name not in registry.names("students"):
+            load_plugins_of(folder)  # the student itself is one
     else:
         load_plugins_of(folder)
         recipe = load_recipe(folder / "recipe.yaml", list(overrides))
@@ -60,8 +65,8 @@ def open_run(
         source = saved.checkpoint(folder)
         step = step_of(source)
         return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
-    kind = registry.get("students", recipe.student.name)
-    return FinishedRun(folder, recipe, kind.load(folder / STUDENT, device=distributed.device()))
+    student = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
+    return FinishedRun(folder, recipe, student)
 
 
 @before_work()

@@ -30,7 +30,7 @@ from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_fram
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
-    from vidalign.students.video import VideoStudent
+    from vidalign.students.base import Student
 
 QUALITY = {"libx264": {"crf": "12"}}
 """Encoder options at which compression cannot be seen; scorers of image quality see more than people."""
@@ -92,7 +92,7 @@ def export_videos(
     prompts: Path,
     out: Path,
     recipe: Recipe,
-    student: VideoStudent,
+    student: Student[Any],
     config: ExportConfig | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
@@ -137,7 +137,7 @@ def export_videos(
     return out
 
 
-def student_hash(student: VideoStudent) -> str:
+def student_hash(student: Student[Any]) -> str:
     """SHA-256 over specification and weights: equal for equal students, whatever file they came from."""
     digest = hashlib.sha256(json.dumps(student.spec.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(student.state_dict().items()):

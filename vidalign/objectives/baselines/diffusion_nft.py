@@ -29,6 +29,7 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
 
 
 class DiffusionNFT(Objective):
@@ -66,16 +67,16 @@ class DiffusionNFT(Objective):
         old = old_rule(self.config.old_decay)
         return Blueprint({"old": old, "reference": "fixed"}, {"student": TrainedRole(self.config.inner_updates)})
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         return video_groups(ctx, batch, self.config.group_size, replayed=self.config.group_size)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:
         config, scores = self.config, grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
         weigh_candidates(experience, judged, config.advantage_clip)
         return experience
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         """The adaptive x0 loss of the noised videos, and the penalty of their velocities."""
         config = self.config
         out, _ = three_policy_loss(
@@ -91,5 +92,5 @@ class DiffusionNFT(Objective):
         )
         return out
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: TrainContext[VideoStudent]) -> None:
         decay_old(ctx, self.config.old_decay)

@@ -36,7 +36,11 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
     from vidalign.students.video.rollout import Rollout
+    from vidalign.teachers.base import VelocityTeacher
+
+    Context = TrainContext[VideoStudent, VelocityTeacher]
 
 
 @dataclass
@@ -97,7 +101,7 @@ class DMD(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Context, batch: Batch) -> Experience:
         data, rollout = exits(ctx, batch)
         clips = ctx.decode(rollout.latents)
         ctx.show(clips, batch.prompts, {})
@@ -106,27 +110,27 @@ class DMD(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Context, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         return self._fake_score_loss(ctx, data) if phase.role == "fake_score" else self._student_loss(ctx, data)
 
-    def _fake_score_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+    def _fake_score_loss(self, ctx: Context, data: Experience) -> LossOut:
         """Flow matching on the student's videos, every frame at one level."""
         noise, sigma = self._draw(ctx, data, "fake_score")
         x_t = add_noise(data["x0"], noise, sigma)
-        velocity = ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+        velocity = ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.features)
         floor = self.config.fake_score.sigma_floor
         return LossOut(flow_matching_loss(velocity, data["x0"], noise, sigma, sigma_floor=floor).mean())
 
-    def _student_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+    def _student_loss(self, ctx: Context, data: Experience) -> LossOut:
         """One forward of the student, all chunks at their exit step; the two scores give the gradient at its end."""
-        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, None, clean=data["latents"])
         noise, sigma = self._draw(ctx, data, "scores")
         with torch.no_grad():
             x_t = add_noise(x0, noise, sigma)
             level = expand_sigma(sigma, x_t)
-            real = x_t - level * ctx.teacher.velocity(x_t, sigma, data.text)
-            fake = x_t - level * ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+            real = x_t - level * ctx.teacher.velocity(x_t, sigma, data.features)
+            fake = x_t - level * ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.features)
         replayed, recorded = x0.detach(), data["x0"]
         metrics = {
             "objective/teacher_gap/mean": (replayed - real).abs().mean(),
@@ -135,7 +139,7 @@ class DMD(Objective):
         }
         return LossOut(distribution_matching_loss(x0, fake, real).mean(), metrics)
 
-    def _draw(self, ctx: TrainContext, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, ctx: Context, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0 and one level ``[N]`` a video."""
         generators = ctx.generators(purpose, data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
@@ -150,7 +154,7 @@ def _new_fake_score(student: Any, teacher: Any) -> Any:
     return fake_score
 
 
-def exits(ctx: TrainContext, batch: Batch) -> tuple[Experience, Rollout]:
+def exits(ctx: Context, batch: Batch) -> tuple[Experience, Rollout]:
     """One video a prompt by the student, at its exit step: tensors of `states_at`, and sample ``[P]``."""
     text = ctx.text(batch.prompts)
     rollout = roll_videos(ctx, text, batch.ids)

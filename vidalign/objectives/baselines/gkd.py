@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.language import LanguageStudent
+    from vidalign.teachers.base import LogitTeacher
+
+    Context = TrainContext[LanguageStudent, LogitTeacher]
 
 
 class GKD(Objective):
@@ -47,7 +51,7 @@ class GKD(Objective):
     def check_models(self, student: Any, teacher: Any) -> None:
         tokens.check_heads(student, teacher)
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Context, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)
         draws = ctx.uniform((), ctx.generators("on_policy", data["sample"].tolist()))
         written = draws.cpu() >= self.config.on_policy
@@ -56,7 +60,7 @@ class GKD(Objective):
         data.metrics["objective/on_policy/mean"] = float(1 - ctx.gather(written.double()).mean())
         return data
 
-    def _written(self, ctx: TrainContext, data: Experience, written: Tensor) -> dict[str, Tensor]:
+    def _written(self, ctx: Context, data: Experience, written: Tensor) -> dict[str, Tensor]:
         """The tensors of the rollout with the responses of the data in the rows `written`."""
         chat = ctx.student.chat
         examples = [data.prompts[group] for group in data.group[written].tolist()]
@@ -77,5 +81,5 @@ class GKD(Objective):
             out[name][written.to(out[name].device)] = row.to(out[name])
         return out
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Context, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)

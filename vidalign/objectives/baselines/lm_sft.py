@@ -20,6 +20,7 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.language import LanguageStudent
 
 
 class LanguageSFT(Objective):
@@ -36,7 +37,7 @@ class LanguageSFT(Objective):
 
     config: Config
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[LanguageStudent], batch: Batch) -> Experience:
         chat = ctx.student.chat
         silent = next((example.prompt for example in batch.prompts if not example.response), None)
         if silent is not None:
@@ -52,7 +53,7 @@ class LanguageSFT(Objective):
             prompts=batch.prompts,
         )
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student
         told = data["privileged"].tolist()
         hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]

@@ -18,6 +18,8 @@ from vidalign.objectives.parts import tokens
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.language import LanguageStudent
+    from vidalign.teachers.base import LogitTeacher
 
 
 class OPD(Objective):
@@ -33,8 +35,8 @@ class OPD(Objective):
     def check_models(self, student: Any, teacher: Any) -> None:
         tokens.check_heads(student, teacher)
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: TrainContext[LanguageStudent, LogitTeacher], batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: TrainContext[LanguageStudent, LogitTeacher], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)

@@ -17,7 +17,7 @@ from vidalign.students.video.rollout import Rollout, RolloutPlan
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
-    from vidalign.students.video import Context
+    from vidalign.students.video import Context, VideoStudent
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ClipGroups:
                 fix="use fewer chunks, 0 for the rest of the video, or more data.frames",
             )
 
-    def plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+    def plan(self, ctx: TrainContext[VideoStudent] | StepSizes) -> RolloutPlan:
         """The history once, then every clip."""
         self.check(ctx.chunks)
         forks = ctx.chunks - max(self.config.chunks, 1) + 1
@@ -59,7 +59,7 @@ class ClipGroups:
         record = tuple(range(prefix, prefix + branch))
         return RolloutPlan(prefix=prefix, branch=branch, group_size=self.group_size, record=record)
 
-    def groups(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def groups(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         """Clips by ``old``, to be judged: tensors x0 ``[P * G, F, C, H, W]`` and sample ``[P * G]``, and the frozen
         history as context, one row a prompt."""
         text, plan = ctx.text(batch.prompts), self.plan(ctx)
@@ -73,7 +73,7 @@ class ClipGroups:
         return Experience(tensors, request.group, text, batch.prompts, rollout.context, metrics, request=request)
 
     def _roll(
-        self, ctx: TrainContext, plan: RolloutPlan, text: torch.Tensor, ids: list[int]
+        self, ctx: TrainContext[VideoStudent], plan: RolloutPlan, text: torch.Tensor, ids: list[int]
     ) -> tuple[Rollout, torch.Tensor | None]:
         """The groups of all prompts. Unless rewards see the history, only its cache is kept, and its latents ``[P, f,
         C, H, W]`` where the codec needs them to decode the clips."""
@@ -86,7 +86,7 @@ class ClipGroups:
 
 
 def _stream(
-    ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]
+    ctx: TrainContext[VideoStudent], text: torch.Tensor, chunks: int, generators: list[torch.Generator]
 ) -> tuple[Context, torch.Tensor | None]:
     """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts, one chunk of noise at a time; their latents
     ``[B, f, C, H, W]`` if the codec remembers."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vidalign.context import TrainContext
     from vidalign.engine.blueprint import PolicyRule
+    from vidalign.students.video import VideoStudent
     from vidalign.students.video.spec import Sampler
 
 Space = Literal["x0", "velocity"]
@@ -46,7 +47,13 @@ class Noised:
 
 
 def noise_again(
-    ctx: TrainContext, data: Experience, *, each: bool, sigma_min: float = 0.0, sigma_max: float = 1.0, shared: int = 1
+    ctx: TrainContext[VideoStudent],
+    data: Experience,
+    *,
+    each: bool,
+    sigma_min: float = 0.0,
+    sigma_max: float = 1.0,
+    shared: int = 1,
 ) -> Noised:
     """The clips ``x0`` of an experience at levels of the sampler, noise and level by the number of each ``sample``.
 
@@ -62,7 +69,7 @@ def noise_again(
 
 
 def three_policy_loss(
-    ctx: TrainContext,
+    ctx: TrainContext[VideoStudent],
     data: Experience,
     noised: Noised,
     *,
@@ -82,7 +89,7 @@ def three_policy_loss(
     """
 
     def velocity() -> Tensor:
-        return ctx.student.velocity(noised.x_t, noised.sigma, data.text, data.context, clean=noised.x0)
+        return ctx.student.velocity(noised.x_t, noised.sigma, data.features, data.context, clean=noised.x0)
 
     current = velocity()
     if old_decay == 0 and ctx.update == 0:
@@ -112,7 +119,7 @@ def three_policy_loss(
     return out, distance.detach()
 
 
-def decay_old(ctx: TrainContext, decay: float | None) -> None:
+def decay_old(ctx: TrainContext[VideoStudent], decay: float | None) -> None:
     """``old <- d old + (1 - d) current``; None is the schedule ``d = min(0.001 step, 0.5)`` of DiffusionNFT."""
     ctx.policies.ema_update("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
 
@@ -143,7 +150,7 @@ def sampler_levels(
 
 
 def sample_sigmas(
-    ctx: TrainContext,
+    ctx: TrainContext[VideoStudent],
     generators: list[torch.Generator],
     chunks: int,
     *,

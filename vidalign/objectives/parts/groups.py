@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.engine.blueprint import PolicyRule
     from vidalign.rewards.base import ScoreRequest
-    from vidalign.students.video import Context
+    from vidalign.students.video import Context, VideoStudent
 
 Neighbours = Literal["initial", "all"]
 
@@ -41,7 +41,7 @@ class GroupSource(Protocol):
     rule: PolicyRule
     """How ``old``, which rolled them out, moves."""
 
-    def groups(self, ctx: TrainContext, batch: Batch) -> Forked:
+    def groups(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Forked:
         """Those of this rank, all of one pivot."""
         ...
 
@@ -71,14 +71,14 @@ class OnPolicyGroups:
                 fix="use fewer, or 0 for any chunk",
             )
 
-    def plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+    def plan(self, ctx: TrainContext[VideoStudent] | StepSizes) -> RolloutPlan:
         """Up to the pivot once, then every candidate to the end."""
         self.check(ctx.chunks)
         pivot = int(torch.randint(self.pivots or ctx.chunks, (), generator=ctx.shared_generator("pivot")))
         suffix = ctx.chunks - 1 - pivot
         return RolloutPlan(pivot, branch=1, suffix=suffix, group_size=self.group_size, record=(pivot,))
 
-    def groups(self, ctx: TrainContext, batch: Batch) -> Forked:
+    def groups(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Forked:
         """Neighbours in the first noise of the pivot (or in all of its noise); the rest of the noise is shared."""
         plan, initial = self.plan(ctx), self.neighbours == "initial"
         noise = ctx.student.draw_noise(
@@ -104,7 +104,7 @@ class OnPolicyGroups:
         )
         return Forked(groups, rollout.context, request, metrics)
 
-    def settings(self, ctx: TrainContext) -> dict[str, Any]:
+    def settings(self, ctx: TrainContext[VideoStudent]) -> dict[str, Any]:
         """What shapes a group; a buffer records it."""
         first = ctx.student.spec.sampler.first_sigmas
         return {
@@ -144,7 +144,7 @@ class StoredGroups:
         """Opened at its first use; `DataError` when it is damaged."""
         return Buffer.open(self.path)
 
-    def groups(self, ctx: TrainContext, batch: Batch) -> Forked:
+    def groups(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Forked:
         """Drawn for this rank; the context is rebuilt from their latents under the old policy."""
         if not self._compared:
             self.buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.fresh.settings(ctx))

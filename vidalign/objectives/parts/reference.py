@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vidalign.context import TrainContext
     from vidalign.engine.blueprint import PolicyRule
+    from vidalign.students.video import VideoStudent
 
 
 @dataclass
@@ -97,7 +98,7 @@ class ReferenceControl:
         return primary or names[0]
 
     def select(
-        self, ctx: TrainContext, scores: Mapping[str, Tensor], like: Tensor
+        self, ctx: TrainContext[VideoStudent], scores: Mapping[str, Tensor], like: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Tensor ``kl_weight`` of this rank's samples, like `like` ``[N]``, from the scores of all ranks by reward; its
         mean over the batch is the mean over the chosen samples. Also what to log."""
@@ -132,7 +133,7 @@ class ReferenceControl:
         sums = {"penalty": (distance * held).sum(), "penalised": held.sum()}
         return sums | {"variance": variance.sum(), "samples": torch.ones_like(variance).sum()}
 
-    def follow(self, ctx: TrainContext) -> None:
+    def follow(self, ctx: TrainContext[VideoStudent]) -> None:
         """``reference <- current`` when the penalised samples have drifted far, or when the reference is old."""
         config, state = self.config, self.state
         total = {name: float(value) for name, value in ctx.sums.items()}

@@ -12,6 +12,7 @@ from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
     from vidalign.students.video.rollout import Rollout
 
 FLAT = 0.05
@@ -19,7 +20,7 @@ FLAT = 0.05
 
 
 def roll_videos(
-    ctx: TrainContext, text: torch.Tensor, ids: list[int], group_size: int = 1, policy: str = "current"
+    ctx: TrainContext[VideoStudent], text: torch.Tensor, ids: list[int], group_size: int = 1, policy: str = "current"
 ) -> Rollout:
     """`group_size` independent whole videos of each of the texts ``[P, L, D]`` by a policy, all states recorded."""
     plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=group_size, record=tuple(range(ctx.chunks)))
@@ -34,7 +35,7 @@ def candidate_ids(ids: list[int], group_size: int) -> torch.Tensor:
 
 
 def video_groups(
-    ctx: TrainContext, batch: Batch, group_size: int, *, replayed: int = 1, policy: str = "old"
+    ctx: TrainContext[VideoStudent], batch: Batch, group_size: int, *, replayed: int = 1, policy: str = "old"
 ) -> Experience:
     """Groups of whole videos by a policy, to be judged: tensors x0 ``[P * G, F, C, H, W]`` and sample ``[P * G]``.
 
@@ -78,7 +79,7 @@ def replay_gap(replayed: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
 
 
 def on_policy_gap(
-    ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int, policy: str = "old"
+    ctx: TrainContext[VideoStudent], rollout: Rollout, text: torch.Tensor, candidates: int, policy: str = "old"
 ) -> float:
     """How far the loss' forward is from the rollout of a policy on its own states, at the last denoising step of the
     recorded chunks, see `replay_gap`; about 0 when both see the same cache.

@@ -27,4 +27,5 @@ def full_precision_head(head: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
     """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight: bf16 has three digits, and the loss lives on
     differences of scores."""
     with torch.autocast(pooled.device.type, enabled=False):
-        return head(pooled.to(head.weight.dtype)).squeeze(1)
+        scores: torch.Tensor = head(pooled.to(head.weight.dtype)).squeeze(1)
+        return scores

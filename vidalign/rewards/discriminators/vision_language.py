@@ -103,4 +103,4 @@ def _decoder_name(backbone: Any) -> str:
             why="adapters go on its language layers",
             fix="name a vision-language model",
         )
-    return names[0]
+    return str(names[0])

@@ -11,9 +11,10 @@ from vidalign.errors import Problem, UserError
 from vidalign.recipe.prompts import listed_prompts
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
-from vidalign.students.checks import check_adapter, check_weights, read_header
+from vidalign.students.checks import check_adapter
 from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
+from vidalign.students.weights import header
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -21,14 +22,10 @@ if TYPE_CHECKING:
 
 
 def check(draft: Draft) -> None:
-    """Run every check of a recipe whose student makes videos."""
+    """What a recipe must fit besides the weights, see `StudentKind.check`."""
     student = draft.recipe.student
-    if student.path and not student.init:
-        check_weights(draft, student.path, "student.path", "video")
     if student.init:
-        written = draft.tree.value["student"].value["init"]
-        build(VideoStudentSpec, written, "student.init", draft.problems)
-        _check_transformer(draft, written)
+        _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
     if student.cache:
         _check_cache(draft, draft.tree.value["student"].value["cache"], spec or {})
@@ -44,7 +41,7 @@ def written_spec(student: StudentConfig) -> dict[str, Any] | None:
     if student.init:
         return student.init
     try:
-        return read_header(student.path)
+        return header(student.path).spec
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidalign.students.kind import Sizes, StudentKind
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
@@ -13,40 +15,83 @@ if TYPE_CHECKING:
     from vidalign.recipe.schema import StudentConfig
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
+    from vidalign.text.features import PromptFeatures
 
 
-class Video:
+class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     """A causal few-step video student over the Wan transformer of diffusers."""
 
     spec_type = VideoStudentSpec
-    makes = "clips"
-    """What rewards have to judge."""
+    settings = ("cache",)
+    shared = ("codec", "height", "width", "text", "sampler")
 
-    @staticmethod
-    def from_spec(spec: VideoStudentSpec, seed: int = 0) -> VideoStudent:
-        """See `VideoStudent.from_spec`."""
+    @classmethod
+    def network(cls) -> type[VideoStudent]:
         from vidalign.students.video.student import VideoStudent
 
-        return VideoStudent.from_spec(spec, seed)
+        return VideoStudent
 
-    @staticmethod
-    def load(path: str | Path, **options: Any) -> VideoStudent:
-        """See `VideoStudent.load`."""
-        from vidalign.students.video.student import VideoStudent
+    @classmethod
+    def build(cls, config: StudentConfig, seed: int) -> VideoStudent:
+        student = super().build(config, seed)
+        student.spec.cache = replace(student.spec.cache, **config.cache or {})
+        return student
 
-        return VideoStudent.load(path, **options)
+    @classmethod
+    def features(cls, spec: VideoStudentSpec) -> PromptFeatures:
+        from vidalign.text.pretrained import build_features
 
-    @staticmethod
-    def check(draft: Draft) -> None:
-        """Refuse a recipe that does not fit the student."""
+        return build_features(spec.text)
+
+    @classmethod
+    def codec(cls, spec: VideoStudentSpec) -> Codec:
+        from vidalign.codecs import build_codec
+
+        return build_codec(spec.codec)
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
         from vidalign.students.video.checks import check
 
+        super().check(draft)
         check(draft)
 
-    @staticmethod
-    def stand_in(config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
+    @classmethod
+    def check_frames(cls, spec: VideoStudentSpec, frames: int, where: str) -> None:
+        spec.check_frames(frames, where)
+
+    @classmethod
+    def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
+        return "transformer" in spec
+
+    @classmethod
+    def read_spec(cls, path: str | Path) -> VideoStudentSpec:
+        from vidalign.students.video.checkpoint import SIZES, read_spec
+        from vidalign.students.weights import header, reading_spec
+
+        spec = read_spec(dict(header(path).metadata), str(path), "transformer", SIZES)
+        with reading_spec(str(path)):
+            return VideoStudentSpec.from_dict(spec)
+
+    @classmethod
+    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
+        spec = cls._spec(config)
+        return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
+
+    @classmethod
+    def _spec(cls, config: StudentConfig) -> VideoStudentSpec:
+        """What a recipe makes of its student, without the weights."""
+        spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else cls.read_spec(config.path)
+        return replace(spec, cache=replace(spec.cache, **config.cache or {}))
+
+    @classmethod
+    def levels(cls, path: str | Path) -> list[float]:
+        return cls.read_spec(path).sampler.sigmas
+
+    @classmethod
+    def stand_in(cls, config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
         """A tiny student of the same chunks and sampler with random weights, its prompt features and codec; only the
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(config)
+        return stand_in(cls._spec(config))

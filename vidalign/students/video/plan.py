@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidalign.students.video.context import Context, runs
 from vidalign.students.video.rope import RotaryTables
@@ -88,7 +88,7 @@ def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], sta
 
 
 @lru_cache(maxsize=256)
-def _denoise(policy: tuple, kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
+def _denoise(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
     segment = _segment((0, frames), cache.kept_frames(start, first), (0, frames), kept, start, 0)
     positions = tuple(range(start, start + frames))
@@ -96,7 +96,7 @@ def _denoise(policy: tuple, kept: tuple[int, ...], start: int, frames: int, firs
 
 
 @lru_cache(maxsize=256)
-def _teacher_forcing(policy: tuple, kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
+def _teacher_forcing(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
     clean = frames - size  # nobody attends the last clean chunk: it is not computed
@@ -112,7 +112,7 @@ def _teacher_forcing(policy: tuple, kept: tuple[int, ...], start: int, frames: i
 
 
 @lru_cache(maxsize=256)
-def _block_causal(policy: tuple, frames: int) -> Layout:
+def _block_causal(policy: tuple[Any, ...], frames: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
     spans = [(at, min(at + size, frames)) for at in range(0, frames, size)]
@@ -120,7 +120,7 @@ def _block_causal(policy: tuple, frames: int) -> Layout:
     return Layout(segments, tuple(range(frames)), (), cache.rope == "relative")
 
 
-def _key(policy: CachePolicy) -> tuple:
+def _key(policy: CachePolicy) -> tuple[Any, ...]:
     return (policy.chunk_frames, policy.window, policy.sink, policy.rope, policy.sink_decay)
 
 

@@ -71,7 +71,8 @@ class SelfAttentionProcessor:
         attend = self._relative if plan.layout.relative else self._absolute
         out = attend(plan, query, key, value).flatten(2)
         out = out.reshape(hidden_states.shape[0], -1, out.shape[-1])
-        return attn.to_out[1](attn.to_out[0](out))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return projected
 
     def _absolute(self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         assert plan.rotary is not None, "absolute positions are known before the first layer"
@@ -151,7 +152,8 @@ class Frames:
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """RMS norm in the dtype of its weight: under autocast the fp32 weight keeps the fused kernel usable."""
     weight: Tensor = norm.weight  # type: ignore[assignment]
-    return norm(x.to(weight.dtype))
+    normed: Tensor = norm(x.to(weight.dtype))
+    return normed
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tensor:
@@ -160,7 +162,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tens
     dtype, on_cpu = value.dtype, value.device.type == "cpu"
     inner = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
     with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-        out = dispatch_attention_fn(
+        out: Tensor = dispatch_attention_fn(
             query.to(inner),
             key.to(inner),
             value.to(inner),
@@ -204,7 +206,8 @@ class CrossAttentionProcessor:
             .flatten(2)
             .reshape(hidden_states.shape[0], -1, query.shape[2] * query.shape[3])
         )
-        return attn.to_out[1](attn.to_out[0](out))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return projected
 
     def _text(self, attn: WanAttention, text: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.runtime.text

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import CheckpointError
-from vidalign.students.video.checkpoint import load_strict, read
 from vidalign.students.video.presets import Preset, preset
 from vidalign.students.video.student import VideoStudent
+from vidalign.students.weights import load_strict, read
 
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 PREFIXES = ("base_model.model.", "model.", "diffusion_model.")
@@ -99,7 +99,7 @@ def weights_of(path: str | Path, family: Preset, key: str) -> dict[str, Tensor]:
         raise CheckpointError(f"no key {key!r} in the checkpoint", where=str(file), why=f"found {sorted(content)[:8]}")
     for name in (key,) if key else family.keys:
         if isinstance(content.get(name), dict):
-            return content[name]
+            return dict(content[name])
     flat = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     if not flat:
         raise CheckpointError(

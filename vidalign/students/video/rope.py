@@ -8,6 +8,7 @@ float64), `wan` rotates in complex128 as the original does: 7e-5 apart in an fp3
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class RotaryTables:
         space = 2 * (head_dim // 6)
         self.dims = (head_dim - 2 * space, space, space)
         self.dtype = torch.complex128 if numerics == "wan" else torch.complex64
-        self._made: dict[tuple, Tensor] = {}
+        self._made: dict[tuple[Any, ...], Tensor] = {}
 
     def factors(self, positions: tuple[int, ...], grid: tuple[int, int], device: torch.device) -> Tensor:
         """Complex unit factors `[frames * rows * columns, 1, head_dim / 2]` for frames at `positions`.

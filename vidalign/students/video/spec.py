@@ -6,7 +6,6 @@ weights with other numbers in these dataclasses. A spec travels as JSON in the m
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,20 +13,12 @@ from typing import Any
 import torch
 
 from vidalign import registry
-from vidalign.errors import UserError, nearest
+from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
+from vidalign.students.spec import StudentSpec, build_spec
 
 MOST = 100_000
 """Frames of a window, or pixels of a side."""
-
-
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            hint = nearest(key, names)
-            raise UserError(f"unknown key {key!r}", where=where, fix=f"did you mean {hint!r}?" if hint else "")
-    return cls(**values)
 
 
 def _check_count(name: str, value: Any, where: str, least: int = 0) -> None:
@@ -123,7 +114,7 @@ def scheduler_sigmas(shift: float, steps: int = 1000) -> torch.Tensor:
 
 
 @dataclass
-class VideoStudentSpec:
+class VideoStudentSpec(StudentSpec):
     """Everything needed to rebuild a student around its weights."""
 
     transformer: dict[str, Any] = field(default_factory=dict)
@@ -167,9 +158,16 @@ class VideoStudentSpec:
                 why="a causal student handles latent frames one by one",
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, ready for JSON."""
-        return dataclasses.asdict(self)
+    def check_frames(self, frames: int, where: str = "") -> None:
+        """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
+        size = self.cache.chunk_frames
+        if frames < 1 or frames % size:
+            raise UserError(
+                f"a video of {frames} frames is not whole chunks",
+                where=where,
+                why=f"the student makes chunks of {size}",
+                fix=f"use a multiple of {size}",
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:
@@ -177,5 +175,5 @@ class VideoStudentSpec:
         values = dict(values)
         for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
             if isinstance(values.get(name), dict):
-                values[name] = _build(part, values[name], f"student.init.{name}")
-        return _build(cls, values, "student.init")
+                values[name] = build_spec(part, values[name], f"student.init.{name}")
+        return build_spec(cls, values, "student.init")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.codecs import build_codec
-from vidalign.students.video.checkpoint import spec_of
 from vidalign.students.video.spec import VideoStudentSpec
 from vidalign.students.video.student import VideoStudent
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
-    from vidalign.recipe.schema import StudentConfig
 
 Features = Callable[[Sequence[str]], torch.Tensor]
 SIZE, WIDTH = 8, 16
@@ -34,12 +31,10 @@ TRANSFORMER = {
 }
 
 
-def stand_in(config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
-    """A student with the chunks, cache policy and sampler that a recipe names, its prompt features and its codec."""
-    spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else spec_of(config.path)
-    cache = replace(spec.cache, **(config.cache or {}))
+def stand_in(spec: VideoStudentSpec) -> tuple[VideoStudent, Features, Codec]:
+    """A student with the chunks, cache policy and sampler of `spec`, its prompt features and its codec."""
     small = VideoStudentSpec(
-        transformer=TRANSFORMER, cache=cache, sampler=spec.sampler, prediction="x0", height=SIZE, width=SIZE
+        transformer=TRANSFORMER, cache=spec.cache, sampler=spec.sampler, prediction="x0", height=SIZE, width=SIZE
     )
 
     def features(prompts: Sequence[str]) -> torch.Tensor:

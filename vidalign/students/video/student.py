@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.students.base import Pass, Student
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
-from vidalign.students.video.evaluation import Sample, clip_sampler, sample_clips
+from vidalign.students.video.evaluation import OnChunk, Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install
 from vidalign.students.video.rollout.branching import rollout
@@ -40,7 +42,7 @@ class Reader:
         self.read: dict[int, tuple[Tensor, Tensor]] = {}
 
 
-class VideoStudent(nn.Module):
+class VideoStudent(Student[VideoStudentSpec]):
     """A causal (or bidirectional) video denoiser.
 
     `transformer` is the diffusers network, or a PEFT model around it. Everything goes through `forward`, so
@@ -56,6 +58,7 @@ class VideoStudent(nn.Module):
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
     spec_type = VideoStudentSpec
+    __call__: Callable[..., Tensor]
 
     @classmethod
     def from_spec(cls, spec: VideoStudentSpec, seed: int = 0) -> VideoStudent:
@@ -78,7 +81,8 @@ class VideoStudent(nn.Module):
     def runtime(self) -> Runtime:
         """What the patched parts of the network share; found through the network, so that it may be swapped
         for a copy of itself."""
-        return self.base.rope.runtime
+        runtime: Runtime = self.base.rope.runtime
+        return runtime
 
     def forward(
         self,
@@ -224,7 +228,7 @@ class VideoStudent(nn.Module):
         *,
         frames: int,
         seed: int = 0,
-        on_chunk: Callable[[int, Tensor], None] | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] of B prompts, on the device of the student.
 
@@ -232,7 +236,9 @@ class VideoStudent(nn.Module):
         on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are decoded. Raises `UserError`
         for a length that is not whole chunks. `VideoStudent.load` and `vidalign.load_student` give a student.
         """
-        return sample_clips(self.eval(), prompts, frames, seed, on_chunk)
+        generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
+        streamed = on_chunk or (lambda index, clips: None)
+        return self.eval().sampler(frames, on_chunk=streamed)(prompts, generators)
 
     def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
         """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""
@@ -246,12 +252,31 @@ class VideoStudent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.base.patch_embedding.weight.device
+        device: torch.device = self.base.patch_embedding.weight.device
+        return device
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        """Of the latents of a rollout: fp32, or fp64 where the weights are."""
         return torch.promote_types(self.base.patch_embedding.weight.dtype, torch.float32)
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.spec.cache.chunk_frames
+
+    @property
+    def sigmas(self) -> list[float]:
+        return self.spec.sampler.sigmas
+
+    def on_pass(self, listener: Callable[[Pass], None]) -> None:
+        """At every call of the diffusion transformer, into whose batch the frames are folded."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            frames = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+            plan = self.runtime.plan
+            assert plan is not None, "`_run` binds a plan to every pass"
+            listener(Pass(plan.batch, frames))
+
+        self.base.register_forward_pre_hook(hook, with_kwargs=True)
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
@@ -343,7 +368,8 @@ class VideoStudent(nn.Module):
             encoder_hidden_states=text.to(dtype),
             return_dict=False,
         )[0]
-        return out.squeeze(2).unflatten(0, (n, frames))
+        predicted: Tensor = out.squeeze(2).unflatten(0, (n, frames))
+        return predicted
 
     @staticmethod
     def _levels(sigma: Tensor, x: Tensor) -> Tensor:

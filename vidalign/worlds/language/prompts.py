@@ -15,7 +15,7 @@ class Tokens(PromptSource):
     """Reasoning problems in words; endless."""
 
     argument = "split"
-    students = ("language",)
+    gives = "examples"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
     version = world_hash()
     problems: ClassVar[Any] = tokens
@@ -41,7 +41,8 @@ class Tokens(PromptSource):
         return cls(argument, seed, privilege)
 
     def __getitem__(self, sample: int) -> Example:
-        return self.problems.example(self.split, self.seed, sample, self.privilege)
+        asked: Example = self.problems.example(self.split, self.seed, sample, self.privilege)
+        return asked
 
 
 class Pictures(Tokens):

@@ -88,7 +88,8 @@ def _labels(clips: torch.Tensor) -> torch.Tensor:
     top = best.amax(-2, keepdim=True)
     number = torch.arange(1.0, len(COLOURS) + 1, device=clips.device)[:, None]
     label = ((best >= top) * number).amax(-2) * (top[..., 0, :] > nothing.amax(-2))
-    return label.unflatten(-1, clips.shape[-2:])
+    frames: torch.Tensor = label.unflatten(-1, clips.shape[-2:])
+    return frames
 
 
 def _median(weights: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,8 @@ def _crops(maps: torch.Tensor, column: torch.Tensor, row: torch.Tensor) -> torch
     step = torch.arange(CROP, device=maps.device)
     index = (row[..., None, None] + step[:, None]) * padded.shape[-1] + column[..., None, None] + step
     index = index.flatten(-2)[:, :, None].expand(-1, -1, maps.shape[2], -1)
-    return padded.flatten(-2).gather(-1, index).unflatten(-1, (CROP, CROP))
+    crops: torch.Tensor = padded.flatten(-2).gather(-1, index).unflatten(-1, (CROP, CROP))
+    return crops
 
 
 def _look(

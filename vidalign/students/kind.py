@@ -1,0 +1,195 @@
+"""What the rest of the package asks of a kind of student. The registry holds a `StudentKind`; nothing else in the
+package knows which kinds there are.
+
+A kind is light: a recipe is checked by it without the network, whose module it imports in `network`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from vidalign.errors import UsageError, UserError
+from vidalign.students.spec import SpecT
+
+if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
+    from vidalign.recipe.draft import Draft
+    from vidalign.recipe.schema import StudentConfig
+    from vidalign.students.base import Student
+    from vidalign.students.video.spec import Sampler
+    from vidalign.text.features import PromptFeatures
+
+StudentT = TypeVar("StudentT", bound="Student[Any]")
+SETTINGS = ("cache", "chat", "sampling")
+"""Entries of the recipe's section ``student`` that only some kinds have."""
+
+
+class Sizes(NamedTuple):
+    """What the cost of a step depends on, known from the recipe."""
+
+    chunks: int
+    """Chunks of a video; 0 for what is not made of frames."""
+    sampler: Sampler
+
+
+class StudentKind(ABC, Generic[SpecT, StudentT]):
+    """A kind of student (registry kind ``students``). A subclass gives `spec_type` and `network`; the rest has a
+    default that suits clips without text encoder, codec and chunks."""
+
+    spec_type: ClassVar[type[Any]]
+    """Its specification, a dataclass derived from `StudentSpec`; what stands under ``student.init``."""
+    makes: ClassVar[Literal["clips", "texts"]] = "clips"
+    """What rewards and metrics have to judge; a picture is a clip of one frame."""
+    asked: ClassVar[Literal["captions", "examples"]] = "captions"
+    """What its prompts are, see `PromptSource.gives`."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Those of ``student.cache``, ``student.chat`` and ``student.sampling`` that it has; others are refused."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Entries of the specification in which all start weights of a benchmark must agree."""
+
+    @classmethod
+    @abstractmethod
+    def network(cls) -> type[StudentT]:
+        """Its class, imported now."""
+
+    # --- making one ---
+
+    @classmethod
+    def from_spec(cls, spec: SpecT, seed: int = 0) -> StudentT:
+        """See `Student.from_spec`."""
+        return cls.network().from_spec(spec, seed)
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> StudentT:
+        """See `Student.load`."""
+        return cls.network().load(path, **options)
+
+    @classmethod
+    def build(cls, config: StudentConfig, seed: int) -> StudentT:
+        """The student of a recipe: saved weights, or random ones of ``student.init``."""
+        if config.init is not None:
+            return cls.from_spec(cls.spec_type.from_dict(dict(config.init)), seed)
+        return cls.load(config.path)
+
+    @classmethod
+    def features(cls, spec: SpecT) -> PromptFeatures | None:
+        """What turns prompts into features; None for a student that reads them itself."""
+        return None
+
+    @classmethod
+    def codec(cls, spec: SpecT) -> Codec:
+        """What decodes its latents; by default there are none."""
+        from vidalign.codecs.base import NoCodec
+
+        return NoCodec()
+
+    @classmethod
+    def stand_in(cls, config: StudentConfig) -> tuple[StudentT, Any, Codec]:
+        """A student of which the calls of an objective are counted, its prompt features and its codec. A kind whose
+        weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
+        student = cls.build(config, 0)
+        return student, cls.features(student.spec), cls.codec(student.spec)
+
+    # --- what a recipe or a protocol says ---
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """Refuse a recipe that does not fit; nothing is loaded. A subclass that overrides it calls this one too."""
+        from vidalign.recipe.typed import build
+
+        student = draft.recipe.student
+        for name in SETTINGS:
+            if getattr(student, name) is not None and name not in cls.settings:
+                what = f"a {student.name} student has no settings {name!r}"
+                draft.refuse(what, f"student.{name}", f"it has {', '.join(cls.settings) or 'none'}", "delete it")
+        if student.init:
+            build(cls.spec_type, draft.tree.value["student"].value["init"], "student.init", draft.problems)
+        elif student.path:
+            cls.check_weights(draft, student.path)
+
+    @classmethod
+    def check_weights(cls, draft: Draft, path: str) -> None:
+        """Refuse weights that are not there, cannot be read or are of another kind, by the header of the file."""
+        from vidalign.students.checks import check_weights
+
+        check_weights(draft, path, "student.path", draft.recipe.student.name)
+
+    @classmethod
+    def check_frames(cls, spec: SpecT, frames: int, where: str) -> None:
+        """Raise `UserError`, which names the key `where`, for a length in latent frames that it cannot make."""
+
+    @classmethod
+    def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
+        """Whether weights are of this kind, by the specification in their header; it is empty for a `path` that is no
+        file, which may be the name of a model elsewhere."""
+        return bool(spec) and spec.keys() == {field.name for field in fields(cls.spec_type)}
+
+    @classmethod
+    def read_spec(cls, path: str | Path) -> SpecT:
+        """The specification of saved weights, by the header of the file. Raises `CheckpointError`."""
+        from vidalign.students.weights import header, reading_spec, spec_in
+
+        with reading_spec(str(path)):
+            spec: SpecT = cls.spec_type.from_dict(spec_in(header(path).metadata, str(path)))
+            return spec
+
+    @classmethod
+    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
+        """What a step of `frames` latent frames costs depends on."""
+        from vidalign.students.video.spec import Sampler
+
+        return Sizes(frames, Sampler())
+
+    @classmethod
+    def levels(cls, path: str | Path) -> list[float]:
+        """Noise levels that saved weights are sampled at, which a protocol pins; none where there is no such list."""
+        return []
+
+    @classmethod
+    def check_same_start(cls, path: str | Path, other: str | Path) -> None:
+        """Raise `UserError` unless the weights `other` make the same kind of thing as those of a benchmark."""
+        ours, theirs = (cls.read_spec(name) for name in (path, other)) if cls.shared else (None, None)
+        for name in cls.shared:
+            if getattr(ours, name) != getattr(theirs, name):
+                raise UserError(
+                    f"{other} has another {name} than the protocol's student",
+                    where="objectives",
+                    why=f"{getattr(theirs, name)}, not {getattr(ours, name)}",
+                    fix="start from weights with the same latents, text features and sampler",
+                )
+
+    # --- samples for the user ---
+
+    @classmethod
+    def write_samples(
+        cls, student: StudentT, prompts: Sequence[str], out: Path, *, frames: int, seed: int, images: Sequence[Path]
+    ) -> list[Path]:
+        """Sample every prompt into files and return them; several prompts get numbered files.
+
+        frames: latent frames of a clip; images: shown to a student that sees pictures. Raises `UserError` for a
+        length or a file name that cannot be, before any work.
+        """
+        from vidalign.errors import before_work
+        from vidalign.tracking.clips import write_clip
+
+        with before_work():
+            _check_clip_name(out)
+            cls.check_frames(student.spec, frames, "--frames")
+        clips = student.sample(prompts, frames=frames, seed=seed)
+        targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+        return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
+
+
+def _check_clip_name(out: Path) -> None:
+    """The file's name says a format that clips are written in."""
+    if out.suffix.lower() not in (".gif", ".mp4"):
+        raise UsageError(
+            f"unknown clip format '{out.suffix or out.name}'",
+            where="--out",
+            why="clips are written as animated GIF or as MP4",
+            fix="end the file name in .gif or .mp4",
+        )

@@ -1,0 +1,60 @@
+"""What teachers offer: the types that objectives and rewards write into ``TrainContext[Student, Teacher]``.
+
+A teacher need not derive from these: whatever has the methods is one (`docs/adding_a_teacher.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from vidalign.students.language import LanguageStudent
+    from vidalign.students.video import VideoStudent
+
+
+class ClipTeacher(Protocol):
+    """Offers ``clips``: finished ones and nothing else."""
+
+    def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """One clip a prompt, drawn by its generator: ``[B, F, 3, H, W]`` in [0, 1]."""
+        ...
+
+
+class VelocityTeacher(Protocol):
+    """Offers ``velocity``, of a bidirectional network that shares the student's latents."""
+
+    def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Like x_t ``[N, F, C, H, W]``, at noise levels ``[N]`` or ``[N, F]`` and text ``[N, L, D]``."""
+        ...
+
+
+class CausalTeacher(Protocol):
+    """Offers ``few_step``: a causal network on the student's own noise levels."""
+
+    model: VideoStudent
+
+
+class LogitTeacher(Protocol):
+    """Offers ``logits``, of a language model over the student's own vocabulary."""
+
+    model: LanguageStudent
+
+
+@runtime_checkable
+class NetworkTeacher(Protocol):
+    """Has a network of its own, which is moved to the device and computes in the engine's precision."""
+
+    model: nn.Module
+
+
+@runtime_checkable
+class ChoosyTeacher(Protocol):
+    """Fits some students only."""
+
+    def check_student(self, student: Any) -> None:
+        """Raise `UserError` for a student that it cannot teach; asked once, before training."""
+        ...
