@@ -88,6 +88,12 @@ class Experience(Generic[K]):
         return self.tensors[name]
 
     @property
+    def features(self) -> torch.Tensor:
+        """`text`, of prompts that are captions."""
+        assert self.text is not None, "examples have no features"
+        return self.text
+
+    @property
     def group_size(self) -> int:
         return len(self.group) // len(self.prompts)
 
