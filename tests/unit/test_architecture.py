@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import vidalign
+from vidalign import registry
 
 ROOT = Path(vidalign.__file__).parent
 WORLDS = "worlds"
@@ -91,6 +93,43 @@ def against(found: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str], li
     """Those that do not run down."""
     level = {name: n for n, layer in enumerate(LAYERS) for name in layer}
     return {arrow: where for arrow, where in found.items() if level[arrow[0]] <= level[arrow[1]]}
+
+
+KIND_OF_ROOMS = {"students", "teachers", "rewards", "objectives", "worlds"}
+"""Rooms that may be about one kind of student."""
+OF_ONE_KIND = {
+    ("workflows/collect.py", "vidalign.students.video.rollout.buffer"): "a buffer holds the groups of AR-CoPO",
+    ("cost.py", "vidalign.students.video.rollout"): "a rollout's own cost, which objectives of videos ask for",
+    ("cost.py", "vidalign.students.video.spec"): "its sampler",
+}
+"""Modules of one kind of student that other rooms import, with the reason."""
+
+
+def kind_names(file: Path) -> set[str]:
+    """Names of kinds of student that the code of a file compares something with."""
+    kinds = {name for name, source in registry.names("students").items() if source == "vidalign"}
+    compared = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Compare)]
+    values = [part for node in compared for part in (node.left, *node.comparators)]
+    return {str(part.value) for part in values if isinstance(part, ast.Constant)} & kinds
+
+
+def test_no_room_but_their_own_knows_the_kinds_of_student() -> None:
+    """They ask `StudentKind`: a third kind needs no edit."""
+    others = [(own, file) for own, file in files() if own not in KIND_OF_ROOMS]
+    assert {str(file.relative_to(ROOT)) for _, file in others if kind_names(file)} == set()
+    imported = {
+        (str(file.relative_to(ROOT)), name)
+        for own, file in others
+        for name in imports(file)
+        if re.match(r"vidalign\.students\.(?!base|kind|spec|weights)", name)
+    }
+    assert imported == set(OF_ONE_KIND)
+
+
+def test_a_branch_on_the_kind_of_student_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text('def f(name):\n    return 1 if name == "video" else "language"\n')
+    assert kind_names(file) == {"video"}
 
 
 def test_every_room_has_a_layer() -> None:

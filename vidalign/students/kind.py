@@ -131,10 +131,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     @classmethod
     def read_spec(cls, path: str | Path) -> SpecT:
         """The specification of saved weights, by the header of the file. Raises `CheckpointError`."""
-        from vidalign.students.weights import header, reading_spec, spec_in
+        from vidalign.students.weights import reading_spec, spec_of
 
+        written = spec_of(path)
         with reading_spec(str(path)):
-            spec: SpecT = cls.spec_type.from_dict(spec_in(header(path).metadata, str(path)))
+            spec: SpecT = cls.spec_type.from_dict(written)
             return spec
 
     @classmethod

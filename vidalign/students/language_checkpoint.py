@@ -11,8 +11,8 @@ from vidalign.errors import CheckpointError, UserError
 from vidalign.quiet import no_bars
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec, is_transformers
-from vidalign.students.video.checkpoint import check_layers, read_spec
-from vidalign.students.weights import check_tensors, load_strict, read, reading_spec, resolve, write
+from vidalign.students.video.checkpoint import check_layers, check_spec
+from vidalign.students.weights import check_tensors, load_strict, read, reading_spec, resolve, spec_in, write
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +78,8 @@ def load(path: str) -> LanguageStudent:
         return load_transformers(path)
     file = resolve(path)
     tensors, metadata = read(file)
-    spec = read_spec(metadata, str(file), "config", ("model_type",))
+    spec = spec_in(metadata, str(file))
+    check_spec(spec, str(file), "config", ("model_type",))
     with reading_spec(str(file)):
         made = LanguageSpec.from_dict(spec)
         check_layers(made.config, tensors)

@@ -71,6 +71,14 @@ def spec_in(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
         return check_object(parse_json(metadata["spec"]), {})
 
 
+def spec_of(path: str | Path) -> dict[str, Any]:
+    """The specification in a file of weights, by its header alone; `CheckpointError` where it cannot be read."""
+    try:
+        return spec_in(header(path).metadata, str(path))
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
 def kinds() -> dict[str, type[StudentKind[Any, Any]]]:
     """The kinds of student by name, those of vidalign first; a plugin that cannot be imported is left out: it is
     reported when its name is asked for."""
@@ -86,11 +94,7 @@ def kind_of(path: str | Path) -> str:
     known = kinds()
     if found := next((name for name, kind in known.items() if kind.recognises(str(path), {})), None):
         return found  # the name of a model elsewhere
-    try:
-        metadata = header(path).metadata
-    except (SafetensorError, OSError) as error:
-        raise unreadable(path, error) from error
-    spec = spec_in(metadata, str(path))
+    spec = spec_of(path)
     if found := next((name for name, kind in known.items() if kind.recognises(str(path), spec)), None):
         return found
     raise CheckpointError(

@@ -45,7 +45,8 @@ def load(path: str | Path) -> VideoStudent:
 
     file = resolve(path)
     tensors, metadata = read(file)
-    spec = read_spec(metadata, str(file), "transformer", SIZES)
+    spec = spec_in(metadata, str(file))
+    check_spec(spec, str(file), "transformer", SIZES)
     with reading_spec(str(file)):
         made = VideoStudentSpec.from_dict(spec)
         check_layers(made.transformer, tensors)
@@ -57,14 +58,12 @@ def load(path: str | Path) -> VideoStudent:
     return student
 
 
-def read_spec(metadata: dict[str, str], where: str, network: str, sizes: tuple[str, ...]) -> dict[str, Any]:
-    """The spec in a file's metadata; its part `network` gives all `sizes`, as defaults are those of a large model."""
-    spec = spec_in(metadata, where)
+def check_spec(spec: dict[str, Any], where: str, network: str, sizes: tuple[str, ...]) -> None:
+    """Refuse a file's spec whose part `network` does not give all `sizes`: defaults are those of a large model."""
     with reading_spec(where):
         check_object(spec, {network: dict})
         check_object(spec[network], dict.fromkeys(sizes, str if network == "config" else int))
         check_numbers(spec[network], network)
-    return spec
 
 
 def check_numbers(value: Any, name: str) -> None:

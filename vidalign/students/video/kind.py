@@ -66,12 +66,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def read_spec(cls, path: str | Path) -> VideoStudentSpec:
-        from vidalign.students.video.checkpoint import SIZES, read_spec
-        from vidalign.students.weights import header, reading_spec
+        from vidalign.students.video.checkpoint import SIZES, check_spec
+        from vidalign.students.weights import spec_of
 
-        spec = read_spec(dict(header(path).metadata), str(path), "transformer", SIZES)
-        with reading_spec(str(path)):
-            return VideoStudentSpec.from_dict(spec)
+        check_spec(spec_of(path), str(path), "transformer", SIZES)
+        return super().read_spec(path)
 
     @classmethod
     def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
