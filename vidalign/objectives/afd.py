@@ -65,6 +65,9 @@ from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 
 class AFD(Objective):
@@ -118,7 +121,7 @@ class AFD(Objective):
 
     # --- roll out, then (after the step of D and its judgement) the advantage ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         _check_weights(ctx.reward_weights)
         size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, size)
@@ -127,7 +130,7 @@ class AFD(Objective):
         tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
         return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         judged, device = self._judge(ctx, grouped_scores(ctx, experience)), experience["x0"].device
         weight = reward_weight(judged.advantage.flatten(), self.config.advantage_clip)
         signal = group_weights(judged).repeat_interleave(self.config.group_size)
@@ -135,7 +138,7 @@ class AFD(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def _judge(self, ctx: TrainContext, scores: dict[str, torch.Tensor]) -> Advantages:
+    def _judge(self, ctx: Ctx, scores: dict[str, torch.Tensor]) -> Advantages:
         """What D says of this rank's videos, from scores ``[P, G]``."""
         everyone, group = gather_scores(ctx, scores)
         score = everyone["discriminator"]
@@ -151,14 +154,14 @@ class AFD(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         x0, weight = data["x0"], data["reward_weight"]
         noise, sigma = self._draw(ctx, data)
         x_t = add_noise(x0, noise, sigma)
 
         def velocity() -> torch.Tensor:
-            return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
+            return ctx.student.velocity(x_t, sigma, data.features, None, clean=x0)
 
         current = velocity()
         old = old_prediction(ctx, velocity, current, config.old_decay)
@@ -172,7 +175,7 @@ class AFD(Objective):
         metrics["objective/kl/mean"] = penalty.detach()
         return LossOut(policy + config.kl_weight * penalty, metrics)
 
-    def _draw(self, ctx: TrainContext, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, ctx: Ctx, data: Experience) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0, and one of the sampler's levels for each chunk, ``[N, F]``."""
         generators = ctx.generators("loss", data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)
@@ -188,7 +191,7 @@ class AFD(Objective):
         forwards = sizes.rollout(plan) + (1 + policies * clips) * sizes.teacher_forcing(sizes.chunks)
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: Ctx) -> None:
         decay_old(ctx, self.config.old_decay)
 
 

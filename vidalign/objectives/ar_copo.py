@@ -46,7 +46,9 @@ from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.rewards.base import ScoreRequest
-    from vidalign.students.video import Context
+    from vidalign.students.video import Context, VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 RATIO_GAP = 1e-5
 """Largest |rho - 1| before the first update: rounding, a tenth of the paper's clip."""
@@ -117,7 +119,7 @@ class ARCoPO(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         if self.config.buffer:  # stored groups were judged when they were collected
             groups, context = self._draw(ctx, batch)
             data = self._experience(ctx, groups, context)
@@ -128,7 +130,7 @@ class ARCoPO(Objective):
         data.request, data.metrics = request, metrics
         return data
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=self.config.combine, normalise="group")
         device = experience["sigma"].device
@@ -142,7 +144,7 @@ class ARCoPO(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def fork(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
+    def fork(self, ctx: Ctx, batch: Batch) -> tuple[ForkedGroups, Context, ScoreRequest, dict[str, float]]:
         """Roll out the groups of a batch with the old policy, not judged yet; also the context before their pivot, one
         row a prompt, what is to be judged, and what to log."""
         config, size = self.config, self.config.group_size
@@ -176,14 +178,14 @@ class ARCoPO(Objective):
                 fix="use fewer, or 0 for any chunk",
             )
 
-    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+    def _plan(self, ctx: Ctx | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         self._check_pivots(ctx.chunks)
         pivot = int(torch.randint(self.config.pivots or ctx.chunks, (), generator=ctx.shared_generator("pivot")))
         size, suffix = self.config.group_size, ctx.chunks - 1 - pivot
         return RolloutPlan(pivot, branch=1, suffix=suffix, group_size=size, record=(pivot,))
 
-    def settings(self, ctx: TrainContext) -> dict[str, Any]:
+    def settings(self, ctx: Ctx) -> dict[str, Any]:
         """What shapes a group in a buffer."""
         config, own = self.config, ctx.student.spec.sampler.first_sigmas
         return {
@@ -203,7 +205,7 @@ class ARCoPO(Objective):
         """The buffer that the recipe names."""
         return Buffer.open(self.config.buffer)
 
-    def _draw(self, ctx: TrainContext, batch: Batch) -> tuple[ForkedGroups, Context]:
+    def _draw(self, ctx: Ctx, batch: Batch) -> tuple[ForkedGroups, Context]:
         """Groups of the buffer for this rank; the context is rebuilt from their latents under the old policy."""
         if not self._checked:
             self.buffer.check(student=weights_hash(ctx.policies.weights("old")), settings=self.settings(ctx))
@@ -218,7 +220,7 @@ class ARCoPO(Objective):
                 context = ctx.student.extend(context, groups.history, text)
         return groups, context
 
-    def _experience(self, ctx: TrainContext, groups: ForkedGroups, context: Context) -> Experience:
+    def _experience(self, ctx: Ctx, groups: ForkedGroups, context: Context) -> Experience:
         """One entry for every prompt, anchor and step; what the candidates predicted is held once a prompt."""
         count, anchors = len(groups.prompts), self.config.anchors
         levels = ctx.student.spec.sampler.steps(first=groups.pivot == 0)
@@ -241,13 +243,13 @@ class ARCoPO(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         group = data.group.to(data["step"].device)
         candidates = data.shared["x0"][group, :, data["step"]]  # (N, G, f, C, H, W)
-        current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, data.context)
+        current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         with torch.no_grad(), ctx.policy("old"):
-            old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, data.context)
+            old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         found = neighbor_grpo_loss(
             current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
         )
@@ -276,6 +278,6 @@ class ARCoPO(Objective):
         states = sizes.prompts * config.anchors * len(sizes.sampler.steps(first=pivot == 0))
         return Cost(forwards=before + 2 * config.inner_updates * states, reward_calls=calls)
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: Ctx) -> None:
         if not self.config.buffer:
             ctx.policies.copy("current", "old")

@@ -57,7 +57,9 @@ from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
-    from vidalign.students.video import Context
+    from vidalign.students.video import Context, VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 
 @dataclass
@@ -198,7 +200,7 @@ class Astrolabe(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         text, size, plan = ctx.text(batch.prompts), self.config.group_size, self._plan(ctx)
         with ctx.policy("old"), ctx.gathered():
             rollout, history = self._roll(ctx, plan, text, batch.ids)
@@ -214,14 +216,14 @@ class Astrolabe(Objective):
         tensors = {"x0": x0, "sample": candidate_ids(batch.ids, size)}
         return Experience(tensors, request.group, text, batch.prompts, rollout.context, metrics, request=request)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         weights, metrics = self._judge(ctx, grouped_scores(ctx, experience))
         experience.tensors |= {name: value.to(experience["x0"].device) for name, value in weights.items()}
         experience.metrics |= metrics
         return experience
 
     def _roll(
-        self, ctx: TrainContext, plan: RolloutPlan, text: torch.Tensor, ids: list[int]
+        self, ctx: Ctx, plan: RolloutPlan, text: torch.Tensor, ids: list[int]
     ) -> tuple[Rollout, torch.Tensor | None]:
         """The groups of all prompts. Unless rewards see the history, only its cache is kept, and its latents ``[P, f,
         C, H, W]`` where the codec needs them to decode the clips."""
@@ -232,7 +234,7 @@ class Astrolabe(Objective):
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
         return ctx.student.rollout(text, plan, noise, context=context), history
 
-    def _plan(self, ctx: TrainContext | StepSizes) -> RolloutPlan:
+    def _plan(self, ctx: Ctx | StepSizes) -> RolloutPlan:
         """Fork at a random chunk, the same on every rank."""
         chunks = self.config.clip.chunks
         self._check_clip(ctx.chunks)
@@ -242,9 +244,7 @@ class Astrolabe(Objective):
         record = tuple(range(prefix, prefix + branch))
         return RolloutPlan(prefix=prefix, branch=branch, group_size=self.config.group_size, record=record)
 
-    def _judge(
-        self, ctx: TrainContext, scores: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def _judge(self, ctx: Ctx, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """Reward weight r and penalty weight of this rank's candidates ``[N]``, from scores ``[P, G]``; what to log."""
         config = self.config
         judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
@@ -290,7 +290,7 @@ class Astrolabe(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         assert data.context is not None, "the candidates fork from a history, which may be empty"
         x0, weight = data["x0"], data["reward_weight"]
@@ -309,7 +309,7 @@ class Astrolabe(Objective):
         x_t = add_noise(x0, noise, sigma)
 
         def predict() -> torch.Tensor:
-            velocity = ctx.student.velocity(x_t, sigma, data.text, data.context, clean=x0)
+            velocity = ctx.student.velocity(x_t, sigma, data.features, data.context, clean=x0)
             return velocity if config.space == "velocity" else x_t - expand_sigma(sigma, x_t) * velocity
 
         target = x0 if config.space == "x0" else noise - x0
@@ -339,12 +339,12 @@ class Astrolabe(Objective):
         forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(plan.branch)
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: Ctx) -> None:
         if ctx.sums:
             self._reset_reference(ctx)
         decay_old(ctx, self.config.old_decay)
 
-    def _reset_reference(self, ctx: TrainContext) -> None:
+    def _reset_reference(self, ctx: Ctx) -> None:
         """``reference <- current`` when the penalised samples have drifted far, or when the reference is old."""
         config, state = self.config.kl, self.kl
         total = {name: float(value) for name, value in ctx.sums.items()}
@@ -365,7 +365,7 @@ class Astrolabe(Objective):
 
 
 def _stream(
-    ctx: TrainContext, text: torch.Tensor, chunks: int, generators: list[torch.Generator]
+    ctx: Ctx, text: torch.Tensor, chunks: int, generators: list[torch.Generator]
 ) -> tuple[Context, torch.Tensor | None]:
     """The cache behind `chunks` generated chunks of ``[B, L, D]`` texts, one chunk of noise at a time; their latents
     ``[B, f, C, H, W]`` if the codec remembers."""

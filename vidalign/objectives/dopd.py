@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.language import LanguageStudent
+    from vidalign.teachers.base import LogitTeacher
+
+    Ctx = TrainContext[LanguageStudent, LogitTeacher]
 
 NAMES = tuple(regime.name.lower() for regime in Regime)
 SHOWN = 8
@@ -115,7 +119,7 @@ class DOPD(Objective):
         if self.config.privilege == "shuffled":
             distributed.check_others(around.prompts)
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)
         texts = tokens.privileged_texts(data.prompts, self.config.privilege)
         data.prompts = [replace(example, privileged=text) for example, text in zip(data.prompts, texts, strict=True)]
@@ -132,7 +136,7 @@ class DOPD(Objective):
         self._show(ctx, data, teacher - student)
         return data
 
-    def _route(self, ctx: TrainContext, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _route(self, ctx: Ctx, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
         everyone = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
         found = routing.thresholds(*everyone, self.config.trim)
@@ -155,7 +159,7 @@ class DOPD(Objective):
             metrics[f"objective/gap_from_{edge}/mean"] = share
         return regimes(teacher, student), metrics
 
-    def _show(self, ctx: TrainContext, data: Experience, gap: Tensor) -> None:
+    def _show(self, ctx: Ctx, data: Experience, gap: Tensor) -> None:
         """A page of sampled responses, every token in the colour of its regime."""
         if not ctx.clips_every or ctx.step % ctx.clips_every:
             return
@@ -170,7 +174,7 @@ class DOPD(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student
         mask = tokens.mask_of(data)
         regime = data["regime"][:, : mask.shape[1]][mask]
@@ -188,7 +192,7 @@ class DOPD(Objective):
         return LossOut(loss, metrics, counts=counts)
 
     def _targets(
-        self, ctx: TrainContext, data: Experience, mask: Tensor, regime: Tensor, ours: Tensor
+        self, ctx: Ctx, data: Experience, mask: Tensor, regime: Tensor, ours: Tensor
     ) -> list[tuple[str, Tensor, Tensor]]:
         """Name, rows and losses of every regime that occurs and counts; rows are selected before the projection."""
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
@@ -215,7 +219,7 @@ class DOPD(Objective):
         return found
 
     @without_gradient
-    def _privileged(self, ctx: TrainContext, source: str, data: Experience, mask: Tensor, ours: Tensor) -> Tensor:
+    def _privileged(self, ctx: Ctx, source: str, data: Experience, mask: Tensor, ours: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
         texts = [data.prompts[group].privileged for group in data.group.tolist()]
         if source == "teacher":

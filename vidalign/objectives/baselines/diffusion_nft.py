@@ -41,6 +41,9 @@ from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 
 class DiffusionNFT(Objective):
@@ -85,7 +88,7 @@ class DiffusionNFT(Objective):
     def policy_rules(self) -> dict[str, PolicyRule]:
         return {"old": old_rule(self.config.old_decay), "reference": "fixed"}
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, size)
         request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
@@ -93,7 +96,7 @@ class DiffusionNFT(Objective):
         tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, size)}
         return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         config, device = self.config, experience["x0"].device
         scores = grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=config.combine, normalise=config.advantage_std)
@@ -103,7 +106,7 @@ class DiffusionNFT(Objective):
         experience.metrics |= judged.metrics
         return experience
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
         x0 = data["x0"]
         generators = ctx.generators("loss", data["sample"].tolist())
@@ -112,7 +115,7 @@ class DiffusionNFT(Objective):
         x_t = add_noise(x0, noise, sigma)
 
         def velocity() -> torch.Tensor:
-            return ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
+            return ctx.student.velocity(x_t, sigma, data.features, None, clean=x0)
 
         def x0_of(velocity: torch.Tensor) -> torch.Tensor:
             return x_t - expand_sigma(sigma, x_t) * velocity
@@ -147,5 +150,5 @@ class DiffusionNFT(Objective):
         forwards = sizes.rollout(plan) + passes * sizes.teacher_forcing(sizes.chunks)
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: Ctx) -> None:
         decay_old(ctx, self.config.old_decay)

@@ -36,6 +36,10 @@ from vidalign.students.video.rollout import Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+    from vidalign.teachers.base import VelocityTeacher
+
+    Ctx = TrainContext[VideoStudent, VelocityTeacher]
 
 
 @dataclass
@@ -95,7 +99,7 @@ class DMD(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         text = ctx.text(batch.prompts)
         plan = RolloutPlan(prefix=0, branch=ctx.chunks, record=tuple(range(ctx.chunks)))
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
@@ -111,27 +115,27 @@ class DMD(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         return self._fake_score_loss(ctx, data) if phase.role == "fake_score" else self._student_loss(ctx, data)
 
-    def _fake_score_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+    def _fake_score_loss(self, ctx: Ctx, data: Experience) -> LossOut:
         """Flow matching on the student's videos, every frame at one level."""
         noise, sigma = self._draw(ctx, data, "fake_score")
         x_t = add_noise(data["x0"], noise, sigma)
-        velocity = ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+        velocity = ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.features)
         floor = self.config.fake_score.sigma_floor
         return LossOut(flow_matching_loss(velocity, data["x0"], noise, sigma, sigma_floor=floor).mean())
 
-    def _student_loss(self, ctx: TrainContext, data: Experience) -> LossOut:
+    def _student_loss(self, ctx: Ctx, data: Experience) -> LossOut:
         """One forward of the student, all chunks at their exit step; the two scores give the gradient at its end."""
-        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, None, clean=data["latents"])
         noise, sigma = self._draw(ctx, data, "scores")
         with torch.no_grad():
             x_t = add_noise(x0, noise, sigma)
             level = expand_sigma(sigma, x_t)
-            real = x_t - level * ctx.teacher.velocity(x_t, sigma, data.text)
-            fake = x_t - level * ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.text)
+            real = x_t - level * ctx.teacher.velocity(x_t, sigma, data.features)
+            fake = x_t - level * ctx.roles.module("fake_score").bidirectional(x_t, sigma, data.features)
         replayed, recorded = x0.detach(), data["x0"]
         metrics = {
             "objective/teacher_gap/mean": (replayed - real).abs().mean(),
@@ -147,7 +151,7 @@ class DMD(Objective):
         forwards = rollout + sizes.prompts * (sizes.teacher_forcing(sizes.chunks) + fake_score)
         return Cost(forwards=forwards, teacher_calls=sizes.prompts)
 
-    def _draw(self, ctx: TrainContext, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, ctx: Ctx, data: Experience, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like x0 and one level ``[N]`` a video."""
         generators = ctx.generators(purpose, data["sample"].tolist())
         noise = ctx.normal(data["x0"].shape[1:], generators)

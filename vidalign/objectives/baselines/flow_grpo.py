@@ -33,6 +33,9 @@ from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 
 class FlowGRPO(Objective):
@@ -72,7 +75,7 @@ class FlowGRPO(Objective):
 
     # --- collect ---
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         size = self.config.group_size
         text = ctx.text(batch.prompts)
         plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
@@ -85,7 +88,7 @@ class FlowGRPO(Objective):
         data.request, data.metrics = request_groups(ctx, rollout.latents, batch.prompts)
         return data
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         scores = grouped_scores(ctx, experience)
         judged = compute_advantages(ctx, scores, combination=self.config.combine, normalise="group")
         steps = experience.group_size // self.config.group_size
@@ -117,7 +120,7 @@ class FlowGRPO(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, clip = micro_batch.data, self.config.clip
         step = data["step"]
         place = (data.group.to(step.device), data["video"])
@@ -125,7 +128,7 @@ class FlowGRPO(Objective):
         clean, recorded = data.shared["x0"][place], data.shared["states.x0"][*place, step]
 
         def predict() -> torch.Tensor:
-            return ctx.student.predict_x0(x_t, data["sigma"], data.text, None, clean=clean)
+            return ctx.student.predict_x0(x_t, data["sigma"], data.features, None, clean=clean)
 
         current = predict()
         old = current.detach()  # `after_step` has set old to current: the same numbers, one forward less
@@ -153,7 +156,7 @@ class FlowGRPO(Objective):
         forwards = sizes.rollout(plan) + clips * passes * sizes.teacher_forcing(sizes.chunks)
         return Cost(forwards=forwards, reward_calls=clips * sizes.rewards)
 
-    def after_step(self, ctx: TrainContext) -> None:
+    def after_step(self, ctx: Ctx) -> None:
         ctx.policies.copy("current", "old")
 
 

@@ -36,6 +36,9 @@ from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 
 class GAN(Objective):
@@ -46,7 +49,7 @@ class GAN(Objective):
     class Config:
         """No settings: what there is to choose stands in the sections `discriminator` and `trainer`."""
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         if not ctx.roles.module("discriminator").differentiable:
             raise UserError(
                 "gan cannot be trained with this discriminator",
@@ -67,16 +70,16 @@ class GAN(Objective):
         metrics = {"health/motion/mean": float((clips[:, 1:] - clips[:, :-1]).abs().mean())}
         return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         """The scores are logged; the loss asks the discriminator again, with gradient."""
         for name, value in grouped_scores(ctx, experience).items():
             experience.metrics[f"reward/{name}/mean"] = float(ctx.gather(value.flatten()).nanmean())
         experience.metrics["reward/mean"] = experience.metrics["reward/discriminator/mean"]  # all that is trained on
         return experience
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
-        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        x0 = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, None, clean=data["latents"])
         discriminator = _discriminator(ctx)  # frozen: this is the student's phase
         clips = ctx.decode(x0)
         score = discriminator.judge(clips, data.prompts)
@@ -100,7 +103,7 @@ class GAN(Objective):
         )
 
 
-def _discriminator(ctx: TrainContext) -> DiscriminatorReward:
+def _discriminator(ctx: Ctx) -> DiscriminatorReward:
     reward = ctx.rewards.rewards["discriminator"] if ctx.rewards is not None else None
     assert isinstance(reward, DiscriminatorReward), "the recipe is checked for it"
     return reward

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.language import LanguageStudent
+    from vidalign.teachers.base import LogitTeacher
+
+    Ctx = TrainContext[LanguageStudent, LogitTeacher]
 
 
 class GKD(Objective):
@@ -50,7 +54,7 @@ class GKD(Objective):
         tokens.check_heads(student, teacher)
         return {}
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)
         draws = [torch.rand((), generator=g) for g in ctx.generators("on_policy", data["sample"].tolist())]
         written = torch.stack(draws) >= self.config.on_policy
@@ -59,7 +63,7 @@ class GKD(Objective):
         data.metrics["objective/on_policy/mean"] = float(1 - ctx.gather(written.double()).mean())
         return data
 
-    def _written(self, ctx: TrainContext, data: Experience, written: Tensor) -> dict[str, Tensor]:
+    def _written(self, ctx: Ctx, data: Experience, written: Tensor) -> dict[str, Tensor]:
         """The tensors of the rollout with the responses of the data in the rows `written`."""
         chat = ctx.student.chat
         examples = [data.prompts[group] for group in data.group[written].tolist()]
@@ -80,7 +84,7 @@ class GKD(Objective):
             out[name][written.to(out[name].device)] = row.to(out[name])
         return out
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
 
     def cost(self, sizes: StepSizes) -> Cost:

@@ -21,6 +21,9 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.language import LanguageStudent
+
+    Ctx = TrainContext[LanguageStudent]
 
 
 class LanguageSFT(Objective):
@@ -38,7 +41,7 @@ class LanguageSFT(Objective):
 
     config: Config
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         chat = ctx.student.chat
         silent = next((example.prompt for example in batch.prompts if not example.response), None)
         if silent is not None:
@@ -54,7 +57,7 @@ class LanguageSFT(Objective):
             prompts=batch.prompts,
         )
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student
         told = data["privileged"].tolist()
         hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]

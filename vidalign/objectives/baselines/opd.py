@@ -20,6 +20,10 @@ from vidalign.objectives.parts import tokens
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.language import LanguageStudent
+    from vidalign.teachers.base import LogitTeacher
+
+    Ctx = TrainContext[LanguageStudent, LogitTeacher]
 
 
 class OPD(Objective):
@@ -36,10 +40,10 @@ class OPD(Objective):
         tokens.check_heads(student, teacher)
         return {}
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
 
     def cost(self, sizes: StepSizes) -> Cost:

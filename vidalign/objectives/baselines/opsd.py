@@ -21,6 +21,9 @@ from vidalign.objectives.parts import tokens
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.language import LanguageStudent
+
+    Ctx = TrainContext[LanguageStudent]
 
 
 class OPSD(Objective):
@@ -33,10 +36,10 @@ class OPSD(Objective):
 
     config: Config
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         texts = [data.prompts[group].privileged for group in data.group.tolist()]
         return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)

@@ -27,6 +27,10 @@ from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Obj
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.video import VideoStudent
+    from vidalign.teachers.base import ClipTeacher
+
+    Ctx = TrainContext[VideoStudent, ClipTeacher]
 
 
 class SFT(Objective):
@@ -52,7 +56,7 @@ class SFT(Objective):
 
     config: Config
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         clips = ctx.teacher.clips(batch.prompts, ctx.generators("teacher", batch.ids))
         return Experience(
             tensors={"x0": ctx.encode(clips), "sample": torch.tensor(batch.ids)},
@@ -61,7 +65,7 @@ class SFT(Objective):
             prompts=batch.prompts,
         )
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         x0 = data["x0"]
         generators = ctx.generators("noise", data["sample"].tolist())
@@ -69,9 +73,9 @@ class SFT(Objective):
         sigma = self._sigma(ctx, x0, generators)
         x_t = add_noise(x0, noise, sigma)
         if self.config.attention == "bidirectional":
-            velocity = ctx.student.bidirectional(x_t, sigma, data.text)
+            velocity = ctx.student.bidirectional(x_t, sigma, data.features)
         else:
-            velocity = ctx.student.velocity(x_t, sigma, data.text, None, clean=x0)
+            velocity = ctx.student.velocity(x_t, sigma, data.features, None, clean=x0)
         loss = flow_matching_loss(velocity, x0, noise, sigma, sigma_floor=self.config.sigma_floor).mean()
         return LossOut(loss, {"objective/flow_matching/mean": loss.detach()})
 
@@ -80,7 +84,7 @@ class SFT(Objective):
         forwards = sizes.teacher_forcing(sizes.chunks) if causal else sizes.chunks
         return Cost(forwards=sizes.prompts * forwards, teacher_calls=sizes.prompts)
 
-    def _sigma(self, ctx: TrainContext, x0: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
+    def _sigma(self, ctx: Ctx, x0: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
         """The level of every frame ``[N, F]``: one a chunk (causal), or one a clip behind a clean past."""
         causal = self.config.attention == "causal"
         chunk = ctx.chunk_frames

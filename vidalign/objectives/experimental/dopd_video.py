@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 
     from vidalign.context import Batch, TrainContext
     from vidalign.cost import StepSizes
+    from vidalign.students.video import VideoStudent
+    from vidalign.teachers.base import CausalTeacher
+
+    Ctx = TrainContext[VideoStudent, CausalTeacher]
 
 POOL = 4
 VELOCITIES = ("bare", "own", "teacher")
@@ -137,7 +141,7 @@ class DOPDVideo(Objective):
         if self.config.pairing == "shuffled":
             distributed.check_others(around.prompts)
 
-    def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
+    def collect(self, ctx: Ctx, batch: Batch) -> Experience:
         size, text = self.config.group_size, ctx.text(batch.prompts)
         record = tuple(range(ctx.chunks))
         plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=record)
@@ -158,7 +162,7 @@ class DOPDVideo(Objective):
         data.request = self._request(ctx, data)
         return data
 
-    def _request(self, ctx: TrainContext, data: Experience) -> ScoreRequest | None:
+    def _request(self, ctx: Ctx, data: Experience) -> ScoreRequest | None:
         """The teacher's x0 of every sample, then the privileged student's; nothing where there is no reward."""
         if ctx.rewards is None:
             return None
@@ -166,12 +170,12 @@ class DOPDVideo(Objective):
         clips = [ctx.decode(data["x_t"] - level * data[name]) for name in ("teacher", "own")]
         return ScoreRequest(torch.cat(clips), data.prompts, data.group.repeat(2))
 
-    def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
+    def digest(self, ctx: Ctx, experience: Experience) -> Experience:
         velocities = [experience.tensors.pop(name) for name in VELOCITIES]
         experience.metrics |= self._route(ctx, experience, *velocities)
         return experience
 
-    def _add_privilege(self, ctx: TrainContext, data: Experience, clips: Tensor) -> None:
+    def _add_privilege(self, ctx: Ctx, data: Experience, clips: Tensor) -> None:
         """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
         kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group.tolist()]
         if kind == "none":
@@ -196,7 +200,7 @@ class DOPDVideo(Objective):
     def _dense(self, prompts: list[str]) -> list[str]:
         return dense_prompts(prompts, self.config.dense_prompts)
 
-    def _velocities(self, ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Tensor]:
+    def _velocities(self, ctx: Ctx, data: Experience) -> tuple[Tensor, Tensor, Tensor]:
         """v_S, v_S^p and v_T^p, ``[N, F, C, H, W]`` each, without gradient."""
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for piece in self.micro_batches(ctx, data, Phase()):
@@ -208,16 +212,16 @@ class DOPDVideo(Objective):
         bare, own, teacher = (torch.cat(column) for column in zip(*parts, strict=True))
         return bare, own, teacher
 
-    def _velocity(self, ctx: TrainContext, network: Any, data: Experience, *, privileged: bool) -> Tensor:
+    def _velocity(self, ctx: Ctx, network: VideoStudent, data: Experience, *, privileged: bool) -> Tensor:
         """Velocity at the recorded states, every chunk on the clean chunks before it."""
         x_t, sigma, clean = data["x_t"], data["sigma"], data["latents"]
         if not privileged or self.config.privilege == "none":
-            return network.velocity(x_t, sigma, data.text, None, clean=clean)
+            return network.velocity(x_t, sigma, data.features, None, clean=clean)
         if self.config.privilege != "future":
             return network.velocity(x_t, sigma, data["privilege"], None, clean=clean)
         return self._with_future(ctx, network, data)
 
-    def _with_future(self, ctx: TrainContext, network: Any, data: Experience) -> Tensor:
+    def _with_future(self, ctx: Ctx, network: VideoStudent, data: Experience) -> Tensor:
         """Chunk by chunk among its clean past and the clean future of `privilege`; the last chunk has no future."""
         x_t, sigma, size = data["x_t"], data["sigma"], ctx.chunk_frames
         last = x_t.shape[1] - size
@@ -227,13 +231,11 @@ class DOPDVideo(Objective):
             frames = torch.cat([data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + size :]], 1)
             levels = torch.zeros_like(sigma)
             levels[:, here] = sigma[:, here]
-            chunks.append(network.bidirectional(frames, levels, data.text)[:, here])
-        causal = network.velocity(x_t, sigma, data.text, None, clean=data["latents"])
+            chunks.append(network.bidirectional(frames, levels, data.features)[:, here])
+        causal = network.velocity(x_t, sigma, data.features, None, clean=data["latents"])
         return torch.cat([*chunks, causal[:, last:]], 1)
 
-    def _route(
-        self, ctx: TrainContext, data: Experience, bare: Tensor, own: Tensor, teacher: Tensor
-    ) -> dict[str, float]:
+    def _route(self, ctx: Ctx, data: Experience, bare: Tensor, own: Tensor, teacher: Tensor) -> dict[str, float]:
         """Add ``regime`` ``[N, chunks, h, w]`` and ``shift`` ``a C + b I``, like a velocity; returns what to log."""
         frames, block = ctx.chunk_frames, self.config.block
         x_t, level = data["x_t"], expand_sigma(data["sigma"], data["x_t"])
@@ -261,7 +263,7 @@ class DOPDVideo(Objective):
         shares = fractions(ctx.gather(regime)).tolist()
         return metrics | {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
 
-    def _endorsed(self, ctx: TrainContext, data: Experience, nearer: Tensor) -> Tensor:
+    def _endorsed(self, ctx: Ctx, data: Experience, nearer: Tensor) -> Tensor:
         """Whether the rewards prefer the teacher's x0, by clip; by unit `nearer` where there is no reward."""
         if not data.scores:
             return nearer
@@ -270,7 +272,7 @@ class DOPDVideo(Objective):
         wide = [x.to(nearer.device)[:, None, None, None].expand_as(nearer) for x in (better, failed)]
         return torch.where(wide[1], nearer, wide[0])
 
-    def _thresholds(self, ctx: TrainContext, gap: Tensor, c: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    def _thresholds(self, ctx: Ctx, gap: Tensor, c: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Trimmed means of the gap and of c, ``[N, chunks, 1, 1]`` each, per chunk and its denoising step."""
         gaps, scores, steps = (ctx.gather(x) for x in (gap, c, step))
         gap_mean = torch.zeros(*step.shape, 1, 1, dtype=torch.float64, device=gap.device)
@@ -292,7 +294,7 @@ class DOPDVideo(Objective):
         taught = ((regime == Regime.LH) | (regime == Regime.HT)).to(c.dtype)
         return taught, ones if self.config.targets == "literal" else c
 
-    def _present(self, ctx: TrainContext | StepSizes) -> bool:
+    def _present(self, ctx: Ctx | StepSizes) -> bool:
         """Whether p is in the student's input in this step; the same on every rank."""
         if self.config.privilege == "none":
             return False
@@ -300,7 +302,7 @@ class DOPDVideo(Objective):
 
     # --- loss ---
 
-    def loss(self, ctx: TrainContext, micro_batch: MicroBatch, phase: Phase) -> LossOut:
+    def loss(self, ctx: Ctx, micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, frames, block = micro_batch.data, ctx.chunk_frames, self.config.block
         velocity = self._velocity(ctx, ctx.student, data, privileged=_is_privileged(data))
         difference = velocity - velocity.detach() - data["shift"]  # at the update v is v_S (or v_S^p) itself

@@ -13,11 +13,14 @@ from vidalign.students.video.rollout import RolloutPlan
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.objectives.base import PolicyRule
+    from vidalign.students.video import VideoStudent
     from vidalign.students.video.rollout import Rollout
     from vidalign.students.video.spec import Sampler
 
+    Ctx = TrainContext[VideoStudent]
 
-def roll_videos(ctx: TrainContext, text: torch.Tensor, ids: list[int], size: int) -> Rollout:
+
+def roll_videos(ctx: Ctx, text: torch.Tensor, ids: list[int], size: int) -> Rollout:
     """`size` independent whole videos of each of the texts ``[P, L, D]`` by the old policy, all states recorded."""
     plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
     noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
@@ -31,7 +34,7 @@ def candidate_ids(ids: list[int], size: int) -> torch.Tensor:
 
 
 def old_prediction(
-    ctx: TrainContext, predict: Callable[[], torch.Tensor], current: torch.Tensor, decay: float | None
+    ctx: Ctx, predict: Callable[[], torch.Tensor], current: torch.Tensor, decay: float | None
 ) -> torch.Tensor:
     """What the old policy predicts, without gradient. Without decay `after_step` has just set it to the current one:
     the first update needs no forward of its own."""
@@ -41,7 +44,7 @@ def old_prediction(
         return predict()
 
 
-def decay_old(ctx: TrainContext, decay: float | None) -> None:
+def decay_old(ctx: Ctx, decay: float | None) -> None:
     """``old <- d old + (1 - d) current``; None is the schedule ``d = min(0.001 step, 0.5)`` of DiffusionNFT."""
     ctx.policies.ema_update("old", "current", min(0.001 * ctx.step, 0.5) if decay is None else decay)
 
@@ -72,7 +75,7 @@ def sampler_levels(
 
 
 def sample_sigmas(
-    ctx: TrainContext,
+    ctx: Ctx,
     generators: list[torch.Generator],
     chunks: int,
     *,
@@ -112,7 +115,7 @@ def replay_gap(replayed: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     return (difference.square().mean(1).sqrt() / recorded.flatten(1).std(1).clamp(min=FLAT)).max()
 
 
-def on_policy_gap(ctx: TrainContext, rollout: Rollout, text: torch.Tensor, candidates: int) -> float:
+def on_policy_gap(ctx: Ctx, rollout: Rollout, text: torch.Tensor, candidates: int) -> float:
     """How far the loss' forward is from the rollout on the rollout's own states, at the last denoising step of the
     recorded chunks, see `replay_gap`; about 0 when both see the same cache.
 

@@ -14,6 +14,9 @@ from vidalign.rewards.base import ScoreRequest
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.objectives.base import Experience
+    from vidalign.students.video import VideoStudent
+
+    Ctx = TrainContext[VideoStudent]
 
 ZERO_SPREAD = 1e-6
 """A group whose combined reward has a standard deviation below it teaches nothing."""
@@ -34,7 +37,7 @@ class Advantages:
 
 
 def request_groups(
-    ctx: TrainContext,
+    ctx: Ctx,
     latents: torch.Tensor,
     prompts: list[str],
     history: torch.Tensor | None = None,
@@ -52,16 +55,14 @@ def request_groups(
     return ScoreRequest(clips, prompts, group, first_frame), {"health/motion/mean": motion}
 
 
-def grouped_scores(ctx: TrainContext, data: Experience) -> dict[str, torch.Tensor]:
+def grouped_scores(ctx: Ctx, data: Experience) -> dict[str, torch.Tensor]:
     """Scores ``[P, G]`` by reward of an experience that was judged; a few of the clips are logged."""
     if data.request is not None:
         ctx.show(data.request.clips, data.request.prompt_of_clip, data.scores)
     return {name: value.view(len(data.prompts), -1) for name, value in data.scores.items()}
 
 
-def compute_advantages(
-    ctx: TrainContext, scores: dict[str, torch.Tensor], *, combination: str, normalise: str
-) -> Advantages:
+def compute_advantages(ctx: Ctx, scores: dict[str, torch.Tensor], *, combination: str, normalise: str) -> Advantages:
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
@@ -97,11 +98,11 @@ def group_weights(judged: Advantages) -> torch.Tensor:
     return groups[distributed.rank()].float() * (groups.numel() / max(1, int(groups.sum())))
 
 
-def _learned(ctx: TrainContext) -> set[str]:
+def _learned(ctx: Ctx) -> set[str]:
     return {reward.name for reward in ctx.rewards.trainable} if ctx.rewards is not None else set()
 
 
-def gather_scores(ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def gather_scores(ctx: Ctx, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Scores ``[N]`` of all ranks by reward and their groups ``[N]``, from this rank's scores ``[P, G]``."""
     prompts, size = next(iter(scores.values())).shape
     group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.context import Batch, TrainContext
+    from vidalign.students.language import LanguageStudent
+
+    Ctx = TrainContext[LanguageStudent]
 
 GENERATE_SLICE = 64
 """Responses generated at once: bounds the memory of the key-value cache."""
@@ -51,7 +54,7 @@ class DistillConfig:
 # --- rollouts ---
 
 
-def sample(ctx: TrainContext, batch: Batch, group_size: int) -> Experience:
+def sample(ctx: Ctx, batch: Batch, group_size: int) -> Experience:
     """Responses of the current policy to bare prompts, `group_size` a prompt.
 
     Tensors: response_ids ``[N, R]``, response ``[N, R]`` (true on sampled tokens, the stop token included), logp
@@ -71,14 +74,14 @@ def sample(ctx: TrainContext, batch: Batch, group_size: int) -> Experience:
     tensors = {
         "response_ids": torch.cat([_widen(part.response_ids, width) for part in parts]),
         "response": torch.cat([_widen(part.response, width) for part in parts]),
-        "logp": torch.cat([_widen(part.logprobs, width) for part in parts]),
+        "logp": torch.cat([_widen(part.logprobs, width) for part in parts if part.logprobs is not None]),
         "sample": torch.tensor(samples),
     }
     group = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
     return Experience(tensors, group, None, batch.prompts, metrics=_lengths(ctx, tensors))
 
 
-def temperature_of(ctx: TrainContext) -> float:
+def temperature_of(ctx: Ctx) -> float:
     """The sampling temperature, that of student *and* teachers; greedy sampling counts as 1."""
     return ctx.student.spec.sampling.temperature or 1.0
 
@@ -112,7 +115,7 @@ def mask_of(data: Experience) -> Tensor:
     return data["response"][:, : max(1, int(data["response"].sum(1).max()))]
 
 
-def states(ctx: TrainContext, policy: Any, data: Experience, privileged: Sequence[str] | None = None) -> Tensor:
+def states(ctx: Ctx, policy: LanguageStudent, data: Experience, privileged: Sequence[str] | None = None) -> Tensor:
     """``[M, D]``: hidden states of `policy` that predict the response tokens, behind bare or privileged prompts.
 
     privileged: one text a sample. Prompts are written by the student's chat template for every policy.
@@ -144,7 +147,7 @@ def slices(data: Experience, size: int) -> Iterator[Experience]:
 
 
 def statistics(
-    ctx: TrainContext, policy: Any, data: Experience, privileged: Sequence[str] | None
+    ctx: Ctx, policy: LanguageStudent, data: Experience, privileged: Sequence[str] | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy ``[N, R]`` of every response token under `policy`, 0 on padding; no gradient.
 
@@ -165,7 +168,7 @@ def statistics(
     return logp, spread
 
 
-def gather_tokens(ctx: TrainContext, values: Tensor) -> Tensor:
+def gather_tokens(ctx: Ctx, values: Tensor) -> Tensor:
     """``[m]`` of every process, whose lengths may differ, in rank order."""
     sizes = distributed.all_gather_object(len(values))
     padded = _widen(values[None], max(sizes))[0]
@@ -177,7 +180,7 @@ def gather_tokens(ctx: TrainContext, values: Tensor) -> Tensor:
 
 
 def single_target_loss(
-    ctx: TrainContext, data: Experience, config: DistillConfig, target: Any, privileged: Sequence[str] | None
+    ctx: Ctx, data: Experience, config: DistillConfig, target: LanguageStudent, privileged: Sequence[str] | None
 ) -> LossOut:
     """The loss of a baseline: every token towards `target`, which sees `privileged` (one text a sample)."""
     student = ctx.student
@@ -199,7 +202,7 @@ def single_target_loss(
     return LossOut((losses * weights).sum(), metrics, counts=counts)
 
 
-def watch(ctx: TrainContext, data: Experience, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
+def watch(ctx: Ctx, data: Experience, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Entropy of the student, and how far the loss' forward is from the rollout on the rollout's own tokens: mean
     difference of log-probabilities over the tokens that the student sampled (single ones differ by a lot in bf16), and
     their number."""
@@ -216,7 +219,7 @@ def watch(ctx: TrainContext, data: Experience, hidden: Tensor) -> tuple[dict[str
     return metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
 
 
-def _lengths(ctx: TrainContext, tensors: dict[str, Tensor]) -> dict[str, float]:
+def _lengths(ctx: Ctx, tensors: dict[str, Tensor]) -> dict[str, float]:
     lengths = ctx.gather(tensors["response"].sum(1))
     longest = ctx.student.spec.sampling.max_new_tokens
     return {
@@ -230,7 +233,7 @@ def _widen(values: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
 
-def _refuse_sharded(ctx: TrainContext) -> None:
+def _refuse_sharded(ctx: Ctx) -> None:
     if is_sharded(ctx.roles.engines["student"].network):
         raise UserError(
             "token distillation does not run under ZeRO-3",
