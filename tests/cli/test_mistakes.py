@@ -96,7 +96,7 @@ MISTAKES = {
     "validate recipe.yaml evaluation.prompts=gone.txt": "check evaluation.prompts",
     "validate recipe.yaml data.prompts=tokens:train": "a video student cannot use 'tokens:train' - override 1",
     "validate recipe.yaml teacher.name=store teacher.path=gone": "'gone' holds no clips - override 2 - there is no",
-    "validate recipe.yaml trainer.learning_rate=-1": "the learning rate is negative - override 1",
+    "validate recipe.yaml trainer.learning_rate=-1": "trainer.learning_rate must be at least 0 - override 1",
     "validate recipe.yaml trainer.learning_rate=.nan": "trainer.learning_rate must be a finite number, not nan",
     "validate recipe.yaml trainer.betas=[0.9,.inf]": "trainer.betas must be a finite number, not [0.9, inf]",
     "validate recipe.yaml trainer.betas=[2,3]": "trainer.betas must lie in 0..1, 1 excluded - override 1",

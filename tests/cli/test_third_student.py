@@ -95,7 +95,7 @@ def test_it_is_loaded_by_its_file_once_the_plugin_is() -> None:
     ("override", "message"),
     [
         ("student.init.sise=4", "student.init.sise"),
-        ("student.cache={window: 3}", "a painter student has no settings 'cache'"),
+        ("student.cache={window: 3}", "it is a setting of 'video', another of the students"),
         ("data.prompts=tokens:train", "a painter student cannot use 'tokens:train'"),
         ("evaluation.metrics={exact_match: {}}", "cannot judge a painter student"),
         ("objective={name: sft}", "does not support the student 'painter'"),

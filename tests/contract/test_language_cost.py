@@ -89,7 +89,7 @@ def test_a_generation_counts_once_whatever_its_length(folder: Path) -> None:
 
 def test_what_belongs_to_videos_is_refused(folder: Path) -> None:
     for wrong, message in (
-        ("student.cache={window: 3}", "no settings 'cache'"),
+        ("student.cache={window: 3}", "it is a setting of 'video', another of the students"),
         ("rewards={discriminator: 1.0}", "cannot judge texts"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -38,7 +38,7 @@ from vidalign.provenance import commit, machine
 from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.load import written
-from vidalign.recipe.schema import StudentConfig
+from vidalign.recipe.schema import StudentChoice
 from vidalign.students.base import Student
 from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.trainer import Trainer
@@ -59,7 +59,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     if config.student:
         protocol.student_kind.check_same_start(protocol.student.path, config.student)
     judged = protocol.student_name
-    trains = written(config.recipe, config.overrides, "student", "name") or StudentConfig.name
+    trains = written(config.recipe, config.overrides, "student", "name") or StudentChoice.name
     if trains != judged:
         raise UserError(
             f"{config.recipe} trains a student of kind {trains!r}",

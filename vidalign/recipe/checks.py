@@ -159,8 +159,6 @@ def _student(draft: Draft) -> None:
 
 
 def _optimizer(draft: Draft) -> None:
-    if draft.recipe.trainer.learning_rate < 0:
-        draft.refuse("the learning rate is negative", "trainer.learning_rate", "the loss would rise", "use 0 or more")
     if draft.recipe.trainer.optimizer == "muon" and draft.recipe.engine.name == "deepspeed":
         why = "it needs whole matrices, and ZeRO divides the weights into flat pieces"
         draft.refuse("muon does not run on DeepSpeed", "trainer.optimizer", why, "use adamw, or engine.name: plain")

@@ -148,10 +148,10 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         elif name in LABELLED:
             values[name] = {} if node is None else mix(name, LABELLED[name], node, name, problems)
         elif "plugin" in spec.metadata:
+            kind, cls = spec.metadata["plugin"], spec.metadata["choice"]
             chosen = node or Node({}, tree.where)
-            values[name] = (
-                choose(spec.metadata["plugin"], chosen, name, problems, CHOICES[name]) if node or whole else Choice("")
-            )
+            found = choose(kind, chosen, name, problems, cls, CHOICES[name]) if node or whole else None
+            values[name] = cls(CHOICES[name]) if found is None else found
         elif node is not None:
             value = convert(hints[name], node, name, problems)
             values |= {} if value is WRONG else {name: value}

@@ -7,12 +7,16 @@ from dataclasses import fields
 from vidalign import registry
 from vidalign.data.source import Chosen, shortened, spelled_out
 from vidalign.errors import UserError
+from vidalign.recipe.schema import Choice, StudentChoice
 from vidalign.recipe.source_map import Node
 
 TEACHER = {"name", "path", "steps", "fps", "skip_corrupt", "cache", "per_prompt", "options"}
 """Every saved section `teacher` had these keys, whichever teacher it named."""
+STUDENT = {"name", "path", "init", "chat", "sampling", "cache", "adapter", "checkpointing"}
+"""Every saved section `student` had these keys, whichever kind it named."""
 DATA = {"prompts", "eval_prompts", "frames", "privilege"}
 """Every saved section `data` had these keys."""
+CHOICES: dict[str, type[Choice]] = {"teacher": Choice, "student": StudentChoice}
 MOVED = {("data", "privilege"): "the prompts: data.prompts={name: tokens, split: train, privilege: ...}"}
 """Keys that have another place now."""
 
@@ -22,7 +26,7 @@ def current(tree: Node) -> Node:
 
     Only sections that hold all the old keys were saved by an older version; any other is returned as it is.
     """
-    return _prompts(_teacher(tree))
+    return _prompts(_own(_own(tree, "teacher", TEACHER), "student", STUDENT))
 
 
 def _prompts(tree: Node) -> Node:
@@ -52,15 +56,15 @@ def _node(chosen: Chosen, where: str) -> Node:
     return Node({key: Node(value, where) for key, value in chosen.items()}, where)
 
 
-def _teacher(tree: Node) -> Node:
-    """Without the keys of other teachers, which the one that was named did not read."""
-    teacher = tree.value.get("teacher") if isinstance(tree.value, dict) else None
-    if teacher is None or not isinstance(teacher.value, dict) or not teacher.value.keys() >= TEACHER:
+def _own(tree: Node, section: str, old: set[str]) -> Node:
+    """Without the keys of other plugins of the kind, which the one that was named did not read."""
+    found = tree.value.get(section) if isinstance(tree.value, dict) else None
+    if found is None or not isinstance(found.value, dict) or not found.value.keys() >= old:
         return tree
     try:
-        own = {f.name for f in fields(registry.get("teachers", str(teacher.value["name"].value)).Config)}
+        own = {f.name for f in fields(registry.get(f"{section}s", str(found.value["name"].value)).Config)}
     except (UserError, TypeError):  # TypeError: its Config is no dataclass
         return tree  # reported with the section
-    unread = TEACHER - own - {"name"}
-    kept = {key: child for key, child in teacher.value.items() if key not in unread}
-    return Node({**tree.value, "teacher": Node(kept, teacher.where)}, tree.where)
+    unread = old - own - {f.name for f in fields(CHOICES[section])}
+    kept = {key: child for key, child in found.value.items() if key not in unread}
+    return Node({**tree.value, section: Node(kept, found.where)}, tree.where)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.ranges import require
-from vidalign.recipe.generation import ChatConfig, Sampling
 
 TEACHING = ("objective", "objectives", "rewards", "discriminator", "teacher", "callbacks", "trackers")
 """Sections that a trained student has no need of."""
@@ -61,19 +60,21 @@ class RewardChoice(Choice):
         require(self, "timeout", least=0)
 
 
-def plugin(kind: str) -> Any:
-    """A section of the form `{name: ..., **Config of that plugin}`."""
-    return field(metadata={"plugin": kind})
+def plugin(kind: str, choice: type[Choice] = Choice) -> Any:
+    """A section of the form `{name: ..., **Config of that plugin}`, with the further fields of `choice`, whose default
+    name stands where the section gives none."""
+    usual = choice.__dict__.get("name", "")
+    return field(metadata={"plugin": kind, "choice": choice, "usual": usual})
 
 
 def optional_plugin(kind: str, usual: str = "") -> Any:
     """A `plugin` section that may be left out (null). usual: the name where the section gives none."""
-    return field(default=None, metadata={"plugin": kind, "usual": usual})
+    return field(default=None, metadata={"plugin": kind, "choice": Choice, "usual": usual})
 
 
 @dataclass
-class StudentConfig:
-    """The model that is trained."""
+class StudentChoice(Choice):
+    """The model that is trained: its kind, where its weights come from, and the settings of that kind."""
 
     name: str = "video"
     """Kind of student in the registry."""
@@ -82,12 +83,6 @@ class StudentConfig:
     of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
-    chat: ChatConfig | None = None
-    """Chat template of a language student, instead of the settings in its weights."""
-    sampling: Sampling | None = None
-    """Sampling of a language student, instead of the settings in its weights."""
-    cache: dict[str, Any] | None = None
-    """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
     adapter: AdapterConfig | None = None
     """Low-rank adapters; none means full fine-tuning."""
     checkpointing: bool = False
@@ -193,13 +188,13 @@ class Sections:
 
     objective: Choice = plugin("objectives")
     """How a judgement becomes a gradient: `name` and the settings of that objective."""
+    student: StudentChoice = plugin("students", StudentChoice)
+    """The model that is trained."""
     objectives: dict[str, Part] = field(default_factory=dict)
     """Several objectives at once, instead of `objective`: a label of your choice to the settings of each, `name` (the
     label if left out), `weight`, `start`, `stop` and `rewards`."""
     seed: int = 0
     """Every random number of the run follows from it."""
-    student: StudentConfig = field(default_factory=StudentConfig)
-    """The model that is trained."""
     teacher: Choice | None = optional_plugin("teachers", usual="model")
     """What the objective learns from, never trained: `name` and the settings of that teacher."""
     data: DataConfig = field(default_factory=DataConfig)

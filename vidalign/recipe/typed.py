@@ -90,10 +90,10 @@ def convert(hint: Any, node: Node, path: str, problems: list[Problem], default: 
     return _leaf(hint, node, path, problems)
 
 
-def choose(kind: str, node: Node, path: str, problems: list[Problem], usual: str = "") -> Choice:
-    """A section `{name: ..., **Config}`: the plugin's own dataclass decides which keys it has.
+def choose(kind: str, node: Node, path: str, problems: list[Problem], cls: type[C], usual: str = "") -> C | None:
+    """A section `{name: ..., **Config}`: the plugin's own dataclass decides which keys it has beside those of `cls`.
 
-    usual: the name where the section gives none.
+    usual: the name where the section gives none. None when a field of `cls` is wrong.
     """
     if usual and isinstance(node.value, dict):
         node = Node({"name": Node(usual, node.where)} | node.value, node.where)
@@ -102,18 +102,23 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem], usual: str
         problems.append(
             Problem(f"{path}.name is missing", node.where, f"it chooses one of the {kind}", f"known: {names}")
         )
-        return Choice("")
-    chosen = node.value["name"]
-    settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
+        return cls("")
+    own = {f.name for f in fields(cls)} - {"config"}
+    name, config = str(node.value["name"].value), None
+    settings = Node({key: child for key, child in node.value.items() if key not in own}, node.where)
     before = len(problems)
     try:
-        config = settings_of(kind, str(chosen.value), settings, path, problems)
+        config = settings_of(kind, name, settings, path, problems)
     except UserError as error:
-        problems += placed(error, chosen.where)
-        return Choice("")
+        problems += placed(error, node.value["name"].where)
+        name = ""
     for problem in problems[before:]:
         _name_owner(problem, kind, path, settings)
-    return Choice(str(chosen.value), config)
+    terms = {key: child for key, child in node.value.items() if key in own} | {"name": Node(name, node.where)}
+    chosen = build(cls, Node(terms, node.where), path, problems)
+    if chosen is not None:
+        chosen.config = config
+    return chosen
 
 
 def _name_owner(problem: Problem, kind: str, path: str, settings: Node) -> None:
@@ -139,15 +144,12 @@ def mix(kind: str, cls: type[C], node: Node, path: str, problems: list[Problem])
     if not isinstance(node.value, dict) or (not node.value and cls is Part):
         problems.append(Problem(f"{path} must be a mapping of labels to {kind}, not {node.plain()!r}", node.where))
         return {}
-    own, parts = {f.name for f in fields(cls)} - {"name", "config"}, {}
+    parts = {}
     for label, entry in node.value.items():
-        entries = entry.value if isinstance(entry.value, dict) else {}
-        settings = {"name": Node(label, entry.where)} | {k: v for k, v in entries.items() if k not in own}
-        chosen = choose(kind, Node(settings, entry.where), f"{path}.{label}", problems)
-        terms = {"name": Node(chosen.name, entry.where)} | {k: v for k, v in entries.items() if k in own}
-        part = build(cls, Node(terms, entry.where), f"{path}.{label}", problems)
+        named = entry.value if isinstance(entry.value, dict) else {}
+        whole = Node({"name": Node(label, entry.where)} | named, entry.where)
+        part = choose(kind, whole, f"{path}.{label}", problems, cls=cls)
         if part is not None:
-            part.config = chosen.config
             parts[label] = part
     return parts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -18,14 +18,12 @@ from vidalign.students.spec import SpecT
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
-    from vidalign.recipe.schema import StudentConfig
+    from vidalign.recipe.schema import StudentChoice
     from vidalign.students.base import Student
     from vidalign.students.video.spec import Sampler
     from vidalign.text.features import PromptFeatures
 
 StudentT = TypeVar("StudentT", bound="Student[Any]")
-SETTINGS = ("cache", "chat", "sampling")
-"""Entries of the recipe's section ``student`` that only some kinds have."""
 
 
 class Sizes(NamedTuple):
@@ -46,8 +44,6 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     """What rewards and metrics have to judge; a picture is a clip of one frame."""
     asked: ClassVar[Literal["captions", "examples"]] = "captions"
     """What its prompts are, see `PromptSource.gives`."""
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Those of ``student.cache``, ``student.chat`` and ``student.sampling`` that it has; others are refused."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Entries of the specification in which all start weights of a benchmark must agree."""
 
@@ -55,6 +51,10 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     @abstractmethod
     def network(cls) -> type[StudentT]:
         """Its class, imported now."""
+
+    @dataclass
+    class Config:
+        """Its own keys in the recipe's section ``student``: none."""
 
     # --- making one ---
 
@@ -69,11 +69,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return cls.network().load(path, **options)
 
     @classmethod
-    def build(cls, config: StudentConfig, seed: int) -> StudentT:
+    def build(cls, student: StudentChoice, seed: int) -> StudentT:
         """The student of a recipe: saved weights, or random ones of ``student.init``."""
-        if config.init is not None:
-            return cls.from_spec(cls.spec_type.from_dict(dict(config.init)), seed)
-        return cls.load(config.path)
+        if student.init is not None:
+            return cls.from_spec(cls.spec_type.from_dict(dict(student.init)), seed)
+        return cls.load(student.path)
 
     @classmethod
     def features(cls, spec: SpecT) -> PromptFeatures | None:
@@ -88,11 +88,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return NoCodec()
 
     @classmethod
-    def stand_in(cls, config: StudentConfig) -> tuple[StudentT, Any, Codec]:
+    def stand_in(cls, student: StudentChoice) -> tuple[StudentT, Any, Codec]:
         """A student of which the calls of an objective are counted, its prompt features and its codec. A kind whose
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
-        student = cls.build(config, 0)
-        return student, cls.features(student.spec), cls.codec(student.spec)
+        made = cls.build(student, 0)
+        return made, cls.features(made.spec), cls.codec(made.spec)
 
     # --- what a recipe or a protocol says ---
 
@@ -102,10 +102,6 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         from vidalign.recipe.typed import build
 
         student = draft.recipe.student
-        for name in SETTINGS:
-            if getattr(student, name) is not None and name not in cls.settings:
-                what = f"a {student.name} student has no settings {name!r}"
-                draft.refuse(what, f"student.{name}", f"it has {', '.join(cls.settings) or 'none'}", "delete it")
         if student.init:
             build(cls.spec_type, draft.tree.value["student"].value["init"], "student.init", draft.problems)
         elif student.path:
@@ -139,7 +135,7 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
             return spec
 
     @classmethod
-    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
+    def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
         """What a step of `frames` latent frames costs depends on."""
         from vidalign.students.video.spec import Sampler
 

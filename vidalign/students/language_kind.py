@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import DataError
 from vidalign.reading import regular
 from vidalign.students.kind import Sizes, StudentKind
-from vidalign.students.language_config import LanguageSpec, is_transformers
+from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_transformers
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
-    from vidalign.recipe.schema import StudentConfig
+    from vidalign.recipe.schema import StudentChoice
     from vidalign.students.language import LanguageStudent
 
 
@@ -24,7 +25,15 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     spec_type = LanguageSpec
     makes = "texts"
     asked = "examples"
-    settings = ("chat", "sampling")
+
+    @dataclass
+    class Config:
+        """Settings of a language student."""
+
+        chat: ChatConfig | None = None
+        """Chat template, instead of the settings in its weights."""
+        sampling: Sampling | None = None
+        """How it answers, instead of the settings in its weights."""
 
     @classmethod
     def network(cls) -> type[LanguageStudent]:
@@ -33,17 +42,19 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         return LanguageStudent
 
     @classmethod
-    def build(cls, config: StudentConfig, seed: int) -> LanguageStudent:
-        return super().build(config, seed).configure(config.chat, config.sampling)
+    def build(cls, student: StudentChoice, seed: int) -> LanguageStudent:
+        return super().build(student, seed).configure(student.config.chat, student.config.sampling)
 
     @classmethod
-    def stand_in(cls, config: StudentConfig) -> tuple[LanguageStudent, None, Codec]:
+    def stand_in(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:
         """A tiny student with the real one's tokenizer, chat and sampling, and random weights; no weights are read."""
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
-        spec = LanguageSpec.from_dict(dict(config.init)) if config.init else cls.read_spec(config.path)
-        return stand_in(spec, config), None, NoCodec()
+        spec = LanguageSpec.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
+        own = student.config
+        spec = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
+        return stand_in(spec), None, NoCodec()
 
     @classmethod
     def check(cls, draft: Draft) -> None:
@@ -77,8 +88,8 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         return spec_of(str(path))
 
     @classmethod
-    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
-        return super().sizes(config, 0)
+    def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
+        return super().sizes(student, 0)
 
     @classmethod
     def write_samples(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_checkpoint import tokenizer_and_processor
 from vidalign.students.language_config import LanguageSpec
-
-if TYPE_CHECKING:
-    from vidalign.recipe.schema import StudentConfig
 
 WIDTH, TOKENS = 8, 4
 """Hidden size of the stand-in, and the longest response that it samples: a response counts once, however long."""
@@ -26,8 +23,8 @@ class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not 
         """Inputs of every processor are welcome."""
 
 
-def stand_in(spec: LanguageSpec, config: StudentConfig) -> LanguageStudent:
-    """A student with the tokenizer of `spec`, and the chat and sampling that a recipe names."""
+def stand_in(spec: LanguageSpec) -> LanguageStudent:
+    """A student with the tokenizer, the chat and the sampling of `spec`."""
     tokenizer, processor = tokenizer_and_processor(
         spec.tokenizer, SimpleNamespace(vision_config=spec.config.get("vision_config"))
     )
@@ -41,6 +38,5 @@ def stand_in(spec: LanguageSpec, config: StudentConfig) -> LanguageStudent:
             num_key_value_heads=1,
         )
     )
-    sampling = config.sampling or spec.sampling
-    small = replace(spec, chat=config.chat or spec.chat, sampling=replace(sampling, max_new_tokens=TOKENS))
+    small = replace(spec, sampling=replace(spec.sampling, max_new_tokens=TOKENS))
     return LanguageStudent(small, model, tokenizer, processor)

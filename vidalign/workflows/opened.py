@@ -13,6 +13,7 @@ from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, before_work
 from vidalign.plugins import load_plugins_of
 from vidalign.recipe import Recipe, load_recipe, load_student_recipe
+from vidalign.recipe.load import written
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
 
@@ -51,9 +52,9 @@ def open_run(
     folder = Path(folder)
     check_finished(folder, saved)
     if student_only:
-        recipe = load_student_recipe(folder / "recipe.yaml")
-        if recipe.student.name not in registry.names("students"):
+        if written(folder / "recipe.yaml", [], "student", "name") not in registry.names("students"):
             load_plugins_of(folder)  # the student itself is one
+        recipe = load_student_recipe(folder / "recipe.yaml")
     else:
         load_plugins_of(folder)
         recipe = load_recipe(folder / "recipe.yaml", list(overrides))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
+from vidalign import registry
 from vidalign.errors import UserError
-from vidalign.students.video.checks import written_spec
-from vidalign.students.video.spec import Sampler, VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
+    from vidalign.students.video.spec import Sampler
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,8 @@ def around(draft: Draft) -> Around:
     recipe = draft.recipe
     rewards = tuple(getattr(recipe.objective, "rewards", None) or recipe.rewards)
     count = recipe.trainer.prompts_per_step
-    spec = written_spec(recipe.student) if recipe.student.name == "video" else None
-    if spec is None:
-        return Around(0, rewards, count, None)
-    chunk = (spec.get("cache") or {}) | (recipe.student.cache or {})
-    return Around(recipe.data.frames // chunk.get("chunk_frames", 3), rewards, count, _sampler(spec))
-
-
-def _sampler(spec: dict[str, Any]) -> Sampler | None:
-    """The sampler of a student's specification; None where what builds the student will refuse it."""
     try:
-        return Sampler(**spec["sampler"]) if "sampler" in spec else VideoStudentSpec().sampler
-    except (TypeError, ValueError, UserError):
-        return None
+        sizes = registry.get("students", recipe.student.name).sizes(recipe.student, recipe.data.frames)
+    except (UserError, SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return Around(0, rewards, count, None)  # what builds the student says why
+    return Around(sizes.chunks, rewards, count, sizes.sampler)

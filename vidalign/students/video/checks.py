@@ -12,13 +12,14 @@ from vidalign.recipe.prompts import listed_prompts
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
+from vidalign.students.video.kind import Video
 from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
 from vidalign.students.weights import header
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
-    from vidalign.recipe.schema import StudentConfig
+    from vidalign.recipe.schema import StudentChoice
 
 
 def check(draft: Draft) -> None:
@@ -27,7 +28,7 @@ def check(draft: Draft) -> None:
     if student.init:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
-    if student.cache:
+    if draft.settings("student", Video.Config).cache:
         _check_cache(draft, draft.tree.value["student"].value["cache"], spec or {})
     if spec is not None:
         _check_frames(draft, spec)
@@ -36,7 +37,7 @@ def check(draft: Draft) -> None:
         _check_words(draft, spec)
 
 
-def written_spec(student: StudentConfig) -> dict[str, Any] | None:
+def written_spec(student: StudentChoice) -> dict[str, Any] | None:
     """The specification that stands in the header of the weights, or `init`; None when it cannot be read."""
     if student.init:
         return student.init
@@ -67,7 +68,7 @@ def _check_frames(draft: Draft, spec: dict[str, Any]) -> None:
     if not draft.sound("student"):
         return
     recipe, own = draft.recipe, spec.get("cache")
-    policy = (own if isinstance(own, dict) else {}) | (recipe.student.cache or {})
+    policy = (own if isinstance(own, dict) else {}) | (draft.settings("student", Video.Config).cache or {})
     chunk = policy.get("chunk_frames", 3)
     if not isinstance(chunk, int) or chunk < 1:
         return  # reported as a mistake of the cache policy

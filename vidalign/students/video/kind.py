@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from vidalign.students.video.spec import VideoStudentSpec
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
-    from vidalign.recipe.schema import StudentConfig
+    from vidalign.recipe.schema import StudentChoice
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -22,8 +22,14 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     """A causal few-step video student over the Wan transformer of diffusers."""
 
     spec_type = VideoStudentSpec
-    settings = ("cache",)
     shared = ("codec", "height", "width", "text", "sampler")
+
+    @dataclass
+    class Config:
+        """Settings of a video student."""
+
+        cache: dict[str, Any] | None = None
+        """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -32,10 +38,10 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         return VideoStudent
 
     @classmethod
-    def build(cls, config: StudentConfig, seed: int) -> VideoStudent:
-        student = super().build(config, seed)
-        student.spec.cache = replace(student.spec.cache, **config.cache or {})
-        return student
+    def build(cls, student: StudentChoice, seed: int) -> VideoStudent:
+        made = super().build(student, seed)
+        made.spec.cache = replace(made.spec.cache, **student.config.cache or {})
+        return made
 
     @classmethod
     def features(cls, spec: VideoStudentSpec) -> PromptFeatures:
@@ -73,24 +79,24 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         return super().read_spec(path)
 
     @classmethod
-    def sizes(cls, config: StudentConfig, frames: int) -> Sizes:
-        spec = cls._spec(config)
+    def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
+        spec = cls._spec(student)
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
 
     @classmethod
-    def _spec(cls, config: StudentConfig) -> VideoStudentSpec:
+    def _spec(cls, student: StudentChoice) -> VideoStudentSpec:
         """What a recipe makes of its student, without the weights."""
-        spec = VideoStudentSpec.from_dict(dict(config.init)) if config.init else cls.read_spec(config.path)
-        return replace(spec, cache=replace(spec.cache, **config.cache or {}))
+        spec = VideoStudentSpec.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
+        return replace(spec, cache=replace(spec.cache, **student.config.cache or {}))
 
     @classmethod
     def levels(cls, path: str | Path) -> list[float]:
         return cls.read_spec(path).sampler.sigmas
 
     @classmethod
-    def stand_in(cls, config: StudentConfig) -> tuple[VideoStudent, Features, Codec]:
+    def stand_in(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
         """A tiny student of the same chunks and sampler with random weights, its prompt features and codec; only the
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(cls._spec(config))
+        return stand_in(cls._spec(student))

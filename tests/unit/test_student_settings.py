@@ -1,0 +1,63 @@
+"""Kinds of student with settings of their own: other keys are refused, old recipes still resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vidalign.errors import RecipeError, UserError
+from vidalign.recipe import load_recipe
+from vidalign.recipe.load import Recipe
+from vidalign.recipe.resume import check_same_recipe
+
+OLD = {"chat": None, "sampling": None, "cache": None}
+"""What every saved recipe held under `student` beside what all kinds have, before each had its own settings."""
+
+
+def saved(recipe: Recipe, folder: Path, **student: object) -> Path:
+    """The recipe as an older version saved it."""
+    plain = recipe.plain()
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**plain, "student": OLD | plain["student"] | student}), encoding="utf-8")
+    return file
+
+
+def test_a_student_has_only_its_own_keys() -> None:
+    shared = {"name", "path", "init", "adapter", "checkpointing"}
+    assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, "cache"}
+    assert load_recipe("tokens/opd").plain()["student"].keys() == {*shared, "chat", "sampling"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "owner"),
+    [("tokens/opd", "student.cache={window: 3}", "video"), ("world/astrolabe", "student.chat={}", "language")],
+)
+def test_a_key_of_another_kind_is_named_with_its_place(recipe: str, override: str, owner: str) -> None:
+    with pytest.raises(RecipeError, match=f"it is a setting of '{owner}', another of the students"):
+        load_recipe(recipe, [override])
+
+
+def test_a_wrong_value_leaves_the_settings_of_the_kind() -> None:
+    """Both mistakes are reported: that of a key that all students have, and that of the kind's own."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("world/astrolabe", ["student.checkpointing=3.5", "student.cache={widow: 3}"])
+    found = [problem.what for problem in caught.value.problems]
+    assert any("student.checkpointing must be" in what for what in found)
+    assert any("student.cache.widow" in what for what in found)
+
+
+@pytest.mark.parametrize("name", ["world/astrolabe", "world/astrolabe_long", "tokens/opd", "tokens/pretrain/student"])
+def test_an_old_recipe_is_read(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    file = saved(recipe, tmp_path)
+    assert load_recipe(file).plain() == recipe.plain()
+    check_same_recipe(file, recipe)
+
+
+def test_a_value_that_is_read_is_another_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("world/astrolabe_long")
+    file = saved(recipe, tmp_path, cache={"window": 6})
+    with pytest.raises(UserError, match=r"student\.cache"):
+        check_same_recipe(file, recipe)
