@@ -32,6 +32,7 @@ LAYERS = (
     ("workflows",),
     ("__init__",),
     ("cli",),
+    ("testing",),
 )
 """The rooms from the lowest up: a room may import those of lower layers and none beside or above it."""
 AGAINST = {
