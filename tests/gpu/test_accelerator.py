@@ -24,6 +24,7 @@ from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
+from vidalign.testing.recipes import save_video_network
 from vidalign.text.pretrained import build_text_encoder
 from vidalign.trainer import judge_experience
 from vidalign.worlds.video import captions
@@ -55,7 +56,7 @@ SGD = ("trainer.optimizer=sgd", "trainer.learning_rate=1.0", "trainer.clip=0", "
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {kind: tmp_path_factory.mktemp(kind) for kind in ("video", "language")}
     for seed, name in enumerate(("student.safetensors", "teacher.safetensors"), 1):
-        video.make_network(found["video"] / name, seed)
+        save_video_network(found["video"] / name, seed)
         language.make_student(found["language"] / name, seed, tied=seed == 1)
     return found
 

@@ -1,5 +1,14 @@
-"""Checks for plugin authors: real training steps on tiny networks, and one sentence for a promise that is broken."""
+"""Checks for plugin authors: each promise of a contract is tried at work, and one sentence says which is broken.
 
+    from vidalign.testing import check_objective
+    check_objective(MyObjective)
+
+See docs/testing_a_plugin.md.
+"""
+
+from vidalign.testing.metrics import check_metric
 from vidalign.testing.objectives import check_objective
+from vidalign.testing.rewards import check_reward
+from vidalign.testing.students import check_student
 
-__all__ = ["check_objective"]
+__all__ = ["check_metric", "check_objective", "check_reward", "check_student"]

@@ -65,12 +65,12 @@ def save_video_network(path: Path, seed: int) -> None:
 
 
 @torch.no_grad()
-def save_language_network(path: Path, seed: int, **config: Any) -> None:
-    """Write a language student with random weights of this seed; config: other entries than `LANGUAGE`."""
+def save_language_network(path: Path, seed: int, config: dict[str, Any]) -> None:
+    """Write a language student with random weights of this seed; config: that of transformers, as in `LANGUAGE`."""
     from vidalign.students.language import LanguageStudent
     from vidalign.students.language_config import LanguageSpec
 
-    student = LanguageStudent.from_spec(LanguageSpec.from_dict({"config": {**LANGUAGE["config"], **config}}), seed)
+    student = LanguageStudent.from_spec(LanguageSpec.from_dict({"config": config}), seed)
     for parameter in student.parameters():  # with stock weights every token is as likely as every other
         if parameter.ndim > 1:
             parameter.mul_(8.0)
@@ -116,6 +116,7 @@ def _video_sections(folder: Path) -> dict[str, Any]:
 def _language_sections(folder: Path) -> dict[str, Any]:
     for seed, name in enumerate(("student", "teacher"), 1):
         if not (folder / f"{name}.safetensors").is_file():
-            save_language_network(folder / f"{name}.safetensors", seed, tie_word_embeddings=seed == 1)
+            config = {**LANGUAGE["config"], "tie_word_embeddings": seed == 1}
+            save_language_network(folder / f"{name}.safetensors", seed, config)
     student = {"name": "language", "path": str(folder / "student.safetensors"), "sampling": SAMPLING}
     return {"student": student, "data": {"prompts": "tokens:train", "eval_prompts": "tokens:held_out"}}
