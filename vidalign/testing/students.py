@@ -48,9 +48,9 @@ def check_student(
             network = kind.from_spec(spec, 1)
         _check_weights(name, network, kind.from_spec(spec, 1), kind.from_spec(spec, 2))
         outputs = _check_sampling(name, network, asked, frames)
-        _check_file(name, kind, network, asked, frames, Path(folder) / "student.safetensors")
         if kind.makes == "clips":
             _check_clips(name, network, asked, frames, outputs)
+        _check_file(name, kind, network, asked, frames, Path(folder) / "student.safetensors")
 
 
 def _outputs(network: Any, prompts: Sequence[Any], frames: int, numbers: Sequence[int], seed: int = 0) -> Any:
