@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import vidalign
-from vidalign import registry
+from vidalign import registry, testing
 from vidalign.cli import main
 from vidalign.recipe import load_recipe
 from vidalign.tracking import health
@@ -195,6 +195,27 @@ def test_the_example_of_a_door_trains_and_is_judged(
     }[page]
     assert expected <= set(values)
     assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
+
+
+def test_the_example_tests_of_plugins_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugins of the other pages beside the block of this one."""
+    page = ROOT / "docs" / "testing_a_plugin.md"
+    assert [n for n in testing.__all__ if f"`{n}(" not in page.read_text(encoding="utf-8")] == []
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "adding_an_objective": "reward_weighted.py",
+        "adding_a_reward": "sharpness.py",
+        "adding_a_metric": "flicker.py",
+    }
+    for name_of_page, file in files.items():
+        Path(file).write_text(blocks(ROOT / "docs" / f"{name_of_page}.md", "python")[0])
+    values: dict[str, Any] = {}
+    exec(blocks(page, "python")[0], values)
+    tests = [value for key, value in values.items() if key.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
 
 
 def test_the_python_page_runs_and_lists_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,6 @@
 """Checks for plugin authors: each promise of a contract is tried at work, and one sentence says which is broken.
 
-    from vidalign.testing import check_objective
-    check_objective(MyObjective)
-
-See docs/testing_a_plugin.md.
+Use: ``check_objective(MyObjective)`` in a test; see docs/testing_a_plugin.md.
 """
 
 from vidalign.testing.metrics import check_metric
