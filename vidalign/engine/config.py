@@ -17,6 +17,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
 @dataclass
 class EngineConfig:
+    """The section `engine`: what trains, in which precision, over how many processes."""
+
     name: Literal["plain", "deepspeed"] = "plain"
     """`plain` is torch alone, on one or several processes; `deepspeed` adds ZeRO."""
     zero_stage: int = 2
@@ -46,6 +48,8 @@ class EngineConfig:
 
 @dataclass
 class OptimizerConfig:
+    """The optimiser of one role, with its learning-rate schedule."""
+
     name: Literal["adamw", "sgd", "muon"] = "adamw"
     """torch's optimiser of that name; `muon` takes the matrices inside blocks and leaves the rest to AdamW."""
     learning_rate: float = 1e-4
@@ -81,6 +85,8 @@ class OptimizerConfig:
 
 @dataclass
 class AdapterConfig:
+    """Low-rank adapters (LoRA) of the student."""
+
     rank: int = 32
     """Rank of the low-rank update."""
     alpha: float = 32.0
