@@ -76,7 +76,7 @@ def by_hand(checkpoint: Path, clip: Tensor, letters: str) -> Tensor:
 def test_scores_are_those_of_the_formula(checkpoint: Path, clips: Tensor) -> None:
     scores = metric(checkpoint, frames=0, batch=4).score(clips, PROMPTS)
     frames = torch.stack([by_hand(checkpoint, clip, prompt) for clip, prompt in zip(clips, PROMPTS, strict=True)])
-    assert 5 < float(frames.mean()) < 95 and float(frames.std()) > 1, "the test can separate clips"
+    assert 3 < float(frames.mean()) < 95 and float(frames.std()) > 1, "the test can separate clips"
     expected = {"mean": frames.mean(1), "min": frames.min(1).values, "last_quarter": frames[:, -3:].mean(1)}
     assert scores.keys() == expected.keys()
     for name, values in expected.items():
