@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vidalign import registry
+from vidalign.engine import distributed
 from vidalign.recipe.explain import field_docs
 
 
@@ -36,6 +37,17 @@ def lent(kind: str, plugin: Any) -> Iterator[str]:
         yield name
     finally:
         registry.unregister(kind, name)
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Runs are on the CPU meanwhile, whatever the machine has: accelerators add numbers in any order."""
+    own = distributed.device
+    distributed.device = lambda: torch.device("cpu")
+    try:
+        yield
+    finally:
+        distributed.device = own
 
 
 def check_config(name: str, plugin: Any, needed: bool = True) -> None:

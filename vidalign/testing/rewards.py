@@ -13,7 +13,7 @@ from torch import Tensor
 from vidalign import registry
 from vidalign.engine import distributed
 from vidalign.testing.judges import COUNT, Items, check_items, default_clips, default_texts, values_of
-from vidalign.testing.plugins import broken, check_config, lent
+from vidalign.testing.plugins import broken, check_config, lent, on_the_cpu
 from vidalign.testing.trial import Trial
 
 FRAMES = 9
@@ -43,17 +43,27 @@ def check_reward(
         if judges not in DRIVEN:
             broken(name, f"judges {judges!r}: a reward judges 'clips' or 'texts'")
         trial = Trial(DRIVEN[judges], [f"rewards={{{name}: 1.0}}", *overrides], Path(folder))
-        _, ctx = trial.start()
-        assert ctx.rewards is not None, "the recipe names one"
-        made, judged = ctx.rewards.rewards[name], Items(*items) if items else _default(ctx.prompts, judges)
-        _check_name(name, made, kind, judged)
-        values = check_items(name, made.score, judged, failing)
-        if name not in values:
-            broken(name, f"returns {sorted(values)} and nothing under its own name")
-        if values[name].ndim != 1:
-            broken(name, f"returns {values[name].ndim} dimensions under its name: one number an item is promised")
+        with on_the_cpu():
+            made, prompts = _made(trial, name)
+            judged = Items(*items) if items else _default(prompts, judges)
+            _check_name(name, made, kind, judged)
+            values = check_items(name, made.score, judged, failing)
+            if name not in values:
+                broken(name, f"returns {sorted(values)} and nothing under its own name")
+            if values[name].ndim != 1:
+                broken(name, f"returns {values[name].ndim} dimensions under its name: one number an item is promised")
         if isinstance(judged.outputs[0], Tensor):
-            _check_tensors(name, made, judged.pick(range(len(values[name]))), values[name])
+            clips, asked = judged.given()[: len(values[name])], judged.prompts[: len(values[name])]
+            _check_tensors(name, made, clips.double(), asked, values[name])
+            if (place := distributed.device()).type != "cpu":
+                _check_tensors(name, _made(trial, name)[0], clips.to(place), asked, values[name])
+
+
+def _made(trial: Trial, name: str) -> tuple[Any, Any]:
+    """The reward as a run makes it, and the prompts of the run."""
+    _, ctx = trial.start()
+    assert ctx.rewards is not None, "the recipe names one"
+    return ctx.rewards.rewards[name], ctx.prompts
 
 
 def _default(prompts: Any, judges: str) -> Items:
@@ -72,11 +82,9 @@ def _check_name(name: str, made: Any, kind: Any, items: Items) -> None:
         broken(name, f"cannot score {len(refused)} of {len(items)} prompts, first {refused[0]!r:.60}: give items")
 
 
-def _check_tensors(name: str, made: Any, items: Items, expected: Tensor) -> None:
-    """Clips in fp64, and on the accelerator where there is one, get the same scores."""
-    place = distributed.device()
-    for clips in (items.given().double(), items.given().to(place)):
-        found = values_of(name, made.score(clips, items.prompts), len(items))[name]
-        apart = float((found - expected).abs().nan_to_num(0).max())
-        if not torch.equal(found.isnan(), expected.isnan()) or apart > 1e-3:
-            broken(name, f"gives scores that differ by {apart:.2e} for {clips.dtype} clips on {clips.device}")
+def _check_tensors(name: str, made: Any, clips: Tensor, prompts: list[Any], expected: Tensor) -> None:
+    """Clips of another type, or elsewhere, get the same scores."""
+    found = values_of(name, made.score(clips, prompts), len(prompts))[name]
+    apart = float((found - expected).abs().nan_to_num(0).max())
+    if not torch.equal(found.isnan(), expected.isnan()) or apart > 1e-3:
+        broken(name, f"gives scores that differ by {apart:.2e} for {clips.dtype} clips on {clips.device}")
