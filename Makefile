@@ -1,8 +1,11 @@
 # Everything runs inside .venv, which is built here from constraints.txt. `make help` lists the targets.
+# Other versions: CONSTRAINTS=constraints-lowest.txt, or CONSTRAINTS=/dev/null for the newest, each with a VENV of its own.
 PYTHONS := python3.11 python3.12 python3.13 python3 python
 SUITS := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c '$(SUITS)' 2>/dev/null && echo $(name))))
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH := $(shell sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
@@ -15,14 +18,14 @@ help:  ## this list
 
 venv: $(INSTALLED)  ## build .venv
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "no Python of version 3.11 or newer; looked for: $(PYTHONS)" >&2; exit 2; }
 	@echo "== install 1 of 3: a virtual environment in $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "== install 2 of 3: torch, the largest download; unpacking it takes a minute"
-	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) '$(TORCH)'
 	@echo "== install 3 of 3: vidalign and the other packages"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write the report

@@ -40,6 +40,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Place of every value in its row, from 0."""
     return values.argsort(1).argsort(1)
 
 
@@ -98,6 +99,7 @@ def measure(rate: float) -> list[Row]:
 
 
 def main() -> None:
+    """Measure and write the result."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     document = {

@@ -1,8 +1,8 @@
-"""Peak memory and time of a distillation loss between hidden states and gradients, at the size of a real vocabulary.
+r"""Peak memory and time of a distillation loss between hidden states and gradients, at the size of a real vocabulary.
 
     pip install -c constraints.txt -e '.[bench]'                            (trl, for the rows to compare with)
     python benchmarks/lm_head_memory.py --threads 1                         (4,096 tokens, hidden 2,048, V = 151,936)
-    python benchmarks/lm_head_memory.py --tokens 64 --paired-tokens 32 --naive-tokens 32 64 --hidden 64 \\
+    python benchmarks/lm_head_memory.py --tokens 64 --paired-tokens 32 --naive-tokens 32 64 --hidden 64 \
         --vocabulary 4096 --dry
 
 compares, in one process and on the same tensors, with student head and hidden states trained and the teacher frozen:
@@ -136,6 +136,8 @@ def losses(args: argparse.Namespace) -> dict[str, Loss]:
 
 
 def autocast(loss: Loss) -> Loss:
+    """The loss with its products in bf16."""
+
     def under(x: Inputs) -> Tensor:
         with torch.autocast(x["ours"].device.type, torch.bfloat16):
             return loss(x)
@@ -171,6 +173,7 @@ def run(loss: Loss, x: Inputs) -> Row:
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait until the accelerator has finished."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -292,6 +295,7 @@ def _version(name: str) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--paired-tokens", type=int, default=512, help="tokens of the repeated rounds of all losses")
@@ -311,6 +315,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure every loss and write the result after each."""
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -106,6 +106,7 @@ def measure(lengths: int, window: int) -> Row:
 
 
 def main() -> None:
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

@@ -98,6 +98,7 @@ def show(result: dict[str, object]) -> None:
 
 
 def main() -> None:
+    """Score every row of the table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=264, help="clips in each row")
     parser.add_argument("--seed", type=int, default=0)

@@ -83,6 +83,7 @@ def _trainer(precision: str, steps: int, run: Path) -> Trainer:
 
 
 def main() -> None:
+    """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6, help="steps of each precision, the first left out")
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -59,6 +59,7 @@ def timed(fn: Callable[[], object], device: torch.device, repeats: int) -> float
 
 
 def seeds(count: int) -> list[torch.Generator]:
+    """One generator a clip."""
     return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
@@ -162,6 +163,7 @@ def network(size: str) -> VideoStudent:
 
 
 def show(console: Console, title: str, rows: list[Row]) -> None:
+    """Print rows as a table."""
     table = Table(title=title)
     for name in rows[0]:
         table.add_column(name, justify="right")
@@ -190,6 +192,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 
 def main() -> None:
+    """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="", help="path or shipped name; default: random weights")
     parser.add_argument("--size", choices=("world", "wan-1.3b"), default="world", help="size of random weights")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vidalign.workflows.compare import compare as compare
     from vidalign.workflows.evaluate import evaluate_run as evaluate
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Trainer", "compare", "evaluate", "load_recipe", "load_student"]
 
 _HOMES = {

@@ -192,6 +192,11 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     return keep
 
 
+def unregister(kind: str, name: str) -> None:
+    """Take back what `register` made available as `name`."""
+    del _registered[kind][name]
+
+
 def load_plugin_file(path: str | Path) -> None:
     """Run one Python file for its `@register(...)` lines. Loading the same file again does nothing."""
     file = Path(path).resolve()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from objective_helpers import make_network
+
+from vidalign.testing.recipes import save_video_network
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("networks")
-    make_network(folder / "student.safetensors", 1)
-    make_network(folder / "teacher.safetensors", 2)
+    save_video_network(folder / "student.safetensors", 1)
+    save_video_network(folder / "teacher.safetensors", 2)
     return folder

@@ -1,70 +1,26 @@
-"""The discriminator as a trainable reward: what it learns from, when, what it leaves alone, and what it is worth."""
+"""The discriminator as a trainable reward: what it learns from, when, and what it leaves alone."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from discriminator_helpers import HELD_OUT, SGD, TRAINED, asked, discriminator, rounded, same, student_clips, weights
 from objective_helpers import collect, make, network_of, whole
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vidalign import registry
-from vidalign.context import TrainContext
 from vidalign.data.source import open_source
 from vidalign.engine.rng import generator
-from vidalign.errors import RecipeError, UserError
+from vidalign.errors import UserError
 from vidalign.objectives.base import Experience, Needs, Objective
-from vidalign.recipe import load_recipe
 from vidalign.rewards.base import ScoreRequest
-from vidalign.rewards.discriminator import DiscriminatorReward, is_held_out
 from vidalign.rewards.discriminators.spatiotemporal import SpatioTemporal, positions
 from vidalign.students.video import VideoStudentSpec
-from vidalign.trainer import Trainer, judge_experience
-from vidalign.worlds.video import captions, renderer
-
-SHARE = 0.125
-TRAINED = [p for p in captions.prompts("basic/train") if not is_held_out(p, SHARE)]
-HELD_OUT = [p for p in captions.prompts("basic/train") if is_held_out(p, SHARE)]
-SGD = ("trainer.optimizer=sgd", "trainer.clip=0", "trainer.weight_decay=0", "discriminator.learning_rate=0.1")
-
-
-def discriminator(folder: Path, *overrides: str, objective: str = "afd") -> tuple[DiscriminatorReward, TrainContext]:
-    _, ctx = make(folder, objective, *overrides)
-    assert ctx.rewards is not None
-    (reward,) = ctx.rewards.trainable
-    assert isinstance(reward, DiscriminatorReward)
-    return reward, ctx
-
-
-def weights(ctx: TrainContext, role: str = "discriminator") -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in network_of(ctx, role).state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, second[key]) for key, value in first.items())
-
-
-def student_clips(prompts: list[str], seed: int = 0, frames: int = 9) -> Tensor:
-    """Stand-ins for a student: clips of the world with noise."""
-    made = renderer.clips(prompts, frames, generator=torch.Generator().manual_seed(seed))
-    return (made + 0.3 * torch.rand(made.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
-
-
-def asked(clips: Tensor, prompts: list[str]) -> ScoreRequest:
-    """A group for each run of equal prompts."""
-    distinct = list(dict.fromkeys(prompts))
-    return ScoreRequest(clips, distinct, torch.tensor([distinct.index(p) for p in prompts]))
-
-
-def rounded(clips: Tensor) -> Tensor:
-    """As a stored clip."""
-    return (clips * 255).round() / 255
-
+from vidalign.trainer import judge_experience
+from vidalign.worlds.video import renderer
 
 # --- one update ---
 
@@ -334,129 +290,3 @@ def test_scores_see_prompt_order_of_frames_and_place(folder: Path) -> None:
 def test_positions_are_distinct() -> None:
     code = positions((12, 4, 4), 64).flatten(0, 2)
     assert code.shape == (192, 64) and torch.cdist(code, code).add(torch.eye(192) * 9).min() > 0.1
-
-
-# --- in a run ---
-
-
-def test_ar_copo_can_be_driven_by_it_alone(folder: Path) -> None:
-    """A reward of weight 0 is logged, and does not count even where it fails."""
-    changes = ["rewards={discriminator: 1.0, visual_quality: 0.0}", "discriminator.name=spatiotemporal"]
-    objective, ctx = make(folder, "ar_copo", *changes, "discriminator.width=16", "teacher.name=world")
-    score, before = ctx.score, weights(ctx)
-
-    def changed(clips: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        found = score(clips, prompts)
-        level = torch.arange(len(prompts), dtype=torch.float32)  # also apart between prompts
-        return {"discriminator": found["discriminator"] + level, "visual_quality": level * math.nan}
-
-    ctx.score = changed  # type: ignore[method-assign, assignment]
-    data = collect(objective, ctx)
-    assert not same(before, weights(ctx))
-    first, second = data.shared["advantage"]
-    assert first.abs().sum() > 1 and data.metrics["health/reward_nan/mean"] == 0
-    torch.testing.assert_close(first, second, atol=0.05, rtol=0)  # the level of a prompt says nothing
-
-
-def test_any_objective_can_be_driven_by_it(folder: Path) -> None:
-    """Astrolabe with discriminator and a fixed reward; no line of the objective knows."""
-    changes = ["rewards.discriminator=1.0", "~rewards.visual_quality", "discriminator.name=spatiotemporal"]
-    changes += ["discriminator.width=16", "teacher.name=world", "objective.clip.score=video", "objective.clip.chunks=0"]
-    objective, ctx = make(folder, "astrolabe", *changes)
-    before = weights(ctx)
-    data = collect(objective, ctx)
-    assert not same(before, weights(ctx))
-    assert {"reward/discriminator/mean", "reward/motion_quality/mean"} <= data.metrics.keys()
-    assert "health/discriminator_margin_sigmoid/mean" in ctx.metrics and data["reward_weight"].std() > 0
-
-
-@pytest.mark.parametrize("max_skipped", [1, 9])
-def test_a_skipped_update_of_the_discriminator_counts(
-    max_skipped: int,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    """Its loss is not a number, from the warm-up on: the student is well, and nothing is saved all the same."""
-    _ = make(folder, "afd")
-    settings = [f"trainer.max_skipped={max_skipped}", "trainer.prompts_per_step=4", "trainer.steps=1"]
-    trainer = Trainer(load_recipe(folder / "afd.yaml", settings), tmp_path / "run")
-    reward = trainer.ctx.rewards.trainable[0]  # type: ignore[union-attr]
-    plain = reward._losses
-    monkeypatch.setattr(reward, "_losses", lambda *arguments: plain(*arguments) * math.nan)
-    before = weights(trainer.ctx)
-    with pytest.raises(UserError, match=r"skipped at step 1 - role discriminator; .*failed-step-0.json"):
-        trainer.fit()
-    engine = trainer.ctx.roles.engines["discriminator"]
-    assert engine.skipped == engine.skipped_in_row >= 3, "two updates of warm-up and those of the step"
-    assert f"gradient of {engine.skipped} updates of this step was not finite" in capsys.readouterr().err
-    assert trainer.checkpoints.steps() == [] and same(before, weights(trainer.ctx))
-    assert not [w for w in recwarn if "lr_scheduler" in str(w.message)], "the schedule goes on without a word"
-
-
-def test_a_run_resumes_exactly(folder: Path, tmp_path: Path) -> None:
-    """Two steps and two more equal four, weights and running statistics of the discriminator included."""
-    _ = make(folder, "afd")
-    settings = ["trainer.prompts_per_step=4", "trainer.save_every=2"]
-    whole = Trainer(load_recipe(folder / "afd.yaml", [*settings, "trainer.steps=4"]), tmp_path / "whole")
-    whole.fit()
-    Trainer(load_recipe(folder / "afd.yaml", [*settings, "trainer.steps=2"]), tmp_path / "parts").fit()
-    recipe = load_recipe(folder / "afd.yaml", [*settings, "trainer.steps=4"])
-    parts = Trainer(recipe, tmp_path / "parts", resume=True)
-    parts.fit()
-    for role in ("student", "discriminator"):
-        assert same(weights(whole.ctx, role), weights(parts.ctx, role)), role
-    assert whole.ctx.rewards is not None and parts.ctx.rewards is not None
-    assert whole.ctx.rewards.state_dict() == parts.ctx.rewards.state_dict()
-    assert whole.ctx.roles.engines["discriminator"].steps == 4 + 2, "four steps and two of warm-up"
-    lines = (tmp_path / "whole" / "metrics.jsonl").read_text()
-    for name in ("discriminator_warm_up_steps", "discriminator_loss/mean", "discriminator_margin_sigmoid/mean"):
-        assert name in lines
-
-
-def test_a_run_learns_from_a_store_of_clips(folder: Path, tmp_path: Path) -> None:
-    prompts = TRAINED[:4]
-    for k, clip in enumerate(renderer.clips(prompts, 9, generator=torch.Generator().manual_seed(0))):
-        np.savez(tmp_path / f"{prompts[k]}-0.npz", clip=clip.numpy())
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
-    _ = make(folder, "afd")
-    changes = ["teacher.name=store", f"teacher.path={tmp_path}", f"data.prompts={tmp_path}/prompts.txt"]
-    recipe = load_recipe(folder / "afd.yaml", [*changes, "trainer.steps=1", "trainer.prompts_per_step=2"])
-    trainer = Trainer(recipe, tmp_path / "run")
-    before = weights(trainer.ctx), weights(trainer.ctx, "student")
-    trainer.fit()
-    assert not same(before[0], weights(trainer.ctx)) and not same(before[1], weights(trainer.ctx, "student"))
-
-
-# --- mistakes ---
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("astrolabe", ["rewards.discriminator=1.0", "teacher.name=world"], "there is no discriminator"),
-        ("astrolabe", ["discriminator.name=spatiotemporal"], "not among the rewards"),
-        ("afd", ["~rewards.discriminator", "rewards.motion_quality=1.0"], "'afd' needs it"),
-        ("afd", ["~teacher"], "there is no teacher"),
-        (
-            "astrolabe",
-            ["rewards.discriminator=1.0", "discriminator.name=spatiotemporal", "teacher.name=world"],
-            "cannot judge a clip without its history",
-        ),
-        ("afd", ["discriminator.name=spatiotemprl"], "spatiotemporal"),
-        ("afd", ["discriminator.held_out=0.9"], "held_out"),
-        ("afd", ["discriminator.learning_rate=-1"], "at least 0"),
-        ("afd", ["discriminator.warm_up.accuracy=0.3"], "accuracy"),
-        ("afd", ["discriminator.warm_up.rollouts=0"], "rollouts"),
-        ("afd", ["discriminator.warmup_steps=-1"], "warmup_steps"),
-    ],
-)
-def test_mistakes_are_refused(name: str, changes: list[str], message: str, folder: Path) -> None:
-    with pytest.raises(RecipeError, match=message):
-        make(folder, name, *changes)
-
-
-def test_discriminators_are_registered() -> None:
-    assert set(registry.names("discriminators")) >= {"spatiotemporal", "vision_language"}

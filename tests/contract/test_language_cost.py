@@ -16,6 +16,7 @@ from vidalign.bench.counter import Counter
 from vidalign.cost import Cost
 from vidalign.errors import RecipeError
 from vidalign.recipe import Recipe, load_recipe
+from vidalign.testing.trial import finished
 from vidalign.trainer import Trainer
 
 STEPS, PROMPTS, GROUP = 2, 3, 4
@@ -60,14 +61,8 @@ def test_prediction_is_what_is_counted(
     name: str, overrides: tuple[str, ...], step: Cost, folder: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_of(folder, name, overrides)
-    budget = Budget()
-    trainer = Trainer(recipe, tmp_path, callbacks=[budget])
-    try:
-        for _ in range(STEPS):
-            trainer.train_step()
-    finally:
-        trainer.tracker.close()
-    assert budget.counter.total() == predict(recipe) == step + step
+    counted = finished(Trainer(recipe, tmp_path, callbacks=[Budget()])).cost
+    assert counted == predict(recipe) == step + step
 
 
 def test_a_generation_counts_once_whatever_its_length(folder: Path) -> None:

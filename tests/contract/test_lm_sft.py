@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from objective_helpers import accumulate, whole
+from objective_helpers import whole
 from safetensors.torch import load_file
 
 from vidalign.build import build_context, build_objective, build_prompts
 from vidalign.context import Batch, TrainContext
 from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import RecipeError, UserError
-from vidalign.objectives.base import Experience, Objective, Phase
+from vidalign.objectives.base import Experience, Objective
 from vidalign.recipe import load_recipe
 from vidalign.students.language import LanguageStudent
 from vidalign.tracking.tracker import Tracker
@@ -70,16 +70,6 @@ def test_the_loss_is_the_cross_entropy_of_the_response(tmp_path: Path) -> None:
         logits = student.model(input_ids=torch.tensor([before + after])).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], torch.tensor(after)))
     assert whole(objective, ctx, data).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
-
-
-def test_micro_batches_add_up(tmp_path: Path) -> None:
-    objective, ctx, data = start(tmp_path)
-    expected, gradient, _ = accumulate(objective, ctx, data, Phase(), 6)
-    for size in (1, 2, 4):
-        total, parts, _ = accumulate(objective, ctx, data, Phase(), size)
-        assert total == pytest.approx(expected, rel=1e-9)
-        for key, whole_gradient in gradient.items():
-            torch.testing.assert_close(parts[key], whole_gradient, rtol=0, atol=1e-9)
 
 
 def test_every_or_no_sample_is_told(tmp_path: Path) -> None:

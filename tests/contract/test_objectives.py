@@ -1,5 +1,5 @@
-"""What every objective keeps: micro-batches add up to the whole, the loss sees what the rollout saw, only the trained
-role gets gradients, numbers come from the counter RNG alone."""
+"""What every objective keeps beside the promises that `vidalign.testing` tries: the loss sees what the rollout saw,
+only the trained role gets gradients, every step draws anew."""
 
 from __future__ import annotations
 
@@ -8,36 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from objective_helpers import CHUNK, NAMES, accumulate, collect, logged, make, network_of, nudge, whole
+from objective_helpers import CHUNK, NAMES, PROMPTS, collect, logged, make, network_of, nudge, whole
 from torch import Tensor
 
 from vidalign.errors import RecipeError
 from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.students.video import VideoStudent
+from vidalign.testing import check_objective
 from vidalign.worlds.video import captions
 
 RECORDED = ("ar_copo", "dopd_video", "flow_grpo")  # the loss replays the rollout's own states and draws nothing
 
 # --- every objective ---
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_micro_batches_add_up(name: str, folder: Path) -> None:
-    objective, ctx = make(folder, name)
-    data = collect(objective, ctx, captions.prompts("basic/train")[:4])
-    for role in ctx.roles.engines:
-        nudge(network_of(ctx, role))
-    ctx.update = 1  # the networks have moved
-    for phase in objective.phases(ctx.step):
-        expected, gradient, count = accumulate(objective, ctx, data, phase, 64)
-        assert count == 1 and max(float(g.abs().max()) for g in gradient.values()) > 1e-6
-        for size in (1, 2, 3):
-            total, parts, count = accumulate(objective, ctx, data, phase, size)
-            assert count >= len(data) / size
-            assert total == pytest.approx(expected, rel=1e-5), f"{phase.role} in {count} pieces"
-            for key, whole_gradient in gradient.items():
-                scale = float(whole_gradient.abs().max())
-                torch.testing.assert_close(parts[key], whole_gradient, rtol=1e-4, atol=1e-5 * scale + 1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,29 +43,22 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Pa
             assert logged(objective, ctx, data, phase, size) == pytest.approx(expected, rel=1e-4, abs=1e-8), size
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_fp64_latents_are_fp64(name: str, folder: Path) -> None:
-    objective, ctx = make(folder, name)
-    data = collect(objective, ctx)
-    assert data.text is not None and data.text.dtype == torch.float64
-    latents = {key: value for key, value in (data.tensors | data.shared).items() if value.ndim >= 5}
-    assert latents and {value.dtype for value in latents.values()} == {torch.float64}
-    assert all(p.dtype == torch.float64 for p in [*ctx.codec.parameters(), *ctx.student.parameters()])
-    if ctx.rewards is not None:
-        scores = ctx.rewards.score(torch.full((1, 9, 3, 32, 32), 0.5, dtype=torch.float64), data.prompts[:1])
-        assert {value.dtype for value in scores.values()} == {torch.float64}
+def test_everything_is_in_the_precision_of_the_engine(folder: Path) -> None:
+    _, ctx = make(folder, "astrolabe")
+    assert ctx.rewards and all(p.dtype == torch.float64 for p in [*ctx.codec.parameters(), *ctx.student.parameters()])
+    scores = ctx.rewards.score(torch.full((1, 9, 3, 32, 32), 0.5, dtype=torch.float64), PROMPTS[:1])
+    assert {value.dtype for value in scores.values()} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_step_gives_the_same_numbers(name: str, folder: Path) -> None:
+def test_another_step_gives_other_numbers(name: str, folder: Path) -> None:
     losses = []
-    for step in (3, 3, 4):
+    for step in (3, 4):
         objective, ctx = make(folder, name)
         ctx.step = step
         data = collect(objective, ctx)
-        losses.append([whole(objective, ctx, data, phase.role).loss.item() for phase in objective.phases(ctx.step)])
-        torch.randn(7)  # the global generator is nobody's business
-    assert losses[0] == losses[1] and losses[0] != losses[2]
+        losses.append([whole(objective, ctx, data, phase.role).loss.item() for phase in objective.phases(step)])
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in RECORDED])
@@ -203,11 +178,9 @@ def test_misspelt_settings_of_supervised_training_are_refused(folder: Path) -> N
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_supervised_micro_batches_add_up(attention: str, folder: Path) -> None:
-    objective, ctx = make(folder, "sft", f"objective.attention={attention}", "objective.levels=sampler")
-    data, phase = collect(objective, ctx, captions.prompts("basic/train")[:4]), Phase()
-    expected, _, _ = accumulate(objective, ctx, data, phase, 4)
-    assert accumulate(objective, ctx, data, phase, 1)[0] == pytest.approx(expected, rel=1e-5)
+def test_supervised_micro_batches_add_up(attention: str) -> None:
+    changes = [f"objective.attention={attention}", "objective.levels=sampler"]
+    check_objective("sft", changes, promises=["micro_batches"])
 
 
 # --- micro-batches ---

@@ -7,28 +7,25 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import language_objective_helpers as language
-import objective_helpers as video
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vidalign import registry
-from vidalign.context import Batch, TrainContext
-from vidalign.engine import distributed
-from vidalign.objectives.base import MicroBatch, Objective
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
+from vidalign.testing import check_objective, check_reward, check_student
 from vidalign.text.pretrained import build_text_encoder
-from vidalign.trainer import judge_experience
 from vidalign.worlds.video import captions
 
+OBJECTIVES = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
 PLACES = ("cpu", "cuda")
+DISCRIMINATOR = ("discriminator={name: spatiotemporal, width: 16, layers: 1}", "teacher={name: world}")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective"
 ENGINES = {
     "zero1": ("engine.name=deepspeed", "engine.zero_stage=1"),
@@ -51,64 +48,26 @@ SHORT = (
 SGD = ("trainer.optimizer=sgd", "trainer.learning_rate=1.0", "trainer.clip=0", "engine.precision=fp32")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {kind: tmp_path_factory.mktemp(kind) for kind in ("video", "language")}
-    for seed, name in enumerate(("student.safetensors", "teacher.safetensors"), 1):
-        video.make_network(found["video"] / name, seed)
-        language.make_student(found["language"] / name, seed, tied=seed == 1)
-    return found
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_the_cpus(name: str) -> None:
+    check_objective(name, promises=["device"])
 
 
-def step(objective: Objective, ctx: TrainContext, prompts: list[Any]) -> dict[str, float]:
-    """Losses and norms of gradients by role; a policy gradient's loss is nought at first, its advantages cancel."""
-    with torch.no_grad():
-        data = objective.collect(ctx, Batch(0, prompts, list(range(len(prompts)))))
-        data = judge_experience(ctx, objective, data)
-    found = {}
-    for phase in objective.phases(0):
-        with ctx.roles.phase(phase.role) as engine:
-            loss = objective.loss(ctx, MicroBatch(data, 1.0), phase).loss
-            engine.backward(loss)
-            norms = [p.grad.double().norm() for p in engine.named_trainable().values() if p.grad is not None]
-            found[f"{phase.role} loss"] = float(loss.detach())
-            found[f"{phase.role} gradient"] = float(torch.stack(norms).norm())
-            assert loss.device.type == distributed.device().type
-    return found
-
-
-@pytest.mark.parametrize("name", video.NAMES)
-def test_a_video_objective_is_the_cpus(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for place in PLACES:
-        monkeypatch.setattr(distributed, "device", lambda place=place: torch.device(place))
-        objective, ctx = video.make(folders["video"], name)
-        found.append(step(objective, ctx, video.PROMPTS))
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6) and any(found[0].values())
-
-
-def test_the_example_plugin_is_the_cpus(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+def test_the_example_plugin_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLE)
     from vidalign_best_of_n import BestOfN
 
-    registry.register("objectives", "third_party")(BestOfN)
-    found = []
-    for place in PLACES:
-        monkeypatch.setattr(distributed, "device", lambda place=place: torch.device(place))
-        objective, ctx = video.make(folders["video"], "third_party")
-        found.append(step(objective, ctx, video.PROMPTS))
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6) and any(found[0].values())
+    check_objective(BestOfN, promises=["device"])
 
 
-@pytest.mark.parametrize("name", language.NAMES)
-def test_a_token_objective_is_the_cpus(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for place in PLACES:
-        monkeypatch.setattr(distributed, "device", lambda place=place: torch.device(place))
-        objective, ctx = language.make(folders["language"], name)
-        found.append(step(objective, ctx, language.examples(4)))
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6) and any(found[0].values())
+@pytest.mark.parametrize("name", ["discriminator", "visual_quality"])
+def test_a_reward_is_the_cpus(name: str) -> None:
+    check_reward(name, DISCRIMINATOR if name == "discriminator" else ())
+
+
+@pytest.mark.parametrize("kind", ["language", "video"])
+def test_a_student_is_the_cpus(kind: str) -> None:
+    check_student(kind)
 
 
 def roll(place: str, dtype: torch.dtype) -> Tensor:

@@ -34,6 +34,7 @@ LAYERS = (
     ("workflows",),
     ("__init__",),
     ("cli",),
+    ("testing",),
 )
 """The rooms from the lowest up: a room may import those of lower layers and none beside or above it."""
 AGAINST = {
@@ -95,7 +96,7 @@ def against(found: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str], li
     return {arrow: where for arrow, where in found.items() if level[arrow[0]] <= level[arrow[1]]}
 
 
-KIND_OF_ROOMS = {"students", "teachers", "rewards", "objectives", "worlds"}
+KIND_OF_ROOMS = {"students", "teachers", "rewards", "objectives", "worlds", "testing"}
 """Rooms that may be about one kind of student."""
 OF_ONE_KIND = {
     ("workflows/collect.py", "vidalign.students.video.rollout.buffer"): "a buffer holds the groups of AR-CoPO",

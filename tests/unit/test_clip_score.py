@@ -15,6 +15,7 @@ from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, 
 from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.evaluation.metrics.clip_score import ClipScore, evenly_spaced
+from vidalign.testing import check_metric
 
 MEAN, STD = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
 PROMPTS = ["a red ball", "a blue box falls", "a red ball"]
@@ -75,7 +76,7 @@ def by_hand(checkpoint: Path, clip: Tensor, letters: str) -> Tensor:
 def test_scores_are_those_of_the_formula(checkpoint: Path, clips: Tensor) -> None:
     scores = metric(checkpoint, frames=0, batch=4).score(clips, PROMPTS)
     frames = torch.stack([by_hand(checkpoint, clip, prompt) for clip, prompt in zip(clips, PROMPTS, strict=True)])
-    assert 5 < float(frames.mean()) < 95 and float(frames.std()) > 1, "the test can separate clips"
+    assert 3 < float(frames.mean()) < 95 and float(frames.std()) > 1, "the test can separate clips"
     expected = {"mean": frames.mean(1), "min": frames.min(1).values, "last_quarter": frames[:, -3:].mean(1)}
     assert scores.keys() == expected.keys()
     for name, values in expected.items():
@@ -107,11 +108,9 @@ def test_other_sizes_and_long_prompts(checkpoint: Path) -> None:
     torch.testing.assert_close(scores.score(small, [long + " o p"]), scores.score(small, [long]))
 
 
-def test_a_broken_clip_is_not_judged(checkpoint: Path, clips: Tensor) -> None:
-    whole = metric(checkpoint).score(clips, PROMPTS)["mean"]
-    clips[1, 3, 0, 0, 0] = torch.nan
-    found = metric(checkpoint).score(clips, PROMPTS)["mean"]
-    assert found.isnan().tolist() == [False, True, False] and torch.equal(found[::2], whole[::2])
+def test_it_keeps_the_promises_of_a_metric(checkpoint: Path, clips: Tensor) -> None:
+    """A broken clip is not judged, among others."""
+    check_metric("clip_score", {"model": str(checkpoint)}, items=(clips, PROMPTS))
 
 
 def test_checkpoints_that_cannot_be_used(checkpoint: Path, clips: Tensor, tmp_path: Path) -> None:

@@ -6,6 +6,10 @@ import ast
 import importlib
 import json
 import re
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import torch
 import yaml
 
 import vidalign
-from vidalign import registry
+from vidalign import registry, testing
 from vidalign.cli import main
 from vidalign.recipe import load_recipe
 from vidalign.tracking import health
@@ -144,12 +148,31 @@ def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 DOORS = {
-    "adding_a_reward": "sharpness.py",
-    "adding_a_metric": "flicker.py",
-    "adding_a_prompt_source": "numbered.py",
-    "adding_a_teacher": "sunrise.py",
+    "sharpness.py": "adding_a_reward",
+    "remote.py": "adding_a_reward",
+    "flicker.py": "adding_a_metric",
+    "numbered.py": "adding_a_prompt_source",
+    "sunrise.py": "adding_a_teacher",
 }
-"""Pages whose code block is a plugin file, and the name that the page gives it."""
+"""Plugin files in code blocks, and their pages."""
+SECOND = ("remote.py",)
+"""Those in the second block of their page."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """The address of the endpoint that the page on rewards serves: its judge fails for whales."""
+    values: dict[str, Any] = {"__name__": "endpoint"}
+    exec(blocks(ROOT / "docs" / "adding_a_reward.md", "python")[2], values)
+    judge, handler = values["judge"], values["Handler"]
+    values["judge"] = lambda clips, prompts: [
+        None if "whale" in prompt else score for prompt, score in zip(prompts, judge(clips, prompts), strict=True)
+    ]
+    handler.log_message = lambda *args: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/score"
+        server.shutdown()
 
 
 def clips_of(prompts: list[str], folder: Path) -> None:
@@ -161,40 +184,86 @@ def clips_of(prompts: list[str], folder: Path) -> None:
         np.savez(folder / f"{n}.npz", clip=np.full((12, 32, 32, 3), 40 * n % 255, np.uint8))
 
 
-@pytest.mark.parametrize("page", DOORS)
+@pytest.mark.parametrize("plugin", DOORS)
 def test_the_example_of_a_door_trains_and_is_judged(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: str
 ) -> None:
     """Through the command line, as the page says, with a network of one block."""
     monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
     monkeypatch.chdir(tmp_path)
-    file = ROOT / "docs" / f"{page}.md"
-    assert f"`{DOORS[page]}`" in file.read_text(encoding="utf-8")
-    Path(DOORS[page]).write_text(blocks(file, "python")[0])
+    file, place = ROOT / "docs" / f"{DOORS[plugin]}.md", int(plugin in SECOND)
+    assert f"`{plugin}`" in file.read_text(encoding="utf-8")
+    Path(plugin).write_text(blocks(file, "python")[place])
     Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
     clips_of(
         [f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
         Path("clips"),
     )
-    recipe = yaml.safe_load(blocks(file, "yaml")[0]) | {"student": STUDENT, "data": {}}
-    recipe["data"] = yaml.safe_load(blocks(file, "yaml")[0])["data"] | {"frames": 12}
+    recipe = yaml.safe_load(blocks(file, "yaml")[place].replace("http://127.0.0.1:8000/score", endpoint))
+    recipe |= {"student": STUDENT, "data": recipe["data"] | {"frames": 12}}
     recipe |= {"tracking": {"panel": "none", "tensorboard": False}}
     recipe["evaluation"] = recipe.get("evaluation", {}) | {"count": 2}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     small = ["trainer.steps=1", "trainer.prompts_per_step=2", "trainer.micro_batch=4", "trainer.eval_every=1"]
     with pytest.raises(SystemExit) as leaving:
-        main(["train", "recipe.yaml", "--run", "run", "--plugin", DOORS[page], *small])
+        main(["train", "recipe.yaml", "--run", "run", "--plugin", plugin, *small])
     told = capsys.readouterr()
     assert not leaving.value.code, told.err
     values = json.loads(Path("run/evaluation.json").read_text())["values"]["after"]
     expected = {
-        "adding_a_reward": {"trained rewards/sharpness", "trained rewards/composite"},
-        "adding_a_metric": {"steady/all", "world_auditor/composite", "trained rewards/composite"},
-        "adding_a_prompt_source": set(),
-        "adding_a_teacher": set(),
-    }[page]
+        "sharpness.py": {"trained rewards/sharpness", "trained rewards/composite"},
+        "remote.py": {"trained rewards/remote", "trained rewards/composite"},
+        "flicker.py": {"steady/all", "world_auditor/composite", "trained rewards/composite"},
+        "numbered.py": set(),
+        "sunrise.py": set(),
+    }[plugin]
     assert expected <= set(values)
     assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
+
+
+def test_the_remote_reward_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """An answer of null, a batch without an answer and an endpoint that is not there are NaN; the rest is scored."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    (tmp_path / "remote.py").write_text(blocks(ROOT / "docs" / "adding_a_reward.md", "python")[1])
+    registry.load_plugin_file(tmp_path / "remote.py")
+    clips, asked = torch.rand(5, 3, 3, 8, 8), ["a cat", "a whale", "a dog", "a kite", "a lamp"]
+    kind = registry.get("rewards", "remote")
+    scores = kind(kind.Config(url=endpoint, batch=2)).score(clips, asked)["remote"]
+    assert scores.isnan().tolist() == [False, True, False, False, False]
+    torch.testing.assert_close(scores[2:], clips[2:].flatten(1).mean(1), atol=1 / 255, rtol=0)
+    others = [prompt for prompt in asked if prompt != "a whale"]
+    testing.check_reward(
+        "remote",
+        [f"rewards.remote.url={endpoint}", "rewards.remote.batch=2"],
+        items=(clips[:4], others),
+        failing=(clips[4], "a whale"),
+    )
+    with socket.socket() as probe:  # bound but not listening: a connection is refused
+        probe.bind(("127.0.0.1", 0))
+        gone = kind(kind.Config(url=f"http://127.0.0.1:{probe.getsockname()[1]}"))
+        with pytest.warns(UserWarning, match="gave no scores"):
+            assert gone.score(clips, asked)["remote"].isnan().all()
+
+
+def test_the_example_tests_of_plugins_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugins of the other pages beside the block of this one."""
+    page = ROOT / "docs" / "testing_a_plugin.md"
+    assert [n for n in testing.__all__ if f"`{n}(" not in page.read_text(encoding="utf-8")] == []
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "adding_an_objective": "reward_weighted.py",
+        "adding_a_reward": "sharpness.py",
+        "adding_a_metric": "flicker.py",
+    }
+    for name_of_page, file in files.items():
+        Path(file).write_text(blocks(ROOT / "docs" / f"{name_of_page}.md", "python")[0])
+    values: dict[str, Any] = {}
+    exec(blocks(page, "python")[0], values)
+    tests = [value for key, value in values.items() if key.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
 
 
 def test_the_python_page_runs_and_lists_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

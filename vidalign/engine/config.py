@@ -18,6 +18,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
 @dataclass
 class EngineConfig:
+    """The section `engine`: what trains, in which precision, over how many processes."""
+
     name: Literal["plain", "deepspeed"] = "plain"
     """`plain` is torch alone, on one or several processes; `deepspeed` adds ZeRO."""
     zero_stage: int = 2
@@ -47,7 +49,7 @@ class EngineConfig:
 
 @dataclass
 class OptimizerConfig:
-    """How the weights of a role move."""
+    """The optimiser of one role, with its learning-rate schedule."""
 
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """torch's optimiser of that name; `muon` takes the matrices inside blocks (ten times the learning rate) and
@@ -82,6 +84,8 @@ class OptimizerConfig:
 
 @dataclass
 class AdapterConfig:
+    """Low-rank adapters (LoRA) of the student."""
+
     rank: int = 32
     """Rank of the low-rank update."""
     alpha: float = 32.0

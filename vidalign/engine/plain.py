@@ -22,6 +22,8 @@ from vidalign.engine.optimizers import make_optimizer, make_schedule
 
 
 class PlainEngine(Engine):
+    """Trains one network by torch alone; several processes average gradients."""
+
     def __init__(self, network: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, total_steps: int) -> None:
         super().__init__(network, config)
         self.clip = optimizer.clip

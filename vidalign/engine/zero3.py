@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def is_divided(parameter: Any) -> bool:
+    """Whether ZeRO-3 divides this parameter."""
     return hasattr(parameter, "ds_tensor")
 
 

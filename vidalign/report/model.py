@@ -109,6 +109,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class Chart:
+    """One chart of a page: traces over the same axis."""
+
     title: str
     traces: list[Trace]
     group: str = ""

@@ -62,6 +62,7 @@ class HealthMonitors:
 
 
 def default_monitors() -> list[Monitor]:
+    """The monitors of a run, new ones each time: some remember earlier steps."""
     return [
         reward_nan,
         RewardConstant(),
@@ -90,6 +91,7 @@ def find(metrics: Metrics, name: str) -> float | None:
 
 
 def reward_nan(metrics: Metrics) -> Health | None:
+    """A reward is not finite, or has failed for some items."""
     bad = [name for name, value in metrics.items() if name.startswith("reward/") and not math.isfinite(value)]
     failed = find(metrics, "health/reward_nan") or 0.0
     if not bad and failed == 0:
@@ -103,6 +105,7 @@ def reward_nan(metrics: Metrics) -> Health | None:
 
 
 def zero_std_groups(metrics: Metrics) -> Health | None:
+    """Most groups have rewards without a spread."""
     low = find(metrics, "health/low_spread_groups")
     fraction = find(metrics, "health/zero_std_groups") if low is None else low
     if fraction is None or not fraction > 0.5:
@@ -115,6 +118,7 @@ def zero_std_groups(metrics: Metrics) -> Health | None:
 
 
 def adapter_empty(metrics: Metrics) -> Health | None:
+    """The adapter has no layer."""
     layers = find(metrics, "health/adapter_layers")
     if layers is None or layers > 0:
         return None
@@ -126,6 +130,7 @@ def adapter_empty(metrics: Metrics) -> Health | None:
 
 
 def zero_gradient(metrics: Metrics) -> Health | None:
+    """The gradient norm is exactly 0."""
     norm = find(metrics, "health/grad_norm")
     if norm is None or norm != 0:
         return None
@@ -137,6 +142,7 @@ def zero_gradient(metrics: Metrics) -> Health | None:
 
 
 def skipped_updates(metrics: Metrics) -> Health | None:
+    """Updates of the step were skipped."""
     count = find(metrics, "health/skipped_updates")
     if count is None or count == 0:
         return None
@@ -185,6 +191,7 @@ def nobody_selected(metrics: Metrics) -> Health | None:
 
 
 def discriminator_saturated(metrics: Metrics, floor: float = 0.01) -> Health | None:
+    """The mean sigmoid of the margin is below `floor`."""
     left = find(metrics, "health/discriminator_margin_sigmoid")
     if left is None or left >= floor:
         return None
@@ -197,6 +204,7 @@ def discriminator_saturated(metrics: Metrics, floor: float = 0.01) -> Health | N
 
 
 def discriminator_blind(metrics: Metrics, limit: float = 0.48) -> Health | None:
+    """The mean sigmoid of the margin is above `limit`; 1/2 is chance."""
     left = find(metrics, "health/discriminator_margin_sigmoid")
     if left is None or left <= limit:
         return None
@@ -208,6 +216,7 @@ def discriminator_blind(metrics: Metrics, limit: float = 0.48) -> Health | None:
 
 
 def discriminator_memorises(metrics: Metrics, gap: float = 0.25) -> Health | None:
+    """The pair accuracy on trained prompts is more than `gap` above that on held-out ones."""
     trained = find(metrics, "health/discriminator_pair_accuracy")
     held_out = find(metrics, "health/discriminator_held_out_accuracy")
     if trained is None or held_out is None or trained - held_out <= gap:

@@ -95,7 +95,7 @@ class Diversity(Metric):
         values = torch.full((len(distinct),), torch.nan)
         for n, prompt in enumerate(distinct):
             rows = [k for k, other in enumerate(prompts) if other == prompt]
-            if is_caption(prompt) and len(rows) > 1:
+            if is_caption(prompt) and len(rows) > 1 and clips[rows].isfinite().all():
                 values[n] = diversity(clips[rows].float(), [prompt] * len(rows))["diversity"]
         return {"seeds": values}
 
