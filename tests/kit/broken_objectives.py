@@ -128,7 +128,7 @@ class Alone(Sound):
 
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         if ctx.world_size > 1 and batch.ids[0] % 2:
-            raise RuntimeError("nobody else")
+            raise RuntimeError("one is enough")
         return super().collect(ctx, batch)
 
 

@@ -26,7 +26,7 @@ BROKEN = [
     (broken.NoGradient, "micro_batches", "gives the student no gradient: its loss is 0"),
     (broken.GlobalNoise, "random_numbers", "draws from the global generator of torch"),
     (broken.OwnBatchOnly, "ranks", "depends on the number of processes: 2 steps move the weights by"),
-    (broken.Alone, "ranks", "RuntimeError: nobody else"),
+    (broken.Alone, "ranks", "RuntimeError: one is enough"),
     (broken.Forgetful, "resume", "cannot be resumed: stopped after step 2 of 3"),
     (broken.GlobalNoise, "resume", "cannot be resumed"),
     (broken.Cheap, "cost", "takes 30 forwards in 3 steps, but its cost() says 18"),

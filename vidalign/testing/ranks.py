@@ -37,7 +37,7 @@ PLAIN = (
     "trainer.prompts_per_step=4",
     f"trainer.steps={STEPS}",
 )
-"""Steps along the gradient: an adaptive optimiser would enlarge rounding where a gradient is nought."""
+"""Steps along the gradient: an adaptive optimiser would enlarge rounding where a gradient is zero."""
 
 
 @dataclass(frozen=True)
