@@ -25,7 +25,7 @@ from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.teachers.base import ChoosyTeacher, NetworkTeacher
+from vidalign.teachers.base import ChoosyTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
     codec = kind.codec(student.spec).to(device).eval().requires_grad_(False)
     set_precision(codec, engine.precision)
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
-    if isinstance(teacher, NetworkTeacher):
+    if network_of(teacher) is not None:
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     ctx = TrainContext(
         seed=recipe.seed,
@@ -252,10 +252,10 @@ def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> Tra
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
     """The teacher's network, if it is one, with weights as the engine's precision wants them."""
-    if not isinstance(teacher, NetworkTeacher):
+    if (network := network_of(teacher)) is None:
         return {}
-    set_precision(teacher.model, precision)
-    return {"teacher": teacher.model.to(device)}
+    set_precision(network, precision)
+    return {"teacher": network.to(device)}
 
 
 def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:

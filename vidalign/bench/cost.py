@@ -20,7 +20,7 @@ from vidalign.errors import UserError
 from vidalign.guest import guest
 from vidalign.rewards.base import TrainableReward
 from vidalign.students.base import Pass, Student
-from vidalign.teachers.base import NetworkTeacher
+from vidalign.teachers.base import network_of
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
@@ -98,8 +98,8 @@ class Counter:
         methods = [name for name in getattr(ctx.teacher, "offers", ()) if hasattr(ctx.teacher, name)]
         for method in methods:
             self._wrap(ctx.teacher, method, "teacher_calls")
-        if not methods and isinstance(ctx.teacher, NetworkTeacher):
-            for network in _students(ctx.teacher.model):
+        if not methods and (own := network_of(ctx.teacher)) is not None:
+            for network in _students(own):
                 network.on_pass(lambda one: self._add("teacher_calls", one.rows))
 
     def total(self) -> Cost:
