@@ -27,7 +27,7 @@ from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.teachers.base import ChoosyTeacher, NetworkTeacher
+from vidalign.teachers.base import ChoosyTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def assemble(
         engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
     set_precision(codec.to(device).eval().requires_grad_(False), engine.precision)
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
-    if isinstance(teacher, NetworkTeacher):
+    if network_of(teacher) is not None:
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
     ctx = TrainContext(
         seed=recipe.seed,
@@ -275,10 +275,10 @@ def planned_updates(objective: Objective, learning: Sequence[TrainableReward], s
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
     """The teacher's network, if it is one, with weights as the engine's precision wants them."""
-    if not isinstance(teacher, NetworkTeacher):
+    if (network := network_of(teacher)) is None:
         return {}
-    set_precision(teacher.model, precision)
-    return {"teacher": teacher.model.to(device)}
+    set_precision(network, precision)
+    return {"teacher": network.to(device)}
 
 
 def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from vidalign.build import build_prompts
 from vidalign.data.examples import Example
-from vidalign.data.source import check_kind, open_source
+from vidalign.data.source import check_gives, open_source
 from vidalign.errors import DataError, RecipeError
 from vidalign.recipe import load_recipe
 from vidalign.worlds.language import pictures, problems, tokens, vocabulary
@@ -226,7 +226,7 @@ def test_tables_bring_prompts_privilege_and_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'held_out'"):
         open_source("tokens:heldout", 0)
     with pytest.raises(DataError, match="a language student cannot use"):
-        check_kind(str(tmp_path / "t.txt"), "language")
+        check_gives(str(tmp_path / "t.txt"), "language", "examples")
     with pytest.raises(DataError, match="there are no examples"):
         open_source(str(tmp_path / "none.csv"), 0)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from vidalign.cost import Cost
 from vidalign.students.base import Pass, Student
-from vidalign.teachers.base import NetworkTeacher
+from vidalign.teachers.base import network_of
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
@@ -34,8 +34,8 @@ class Counter:
         methods = [name for name in getattr(ctx.teacher, "offers", ()) if hasattr(ctx.teacher, name)]
         for method in methods:
             self._wrap(ctx.teacher, method, "teacher_calls")
-        if not methods and isinstance(ctx.teacher, NetworkTeacher):
-            for network in _students(ctx.teacher.model):
+        if not methods and (own := network_of(ctx.teacher)) is not None:
+            for network in _students(own):
                 network.on_pass(lambda one: self._add("teacher_calls", one.rows))
 
     def total(self) -> Cost:

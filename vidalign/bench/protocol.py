@@ -17,11 +17,11 @@ from typing import Any, Literal
 import yaml
 
 from vidalign import registry
-from vidalign.bench.shipped import shipped_protocols
+from vidalign.bench.shipped import find_protocol
 from vidalign.data.examples import Example
 from vidalign.data.paths import is_file_name
 from vidalign.data.source import PromptSource, find_source, open_source
-from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
+from vidalign.errors import DataError, Problem, RecipeError, UserError
 from vidalign.ranges import require
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
@@ -277,18 +277,6 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     changed = f"-{protocol.hash[:6]}" if overrides else ""
     protocol.name = path.stem + ("-small" if small else "") + changed
     return protocol
-
-
-def find_protocol(name: str) -> Path:
-    """The file that is meant; `UserError` with the nearest name otherwise."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = shipped_protocols()
-    if name in shipped:
-        return shipped[name]
-    close = nearest(name, shipped)
-    fix = f"did you mean {close!r}?" if close else f"known: {', '.join(shipped)}"
-    raise UserError(f"there is no protocol {name!r}", why="neither a file nor a shipped one", fix=fix)
 
 
 def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import vidalign
+from vidalign.errors import UserError, nearest
 
 
 def protocols_root() -> Path:
@@ -17,3 +18,15 @@ def protocols_root() -> Path:
 def shipped_protocols() -> dict[str, Path]:
     """Shipped protocols by name."""
     return {path.stem: path for path in sorted(protocols_root().glob("*.yaml"))}
+
+
+def find_protocol(name: str) -> Path:
+    """The file that is meant; `UserError` with the nearest name otherwise."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_protocols()
+    if name in shipped:
+        return shipped[name]
+    close = nearest(name, shipped)
+    fix = f"did you mean {close!r}?" if close else f"known: {', '.join(shipped)}"
+    raise UserError(f"there is no protocol {name!r}", why="neither a file nor a shipped one", fix=fix)

@@ -149,13 +149,13 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     @classmethod
     def check_same_start(cls, path: str | Path, other: str | Path) -> None:
         """Raise `UserError` unless the weights `other` make the same kind of thing as those of a benchmark."""
-        ours, theirs = (cls.read_spec(name) for name in (path, other)) if cls.shared else (None, None)
+        first, second = (cls.read_spec(name) for name in (path, other)) if cls.shared else (None, None)
         for name in cls.shared:
-            if getattr(ours, name) != getattr(theirs, name):
+            if getattr(first, name) != getattr(second, name):
                 raise UserError(
                     f"{other} has another {name} than the protocol's student",
                     where="objectives",
-                    why=f"{getattr(theirs, name)}, not {getattr(ours, name)}",
+                    why=f"{getattr(second, name)}, not {getattr(first, name)}",
                     fix="start from weights with the same latents, text features and sampler",
                 )
 

@@ -45,16 +45,16 @@ class LogitTeacher(Protocol):
 
 
 @runtime_checkable
-class NetworkTeacher(Protocol):
-    """Has a network of its own, which is moved to the device and computes in the engine's precision."""
-
-    model: nn.Module
-
-
-@runtime_checkable
 class ChoosyTeacher(Protocol):
     """Fits some students only."""
 
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; asked once, before training."""
         ...
+
+
+def network_of(teacher: Any) -> nn.Module | None:
+    """The network of its own that a teacher has as ``model``, if any: it is moved to the device and computes in the
+    engine's precision."""
+    model: nn.Module | None = getattr(teacher, "model", None)
+    return model

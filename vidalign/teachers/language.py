@@ -53,11 +53,11 @@ class LanguageTeacher:
 
     def check_student(self, student: LanguageStudent) -> None:
         """Raises `UserError` unless both have the same tokens: the teacher scores the student's own token ids."""
-        ours, theirs = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
-        if ours != theirs:
+        own, other = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
+        if own != other:
             raise UserError(
                 "student and teacher have other vocabularies",
                 where="teacher.path",
-                why=f"{len(ours.items() ^ theirs.items())} tokens differ",
+                why=f"{len(own.items() ^ other.items())} tokens differ",
                 fix="use a teacher of the same model family",
             )
