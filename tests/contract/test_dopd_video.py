@@ -263,7 +263,7 @@ def test_a_teacher_of_another_transport_is_refused(folder: Path, tmp_path: Path)
     other = VideoStudent.load(folder / "student.safetensors")
     other.spec.sampler.sigmas = [1.0, 0.5]
     other.save(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="noise levels"):
+    with pytest.raises(UserError, match="sampler.sigmas"):
         dopd(folder, f"teacher.path={tmp_path}/other.safetensors")
     with pytest.raises(UserError, match="blocks of 12"):
         dopd(folder, "block=12")

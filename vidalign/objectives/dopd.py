@@ -24,7 +24,7 @@ Knobs that matter: learning rate, data.prompts.privilege, the weights, top_k.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -105,9 +105,6 @@ class DOPD(Objective):
             require(self, "beta", least=0, most=1)
 
     config: Config
-
-    def check_models(self, student: Any, teacher: Any) -> None:
-        tokens.check_heads(student, teacher)
 
     # --- collect ---
 

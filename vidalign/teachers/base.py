@@ -6,7 +6,10 @@ A teacher need not derive from these: whatever has the methods is one (`docs/add
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from vidalign.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -58,3 +61,16 @@ def network_of(teacher: Any) -> nn.Module | None:
     engine's precision."""
     model: nn.Module | None = getattr(teacher, "model", None)
     return model
+
+
+def check_same(names: Sequence[str], student: Any, teacher: Any, fix: str) -> None:
+    """Raise `UserError` for the first of these attributes in which two specifications differ; names may be dotted."""
+    for name in names:
+        ours, theirs = (attrgetter(name)(spec) for spec in (student, teacher))
+        if ours != theirs:
+            raise UserError(
+                f"student and teacher differ in their {name}",
+                where="teacher.path",
+                why=f"the student has {ours}, the teacher {theirs}",
+                fix=fix,
+            )

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vidalign.errors import UserError
 from vidalign.students.checks import check_teacher_weights
+from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -43,16 +43,6 @@ class FewStepTeacher:
 
     def check_student(self, student: VideoStudent) -> None:
         """Raises `UserError` unless teacher and student share latents, text features, chunks and noise levels."""
-        ours, theirs = student.spec, self.model.spec
-        pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ("codec", "text", "height", "width")}
-        pairs["noise levels"] = (ours.sampler.sigmas, theirs.sampler.sigmas)
-        pairs["first noise levels"] = (ours.sampler.first_sigmas, theirs.sampler.first_sigmas)
-        pairs["chunk_frames"] = (ours.cache.chunk_frames, theirs.cache.chunk_frames)
-        for name, (own, other) in pairs.items():
-            if own != other:
-                raise UserError(
-                    f"student and teacher differ in their {name}",
-                    where="teacher.path",
-                    why=f"the student has {own}, the teacher {other}",
-                    fix="distil from a few-step teacher of the same transport",
-                )
+        names = ("codec", "text", "height", "width", "sampler.sigmas", "sampler.first_sigmas", "cache.chunk_frames")
+        fix = "distil from a few-step teacher of the same transport"
+        check_same(names, student.spec, self.model.spec, fix)

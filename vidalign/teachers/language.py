@@ -52,12 +52,21 @@ class LanguageTeacher:
         return cls(LanguageStudent.load(config.path))
 
     def check_student(self, student: LanguageStudent) -> None:
-        """Raises `UserError` unless both have the same tokens: the teacher scores the student's own token ids."""
+        """Raises `UserError` unless both have the same tokens, which the teacher scores by the student's own ids, and
+        heads with as many entries."""
         own, other = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
         if own != other:
             raise UserError(
                 "student and teacher have other vocabularies",
                 where="teacher.path",
                 why=f"{len(own.items() ^ other.items())} tokens differ",
+                fix="use a teacher of the same model family",
+            )
+        ours, theirs = student.lm_head.out_features, self.model.lm_head.out_features
+        if ours != theirs:
+            raise UserError(
+                "student and teacher have heads of different sizes",
+                where="teacher.path",
+                why=f"{ours} and {theirs} entries, padding included",
                 fix="use a teacher of the same model family",
             )

@@ -9,6 +9,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.students.checks import check_teacher_weights
+from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -38,6 +39,12 @@ class ModelTeacher:
         from vidalign.students.video import VideoStudent
 
         return cls(VideoStudent.load(config.path))
+
+    def check_student(self, student: VideoStudent) -> None:
+        """Raises `UserError` unless student and teacher share latents and text features: a score of other latents means
+        nothing."""
+        fix = "distil from a teacher of the same latents and text features"
+        check_same(("codec", "text", "height", "width"), student.spec, self.model.spec, fix)
 
     @without_gradient
     def velocity(self, x_t: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

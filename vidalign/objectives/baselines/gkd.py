@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -47,9 +47,6 @@ class GKD(Objective):
             require(self, "on_policy", least=0, most=1)
 
     config: Config
-
-    def check_models(self, student: Any, teacher: Any) -> None:
-        tokens.check_heads(student, teacher)
 
     def collect(self, ctx: Context, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)

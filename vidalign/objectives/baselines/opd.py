@@ -11,7 +11,7 @@ Knobs that matter: learning rate, group_size, divergence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
@@ -31,9 +31,6 @@ class OPD(Objective):
         pass
 
     config: Config
-
-    def check_models(self, student: Any, teacher: Any) -> None:
-        tokens.check_heads(student, teacher)
 
     def collect(self, ctx: TrainContext[LanguageStudent, LogitTeacher], batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)

@@ -29,7 +29,7 @@ Knobs that matter: learning rate, privilege, teacher, block.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -122,8 +122,7 @@ class DOPDVideo(Objective):
 
     config: Config
 
-    def check_models(self, student: Any, teacher: Any) -> None:
-        teacher.check_student(student)
+    def check_models(self, student: VideoStudent, teacher: CausalTeacher) -> None:
         _, _, height, width = student.chunk_shape
         if height % self.config.block or width % self.config.block:
             raise UserError(

@@ -95,18 +95,6 @@ def privileged_texts(examples: Sequence[Any], privilege: Privilege) -> list[str]
     return [everyone[place] for place in distributed.next_prompt_index(len(own))]
 
 
-def check_heads(student: Any, teacher: Any) -> None:
-    """Raises `UserError` unless both project on as many entries; that the tokens are the same is checked before."""
-    ours, theirs = student.lm_head.out_features, teacher.model.lm_head.out_features
-    if ours != theirs:
-        raise UserError(
-            "student and teacher have heads of different sizes",
-            where="teacher.path",
-            why=f"{ours} and {theirs} entries, padding included",
-            fix="use a teacher of the same model family",
-        )
-
-
 # --- scoring ---
 
 
