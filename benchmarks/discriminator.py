@@ -1,4 +1,4 @@
-"""Does a discriminator that tells student from teacher also rank the student's videos of one prompt?
+"""Does a discriminator that separates student and teacher also rank the student's videos of one prompt?
 
     python benchmarks/discriminator.py
 

@@ -140,8 +140,8 @@ def _probe(probe: dict[str, Any]) -> str:
     for reward, found in probe.items():
         moved = [f"{found['before'][judge]:.3f} to {found['after'][judge]:.3f}" for judge in ("reward", "auditor")]
         low, high = found["interval"]
-        told = "yes" if found["told_apart"] else "no"
-        lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", told])
+        separated = "yes" if found["told_apart"] else "no"
+        lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", separated])
     columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "separated"]
     return table(columns, lines)
 

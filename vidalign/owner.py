@@ -34,7 +34,7 @@ class Process:
     host: str
     pid: int
     started: str
-    """Clock ticks from boot to its start; 0 where the system does not tell."""
+    """Clock ticks from boot to its start; 0 where the system does not say."""
 
     @classmethod
     def current(cls) -> Process:
@@ -97,7 +97,7 @@ def beside(path: Path, *, sweep: bool = True) -> Path:
 
 
 def is_left_over(draft: Path) -> bool:
-    """Whether nobody works on a draft any more: its name tells the process, and one of this host can be looked up."""
+    """Whether nobody works on a draft any more: its name holds the process, and one of this host can be looked up."""
     found = TAG.search(draft.name.removesuffix(".partial"))
     if found is None:
         return True  # of a version that gave all processes the same name
@@ -181,18 +181,18 @@ def _owner(text: str) -> Process | None:
 def _refusal(file: Path, text: str, owner: Process | None) -> UsageError:
     here = owner is not None and owner.host == socket.gethostname()
     since = json.loads(text).get("since", "?") if owner else ""
-    told = f"process {owner.pid} on {owner.host} works there since {since}" if owner else "its owner cannot be read"
+    owned = f"process {owner.pid} on {owner.host} works there since {since}" if owner else "its owner cannot be read"
     return UsageError(
         f"another command works in {file.parent}",
         where=str(file),
-        why=told if here else f"{told}: {text.strip()!r}",
+        why=owned if here else f"{owned}: {text.strip()!r}",
         fix="wait until it has ended, end it, or name another folder"
         + ("" if here else "; if no command runs there any more, remove the file"),
     )
 
 
 def _started(pid: int) -> str:
-    """Clock ticks from boot to the start of a process, '' when there is none, 0 where the system does not tell."""
+    """Clock ticks from boot to the start of a process, '' when there is none, 0 where the system does not say."""
     if Path("/proc/self/stat").is_file():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -111,7 +111,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
         Trainer(recipe, folder, resume=True, callbacks=[budget]).fit()
     student = _load(protocol, folder / "student.safetensors")
     history = read_history(folder / "metrics.jsonl")
-    cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].told, recipe_hash=recipe.hash)
+    cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].described, recipe_hash=recipe.hash)
     cell.spent = spent_of(history)
     cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)

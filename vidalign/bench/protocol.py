@@ -139,10 +139,10 @@ class RowConfig:
     plugin: str = ""
     """A Python file that registers what the recipe names."""
     prepare: str = ""
-    """The command that makes what the recipe reads, such as a buffer; only told."""
+    """The command that makes what the recipe reads, such as a buffer; it is only printed."""
 
     @property
-    def told(self) -> str:
+    def described(self) -> str:
         """The recipe with its changes, as in a command."""
         weights = [f"student.path={self.student}"] if self.student else []
         return shlex.join([self.recipe, *self.overrides, *weights])
@@ -317,7 +317,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
 
 
 def teacher_hash(teacher: TeacherWeights) -> str:
-    """Tells the teacher's row from that of other weights or of another sampler, as a recipe's hash tells objectives."""
+    """Identifies the teacher's row by weights and sampler, as a recipe's hash identifies an objective's."""
     weights = hashlib.sha256(resolve(teacher.path).read_bytes()).hexdigest()
     return text_hash(f"{weights} {teacher.steps} {teacher.shift} {teacher.eta}")
 
@@ -336,12 +336,12 @@ def _check_student(protocol: Protocol, tree: Node) -> None:
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
     """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
-    wanted, found = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
-    if wanted and wanted != found:
+    expected, found = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
+    if expected and expected != found:
         raise UserError(
             "the start weights have another sampler than the protocol",
             where=tree.locate("evaluation.sigmas"),
-            why=f"{protocol.student.path} visits {found}, the protocol {wanted}",
+            why=f"{protocol.student.path} visits {found}, the protocol {expected}",
             fix="name other start weights, or their levels",
         )
     return found
@@ -381,17 +381,17 @@ def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list
     return [str(getattr(one, "prompt", one)) for one in found]
 
 
-def _same_hash(path: Path, wanted: str, where: str) -> str:
-    """SHA-256 of a file; `DataError` when it does not begin with `wanted`."""
+def _same_hash(path: Path, expected: str, where: str) -> str:
+    """SHA-256 of a file; `DataError` when it does not begin with `expected`."""
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
-    if not found.startswith(wanted):
+    if not found.startswith(expected):
         raise DataError(
             f"{path.name} is not the file that the protocol pins",
             where=where,
-            why=f"its sha256 is {found[:12]}, the protocol says {wanted[:12]}",
+            why=f"its sha256 is {found[:12]}, the protocol says {expected[:12]}",
             fix="restore the file",
         )
     return found

@@ -265,7 +265,7 @@ def _bench_diagnostics(results: Results) -> list[Table]:
         keys = watched(names)
         columns = sorted(names, key=lambda name: name not in (keys.held_out, keys.trained))
         rows: list[tuple[str, list[float | str]]] = [
-            (row, [*_told_apart(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
+            (row, [*_separated(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
             for row, values in perturbations.items()
         ]
         titles = ["separated", "fall", "low", "high", *(name.replace("/", ": ") for name in columns)]
@@ -279,7 +279,7 @@ def _bench_diagnostics(results: Results) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _told_apart(fall: dict[str, Any] | None) -> list[float | str]:
+def _separated(fall: dict[str, Any] | None) -> list[float | str]:
     if fall is None:
         return ["", math.nan, math.nan, math.nan]
     low, high = fall["interval"]
@@ -305,8 +305,8 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
     for reward, found in probe.items():
         scores = [_number(found[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
         low, high = (_number(end) for end in found["interval"])
-        told = "yes" if found["told_apart"] else "no"
-        rows.append((reward, [*scores, _number(found["excess"]), low, high, told]))
+        separated = "yes" if found["told_apart"] else "no"
+        rows.append((reward, [*scores, _number(found["excess"]), low, high, separated]))
     columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
     columns += ["excess", "low", "high", "separated"]
     note = (

@@ -85,9 +85,9 @@ class BenchRun:
 
     def jobs_left(self) -> list[Job]:
         """The cells that have no result yet: references first, then seed by seed."""
-        wanted = reference_jobs(self.protocol) + ([("health", 0)] if self.protocol.health.clips else [])
-        wanted += [(row, seed) for seed in self.chosen_seeds for row in self.rows]
-        return [job for job in wanted if not self._file(job).is_file()]
+        jobs = reference_jobs(self.protocol) + ([("health", 0)] if self.protocol.health.clips else [])
+        jobs += [(row, seed) for seed in self.chosen_seeds for row in self.rows]
+        return [job for job in jobs if not self._file(job).is_file()]
 
     def run(self) -> Results:
         """Run what is left and write the result; raises `Interrupted` after Ctrl-C, with what is finished written."""
@@ -132,7 +132,7 @@ class BenchRun:
                 cells.append(cell)
             elif (row, seed) in self.errors:
                 kind = "objective" if row in protocol.objectives else "reference"
-                recipe = protocol.objectives[row].told if kind == "objective" else None
+                recipe = protocol.objectives[row].described if kind == "objective" else None
                 cells.append(Cell(row, kind, seed, recipe=recipe, error=self.errors[row, seed]))
         for cell in cells:
             cell.command = self._command_of(cell)
@@ -262,14 +262,14 @@ class BenchRun:
         code = process.wait()
         if code == 0 or self.stopping:
             return ""
-        told = [line.removeprefix(MARK).strip() for line in last if line.startswith(MARK)]
-        if told:
-            return told[-1]
+        reported = [line.removeprefix(MARK).strip() for line in last if line.startswith(MARK)]
+        if reported:
+            return reported[-1]
         died = f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"{died}: {' '.join(' '.join(last).split())[-300:]}" if last else died
 
     def _report(self, job: Job, done: Future[str]) -> None:
-        """Tell how a cell ended."""
+        """Report how a cell ended."""
         row, seed = job
         if self.stopping:
             return
@@ -345,7 +345,7 @@ def _check_same_hash(file: Path, recipe_hash: str) -> None:
     try:
         found = read_json(file)["cell"]["recipe_hash"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # told when the cell is read
+        return  # reported when the cell is read
     if found != recipe_hash:
         raise UserError(
             "the cell was measured with another recipe",
@@ -365,12 +365,12 @@ def devices(jobs: int | None) -> list[dict[str, str]]:
     """Environment of each cell that runs at the same time: one thread, an accelerator of its own if there is one."""
     count = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = jobs or count or cores
+    workers = jobs or count or cores
     threads = {"OMP_NUM_THREADS": "1"}
     if not count:
-        return [threads] * wanted
+        return [threads] * workers
     given = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    return [threads | {"CUDA_VISIBLE_DEVICES": given[n % len(given)]} for n in range(wanted)]
+    return [threads | {"CUDA_VISIBLE_DEVICES": given[n % len(given)]} for n in range(workers)]
 
 
 def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:

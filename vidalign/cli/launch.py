@@ -1,6 +1,6 @@
 """`--gpus` and `--nodes`: run the same command again in one process a device, as torchrun does.
 
-Processes hand their mistake to the one that started them, which tells the first one once and ends with its exit code.
+Processes hand their mistake to the one that started them, which reports the first one once and ends with its exit code.
 """
 
 from __future__ import annotations

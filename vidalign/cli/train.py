@@ -54,7 +54,7 @@ def train(
 
 
 def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: bool) -> None:
-    """Train and judge; words: what the command line named, to tell how to go on."""
+    """Train and judge; words: what the command line named, to say how to go on."""
     from vidalign.engine import distributed
     from vidalign.trainer import Trainer
 

@@ -9,7 +9,7 @@ from vidalign.cli.options import Overrides, Plugins, RecipeArgument, report_warn
 
 
 def validate(recipe: RecipeArgument, overrides: Overrides = None, gpus: Gpus = 1, plugin: Plugins = None) -> None:
-    """Check a recipe and tell every mistake."""
+    """Check a recipe and report every mistake."""
     from vidalign.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)

@@ -21,8 +21,8 @@ def distribution_matching_direction(
     The mean runs over all of a sample and is at least `floor`. A descent step along it moves x0 towards `real`
     and away from `fake`; zero exactly where the two agree.
     """
-    wide = torch.promote_types(x0.dtype, torch.float32)
-    x0, fake, real = (x.detach().to(wide) for x in (x0, fake, real))
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    x0, fake, real = (x.detach().to(dtype) for x in (x0, fake, real))
     normaliser = (x0 - real).abs().flatten(1).mean(1).clamp(min=floor)
     return (fake - real) / normaliser.reshape(-1, *[1] * (x0.ndim - 1))
 
@@ -36,5 +36,5 @@ def distribution_matching_loss(
     gradient ``dL/dx0 = g / D``, both without rounding (``|x0 - sg[x0 - g]|^2`` of the released code cancels digits).
     """
     g = distribution_matching_direction(x0, fake, real, floor=floor)
-    wide = x0.to(g.dtype)
-    return 0.5 * (wide - wide.detach() + g).square().flatten(1).mean(1)
+    precise = x0.to(g.dtype)
+    return 0.5 * (precise - precise.detach() + g).square().flatten(1).mean(1)

@@ -41,9 +41,9 @@ def bucket_log_probs(logits: Tensor, index: Tensor, temperature: float = 1.0) ->
     noise when the K tokens hold nearly all of the mass.
     """
     assert index.shape[-1] < logits.shape[-1], "a tail needs at least one token outside the support"
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    rest = wide.scatter(-1, index, -math.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([wide.gather(-1, index), rest], -1).log_softmax(-1)
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    rest = scaled.scatter(-1, index, -math.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([scaled.gather(-1, index), rest], -1).log_softmax(-1)
 
 
 def divergence(

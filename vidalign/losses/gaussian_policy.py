@@ -34,8 +34,8 @@ def unit_mean(pixels: Tensor, frames: int, block: int) -> Tensor:
 
 def over_units(units: Tensor, frames: int, block: int) -> Tensor:
     """Units ``[N, chunks, h, w]`` repeated over their pixels, ``[N, F, 1, H, W]``: the way back of `unit_mean`."""
-    wide = units.repeat_interleave(frames, 1).repeat_interleave(block, 2).repeat_interleave(block, 3)
-    return wide.unsqueeze(2)
+    full = units.repeat_interleave(frames, 1).repeat_interleave(block, 2).repeat_interleave(block, 3)
+    return full.unsqueeze(2)
 
 
 def unit_gap(difference: Tensor, weight: Tensor, frames: int, block: int) -> Tensor:

@@ -31,8 +31,8 @@ def surrogate_log_policy(x0: torch.Tensor, candidates: torch.Tensor, temperature
 
     x0: ``[N, ...]``, carries gradient. candidates: ``[N, G, ...]``, constant. The mean runs over all of a sample.
     """
-    wide = torch.promote_types(x0.dtype, torch.float32)
-    difference = candidates.detach().to(wide) - x0.to(wide).unsqueeze(1)
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    difference = candidates.detach().to(dtype) - x0.to(dtype).unsqueeze(1)
     return (-difference.square().flatten(2).mean(2) / temperature).log_softmax(1)
 
 

@@ -33,7 +33,7 @@ def renoising_log_prob(x_next: torch.Tensor, x0: torch.Tensor, sigma_next: torch
     the network's prediction, ``log p = -|x_next - (1 - sigma') x0|^2 / (2 sigma'^2)`` (Flow-GRPO, 2505.05470, and
     DanceGRPO, 2505.07818, take the mean over elements too). x_next, x0: ``[N, F, ...]``; sigma_next: ``[N, F]``, > 0.
     """
-    wide = torch.promote_types(x0.dtype, torch.float32)
-    x_next, x0 = x_next.detach().to(wide), x0.to(wide)
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    x_next, x0 = x_next.detach().to(dtype), x0.to(dtype)
     sigma = expand_sigma(sigma_next, x0)
     return -((x_next - (1 - sigma) * x0) ** 2 / (2 * sigma**2)).flatten(2).mean(2)

@@ -57,10 +57,10 @@ def projected_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, *, rows
     targets: ``[R]``, entries of the vocabulary.
     """
 
-    def chunk(states: Tensor, wanted: Tensor) -> Tensor:
+    def chunk(states: Tensor, target: Tensor) -> Tensor:
         logp = log_probs(head(states))
-        right = (logp.argmax(-1) == wanted).to(logp.dtype)
-        return torch.stack([-logp.gather(-1, wanted[:, None])[:, 0], right], -1)
+        right = (logp.argmax(-1) == target).to(logp.dtype)
+        return torch.stack([-logp.gather(-1, target[:, None])[:, 0], right], -1)
 
     losses, right = _in_chunks(chunk, (hidden, targets), rows).reshape(-1, 2).unbind(-1)
     return losses, right.detach()

@@ -19,7 +19,7 @@ processes (`advantage_std`: or of each group) and has a floor, because a D that 
 One noise level a chunk, not a video.
 Groups whose spread of D is below the signal floor of all objectives (`trainer.signal_floor`, a share of the running
 median spread) weigh 0 and are logged as `health/low_spread_groups`. Both floors are needed: `std_floor` is absolute and
-tells that D is blind everywhere, where every group is as large as the median; the signal floor is relative and finds
+shows that D is blind everywhere, where every group is as large as the median; the signal floor is relative and finds
 single groups that `advantage_std: group` would blow up, at whatever scale D has arrived.
 Rewards other than `discriminator` are logged and must weigh 0; to train on both, use `astrolabe`.
 Knobs that matter: the discriminator's learning rate and warm-up, group_size, learning rate, beta, sigma_max, std_floor.
@@ -63,7 +63,7 @@ class AFD(Objective):
         advantage_clip: float = 5.0
         """A_max: advantages beyond it count as it."""
         advantage_std: Literal["batch", "group"] = "batch"
-        """Whose standard deviation divides centred scores; group: prompts on which D tells much and little weigh
+        """Whose standard deviation divides centred scores; group: prompts on which D says much and little weigh
         alike."""
         std_floor: float = 0.1
         """Least standard deviation, in units of D, by which centred scores are divided: the signal floor."""

@@ -131,16 +131,16 @@ class DOPD(Objective):
 
     def _route(self, ctx: Context, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
-        everyone = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
-        found = routing.thresholds(*everyone, self.config.trim)
+        all_ranks = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
+        found = routing.thresholds(*all_ranks, self.config.trim)
         uniform = self.config.routing == "uniform"
 
         def regimes(teacher: Tensor, student: Tensor) -> Tensor:
             chosen = routing.route_tokens(teacher, student, found)
             return torch.full_like(chosen, int(Regime.HT)) if uniform else chosen
 
-        shares = routing.fractions(regimes(*everyone)).tolist()
-        gaps = routing.gap(*everyone)
+        shares = routing.fractions(regimes(*all_ranks)).tolist()
+        gaps = routing.gap(*all_ranks)
         metrics = {
             "objective/gap/mean": float(gaps.double().mean()),
             "objective/gap/max": float(gaps.max()),

@@ -156,13 +156,13 @@ class Mixture(Objective):
         return total
 
     def after_step(self, ctx: TrainContext) -> None:
-        everyone = ctx.sums
+        all_sums = ctx.sums
         for label in self.active:
             head = f"{label}/"
-            ctx.sums = {name.removeprefix(head): v for name, v in everyone.items() if name.startswith(head)}
+            ctx.sums = {name.removeprefix(head): v for name, v in all_sums.items() if name.startswith(head)}
             with ctx.policies.aliased(self.sets[label]):
                 self.objectives[label].after_step(ctx)
-        ctx.sums = everyone
+        ctx.sums = all_sums
 
     def state_dict(self) -> dict[str, Any]:
         return {label: objective.state_dict() for label, objective in self.objectives.items()}

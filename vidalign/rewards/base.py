@@ -162,7 +162,7 @@ class CompositeReward:
         return chosen
 
     def on_call(self, listener: Callable[[int], None]) -> None:
-        """Tell `listener` the number of clips whenever one of the rewards scores, in a `part` of them too."""
+        """Call `listener` with the number of clips whenever one of the rewards scores, in a `part` of them too."""
         for call in self._calls.values():
             call.listeners.append(listener)
 

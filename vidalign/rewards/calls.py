@@ -23,7 +23,7 @@ class RewardCall:
     def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout) -> None:
         self.name, self.reward, self.seconds, self.on_timeout = name, reward, seconds, on_timeout
         self.listeners: list[Callable[[int], None]] = []
-        """Told the number of clips of every call."""
+        """Called with the number of clips of every call."""
         self._overdue: threading.Thread | None = None
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:

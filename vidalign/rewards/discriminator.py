@@ -209,8 +209,8 @@ class DiscriminatorReward(TrainableReward):
                 seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
                 found.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
             norm = engine.step() if total else 0.0
-        everyone = ctx.gather(torch.cat(found))
-        metrics = self._measure(everyone[:, :-1], everyone[:, -1], ctx.gather(trained))
+        all_ranks = ctx.gather(torch.cat(found))
+        metrics = self._measure(all_ranks[:, :-1], all_ranks[:, -1], ctx.gather(trained))
         return metrics | {"health/discriminator_grad_norm/mean": norm}
 
     def _losses(self, winner: torch.Tensor, loser: torch.Tensor) -> torch.Tensor:
@@ -274,8 +274,8 @@ def is_held_out(prompt: str, share: float) -> bool:
 
 def in_bytes(clips: torch.Tensor) -> torch.Tensor:
     """Clips in [0, 1] on the 256 levels of a stored clip; the gradient is that of the identity."""
-    wide = clips.detach().to(torch.promote_types(clips.dtype, torch.float32))
-    return ((wide * 255).round() / 255).to(clips.dtype) + (clips - clips.detach())
+    precise = clips.detach().to(torch.promote_types(clips.dtype, torch.float32))
+    return ((precise * 255).round() / 255).to(clips.dtype) + (clips - clips.detach())
 
 
 def _size(clips: torch.Tensor) -> str:

@@ -178,14 +178,14 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str)
     module.load_state_dict(tensors)
 
 
-def check_tensors(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """CheckpointError naming the first key that is missing, unknown or misshapen."""
-    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         key = (missing or unknown)[0]
         what = f"{len(missing)} keys are missing and {len(unknown)} are unknown, the first is {key!r}"
         raise CheckpointError(what, where=where, fix="the file must be of the same architecture")
     for key, value in tensors.items():
-        if value.shape != wanted[key].shape:
-            shapes = f"found {list(value.shape)}, expected {list(wanted[key].shape)}"
+        if value.shape != expected[key].shape:
+            shapes = f"found {list(value.shape)}, expected {list(expected[key].shape)}"
             raise CheckpointError(f"wrong shape of {key!r}", where=where, why=shapes)

@@ -1,4 +1,4 @@
-"""Privileged texts for video: what a policy may be told beyond the prompt."""
+"""Privileged texts for video: what a policy may be given beyond the prompt."""
 
 from __future__ import annotations
 

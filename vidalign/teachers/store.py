@@ -137,14 +137,14 @@ class ClipStore:
 
     def _broken(self, entries: list[Entry]) -> dict[str, str]:
         """Names of unusable clips with the reason, the same on every process."""
-        mine = {}
+        own = {}
         for entry in entries[distributed.rank() :: distributed.world_size()]:
             try:
                 self._read(entry)
             except DataError as error:
-                mine[entry.name] = str(error)
+                own[entry.name] = str(error)
         found: dict[str, str] = {}
-        for part in distributed.all_gather_object(mine):
+        for part in distributed.all_gather_object(own):
             found |= part
         return dict(sorted(found.items()))
 

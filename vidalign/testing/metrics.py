@@ -46,8 +46,9 @@ def check_metric(
         values = check_items(name, made.grade if kind.judges == "answers" else made.score, judged, failing)
         if all(value.isnan().all() for value in values.values()):
             broken(name, f"judges none of {len(judged)} items: give it some that it can judge")
-        wide = [key for key, value in values.items() if value.ndim > (2 if kind.judges == "long" else 1)]
-        if wide:
+        series = [key for key, value in values.items() if value.ndim > (2 if kind.judges == "long" else 1)]
+        if series:
             broken(
-                name, f"returns shape {tuple(values[wide[0]].shape)} under {wide[0]!r}: series are for judges = 'long'"
+                name,
+                f"returns shape {tuple(values[series[0]].shape)} under {series[0]!r}: series are for judges = 'long'",
             )

@@ -1,4 +1,4 @@
-"""What a run tells: metrics, TensorBoard, live panel, health warnings and clips."""
+"""What a run reports: metrics, TensorBoard, live panel, health warnings and clips."""
 
 from vidalign.tracking.health import Health, HealthMonitors
 from vidalign.tracking.jsonl import read_history

@@ -14,7 +14,7 @@ logged is not judged. The names that the monitors read:
     health/motion            mean movement in the generated clips (any non-negative measure)
     objective/selected       share of the samples that a selective penalty chose (a mixture puts its label before it)
     health/held_out          score of the held-out judge
-    health/discriminator_margin_sigmoid      mean sigmoid(D(student) - D(teacher)): 1/2 cannot tell, 0 saturated
+    health/discriminator_margin_sigmoid      mean sigmoid(D(student) - D(teacher)): 1/2 cannot separate, 0 saturated
     health/discriminator_pair_accuracy       share of pairs of trained prompts separated
     health/discriminator_held_out_accuracy   the same on prompts that the discriminator is not trained on
 """

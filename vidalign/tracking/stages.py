@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from vidalign.tracking.panel import Mode
 
 Done = Callable[[int], None]
-"""Told how many pieces have been finished since the last call."""
+"""Called with how many pieces have been finished since the last call."""
 Stage = Callable[[str, int], Done]
 """Begins a stage by its name and its number of pieces."""
 EVERY = 10.0
@@ -35,7 +35,7 @@ def stages(mode: Mode, console: Console | None = None) -> Iterator[Stage]:
 
 
 def counted(generate: Callable[..., Any], done: Done) -> Callable[..., Any]:
-    """The generator of clips, which tells how many prompts have been shown."""
+    """The generator of clips, which reports how many prompts have been shown."""
 
     def call(prompts: Any, *arguments: Any) -> Any:
         clips = generate(prompts, *arguments)
@@ -51,13 +51,13 @@ def _bar(progress: Progress, name: str, total: int) -> Done:
 
 
 def _lines(console: Console, name: str, total: int) -> Done:
-    finished, told = 0, time.monotonic()
+    finished, reported = 0, time.monotonic()
 
     def done(count: int) -> None:
-        nonlocal finished, told
+        nonlocal finished, reported
         finished += count
-        if finished >= total or time.monotonic() - told >= EVERY:
-            told = time.monotonic()
+        if finished >= total or time.monotonic() - reported >= EVERY:
+            reported = time.monotonic()
             console.print(f"{name}: {finished}/{total}", markup=False, highlight=False, soft_wrap=True)
 
     return done

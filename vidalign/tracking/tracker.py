@@ -109,7 +109,7 @@ class Tracker:
             write_token_page(self._folder, step, responses)
 
     def warn(self, health: Health) -> None:
-        """Record a warning and tell it on standard error, whatever panel there is; one of a name is enough."""
+        """Record a warning and report it on standard error, whatever panel there is; one of a name is enough."""
         if any(known.name == health.name for known in self.warnings):
             return
         self.warnings.append(health)

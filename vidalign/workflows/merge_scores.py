@@ -50,7 +50,7 @@ class MergeScores:
     def __call__(self, generate: Generate, done: Done) -> tuple[torch.Tensor, torch.Tensor]:
         """In-domain and out-of-domain score of every prompt, the mean over seeds: ``[P]`` and ``[Q]``.
 
-        done: told how many clips have been judged since its last call.
+        done: called with how many clips have been judged since its last call.
         """
         inside, outside = (self._means(generate, *part, done) for part in (self.inside, self.outside))
         if bool(outside.isnan().all()):
@@ -122,7 +122,7 @@ def _trained_rewards(recipe: Recipe) -> Score:
 
 def _metric(judge: str) -> Score:
     """The value ``NAME/VALUE`` of a metric; of ``NAME`` its ``composite``, or the first."""
-    name, _, wanted = judge.partition("/")
+    name, _, chosen = judge.partition("/")
     kind = registry.get("metrics", name)
     with guest("metric", name, kind):
         metric = kind()
@@ -138,7 +138,7 @@ def _metric(judge: str) -> Score:
         found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
         if not found:  # a metric of the world on prompts that are no captions
             return torch.full((len(prompts),), torch.nan)
-        value = wanted or ("composite" if "composite" in found else next(iter(found)))
+        value = chosen or ("composite" if "composite" in found else next(iter(found)))
         if value not in found:
             close = nearest(value, found)
             raise UserError(

@@ -71,9 +71,9 @@ class Saved:
         return checkpoints.path(step)
 
 
-def _listed(steps: list[int], wanted: int) -> str:
+def _listed(steps: list[int], target: int) -> str:
     """The steps, nearest first."""
-    near = sorted(steps, key=lambda step: (abs(step - wanted), step))
+    near = sorted(steps, key=lambda step: (abs(step - target), step))
     more = f" and {len(near) - SHOWN} more" if len(near) > SHOWN else ""
     return (", ".join(map(str, near[:SHOWN])) or "there is none") + more
 

@@ -94,7 +94,7 @@ class Folder:
                 raise UserError(
                     "two videos would have one name here",
                     where=str(self.videos),
-                    why=f"this file system does not tell {first!r} from {others[0]!r}",
+                    why=f"this file system takes {first!r} for {others[0]!r}",
                     fix="give --out on another one",
                 )
 

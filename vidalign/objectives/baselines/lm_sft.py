@@ -55,8 +55,8 @@ class LanguageSFT(Objective):
 
     def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student
-        told = data["privileged"].tolist()
-        hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, told, strict=True)]
+        privileged = data["privileged"].tolist()
+        hints = [e.privileged if seen else "" for e, seen in zip(data.prompts, privileged, strict=True)]
         batch = student.compose(data.prompts, data["ids"], data["response"], hints)
         rows = batch.response
         hidden = student.response_hidden(batch)[rows]  # [tokens, D]

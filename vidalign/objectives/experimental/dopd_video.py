@@ -268,8 +268,8 @@ class DOPDVideo(Objective):
             return nearer
         totals = combine(data.scores, ctx.reward_weights, whitened=False).chunk(2)
         better, failed = totals[0] >= totals[1], (totals[0] - totals[1]).isnan()
-        wide = [x.to(nearer.device)[:, None, None, None].expand_as(nearer) for x in (better, failed)]
-        return torch.where(wide[1], nearer, wide[0])
+        by_unit = [x.to(nearer.device)[:, None, None, None].expand_as(nearer) for x in (better, failed)]
+        return torch.where(by_unit[1], nearer, by_unit[0])
 
     def _thresholds(self, ctx: Context, gap: Tensor, c: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Trimmed means of the gap and of c, ``[N, chunks, 1, 1]`` each, per chunk and its denoising step."""

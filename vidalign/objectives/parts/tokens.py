@@ -91,8 +91,8 @@ def privileged_texts(examples: Sequence[Any], privilege: Privilege) -> list[str]
     own = ["" if privilege == "none" else example.privileged for example in examples]
     if privilege != "shuffled":
         return own
-    everyone = [text for texts in distributed.all_gather_object(own) for text in texts]
-    return [everyone[place] for place in distributed.next_prompt_index(len(own))]
+    all_ranks = [text for texts in distributed.all_gather_object(own) for text in texts]
+    return [all_ranks[place] for place in distributed.next_prompt_index(len(own))]
 
 
 # --- scoring ---

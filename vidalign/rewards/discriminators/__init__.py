@@ -1,1 +1,1 @@
-"""Networks that score a clip for a prompt and are trained to tell the teacher's clips from the student's."""
+"""Networks that score a clip for a prompt and are trained to separate the teacher's clips from the student's."""

@@ -66,7 +66,7 @@ class DiscriminatorConfig:
     """Pass the teacher's clips through the student's autoencoder, whose traces would give the student away."""
     held_out: float = 0.125
     """Share of the prompts, by a hash of their text, that the discriminator is never trained on: its pair accuracy
-    there tells judgement from memory."""
+    there separates judgement from memory."""
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     """Training on the initial student, before the student moves."""
 

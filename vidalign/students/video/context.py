@@ -98,11 +98,11 @@ class Context:
     def window(self, policy: CachePolicy) -> Context:
         """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
         frames flow into the sink."""
-        wanted = set(policy.kept_frames(self.frames, self.first))
-        evicted = [f for f in self.kept if f not in wanted]
+        needed = set(policy.kept_frames(self.frames, self.first))
+        evicted = [f for f in self.kept if f not in needed]
         if not evicted:
             return self
-        kept = [self._frames(a, b) for a, b in runs(sorted(wanted))]
+        kept = [self._frames(a, b) for a, b in runs(sorted(needed))]
         pieces = tuple(p for group in kept for p in group)
         if policy.sink_decay:
             pieces = self._decayed_sink(pieces, evicted, policy)

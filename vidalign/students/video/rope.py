@@ -69,6 +69,6 @@ class RotaryTables:
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
     """Rotate neighbouring channel pairs of `[B, S, heads, dim]` by `[S, 1, dim / 2]` complex factors."""
-    wide = torch.float64 if factors.dtype == torch.complex128 else torch.promote_types(x.dtype, torch.float32)
-    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+    dtype = torch.float64 if factors.dtype == torch.complex128 else torch.promote_types(x.dtype, torch.float32)
+    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * factors).flatten(-2).type_as(x)

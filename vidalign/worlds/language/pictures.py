@@ -2,7 +2,7 @@
 
 One to three objects (four in the split `crowded`), each in a quadrant of its own, no two of the same colour and shape.
 Families: `colour`, `count`, `position`, `relation`. Privilege: boxes and labels of the objects that the question is
-about. A worked answer tells the whole scene first. Splits: train, held_out (other scenes), combinations (pairs of
+about. A worked answer describes the whole scene first. Splits: train, held_out (other scenes), combinations (pairs of
 colour and shape never trained on), crowded.
 """
 

@@ -1,4 +1,4 @@
-"""Multi-step reasoning problems: a state, numbered steps told in a shuffled order, and the exact result.
+"""Multi-step reasoning problems: a state, numbered steps listed in a shuffled order, and the exact result.
 
 Families: `chain` (modular arithmetic), `list` (operations on digits), `rewrite` (letters replaced by letters), `walk`
 (a small graph with coloured edges), and `word` (the list operations on letters: in no training split). Difficulty is
@@ -33,11 +33,11 @@ class Problem:
     family: str
     start: Words
     facts: tuple[Words, ...]
-    """Of a walk: every node with the ends of its red and of its blue edge, in the order in which they are told."""
+    """Of a walk: every node with the ends of its red and of its blue edge, in the order in which they are listed."""
     steps: tuple[Words, ...]
     """Operations in the order of their execution."""
-    told: tuple[int, ...]
-    """Order in which the prompt tells the steps, a permutation of 0 .. steps - 1."""
+    listed: tuple[int, ...]
+    """Order in which the prompt lists the steps, a permutation of 0 .. steps - 1."""
 
     @property
     def states(self) -> tuple[Words, ...]:
@@ -51,8 +51,8 @@ class Problem:
     @property
     def prompt(self) -> str:
         facts = "".join(f" {' '.join(fact)} ," for fact in self.facts)
-        told = "".join(f" | {n + 1} : {' '.join(self.steps[n])}" for n in self.told)
-        return f"{self.family} : {' '.join(self.start)}{facts}{told}"
+        listed = "".join(f" | {n + 1} : {' '.join(self.steps[n])}" for n in self.listed)
+        return f"{self.family} : {' '.join(self.start)}{facts}{listed}"
 
     @property
     def answer(self) -> str:
@@ -78,7 +78,7 @@ class Problem:
         return "plan : " + " | ".join(f"{n} {' '.join(step)}" for n, step in enumerate(self.steps, 1))
 
     def bucket(self, count: int) -> int:
-        """A number in 0 .. count - 1 that depends on the problem but not on the order in which it is told."""
+        """A number in 0 .. count - 1 that depends on the problem but not on the order in which it is listed."""
         key = repr((self.family, self.start, sorted(self.facts), self.steps)).encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % count
 
@@ -115,15 +115,15 @@ def draw(family: str, steps: int, g: torch.Generator) -> Problem:
         step = _step(family, state, g)
         chosen.append(step)
         state = apply(step, state, facts)
-    told = tuple(torch.randperm(steps, generator=g).tolist())
-    return Problem(family, start, facts, tuple(chosen), told)
+    listed = tuple(torch.randperm(steps, generator=g).tolist())
+    return Problem(family, start, facts, tuple(chosen), listed)
 
 
 def _start(family: str, g: torch.Generator) -> tuple[Words, tuple[Words, ...]]:
     if family == "walk":
         ends = [tuple(_pick(tuple(n for n in NODES if n != node), g) for _ in EDGES) for node in NODES]
-        told = torch.randperm(len(NODES), generator=g).tolist()
-        return (_pick(NODES, g),), tuple((NODES[i], *ends[i]) for i in told)
+        listed = torch.randperm(len(NODES), generator=g).tolist()
+        return (_pick(NODES, g),), tuple((NODES[i], *ends[i]) for i in listed)
     symbols = DIGITS if family in ("chain", "list") else LETTERS
     return tuple(_pick(symbols, g) for _ in range(1 if family == "chain" else LENGTH)), ()
 

@@ -14,7 +14,7 @@ from vidalign.errors import DataError, nearest
 from vidalign.worlds.language.problems import FAMILIES, Problem, draw
 
 FORMS = ("hints", "executed", "summary", "answer", "none")
-"""What a privileged policy may be told."""
+"""What a privileged policy may be given."""
 MIXED = ("hints", "executed", "hints", "summary", "hints", "answer")
 """The turns of form `mixed`: hints, the hardest to use, come three times."""
 TRAINED = FAMILIES[:4]

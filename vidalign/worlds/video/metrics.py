@@ -68,7 +68,7 @@ class Motion(Metric):
     @dataclass
     class Config:
         references: int = 16
-        """Ground-truth clips that tell how much a caption moves."""
+        """Ground-truth clips that show how much a caption moves."""
         least: float = 1e-4
         """Change of the world below which nothing moves."""
 

@@ -232,25 +232,25 @@ def _worse(values: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
     return torch.where(pair[:, None], values.amin(-1), values[..., 0])
 
 
-def _attributes(mine: Objects, total: torch.Tensor, wanted: Wanted) -> Attributes:
-    """Judge the captioned objects; mine: ``[B, F, 2]`` each, total: all colours ``[B, F, colours]``."""
-    pair = wanted.pair
-    area = (math.pi * wanted.radius**2)[:, None, None]
-    presence = (mine.mass / (0.6 * area)).clamp(0, 1)
-    own = torch.zeros_like(total[:, 0]).scatter(1, wanted.colour, 1.0)[:, None]
+def _attributes(captioned: Objects, total: torch.Tensor, asked: Wanted) -> Attributes:
+    """Judge the captioned objects; captioned: ``[B, F, 2]`` each, total: all colours ``[B, F, colours]``."""
+    pair = asked.pair
+    area = (math.pi * asked.radius**2)[:, None, None]
+    presence = (captioned.mass / (0.6 * area)).clamp(0, 1)
+    own = torch.zeros_like(total[:, 0]).scatter(1, asked.colour, 1.0)[:, None]
     wrong = (total * (1 - own)).sum(-1)
-    seen = torch.where(pair[:, None], mine.mass.sum(-1), mine.mass[..., 0])
+    seen = torch.where(pair[:, None], captioned.mass.sum(-1), captioned.mass[..., 0])
     stray = (total.sum(-1) - seen).clamp(min=0) / area[..., 0]
     count = _worse(presence, pair) / (1 + (stray / 0.3) ** 2)
-    colour = presence * (mine.mass / (mine.mass + wrong[..., None] + 1e-4))
+    colour = presence * (captioned.mass / (captioned.mass + wrong[..., None] + 1e-4))
     targets = total.new_tensor([HARMONIC[name] for name in SHAPES])
-    weights = (1 + ((mine.harmonic[..., None] - targets) / 0.05) ** 2) ** -2
-    likely = weights.gather(-1, wanted.shape[:, None, :, None].expand(*weights.shape[:-1], 1))[..., 0]
-    shape = likely / (weights.sum(-1) + 0.002) / (1 + ((mine.spread - 0.515).clamp(min=0) / 0.25) ** 2)
-    off = (mine.mass.clamp(min=1e-3) / area).log()
+    weights = (1 + ((captioned.harmonic[..., None] - targets) / 0.05) ** 2) ** -2
+    likely = weights.gather(-1, asked.shape[:, None, :, None].expand(*weights.shape[:-1], 1))[..., 0]
+    shape = likely / (weights.sum(-1) + 0.002) / (1 + ((captioned.spread - 0.515).clamp(min=0) / 0.25) ** 2)
+    off = (captioned.mass.clamp(min=1e-3) / area).log()
     size = (1 + (off / 0.35) ** 2) ** -2
-    median = mine.mass.detach().median(1, keepdim=True).values
-    lost = ((mine.mass + 0.5) / (median + 0.5)).log()
+    median = captioned.mass.detach().median(1, keepdim=True).values
+    lost = ((captioned.mass + 0.5) / (median + 0.5)).log()
     permanence = 1 / (1 + (lost / 0.4) ** 2)
     right = (colour > 0.7) & (off.abs() < 0.4) & (likely >= weights.amax(-1)) & (shape > 0.5)
     right &= (presence > 0.9) & (count[..., None] > 0.5)
@@ -265,30 +265,30 @@ def _attributes(mine: Objects, total: torch.Tensor, wanted: Wanted) -> Attribute
     )
 
 
-def _posterior(track: torch.Tensor, wanted: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _posterior(track: torch.Tensor, asked: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Posterior ``[B]`` of the captioned law, is it the likeliest, squared deviations ``[B, F, 2]``.
 
     A law's weight is ``(1 + mse / .4^2)^-3`` with the mse of its worse object; "no law" has an mse of 3.
     """
-    fitted = laws.fit(track.detach(), wanted.extents)
+    fitted = laws.fit(track.detach(), asked.extents)
     squares = (track.double()[:, None] - fitted).square().sum(-1)  # [B, laws, F, 2]
     error = squares.mean(2)
-    error = torch.where(wanted.pair[:, None], error.amax(-1), error[..., 0])
+    error = torch.where(asked.pair[:, None], error.amax(-1), error[..., 0])
     collisions = torch.tensor([law.startswith("hit") for law in laws.LAWS], device=track.device)
-    weight = (1 + error / 0.16) ** -3 * ~(collisions & ~wanted.pair[:, None])
+    weight = (1 + error / 0.16) ** -3 * ~(collisions & ~asked.pair[:, None])
     rows = torch.arange(len(track), device=track.device)
-    chosen = weight[rows, wanted.law]
+    chosen = weight[rows, asked.law]
     none = (1 + 3 / 0.16) ** -3
     return (
         chosen / (weight.sum(1) + none),
         chosen >= weight.amax(1).clamp(min=none),
-        squares[rows, wanted.law],
+        squares[rows, asked.law],
     )
 
 
 def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     """Measure clips ``[B, F, 3, H, W]`` in [0, 1] against their captions."""
-    wanted = _wanted(prompts, clips)
+    asked = _wanted(prompts, clips)
     batch, frames, _, height, width = clips.shape
     cover = _unmix(clips)
     total = cover.sum(-1)
@@ -299,21 +299,21 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
             1, brightest.indices, total.amax(1).gather(1, brightest.indices) > 0.3 * SMALL_AREA
         )
         needed = drawn.clone()
-        needed[rows, wanted.colour] = True
+        needed[rows, asked.colour] = True
         clip, colour = needed.nonzero().unbind(1)
         place = torch.full_like(needed, -1, dtype=torch.long)
         place[clip, colour] = torch.arange(len(clip), device=clips.device)
         render = place[drawn]
     objects = _measure(cover.transpose(1, 2)[clip, colour].view(-1, frames, height, width))
-    slots = place[rows, wanted.colour]  # [B, 2]
-    mine = Objects(*(getattr(objects, f.name)[slots].transpose(1, 2) for f in fields(Objects)))
-    posterior, law_right, deviation = _posterior(mine.centre, wanted)
+    slots = place[rows, asked.colour]  # [B, 2]
+    captioned = Objects(*(getattr(objects, f.name)[slots].transpose(1, 2) for f in fields(Objects)))
+    posterior, law_right, deviation = _posterior(captioned.centre, asked)
     shown = Objects(*(getattr(objects, f.name)[render] for f in fields(Objects)))
     return Advantages(
-        attributes=_attributes(mine, total, wanted),
+        attributes=_attributes(captioned, total, asked),
         motion=posterior.to(clips.dtype),
         law_right=law_right,
-        deviation=torch.where(wanted.pair[:, None, None], deviation, deviation[..., :1]).to(clips.dtype),
+        deviation=torch.where(asked.pair[:, None, None], deviation, deviation[..., :1]).to(clips.dtype),
         visual=_visual(clips, shown, (clip[render], colour[render])),
     )
 
