@@ -21,10 +21,10 @@ from vidalign.rewards.calls import OnTimeout, RewardCall
 if TYPE_CHECKING:
     from torch import nn
 
-    from vidalign.context import TrainContext
     from vidalign.cost import Cost, StepSizes
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
+    from vidalign.rewards.run import Run
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
@@ -101,7 +101,7 @@ class TrainableReward(ABC):
         return Blueprint(roles={self.role: TrainedRole(self.updates, lambda student, teacher: self.network)})
 
     @abstractmethod
-    def attach(self, ctx: TrainContext) -> None:
+    def attach(self, ctx: Run) -> None:
         """Called once, when the engines stand."""
 
     def warm_up(self, prompts: PromptSource) -> None:  # noqa: B027

@@ -36,12 +36,12 @@ from vidalign.rewards.base import ScoreRequest, TrainableReward
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
-    from vidalign.context import TrainContext
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
     from vidalign.recipe.draft import Draft
     from vidalign.rewards.discriminators.base import DiscriminatorConfig
     from vidalign.rewards.discriminators.network import Discriminator
+    from vidalign.rewards.run import Run
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
@@ -114,7 +114,7 @@ class DiscriminatorReward(TrainableReward):
         clips = config.teacher_clips * warm_up.prompts
         return cost + Cost(forwards=warm_up.rounds * rollout, teacher_calls=warm_up.max_steps * clips)
 
-    def attach(self, ctx: TrainContext) -> None:
+    def attach(self, ctx: Run) -> None:
         self.ctx = ctx
         self._module = lambda: ctx.roles.module(self.role)
 
