@@ -154,20 +154,20 @@ class ARCoPO(Objective):
         current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         with torch.no_grad(), ctx.policy("old"):
             old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
-        found = neighbor_grpo_loss(
+        result = neighbor_grpo_loss(
             current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
         )
-        gap = (found.ratio - 1).abs().max()
+        gap = (result.ratio - 1).abs().max()
         if ctx.update == 0 and (self.groups.rule == "current" or ctx.step == 0):
             assert gap <= RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
         recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
         metrics = {
             "objective/ratio_gap/max": gap,
-            "objective/clip_fraction/mean": found.clipped,
+            "objective/clip_fraction/mean": result.clipped,
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
         counts = {"objective/clip_fraction/mean": int((data.shared["advantage"][group] != 0).sum())}
-        return LossOut((data["weight"] * found.loss).mean(), metrics, counts=counts)
+        return LossOut((data["weight"] * result.loss).mean(), metrics, counts=counts)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """What the groups cost, and the current and old forwards of the pivot: a random one."""

@@ -106,15 +106,15 @@ class Mixture(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         self.active = self._taking_part(ctx.step)
         assert self.active, f"no objective takes part in step {ctx.step}: the recipe is checked for that"
-        found: dict[str, Experience] = {}
+        experiences: dict[str, Experience] = {}
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
             with ctx.policies.aliased(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.blueprint().policies.get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
-                found[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
+                experiences[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
         nothing = torch.empty(0)
-        return MixedExperience({}, nothing, nothing, batch.prompts, parts=found)
+        return MixedExperience({}, nothing, nothing, batch.prompts, parts=experiences)
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         assert isinstance(experience, MixedExperience), "a mixture digests what it collected"
@@ -185,10 +185,10 @@ class Mixture(Objective):
         """``objective/kl/mean`` to ``objective/LABEL_kl/mean``; the other groups, which monitors read, stay."""
         return metric.replace("objective/", f"objective/{label}_", 1) if metric.startswith("objective/") else metric
 
-    def _merged(self, found: dict[str, Experience]) -> dict[str, float]:
+    def _merged(self, experiences: dict[str, Experience]) -> dict[str, float]:
         """Metrics of all collections; of those with one name the mean, or the largest of ``.../max``."""
         values: dict[str, list[float]] = defaultdict(list)
-        for label, experience in found.items():
+        for label, experience in experiences.items():
             for name, value in experience.metrics.items():
                 values[self._name(label, name)].append(value)
         return {name: max(v) if name.endswith("/max") else sum(v) / len(v) for name, v in values.items()}

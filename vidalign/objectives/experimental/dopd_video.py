@@ -173,7 +173,7 @@ class DOPDVideo(Objective):
         if kind == "none":
             return
         if kind == "future":
-            found = data["latents"]
+            privilege = data["latents"]
         else:
             texts = ctx.prompts.describe(clips, prompts) if kind == "caption" else self._dense(prompts)
             if texts is None:
@@ -183,11 +183,11 @@ class DOPDVideo(Objective):
                     why="only the embedded world can",
                     fix="use dense_prompt or future",
                 )
-            found = ctx.text(texts)
+            privilege = ctx.text(texts)
         if self.config.pairing == "shuffled":
-            groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
-            found = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
-        data.tensors["privilege"] = found
+            groups = ctx.gather(privilege).unflatten(0, (-1, data.group_size))
+            privilege = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
+        data.tensors["privilege"] = privilege
 
     def _dense(self, prompts: list[str]) -> list[str]:
         return dense_prompts(prompts, self.config.dense_prompts)
