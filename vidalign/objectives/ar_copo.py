@@ -13,14 +13,14 @@ log-probability is needed. One step:
    `inner_updates` optimiser steps; rho == 1 is asserted before the first one;
 5. ``old <- current``.
 
-Semi-on-policy: with `buffer` the groups come from a folder written by ``vidalign collect`` and `old`, the student that
-the run began with, stays for good: the clip is a trust region around it. Train it as an adapter of its own and add the
+Semi-on-policy: with `buffer` the groups come from a folder written by ``vidalign collect``. `old` stays the student
+that the run began with, and the clip is a trust region around it. Train it as an adapter of its own and add the
 on-policy one with ``vidalign merge``.
 
-What we changed: the paper gives neither tau nor the reduction of distances (here 1 and the mean); rewards are
-whitened over the batch before they are added up (`combine`); all groups of a step share their pivot, also those drawn
-from a buffer; the re-noising of the pivot may differ too (`neighbours: all`) and the pivot may be kept to the first
-chunks (`pivots`), for students and worlds in which the first draw or a late fork decides nothing.
+What we changed: the paper gives neither tau nor the reduction of distances (here 1 and the mean). Rewards are whitened
+over the batch before they are added up (`combine`). All groups of a step share their pivot, also those drawn from a
+buffer. The re-noising of the pivot may differ too (`neighbours: all`), for students whose first draw decides nothing.
+The pivot may be kept to the first chunks (`pivots`), for worlds in which a late fork decides nothing.
 Knobs that matter: noise_scale, neighbours, pivots, clip, temperature, learning rate, group_size, inner_updates.
 """
 

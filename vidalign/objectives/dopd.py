@@ -2,9 +2,9 @@
 
 One step:
 1. the student S answers bare prompts, `group_size` times each;
-2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt;
-   with l_T, l_S the log-probabilities of a sampled token and q = exp(l): gap ``A = |l_T - l_S|``;
-3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %; they divide the tokens
+2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt. With
+   l_T, l_S the log-probabilities of a sampled token and q = exp(l), the gap is ``A = |l_T - l_S|``;
+3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %. They divide the tokens
    into four regimes (`losses/routing.py`), each with its target, divergence, support and weight:
    LH  low gap, sure       T^p       reverse KL, top-K + tail   0.6
    LL  low gap, unsure     sg[S^p]   reverse KL, top-K + tail   0.3

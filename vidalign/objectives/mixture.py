@@ -1,14 +1,14 @@
 """Several objectives in one run: ``L = sum_i w_i L_i`` on one student with one optimiser.
 
-Every objective collects its own experience from the prompts of the step, which its own rewards judge; the
-gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
-takes part. What they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight
-sets `old` and `reference` are each objective's own, since one would move them under the other; only those that stay
-the initial student, or are the student after every step, are held once (`Blueprint.policies`). An `old` begins as
-the student is when its objective starts, or stays the initial student.
+Every objective collects its own experience from the prompts of the step, which its own rewards judge. The gradients of
+all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective takes part. What
+they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight sets `old` and
+`reference` are each objective's own, since one would move them under the other. Only those that stay the initial
+student, or are the student after every step, are held once (`Blueprint.policies`). An `old` begins as the student is
+when its objective starts, or stays the initial student.
 
 Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
-settings of these names); the label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
+settings of these names). The label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
 AdamW follows the direction of the sum alone, so weights matter against each other.
 """
 
@@ -84,8 +84,8 @@ class Mixture(Objective):
         return Blueprint(policies, roles)
 
     def phases(self, step: int) -> tuple[Phase, ...]:
-        """The phases of all that take part; the student's, which they share, lies between what comes before and after
-        it in any of them and has as many updates as the one with the most."""
+        """The phases of all that take part. They share the student's, which lies between what comes before and after it
+        in any of them. It has as many updates as the one with the most."""
         before: list[Phase] = []
         after: list[Phase] = []
         updates: list[int] = []
