@@ -55,15 +55,15 @@ class _Submodules(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if type(self.library) is not _Deferred or not name.startswith(f"{self.library.__name__}."):
             return None
-        found = sys.modules.get(name) if _run(self.library) else None
-        if found is None or found.__spec__ is None:
+        module = sys.modules.get(name) if _run(self.library) else None
+        if module is None or module.__spec__ is None:
             return None
-        spec = copy.copy(found.__spec__)
-        spec.loader, found.__spec__ = _Found(found), spec  # importing prefers the module's own to what is returned
+        spec = copy.copy(module.__spec__)
+        spec.loader, module.__spec__ = _Loaded(module), spec  # importing prefers the module's own to what is returned
         return spec
 
 
-class _Found(Loader):
+class _Loaded(Loader):
     """Stands for a submodule that is there by now."""
 
     def __init__(self, module: ModuleType) -> None:

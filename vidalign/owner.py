@@ -98,10 +98,10 @@ def beside(path: Path, *, sweep: bool = True) -> Path:
 
 def is_left_over(draft: Path) -> bool:
     """Whether nobody works on a draft any more: its name holds the process, and one of this host can be looked up."""
-    found = TAG.search(draft.name.removesuffix(".partial"))
-    if found is None:
+    match = TAG.search(draft.name.removesuffix(".partial"))
+    if match is None:
         return True  # of a version that gave all processes the same name
-    process = Process(found["host"].rpartition("-step-")[0] or found["host"], int(found["pid"]), found["started"])
+    process = Process(match["host"].rpartition("-step-")[0] or match["host"], int(match["pid"]), match["started"])
     if process.host == socket.gethostname():
         return process == Process.current() or process.has_ended()
     try:

@@ -64,7 +64,7 @@ class Trainer:
                 fix=f"use a multiple of {distributed.world_size()}",
             )
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
-        saved = self.checkpoints.found()
+        saved = self.checkpoints.all_steps()
         if saved and not resume:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",

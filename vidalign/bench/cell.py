@@ -123,12 +123,12 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
 
 def off_prediction(cell: Cell) -> list[str]:
     """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
-    found = []
+    deviations = []
     for name in ("forwards", "reward_calls", "teacher_calls", "responses"):
         spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
         if abs(spent - predicted) > 0.01 * predicted:
-            found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
-    return found
+            deviations.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
+    return deviations
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:
@@ -247,8 +247,8 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
     """Whatever a row is: an objective, a reference, or the examination of the judges."""
     if row == "health":
         source = open_source(protocol.prompts.source, 0)
-        found = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
-        health = sealed_health(found)
+        examination = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
+        health = sealed_health(examination)
         write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
     elif row in protocol.objectives:
         run_row(protocol, row, seed)

@@ -54,14 +54,14 @@ def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torc
 
 def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
     """Every metric of every row, rows in the order of the cells; metrics without a value are left out."""
-    found = []
+    rows = []
     for row in results.row_names():
         cells = results.of_row(row)
         for metric in metric_names(cells):
             values = values_of(cells, metric, split)
             if values.isfinite().any():
-                found.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
-    return found
+                rows.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
+    return rows
 
 
 def metric_names(cells: Sequence[Cell]) -> list[str]:
@@ -79,15 +79,15 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
     check_same_protocol(results, other)
     check_split(results, split)
     first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
-    found = []
+    differences = []
     for metric in metric_names(second):
         difference = values_of(second, metric, split) - values_of(first, metric, split)
         if difference.isfinite().any():
             low, high = hierarchical_interval(difference)
             judged = int(difference.isfinite().any(0).sum())
             verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
-            found.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
-    return found
+            differences.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
+    return differences
 
 
 def goal_row(results: Results) -> str:

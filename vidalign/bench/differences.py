@@ -15,9 +15,9 @@ def first_difference(ours: str, theirs: str) -> str:
     The other text comes from a file that may have been damaged since: what is wrong with it is a difference too.
     """
     problems: list[Problem] = []
-    found = parse_yaml(theirs, "line", problems).plain()
-    if problems or not isinstance(found, dict):
+    content = parse_yaml(theirs, "line", problems).plain()
+    if problems or not isinstance(content, dict):
         return f"it cannot be read: {problems[0] if problems else 'it is no mapping'}"
-    for path, here, there in differences(yaml.safe_load(ours), found):
+    for path, here, there in differences(yaml.safe_load(ours), content):
         return f"{path}: {here!r}, not {there!r}"
     return ""

@@ -336,15 +336,15 @@ def _check_student(protocol: Protocol, tree: Node) -> None:
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
     """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
-    expected, found = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
-    if expected and expected != found:
+    expected, levels = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
+    if expected and expected != levels:
         raise UserError(
             "the start weights have another sampler than the protocol",
             where=tree.locate("evaluation.sigmas"),
-            why=f"{protocol.student.path} visits {found}, the protocol {expected}",
+            why=f"{protocol.student.path} visits {levels}, the protocol {expected}",
             fix="name other start weights, or their levels",
         )
-    return found
+    return levels
 
 
 def find_teacher(protocol: Protocol) -> Path | None:
@@ -375,23 +375,23 @@ def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list
         raise UserError("one protocol judges videos or answers, not both", where=where, fix=fix)
     if Path(config.source).is_file() and config.sha256:
         _same_hash(Path(config.source), config.sha256, where)
-    found = open_source(config.source, 0).first(config.count)
+    items = open_source(config.source, 0).first(config.count)
     if protocol.source.gives == "examples":
-        protocol.examples += found
-    return [str(getattr(one, "prompt", one)) for one in found]
+        protocol.examples += items
+    return [str(getattr(one, "prompt", one)) for one in items]
 
 
 def _same_hash(path: Path, expected: str, where: str) -> str:
     """SHA-256 of a file; `DataError` when it does not begin with `expected`."""
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
-    if not found.startswith(expected):
+    if not digest.startswith(expected):
         raise DataError(
             f"{path.name} is not the file that the protocol pins",
             where=where,
-            why=f"its sha256 is {found[:12]}, the protocol says {expected[:12]}",
+            why=f"its sha256 is {digest[:12]}, the protocol says {expected[:12]}",
             fix="restore the file",
         )
-    return found
+    return digest

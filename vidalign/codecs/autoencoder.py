@@ -180,9 +180,9 @@ def to_unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
 
 
-def check_downscale(stated: int, found: int) -> None:
+def check_downscale(stated: int, actual: int) -> None:
     """The spec states the factor so that shapes are known without building the codec; it must be right."""
-    if stated != found:
+    if stated != actual:
         raise UserError(
-            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.init.codec.downscale"
+            f"the autoencoder shrinks by {actual}, the spec says {stated}", where="student.init.codec.downscale"
         )

@@ -32,12 +32,12 @@ class GroupedPrompts(PromptSource):
 
     def first(self, count: int) -> list[str]:
         """The first `count` prompts without repetitions; all of them where there are fewer."""
-        found: dict[str, None] = {}
+        prompts: dict[str, None] = {}
         for n in range(64 * len(self)):
-            if len(found) == min(count, len(self)):
+            if len(prompts) == min(count, len(self)):
                 break
-            found.setdefault(self[n])
-        return list(found)
+            prompts.setdefault(self[n])
+        return list(prompts)
 
     def _permutation(self, purpose: str, epoch: int, key: int, length: int) -> list[int]:
         return torch.randperm(length, generator=generator(self.seed, purpose, epoch, key)).tolist()

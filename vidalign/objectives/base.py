@@ -40,8 +40,8 @@ class LossOut:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Scalars that `Objective.after_step` finds in ``ctx.sums``, added up over micro-batches, updates and processes."""
     counts: dict[str, int] = field(default_factory=dict)
-    """How many entries a metric ``.../mean`` is over, where these are not all of the micro-batch in equal parts; what
-    is logged is the mean over the entries of all micro-batches, and nothing where there are none."""
+    """How many entries a metric ``.../mean`` is over, where these are not all of the micro-batch in equal parts. The
+    mean over the entries of all micro-batches is logged, and nothing where there are none."""
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 One step:
 1. the student S answers bare prompts, `group_size` times each;
-2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt;
-   with l_T, l_S the log-probabilities of a sampled token and q = exp(l): gap ``A = |l_T - l_S|``;
-3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %; they divide the tokens
+2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt. With
+   l_T, l_S the log-probabilities of a sampled token and q = exp(l), the gap is ``A = |l_T - l_S|``;
+3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %. They divide the tokens
    into four regimes (`losses/routing.py`), each with its target, divergence, support and weight:
    LH  low gap, sure       T^p       reverse KL, top-K + tail   0.6
    LL  low gap, unsure     sg[S^p]   reverse KL, top-K + tail   0.3
@@ -132,11 +132,11 @@ class DOPD(Objective):
     def _route(self, ctx: Context, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
         all_ranks = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
-        found = routing.thresholds(*all_ranks, self.config.trim)
+        thresholds = routing.thresholds(*all_ranks, self.config.trim)
         uniform = self.config.routing == "uniform"
 
         def regimes(teacher: Tensor, student: Tensor) -> Tensor:
-            chosen = routing.route_tokens(teacher, student, found)
+            chosen = routing.route_tokens(teacher, student, thresholds)
             return torch.full_like(chosen, int(Regime.HT)) if uniform else chosen
 
         shares = routing.fractions(regimes(*all_ranks)).tolist()
@@ -144,8 +144,8 @@ class DOPD(Objective):
         metrics = {
             "objective/gap/mean": float(gaps.double().mean()),
             "objective/gap/max": float(gaps.max()),
-            "objective/gap_threshold/mean": found.gap,
-            "objective/confidence_threshold/mean": found.confidence,
+            "objective/gap_threshold/mean": thresholds.gap,
+            "objective/confidence_threshold/mean": thresholds.confidence,
         }
         metrics |= {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
         for edge, share in routing.gap_histogram(gaps).items():
@@ -199,7 +199,7 @@ class DOPD(Objective):
             source: self._privileged(ctx, source, data, mask, ours)
             for source in dict.fromkeys(self._of(name).source for name in rows)
         }
-        found = []
+        targets = []
         for name, index in rows.items():
             one = self._of(name)
             target = ctx.teacher.model if one.source == "teacher" else ctx.student
@@ -213,8 +213,8 @@ class DOPD(Objective):
                 top_k=self.config.top_k if one.support == "top_k" else None,
                 temperature=tokens.temperature_of(ctx),
             )
-            found.append((name, index, losses))
-        return found
+            targets.append((name, index, losses))
+        return targets
 
     @without_gradient
     def _privileged(

@@ -150,8 +150,8 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         elif "plugin" in spec.metadata:
             kind, cls = spec.metadata["plugin"], spec.metadata["choice"]
             chosen = node or Node({}, tree.where)
-            found = choose(kind, chosen, name, problems, cls, CHOICES[name]) if node or whole else None
-            values[name] = cls(CHOICES[name]) if found is None else found
+            choice = choose(kind, chosen, name, problems, cls, CHOICES[name]) if node or whole else None
+            values[name] = cls(CHOICES[name]) if choice is None else choice
         elif node is not None:
             value = convert(hints[name], node, name, problems)
             values |= {} if value is WRONG else {name: value}
@@ -162,12 +162,12 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
 
 def _sections_with(key: str, hints: dict[str, Any]) -> list[str]:
     """The sections that have a setting of this name."""
-    found = []
+    names = []
     for section, hint in hints.items():
         kinds = [hint, *get_args(hint)]
         if any(is_dataclass(kind) and key in {f.name for f in fields(kind)} for kind in kinds):
-            found.append(section)
-    return sorted(found, key=lambda section: hints[section] is not TrainerConfig)
+            names.append(section)
+    return sorted(names, key=lambda section: hints[section] is not TrainerConfig)
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

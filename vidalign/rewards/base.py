@@ -197,9 +197,9 @@ class CompositeReward:
         """
         out, self.logged = {}, {}
         for name, call in self._calls.items():
-            found = call(clips, prompts)
-            out[name] = found.pop(name)
-            self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in found.items()}
+            scores = call(clips, prompts)
+            out[name] = scores.pop(name)
+            self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in scores.items()}
         return out
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -140,19 +140,19 @@ class DiscriminatorReward(TrainableReward):
         """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
         autoencoder if the recipe wants that."""
         ctx = self.ctx
-        found: torch.Tensor = ctx.teacher.clips(prompts, generators)
-        if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
+        samples: torch.Tensor = ctx.teacher.clips(prompts, generators)
+        if samples.shape[1] < clips.shape[1] or samples.shape[2:] != clips.shape[2:]:
             raise UserError(
-                f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
+                f"the student's clips are {_size(clips)}, the teacher's {_size(samples)}",
                 where="discriminator",
                 why="size and length would give the student away",
                 fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
             )
-        found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
+        samples = samples[:, : clips.shape[1]].to(clips.device, clips.dtype)
         if self.config.reencode:
             with torch.no_grad():
-                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
-        return found
+                samples = ctx.decode(ctx.encode(samples)).to(clips.dtype)
+        return samples
 
     def learn(self, request: ScoreRequest) -> None:
         """`updates` steps on these clips of the student against fresh teacher clips."""
@@ -199,7 +199,7 @@ class DiscriminatorReward(TrainableReward):
         total = int(ctx.gather(trained.sum().unsqueeze(0)).sum())
         size = max(1, ctx.micro_batch // (1 + self.config.teacher_clips))
         distributed.check_equal(len(prompts), "the number of clips that the discriminator compares")
-        found = []
+        rows = []
         with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
@@ -207,9 +207,9 @@ class DiscriminatorReward(TrainableReward):
                 losses = self._losses(winner, loser)
                 engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
                 seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
-                found.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
+                rows.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
             norm = engine.step() if total else 0.0
-        all_ranks = ctx.gather(torch.cat(found))
+        all_ranks = ctx.gather(torch.cat(rows))
         metrics = self._measure(all_ranks[:, :-1], all_ranks[:, -1], ctx.gather(trained))
         return metrics | {"health/discriminator_grad_norm/mean": norm}
 
@@ -238,8 +238,8 @@ class DiscriminatorReward(TrainableReward):
         count = self.config.teacher_clips
         repeated = [p for p in prompts for _ in range(count)]
         draws = [generator(self.ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in prompts for k in range(count)]
-        found: torch.Tensor = self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
-        return found
+        samples: torch.Tensor = self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
+        return samples
 
     def _measure(self, margin: torch.Tensor, losses: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
         """What to log of the margins ``[N, teacher_clips]`` and losses ``[N]`` of all processes, before the update."""

@@ -134,9 +134,9 @@ class ChatEncoder:
                 )
             return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
         pictures = {"images": list(example.images)} if example.images else {}
-        found = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
-        found.pop("attention_mask", None)
-        return found.pop("input_ids")[0], found
+        inputs = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        inputs.pop("attention_mask", None)
+        return inputs.pop("input_ids")[0], inputs
 
     @staticmethod
     def _stack(extras: Sequence[dict[str, Tensor]], length: int) -> dict[str, Tensor]:

@@ -117,8 +117,8 @@ class ClipStore:
                 close = nearest(prompt, self.entries)
                 fix = f"did you mean {close!r}?" if close else "train on prompts that have clips"
                 raise DataError(f"the teacher has no clip for {prompt!r}", where=str(self.path), fix=fix)
-            found = self.entries[prompt]
-            chosen.append(self._clip(found[int(torch.randint(len(found), (), generator=generator))]))
+            entries = self.entries[prompt]
+            chosen.append(self._clip(entries[int(torch.randint(len(entries), (), generator=generator))]))
         return torch.stack(chosen).float() / 255
 
     def _read(self, entry: Entry) -> torch.Tensor:
@@ -143,10 +143,10 @@ class ClipStore:
                 self._read(entry)
             except DataError as error:
                 own[entry.name] = str(error)
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for part in distributed.all_gather_object(own):
-            found |= part
-        return dict(sorted(found.items()))
+            reasons |= part
+        return dict(sorted(reasons.items()))
 
 
 def _check_prompts(draft: Draft, path: str) -> None:

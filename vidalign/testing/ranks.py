@@ -110,10 +110,10 @@ def _plugin(job: Job) -> Any:
     """The class of the objective, found again."""
     for file in job.plugins:
         registry.load_plugin_file(file)
-    found: Any = importlib.import_module(job.module)
+    plugin: Any = importlib.import_module(job.module)
     for part in job.qualname.split("."):
-        found = getattr(found, part)
-    return found
+        plugin = getattr(plugin, part)
+    return plugin
 
 
 def _free_port() -> int:

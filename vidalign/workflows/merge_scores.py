@@ -79,15 +79,15 @@ def _take(recipe: Recipe, source: Chosen) -> list[str]:
 def _unseen(source: Chosen) -> str:
     """Prompts that are out of the domain of the training prompts, where their source knows some."""
     kind, argument = find_source(source)
-    found = kind.out_of_domain(argument)
-    if not found:
+    unseen = kind.out_of_domain(argument)
+    if not unseen:
         raise UserError(
             "there are no out-of-domain prompts",
             where="--out-of-domain",
             why=f"the run was trained on {source}, which knows nothing that lies beyond it",
             fix="name a file of prompts of another kind, and a --judge for them",
         )
-    return found
+    return unseen
 
 
 def _judge(source: Chosen) -> str:
@@ -135,15 +135,15 @@ def _metric(judge: str) -> Score:
         )
 
     def score(clips: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
-        if not found:  # a metric of the world on prompts that are no captions
+        scores = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
+        if not scores:  # a metric of the world on prompts that are no captions
             return torch.full((len(prompts),), torch.nan)
-        value = chosen or ("composite" if "composite" in found else next(iter(found)))
-        if value not in found:
-            close = nearest(value, found)
+        value = chosen or ("composite" if "composite" in scores else next(iter(scores)))
+        if value not in scores:
+            close = nearest(value, scores)
             raise UserError(
-                f"the metric {name!r} has no value {value!r}", where="--judge", fix=f"use {close or ', '.join(found)}"
+                f"the metric {name!r} has no value {value!r}", where="--judge", fix=f"use {close or ', '.join(scores)}"
             )
-        return found[value]
+        return scores[value]
 
     return score

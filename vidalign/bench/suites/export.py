@@ -168,11 +168,11 @@ def _quality(encoder: str) -> dict[str, str]:
 
 
 def _encoder() -> str:
-    found = mp4_encoder()
-    if not found:
+    encoder = mp4_encoder()
+    if not encoder:
         raise UserError(
             "no MP4 encoder is installed",
             why="the official scorers read .mp4 files",
             fix="pip install av, built with an H.264 or MPEG-4 encoder",
         )
-    return found
+    return encoder

@@ -10,8 +10,8 @@ actions are those draws. One step:
    ``L = -mean min(ratio A, clip(ratio, 1 +- eps) A)`` over chunks, steps and videos (`losses/policy_gradient.py`);
 4. ``old <- current``.
 
-What we changed: no ODE is turned into an SDE, as these samplers are stochastic already; the keys and values of clean
-chunks are part of the policy and trained too, as in teacher forcing; no KL term.
+What we changed: no ODE is turned into an SDE, as these samplers are stochastic already. The keys and values of clean
+chunks are part of the policy and trained too, as in teacher forcing. There is no KL term.
 Knobs that matter: initial_noise (shared: the re-noising alone separates candidates), clip, learning rate, group_size.
 """
 

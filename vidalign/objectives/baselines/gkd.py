@@ -1,7 +1,7 @@
 """GKD: generalised knowledge distillation of a language student (arXiv 2306.13649, algorithm 1).
 
 One step: a share `on_policy` of the samples are answered by the student, the others take the written response of the
-data; every response token costs ``JSD(beta)`` of student and bare teacher (equation 1), full vocabulary; mean over the
+data. Every response token costs ``JSD(beta)`` of student and bare teacher (equation 1), full vocabulary; mean over the
 tokens of a response, then over responses.
 
 What we changed: the coin is thrown per sample, not per batch.

@@ -3,12 +3,12 @@ paper. Under the re-noising sampler the student is a Gaussian policy and a token
 denoising step).
 
 One step:
-1. the student rolls out whole videos; each draws one denoising step at which all of its chunks are predicted again, by
-   the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
+1. the student rolls out whole videos; each draws one denoising step. All of its chunks are predicted again at that step
+   by the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
 2. exact split ``v_T^p - v_S = C + I``: capability ``C = v_T^p - v_S^p`` and information ``I = v_S^p - v_S``;
 3. per unit the gap ``A = w_k mean|C|^2`` (`losses/gaussian_policy.py`), c in [0, 1] how consistent p is with the
    rollout, g whether the rewards prefer the teacher's x0 to the privileged student's (without rewards: whether the
-   teacher is nearer to the student); trimmed means per step and chunk over all ranks route it to the target
+   teacher is nearer to the student). Trimmed means per step and chunk over all ranks route it to the target
    ``v_S + a C + b I``:
    LH  A low, c high   (1, c)  4x4-pooled KL      0.6
    LL  A low, c low    (0, c)  4x4-pooled KL      0.3
@@ -173,7 +173,7 @@ class DOPDVideo(Objective):
         if kind == "none":
             return
         if kind == "future":
-            found = data["latents"]
+            privilege = data["latents"]
         else:
             texts = ctx.prompts.describe(clips, prompts) if kind == "caption" else self._dense(prompts)
             if texts is None:
@@ -183,11 +183,11 @@ class DOPDVideo(Objective):
                     why="only the embedded world can",
                     fix="use dense_prompt or future",
                 )
-            found = ctx.text(texts)
+            privilege = ctx.text(texts)
         if self.config.pairing == "shuffled":
-            groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
-            found = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
-        data.tensors["privilege"] = found
+            groups = ctx.gather(privilege).unflatten(0, (-1, data.group_size))
+            privilege = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
+        data.tensors["privilege"] = privilege
 
     def _dense(self, prompts: list[str]) -> list[str]:
         return dense_prompts(prompts, self.config.dense_prompts)

@@ -140,10 +140,10 @@ def statistics(
         part = data.candidates(start, stop)
         mask = mask_of(part)
         own = None if texts is None else texts[row : row + len(part)]
-        found = projected_statistics(
+        results = projected_statistics(
             states(ctx, policy, part, own), policy.project, tokens_of(part), temperature=temperature_of(ctx)
         )
-        for target, values in zip((logp, spread), found, strict=True):
+        for target, values in zip((logp, spread), results, strict=True):
             target[row : row + len(part), : mask.shape[1]][mask] = values.to(target.dtype)
         row += len(part)
     return logp, spread

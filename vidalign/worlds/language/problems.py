@@ -42,11 +42,11 @@ class Problem:
     @property
     def states(self) -> tuple[Words, ...]:
         """The state after every step."""
-        found, state = [], self.start
+        states, state = [], self.start
         for step in self.steps:
             state = apply(step, state, self.facts)
-            found.append(state)
-        return tuple(found)
+            states.append(state)
+        return tuple(states)
 
     @property
     def prompt(self) -> str:

@@ -39,9 +39,9 @@ def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthC
     metrics = [metric for metric in metrics if metric.judges == "clips"]
     for row, clips, prompts in perturbations.table(corrupted, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
-        table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
+        table[row] = {name: float(v.nanmean()) for scores in values for name, v in scores.items()}
         audited[row] = auditor.audit(clips, prompts)["composite"]
-    falls = {row: _fall(audited[perturbations.ROWS[0]] - found) for row, found in list(audited.items())[1:]}
+    falls = {row: _fall(audited[perturbations.ROWS[0]] - scores) for row, scores in list(audited.items())[1:]}
     attacked = [captions[n % len(captions)] for n in range(settings.probe_clips)]
     probe = {reward: hack(reward, attacked, settings.probe_steps) for reward in REWARDS if attacked}
     return {"perturbations": table, "falls": falls, "hacking_probe": probe}
@@ -68,10 +68,10 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
         (-score.clamp(min=1e-4).log().sum()).backward()
         optimiser.step()
     stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
-    found = {name: _both(reward, clips, captions) for name, clips in stages.items()}
-    gains = [after - before for before, after in zip(found["before"], found["after"], strict=True)]
+    scores = {name: _both(reward, clips, captions) for name, clips in stages.items()}
+    gains = [after - before for before, after in zip(scores["before"], scores["after"], strict=True)]
     low, high = interval(gains[0] - gains[1])
-    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in found.items()}
+    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in scores.items()}
     excess = float((gains[0] - gains[1]).mean())
     return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
 

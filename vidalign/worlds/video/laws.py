@@ -65,7 +65,7 @@ def tables(frames: int, device: torch.device) -> Tables:
     throws = torch.cartesian_prod(
         torch.linspace(*DROP, 25, dtype=torch.float64), torch.linspace(*LIFT, 19, dtype=torch.float64)
     )
-    found = (
+    tensors = (
         times,
         (heights - 0.5 * GRAVITY * times**2).clamp(min=0.0),
         _bounces(drops, times),
@@ -73,7 +73,7 @@ def tables(frames: int, device: torch.device) -> Tables:
         throws,
         torch.linspace(*CONTACT, 64, dtype=torch.float64) * (frames - 1),
     )
-    return Tables(*(each.to(device) for each in found))
+    return Tables(*(each.to(device) for each in tensors))
 
 
 def _nearest(observed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
