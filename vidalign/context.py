@@ -1,6 +1,6 @@
 """What an objective may touch: the student and its policies, roles, rewards, teacher, text, codec, counter RNG, log.
 
-Every random number comes from ``generator(seed, purpose, step, sample)``: it does not depend on the number of
+Every random number comes from ``generator(seed, purpose, step, sample)``. It does not depend on the number of
 processes, and a resumed run needs only the step.
 """
 

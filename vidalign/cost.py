@@ -1,11 +1,12 @@
 """What one training step costs, said by the objective itself and compared with what a benchmark counts.
 
-Unit of a forward: one chunk of one clip through the network of the student (any of its weight sets) or of a further
-trained role. A pass of teacher forcing over n chunks takes 2 n - 1: the clean past goes through the network too.
+Unit of a forward: one chunk of one clip through a network. It is that of the student (any of its weight sets) or of a
+further trained role. A pass of teacher forcing over n chunks takes 2 n - 1: the clean past goes through the network
+too.
 
-For language students: one response with its prompt through the student, whether it is generated (with a key-value
-cache every position goes through the network once) or scored. Lengths are not known beforehand, so numbers of
-tokens are not part of it: forwards of language and of video students are not comparable with each other.
+For language students: one response with its prompt through the student, whether it is generated or scored. (With a
+key-value cache every position goes through the network once.) Lengths are not known beforehand, so numbers of tokens
+are not part of it. Forwards of language and of video students are not comparable with each other.
 """
 
 from __future__ import annotations

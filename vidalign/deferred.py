@@ -1,7 +1,7 @@
 """A library that is imported when it is used first: `import torch` costs a second, and most recipes need none of it.
 
-`defer` puts an empty module in its place. The first attribute that is asked of it, a submodule or a name of
-``from LIBRARY import NAME`` included, runs the library in that very module, which is an ordinary one from then on.
+`defer` puts an empty module in its place. The first access to an attribute, a submodule or a name of
+``from LIBRARY import NAME`` included, runs the library in that very module. It is an ordinary one from then on.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def metric_names(cells: Sequence[Cell]) -> list[str]:
 def compare(results: Results, a: str, b: str, other: Results | None = None, split: str = HELD_OUT) -> list[Difference]:
     """Every metric of row `b` (of `other`, by default of the same result) minus that of row `a`.
 
-    Trained rows are paired by training seed and compared on the seeds that both have; a reference row has one cell,
+    Trained rows are paired by training seed and compared on the seeds that both have. A reference row has one cell,
     which is paired with every seed. Raises `UserError` for an unknown row, and for results of different protocols.
     """
     other = other if other is not None else results

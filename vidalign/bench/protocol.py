@@ -1,9 +1,9 @@
 """Protocols: one strict, typed YAML says under which conditions objectives are compared.
 
-`load_protocol` reads a file or a shipped one (``quickstart``), lays overrides and on demand its ``small`` section over
-it, and pins what the file only names: prompts, start weights, sampler, world and metric versions go into the hash.
-The rows under ``objectives`` and the teacher do not: a later one joins a protocol without making the earlier ones
-incomparable, and every cell carries the hash of its own recipe or weights.
+`load_protocol` reads a file or a shipped one (``quickstart``). It lays overrides and on demand its ``small`` section
+over it, and pins what the file only names. Prompts, start weights, sampler, world and metric versions go into the hash.
+The rows under ``objectives`` and the teacher do not: a later one joins a protocol and the earlier ones stay comparable.
+Every cell carries the hash of its own recipe or weights.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class BudgetConfig:
     """What every objective may spend on training."""
 
     currency: Literal["forwards", "calls", "seconds", "responses"]
-    """`forwards` of one chunk of one clip through trained networks; `calls` of rewards and teacher; `seconds` of
-    training on this device; `responses` that a language student generates."""
+    """What is counted. `forwards`: one chunk of one clip through trained networks. `calls`: those of rewards and
+    teacher. `seconds`: training on this device. `responses`: what a language student generates."""
     amount: float
     """How much of it."""
 

@@ -1,6 +1,6 @@
 """The result file of a benchmark, ``benchmarks/results/PROTOCOL.json``: protocol, machine, one cell a row and seed.
 
-Every cell carries a digest of its contents, and the file one of all, so that a number changed by hand is found when the
+Every cell carries a digest of its contents, and the file one of all. So a number changed by hand is detected when the
 file is read.
 """
 

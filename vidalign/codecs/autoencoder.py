@@ -134,8 +134,8 @@ class WanCodec(Codec):
         return self._decode_chunk(latents, cache, first=False)
 
     def stream(self) -> Callable[[Tensor], Tensor]:
-        """A decoder with a feature cache of its own; chunk after chunk it returns what one call on all
-        latents would: 9, 12, 12, ... frames for chunks of 3 latents."""
+        """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:
+        9, 12, 12, ... frames for chunks of 3 latents."""
         cache, started = self._empty_cache(), False
 
         def decode_chunk(latents: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The contract of a prompt source, and how a recipe's text such as ``world:train`` finds one.
 
-A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``; a path without a name chooses by its
+A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``. A path without a name chooses by its
 suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`). The long form is a mapping with
 ``name``, the argument under the name that the source gives it, and its further settings.
 """

@@ -1,8 +1,7 @@
 """The sections of a recipe: dataclasses with a docstring under each field (see `vidalign show --explain`).
 
-A section raises ValueError from `__post_init__` for a value out of range; when the message begins with the
-name of a field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the
-chosen plugin.
+A section raises ValueError from `__post_init__` for a value out of range. When the message begins with the name of a
+field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the chosen plugin.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class DataConfig:
     """Prompts, and the clips of objectives that learn from clips."""
 
     prompts: str | dict[str, Any] = "world:train"
-    """Training prompts: `world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`,
+    """Training prompts: `world:SPLIT` or a text file with one prompt a line. For language students `tokens:SPLIT`,
     `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`. The long form is a
     mapping with `name` and the settings of that source: `{name: tokens, split: train, privilege: hints}`."""
     eval_prompts: str | dict[str, Any] = "world:held_out"
@@ -191,8 +190,8 @@ class Sections:
     student: StudentChoice = plugin("students", StudentChoice)
     """The model that is trained."""
     objectives: dict[str, Part] = field(default_factory=dict)
-    """Several objectives at once, instead of `objective`: a label of your choice to the settings of each, `name` (the
-    label if left out), `weight`, `start`, `stop` and `rewards`."""
+    """Several objectives at once, instead of `objective`. A label of your choice maps to the settings of each, `name`
+    (the label if left out), `weight`, `start`, `stop` and `rewards`."""
     seed: int = 0
     """Every random number of the run follows from it."""
     teacher: Choice | None = optional_plugin("teachers", usual="model")

@@ -1,7 +1,7 @@
 """A tree of marked values -> dataclasses, with every misspelt key and wrong type collected on the way.
 
-Keys are checked against the dataclass fields, values are converted by OmegaConf's structured configs (which
-knows Literal, tuples, unions and enums), one value at a time so that one mistake does not hide the next.
+Keys are checked against the dataclass fields. Values are converted by OmegaConf's structured configs (which support
+Literal, tuples, unions and enums), one at a time, so that one mistake does not hide the next.
 A section with mistakes is still built from its right values, so that the checks after it can go on.
 """
 

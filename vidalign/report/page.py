@@ -1,7 +1,7 @@
 """Renders a `Report` to one HTML file that needs no network.
 
-Tables are written here and work without JavaScript; the script sorts and filters them, draws the charts
-(plotly.js is inlined once, 4.8 MB) and plays all clips from one clock.
+Tables are written here and work without JavaScript. The script sorts and filters them, draws the charts (plotly.js is
+inlined once, 4.8 MB) and plays all clips from one clock.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Reward(Protocol):
     declares none.
 
     Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
-    static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
-    training prompt that no reward of the recipe can score is refused.
+    static method ``can_score(prompt)`` (of an `Example` for texts) may say which prompts it can score. A training
+    prompt that no reward of the recipe can score is refused.
     """
 
     name: str
@@ -77,8 +77,8 @@ class ScoreRequest:
 class TrainableReward(ABC):
     """A reward that learns along the way: it brings a network, which gets a role and an engine of its own.
 
-    No objective knows of it: what an objective's `collect` asks to be judged, the trainer first lets the reward learn
-    from, in a phase of its own, and then judges by it.
+    Objectives are independent of it. The reward first learns from what an objective's `collect` submits for judgement,
+    in a phase of its own. Then the trainer judges by it.
     """
 
     name: ClassVar[str]

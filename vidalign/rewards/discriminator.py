@@ -1,15 +1,15 @@
 """The discriminator as a trainable reward (AFD, arXiv 2605.26105, section on the discriminator; GAN).
 
-What an objective asks to be judged is first compared with teacher clips of the same prompts by the Bradley-Terry loss
-(`losses/bradley_terry.py`), then scored: the trainer runs one step of the discriminator before the judgement, as in
-AFD, whichever the objective. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out
+What an objective submits for judgement is first compared with teacher clips of the same prompts by the Bradley-Terry
+loss (`losses/bradley_terry.py`), then scored. The trainer runs one step of the discriminator before the judgement, as
+in AFD, whichever the objective. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out
 prompts is reached.
 
-What we changed: the loss is the mean over all teacher clips x candidates of a prompt; a share of the prompts, by hash,
+What we changed: the loss is the mean over all teacher clips x candidates of a prompt. A share of the prompts, by hash,
 is never trained on and measures the accuracy at no cost. In a mixture it learns from the first objective that it
-judges. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged: the
-fractions of a student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so
-clips must begin where the video begins (Astrolabe: ``clip.score: video``).
+judges. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged. The fractions of a
+student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so clips must
+begin where the video begins (Astrolabe: ``clip.score: video``).
 Watch: held-out pair accuracy (memory against judgement), mean sigmoid of the margin (0 = saturated, 1/2 = blind).
 """
 

@@ -115,8 +115,8 @@ class Student(nn.Module, ABC, Generic[SpecT]):
         """Recompute activations in the backward pass; a student that cannot ignores it."""
 
     def on_pass(self, listener: Callable[[Pass], None]) -> None:
-        """Call `listener` at every pass through the network from now on; by default at every call of `forward`, whose
-        first argument has a row for each clip."""
+        """Call `listener` at every pass through the network from now on. By default that is every call of `forward`,
+        whose first argument has a row for each clip."""
         plain = self.forward
 
         def counted(first: Tensor, *args: Any, **kwargs: Any) -> Any:

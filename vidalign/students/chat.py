@@ -1,8 +1,8 @@
 """From an `Example` to token ids: chat template, privileged user turn, left padding.
 
 The prompt ends with the assistant marker. A privileged text stands in the user turn, hence before that marker, and
-never touches the ids of the response: `compose` puts the very ids that were sampled behind any other prompt, in the
-last columns of the batch, so that column j of the response is the same token under every prompt.
+never touches the ids of the response. `compose` puts the very ids that were sampled behind any other prompt, in the
+last columns of the batch. So column j of the response is the same token under every prompt.
 """
 
 from __future__ import annotations

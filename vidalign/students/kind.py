@@ -120,7 +120,7 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
 
     @classmethod
     def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
-        """Whether weights are of this kind, by the specification in their header; it is empty for a `path` that is no
+        """Whether weights are of this kind, by the specification in their header. It is empty for a `path` that is no
         file, which may be the name of a model elsewhere."""
         return bool(spec) and spec.keys() == {field.name for field in fields(cls.spec_type)}
 

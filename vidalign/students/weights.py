@@ -80,8 +80,8 @@ def spec_of(path: str | Path) -> dict[str, Any]:
 
 
 def kinds() -> dict[str, type[StudentKind[Any, Any]]]:
-    """The kinds of student by name, those of vidalign first; a plugin that cannot be imported is left out: it is
-    reported when its name is asked for."""
+    """The kinds of student by name, those of vidalign first. A plugin that cannot be imported is left out: it is
+    reported when its name is used."""
     names, classes = registry.names("students"), {}
     for name in sorted(names, key=lambda name: names[name] != "vidalign"):
         with suppress(PluginError):

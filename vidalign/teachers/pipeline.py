@@ -1,6 +1,6 @@
 """A text-to-video pipeline of diffusers as a black-box teacher: sampled once, kept on disk, and read from there.
 
-Clip k of a prompt is a pure function of model, prompt, k and settings: its noise and its file name are the hash of
+Clip k of a prompt is a pure function of model, prompt, k and settings. Its noise and its file name are the hash of
 them. So an interrupted run goes on with the clips that are there, and the folder is a clip store of its own
 (`teachers/store.py`).
 """

@@ -1,9 +1,9 @@
 """A black-box teacher as finished clips on disk, keyed by prompt: a folder of files, or a table of `datasets`.
 
-Folder: mp4, webm, gif, npz or safetensors files; which prompt a file belongs to stands in ``metadata.jsonl`` (lines
-with ``file_name`` and ``prompt``, the layout of a `datasets` video folder), else in the metadata of a safetensors file,
-else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk`` wrote,
-with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
+Folder: mp4, webm, gif, npz or safetensors files. The prompt of a file stands in ``metadata.jsonl`` (lines with
+``file_name`` and ``prompt``, the layout of a `datasets` video folder). Else it stands in the metadata of a safetensors
+file, else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk``
+wrote, with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
 """
 
 from __future__ import annotations

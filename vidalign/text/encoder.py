@@ -1,7 +1,7 @@
 """One text-encoder interface over transformers encoders: UMT5, T5, CLIP text, BERT.
 
-As in Wan, prompts are padded to a fixed length, features of the padding are zero, and the student attends all
-of them without a mask. Any encoder with `last_hidden_state` serves.
+As in Wan, prompts are padded to a fixed length and features of the padding are zero. The student attends all of them
+without a mask. Any encoder with `last_hidden_state` serves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a merge is judged by (AR-CoPO, 2603.17461): an in-domain and an out-of-domain score of every prompt.
 
 In-domain: the weighted mean of the rewards that the run was trained on, on its training prompts. Out-of-domain: a
-metric that no run is trained on, on prompts of another kind; for the embedded world its held-out auditor on
+metric that no run is trained on, on prompts of another kind. For the embedded world it is the held-out auditor on
 combinations that training never shows.
 """
 

@@ -100,7 +100,7 @@ def export_videos(
 
     recipe: how its evaluation samples the student. report: called with the number of videos that are there and of all.
     Raises `UserError` before any video is made when the prompt file cannot be used, no MP4 encoder is there, or OUT
-    holds something else; later when a video cannot be written.
+    holds something else. Raises it later when a video cannot be written.
     """
     encoder, config = _encoder(), config or ExportConfig()
     seeds = config.seeds or suite.seeds

@@ -24,8 +24,8 @@ class WarmUpConfig:
     """Training on the initial student, before the student moves."""
 
     accuracy: float | None = 0.8
-    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1; null = after `max_steps`, so that its
-    cost is known beforehand, as equal budgets need it."""
+    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1. null = after `max_steps`: its cost is
+    then known beforehand, as equal budgets need it."""
     max_steps: int = 100
     """It ends here at the latest; 0 = no warm-up."""
     prompts: int = 16

@@ -1,10 +1,9 @@
 """The frozen clean past of a rollout: an immutable value, never written in place.
 
-Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read.
-New contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A
-piece may have a smaller batch than the context: row n of the context reads row n // (batch // piece batch),
-which is how one prefix serves a whole group (candidates of a prompt are adjacent: index = prompt * group +
-g).
+Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read. New
+contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A piece may have a
+smaller batch than the context: row n of the context reads row n // (batch // piece batch). So one prefix serves a whole
+group (candidates of a prompt are adjacent: index = prompt * group + g).
 """
 
 from __future__ import annotations

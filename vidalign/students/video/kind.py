@@ -95,7 +95,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
-        """A tiny student of the same chunks and sampler with random weights, its prompt features and codec; only the
+        """A tiny student of the same chunks and sampler with random weights, its prompt features and codec. Only the
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 

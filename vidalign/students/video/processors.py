@@ -1,10 +1,10 @@
 """Attention processors that put causality into a stock diffusers `WanTransformer3DModel`.
 
-The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row:
-modulation and norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention
-unfolds to `[N, F * tokens]`, reads the `AttentionPlan` that arrives in the place of the rotary embedding
-(gradient checkpointing saves it with the other arguments) and prepends the frozen context. Cross-attention
-folds back to the text's batch, so one set of text keys serves a whole group.
+The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row. Modulation and
+norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention unfolds to
+`[N, F * tokens]`, reads the `AttentionPlan` and prepends the frozen context. The plan arrives in the place of the
+rotary embedding (gradient checkpointing saves it with the other arguments). Cross-attention folds back to the text's
+batch, so one set of text keys serves a whole group.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class SelfAttentionProcessor:
 class Frames:
     """A sequence `[N, frames * tokens, ...]` cut at the edges of the plan's spans.
 
-    Cut once and joined again, not sliced per segment: the backward pass of every slice of a tensor would fill
-    and add a full-size gradient (a quarter of a training step at the world's size).
+    Cut once and joined again, not sliced per segment. The backward pass of every slice of a tensor would fill and add a
+    full-size gradient (a quarter of a training step at the world's size).
     """
 
     def __init__(self, x: Tensor, plan: AttentionPlan) -> None:
@@ -157,8 +157,8 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tensor:
-    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU, whose bf16 flash backward is
-    4-10 times slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
+    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU. Its bf16 flash backward is 4-10 times
+    slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
     dtype, on_cpu = value.dtype, value.device.type == "cpu"
     inner = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
     with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():

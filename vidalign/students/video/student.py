@@ -97,12 +97,12 @@ class VideoStudent(Student[VideoStudentSpec]):
     ) -> Tensor:
         """Denoise `x_t` `[N, F, C, H, W]` at `sigma` `[N]` or `[N, F]` in 0..1 -> velocity or x0, like `x_t`.
 
-        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the
-        video. clean: the clean latents of the same frames, needed when F holds several chunks: each chunk
-        then attends the context, the clean chunks before it, and itself (teacher forcing). attention
-        "bidirectional": all frames attend all frames; "block_causal": chunks attend the earlier chunks of
-        `x_t` itself, at whatever noise they have (ODE initialisation of CausVid); both without context.
-        Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
+        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
+        clean: the clean latents of the same frames, needed when F holds several chunks. Each chunk then attends the
+        context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
+        all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
+        initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context
+        gets no gradient.
         """
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":

@@ -121,8 +121,8 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
 
 
 def _counted(one: Thing, things: list[Thing], g: torch.Generator) -> str:
-    """A colour or shape to count: each number of objects that the scene allows is as likely; one of `one`'s own where
-    its pair is unseen."""
+    """A colour or shape to count: each number of objects that the scene allows is as likely. It is one of `one`'s own
+    where its pair is unseen."""
     if (one.colour, one.shape) in UNSEEN:
         return one.label.split()[_below(2, g)]
     by_count: dict[int, list[str]] = {}

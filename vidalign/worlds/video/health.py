@@ -1,10 +1,10 @@
-"""Are the judges of the embedded world fit to judge? Spoiled ground truth, and an adversary on one reward alone.
+"""Validation of the metrics of the embedded world: corrupted ground truth, and an adversary on one reward alone.
 
 `examine` returns ``perturbations``: the mean of every metric over ground-truth clips corrupted in each way of the
-world's table; ``falls``: by row, how far the auditor's composite falls below that of the same clips intact, with
-a 95 % interval over clips; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the
-held-out auditor, beside what both say of the ground truth. The auditor separates the adversary when the reward gains
-more than the auditor, with a 95 % interval over clips that excludes zero.
+world's table. ``falls``: by row, how far the auditor's composite falls below that of the same clips intact, with a 95 %
+interval over clips. ``hacking_probe``: by reward, that reward and the held-out auditor after Adam on the pixels, beside
+their values on the ground truth. The auditor separates the adversary when the reward gains more than the auditor, with
+a 95 % interval over clips that excludes zero.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Least-squares fits of the world's laws of motion to measured tracks, for the scorer alone.
 
-Every law is fitted within the initial states that the world knows (a glide that does not glide, or a hit
-without an approach, is no fit). Laws linear in their unknowns are solved in closed form; the others by a
-table of their one or two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times
-are frames.
+Every law is fitted within the initial states of the world (a glide that does not glide, or a hit without an approach,
+is no fit). Laws linear in their unknowns are solved in closed form. The others are solved by a table of their one or
+two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times are frames.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Scorer of the video world: the training rewards, from pixels and the caption alone.
 
-Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`laws.py`) -> super-sampled
-re-render. Everything is judged per frame and per object, then pooled with a power mean of order -4, so that
-the worst frame of the worst object decides and the score stays climbable (and differentiable in the pixels):
+Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`laws.py`) -> super-sampled re-render.
+Everything is judged per frame and per object, then pooled with a power mean of order -4. So the worst frame of the
+worst object decides and the score stays climbable (and differentiable in the pixels):
 
 - ``text_alignment``: geometric mean of colour, count, shape, size and motion; motion is the posterior of the
   captioned law among all laws and "none of them".
@@ -123,8 +123,8 @@ def _wanted(prompts: Sequence[str], clips: torch.Tensor) -> Wanted:
 def _unmix(clips: torch.Tensor) -> torch.Tensor:
     """Coverage by every palette colour: ``[B, F, 3, H, W]`` -> ``[B, F, colours, H * W]`` in [0, 1].
 
-    A pixel between ground and a colour lies on a ray from the ground; a softmax over the squared sine of the
-    angle to each ray shares it out, its length along the ray is the coverage.
+    A pixel between ground and a colour lies on a ray from the ground. A softmax over the squared sine of the angle to
+    each ray shares it out. Its length along the ray is the coverage.
     """
     ground = clips.new_tensor(BACKGROUND)[:, None]
     rays = clips.new_tensor([PALETTE[name] for name in COLOURS]) - ground[:, 0]

@@ -1,9 +1,9 @@
 """The text encoder of the embedded world: a one-layer BERT with frozen random weights and a word-level
 tokenizer.
 
-Random features are enough for a vocabulary of 25 words, as long as word order is visible (absolute
-positions): no weights to train or ship, they are rebuilt from a fixed seed. Words outside the vocabulary are
-read as [UNK], with one warning that names them.
+Random features are enough for a vocabulary of 25 words, as long as word order is visible (absolute positions). There
+are no weights to train or ship; they are rebuilt from a fixed seed. Words outside the vocabulary are read as [UNK],
+with one warning that names them.
 """
 
 from __future__ import annotations
