@@ -125,7 +125,7 @@ def prompt_features(recipe: Recipe) -> PromptFeatures | None:
     """What turns the prompts of a recipe into features, without its student; None where the student reads them."""
     kind = student_kind(recipe)
     with guest("student", recipe.student.name, kind):
-        features = kind.features(kind.spec(recipe.student))
+        features = kind.features(kind.spec_of(recipe.student))
     if features is not None and recipe.data.text_cache:
         features.folder = Path(recipe.data.text_cache)
     return features

@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidalign.students.kind import Sizes, StudentKind
+from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
+    from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
+    from vidalign.students.samples import SampleRequest, Samples
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -80,13 +82,36 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
-        spec = cls.spec(student)
+        spec = cls.spec_of(student)
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
 
     @classmethod
-    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
-        spec = super().spec(student)
+    def spec_of(cls, student: StudentChoice) -> VideoStudentSpec:
+        spec = super().spec_of(student)
         return replace(spec, cache=replace(spec.cache, **student.config.cache or {}))
+
+    @classmethod
+    def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
+        from vidalign.students.video.samples import check
+
+        check_clip_name(request.out)
+        check(spec, request)
+
+    @classmethod
+    def in_precision(cls, student: VideoStudent, precision: Precision) -> VideoStudent:
+        """Its weights are cast: half the memory in bf16."""
+        import torch
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+        return student.to(dtype=dtypes[precision])
+
+    @classmethod
+    def write_samples(
+        cls, student: VideoStudent, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> Samples:
+        from vidalign.students.video.samples import write
+
+        return write(student, request, features)
 
     @classmethod
     def levels(cls, path: str | Path) -> list[float]:
@@ -98,4 +123,4 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(cls.spec(student))
+        return stand_in(cls.spec_of(student))

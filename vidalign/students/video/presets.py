@@ -41,6 +41,8 @@ class Preset:
     sink: int = 0
     rope: str = "absolute"
     sink_decay: float = 0.0
+    first_chunk: str = "whole"
+    """See `CachePolicy`."""
     global_sink: bool = False
     """Whether a prompt switch keeps the sink, as the configs of LongLive set it."""
     keys: tuple[str, ...] = ("generator_ema", "generator", "model", "state_dict")
@@ -53,7 +55,8 @@ class Preset:
 
     def spec(self, transformer: dict[str, Any], numerics: str, height: int, width: int) -> VideoStudentSpec:
         """The spec of a student of this family."""
-        cache = CachePolicy(self.chunk_frames, self.window, self.sink, self.rope, self.sink_decay, self.global_sink)
+        policy = (self.window, self.sink, self.rope, self.sink_decay, self.global_sink, self.first_chunk)
+        cache = CachePolicy(self.chunk_frames, *policy)
         first = Sampler(timesteps=list(self.first_timesteps), shift=self.shift).sigmas if self.first_timesteps else []
         sampler = Sampler(list(self.sigmas), list(self.timesteps), self.shift, first)
         return VideoStudentSpec(
@@ -66,16 +69,22 @@ class Preset:
             text=dict(WAN_TEXT),
             height=height,
             width=width,
+            fps=16.0,
         )
 
 
 LONGLIVE = Preset(window=12, sink=3, global_sink=True, keys=("generator", "model"), lora_alpha=256.0, lora_rank=256)
+FRAME_WISE = Preset(chunk_frames=1, first_chunk="remainder")
 PRESETS: dict[str, Preset] = {
     "self_forcing": Preset(),
     "causal_forcing": Preset(keys=("generator", "generator_ema")),
-    "causal_forcing_frame": Preset(chunk_frames=1),
-    "causal_forcing_pp_2step": Preset(chunk_frames=1, timesteps=(1000.0, 500.0), first_timesteps=FOUR_STEPS),
-    "causal_forcing_pp_1step": Preset(chunk_frames=1, timesteps=(1000.0,), first_timesteps=FOUR_STEPS),
+    "causal_forcing_frame": FRAME_WISE,
+    "causal_forcing_pp_2step": Preset(
+        chunk_frames=1, first_chunk="remainder", timesteps=(1000.0, 500.0), first_timesteps=FOUR_STEPS
+    ),
+    "causal_forcing_pp_1step": Preset(
+        chunk_frames=1, first_chunk="remainder", timesteps=(1000.0,), first_timesteps=FOUR_STEPS
+    ),
     "longlive": LONGLIVE,
     "longlive_infinity": replace(LONGLIVE, rope="relative"),
     "reward_forcing": Preset(window=9, sink=3, rope="relative", sink_decay=0.999),

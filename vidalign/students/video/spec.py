@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.spec import StudentSpec, build_spec
+
+if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
 
 MOST = 100_000
 """Frames of a window, or pixels of a side."""
@@ -47,6 +50,9 @@ class CachePolicy:
     """Whether a prompt switch keeps the old sink once the video fills the window; see
     `VideoStudent.recache`.
     """
+    first_chunk: str = "whole"
+    """whole: a sampled video is whole chunks; remainder: its first chunk takes the frames that are left over, and may
+    be a given picture. Training is on whole chunks."""
 
     def __post_init__(self) -> None:
         where = "cache"
@@ -63,6 +69,11 @@ class CachePolicy:
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
             )
+        if self.first_chunk not in ("whole", "remainder"):
+            raise UserError(f"unknown first_chunk {self.first_chunk!r}", where=where, fix="whole or remainder")
+        if self.sink_decay and self.first_chunk == "remainder":
+            why = "an EMA sink takes up whole chunks"
+            raise UserError("sink_decay needs first_chunk: whole", where=where, why=why)
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
             raise UserError("sink_decay needs window, sink and rope: relative", where=where)
 
@@ -75,6 +86,16 @@ class CachePolicy:
             return list(range(first, start))
         local = self.window - self.chunk_frames - self.sink
         return [*range(first, first + self.sink), *range(start - local, start)]
+
+
+def no_switch() -> UserError:
+    """The error of a prompt switch under a policy that cannot be rebuilt."""
+    return UserError(
+        "a prompt switch cannot rebuild an EMA sink",
+        where="student.cache.sink_decay",
+        why="it holds a mean of evicted frames under the old prompt",
+        fix="use sink_decay: 0, or go on under the old prompt",
+    )
 
 
 @dataclass
@@ -132,13 +153,38 @@ class VideoStudentSpec(StudentSpec):
     height: int = 32
     """Pixel height of clips."""
     width: int = 32
+    fps: float = 8.0
+    """Pixel frames a second."""
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent position, in each direction; the codec is not built."""
+        kind = self._codec
+        return int(self.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
+
+    @property
+    def _codec(self) -> type[Codec]:
+        kind: type[Codec] = registry.get("codecs", self.codec.get("name", "rgb"))
+        return kind
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent frame; the codec is not built."""
-        kind = registry.get("codecs", self.codec.get("name", "rgb"))
-        scale = int(self.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
+        scale = self.downscale
         return (int(self.transformer.get("in_channels", 16)), self.height // scale, self.width // scale)
+
+    def pixel_frames(self, latents: int) -> int:
+        """Pixel frames of a clip of `latents` latent frames: the first latent is one frame, each other one
+        `Codec.stride` of them."""
+        return 1 + (latents - 1) * self._codec.stride if latents else 0
+
+    def latent_frames(self, pixels: int) -> int:
+        """Latent frames of the longest clip that is no longer than `pixels` pixel frames; at least 1."""
+        return 1 + max(pixels - 1, 0) // self._codec.stride
+
+    def latents_in(self, seconds: float) -> int:
+        """Latent frames of a clip of so many seconds, rounded to the nearest that the codec can make; at least 1."""
+        return 1 + max(round((seconds * self.fps - 1) / self._codec.stride), 0)
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -157,6 +203,8 @@ class VideoStudentSpec(StudentSpec):
                 where="student.init.transformer.patch_size",
                 why="a causal student handles latent frames one by one",
             )
+        if not isinstance(self.fps, int | float) or not 0 < self.fps <= 1000:
+            raise UserError(f"fps is {self.fps!r}", where="student", why="it is a number above 0 and at most 1000")
 
     def check_frames(self, frames: int, where: str = "") -> None:
         """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
@@ -168,6 +216,14 @@ class VideoStudentSpec(StudentSpec):
                 why=f"the student makes chunks of {size}",
                 fix=f"use a multiple of {size}",
             )
+
+    def chunks_in(self, frames: int, where: str = "") -> int:
+        """Chunks of a sampled clip of `frames` latent frames, of which the first may be smaller where the cache policy
+        says so. Raises `UserError` as `check_frames`."""
+        size = self.cache.chunk_frames
+        chunks = -(-frames // size)
+        self.check_frames(chunks * size if self.cache.first_chunk == "remainder" else frames, where)
+        return chunks
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:

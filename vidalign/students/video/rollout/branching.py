@@ -7,13 +7,13 @@ runs once per prompt and is broadcast to the group without a copy.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.losses.flow_matching import add_noise
+from vidalign.students.video.rollout.clock import Clock, measured
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
@@ -31,36 +31,37 @@ def rollout(
     noise: Noise,
     context: Context | None = None,
     on_chunk: Callable[[int, Tensor], None] | None = None,
+    clock: Clock | None = None,
 ) -> Rollout:
     """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
     chunk_frames, group_size = student.spec.cache.chunk_frames, plan.group_size
-    assert noise.initial.shape[:2] == (len(text) * group_size, plan.chunks * chunk_frames), (
-        "noise must match prompts and plan"
-    )
     context = context if context is not None else student.begin(text)
-    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * chunk_frames, 0))
-    out.branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
-    out.timings = {"denoise": 0.0, "clean": 0.0}
+    less = plan.chunks * chunk_frames - noise.initial.shape[1]  # frames that the first chunk of a video lacks
+    assert len(noise.initial) == len(text) * group_size, "noise must match prompts and plan"
+    assert less == 0 or (0 < less < chunk_frames and context.frames == 0), "noise must match prompts and plan"
+    starts = [max(0, chunk * chunk_frames - less) for chunk in range(plan.chunks + 1)]
+    branch = slice(starts[plan.prefix], starts[plan.prefix + plan.branch])
+    out = Rollout(latents=torch.empty(0), context=context, branch=branch)
     chunks: list[Tensor] = []
     for chunk in range(plan.chunks):
         if chunk == plan.prefix:
             out.context, context = context, context.expand(group_size)
             chunks = [c.repeat_interleave(group_size, 0) for c in chunks]
         rows = slice(None, None, group_size) if chunk < plan.prefix else slice(None)
-        frames = slice(chunk * chunk_frames, (chunk + 1) * chunk_frames)
-        with _Clock(out.timings, "denoise", noise.initial.device):
+        frames = slice(starts[chunk], starts[chunk + 1])
+        with measured(clock, "denoise"):
             x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
         chunks.append(x0)
         if chunk in plan.record:
             out.states[chunk] = states
+        if on_chunk is not None:
+            on_chunk(chunk, x0)
         calls = len(states.sigmas)
         if chunk < plan.chunks - 1 or plan.keep_final:
-            with _Clock(out.timings, "clean", noise.initial.device):
+            with measured(clock, "clean"):
                 context = student.extend(context, x0, text)
             calls += 1
         out.chunk_forwards += calls * (len(x0) // len(text))
-        if on_chunk is not None:
-            on_chunk(chunk, x0)
     out.latents = torch.cat(chunks, 1)
     out.final = context if plan.keep_final else None
     return out
@@ -81,21 +82,3 @@ def _denoise(
         if step + 1 < len(sigmas):
             x_t = add_noise(x0, renoise[:, step], sigmas[step + 1])
     return x0, ChunkStates(sigmas, torch.stack(seen, 1), torch.stack(predicted, 1))
-
-
-class _Clock:
-    """Adds wall time to `timings[name]`."""
-
-    def __init__(self, timings: dict[str, float], name: str, device: torch.device) -> None:
-        self.timings, self.name, self.device = timings, name, device
-
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
-
-    def __enter__(self) -> None:
-        self.start = self._now()
-
-    def __exit__(self, *exc: object) -> None:
-        self.timings[self.name] += self._now() - self.start
