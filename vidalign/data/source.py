@@ -35,11 +35,11 @@ class PromptSource(ABC):
     """What the long form calls the argument of the short form. Further settings are those of a nested dataclass
     ``Config``, which has the argument too; they are handed to `open` by name."""
     gives: ClassVar[Literal["captions", "examples"]] = "captions"
-    """What a sample is: a text that says what to show, or an `Example`; students are asked one or the other."""
+    """What a sample is: a text that says what to show, or an `Example`; students take one or the other."""
     brings_pictures: ClassVar[bool] = False
-    """Whether every sample brings pictures: only students that see them can be asked."""
+    """Whether every sample brings pictures: only students that see them can take them."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Metrics, with their settings, that know what is right for its prompts; none where nobody does."""
+    """Metrics, with their settings, that have the right answers for its prompts; none where there are none."""
     version: ClassVar[str] = ""
     """Changes when its prompts or what its judges say of them change; part of what results are comparable by."""
 

@@ -163,8 +163,8 @@ class EvaluationConfig:
     prompts: str | dict[str, Any] = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
     metrics: dict[str, dict[str, Any] | None] | None = None
-    """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for
-    the prompts, where their source offers some."""
+    """Metrics by name with their settings, beside the recipe's rewards; null = those that the prompts' source offers,
+    which grade against its right answers; none where it offers none."""
     count: int = 64
     """Prompts taken from them."""
     seeds: int = 1

@@ -125,7 +125,7 @@ class ClipStore:
         return normalise(read_clip(entry.load(), entry.kind), self.shape, self.fps)
 
     def _warn_of_rate(self, entry: Entry) -> None:
-        """Frames are taken as they are: say so if the clips know how fast they are to be shown."""
+        """Frames are taken as they are: a warning if the clips carry a frame rate."""
         times = read_clip(entry.load(), entry.kind).times
         if times is not None and len(times) > 1:
             rate = (len(times) - 1) / float(times[-1] - times[0])

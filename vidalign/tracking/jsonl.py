@@ -88,7 +88,7 @@ class JsonlTracker(TrackerPlugin):
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl; a last line cut short is left out. Raises `UserError` for one that is not ours."""
+    """All lines of a metrics.jsonl; a last line cut short is left out. Raises `UserError` for one of another format."""
     if not Path(path).is_file():
         raise _not_ours(str(path), "there is no such file, or it is not a regular one")
     *lines, last = Path(path).read_bytes().split(b"\n")

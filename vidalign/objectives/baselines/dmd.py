@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeScoreConfig:
-    """How the network that knows the student's own distribution is trained."""
+    """How the network that models the student's own distribution is trained."""
 
     updates: int = 5
     """Optimiser steps before each step of the student, on the same videos with fresh noise."""
@@ -72,7 +72,7 @@ class DMD(Objective):
         sigma_min: float = 0.02
         """Least of those levels: below it the scores differ by noise only."""
         sigma_max: float = 0.98
-        """Greatest of those levels: above it the teacher only knows the caption."""
+        """Greatest of those levels: above it the teacher sees little but the caption."""
 
         def __post_init__(self) -> None:
             require(self, "shift", above=0)

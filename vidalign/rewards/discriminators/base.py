@@ -79,7 +79,7 @@ class DiscriminatorConfig:
 
 
 class DiscriminatorKind:
-    """A kind of discriminator as the registry knows it (kind ``discriminators``)."""
+    """A kind of discriminator as it is registered (kind ``discriminators``)."""
 
     Config: ClassVar[type[DiscriminatorConfig]]
 

@@ -81,7 +81,7 @@ def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], sta
     """Past frames below `start` come from context slots, the others from the sequence at `clean_at`."""
     slot = {f: i for i, f in enumerate(kept)}
     missing = [f for f in past if f < start and f not in slot]
-    assert not missing, f"the context no longer holds the frames {missing} that the cache policy asks for"
+    assert not missing, f"the context no longer holds the frames {missing} that the cache policy needs"
     context = runs([slot[f] for f in past if f < start])
     sequence = runs(sorted([f - start + clean_at for f in past if f >= start] + list(range(*own))))
     return Segment(query, tuple(context), tuple(sequence))
@@ -99,7 +99,7 @@ def _denoise(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames:
 def _teacher_forcing(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
-    clean = frames - size  # nobody attends the last clean chunk: it is not computed
+    clean = frames - size  # nothing attends the last clean chunk: it is not computed
     segments = []
     for at in range(0, frames, size):
         past = cache.kept_frames(start + at, first)

@@ -1,4 +1,4 @@
-"""Metrics of the embedded world. Each knows the answer for captions of the world only: other prompts are NaN.
+"""Metrics of the embedded world. Each has an answer for captions of the world only: other prompts are NaN.
 
 ``world_scorer``: the rewards that objectives train on. ``world_auditor``: the held-out judge. ``motion``: how much
 moves, against the world. ``diversity``: spread over seeds of a prompt. ``drift``, ``quarters``: how long clips hold.
