@@ -152,10 +152,10 @@ SOURCES = {
 """Which sources give what."""
 
 
-def check_gives(chosen: Chosen, student: str, asked: str) -> None:
-    """Raises `DataError` when a source gives other prompts than those that a kind of student is asked."""
+def check_gives(chosen: Chosen, student: str, takes: str) -> None:
+    """Raises `DataError` when a source gives other prompts than those that a kind of student takes."""
     kind, argument = find_source(chosen)
-    if kind.gives != asked:
+    if kind.gives != takes:
         shown = chosen if isinstance(chosen, str) else f"{chosen.get('name')}:{argument}"
-        why = f"it gives {kind.gives}, and the student is asked {asked}"
-        raise DataError(f"a {student} student cannot use {shown!r}", why=why, fix=SOURCES[asked])
+        why = f"it gives {kind.gives}, and the student takes {takes}"
+        raise DataError(f"a {student} student cannot use {shown!r}", why=why, fix=SOURCES[takes])
