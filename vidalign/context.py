@@ -36,7 +36,7 @@ DECODE_SLICE = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """This process' share of the prompts of a step (captions, or `Example`s of a language task); ids number all samples
+    """This process' share of the prompts of a step (captions, or `Example`s of a language task). ids number all samples
     of the run."""
 
     step: int

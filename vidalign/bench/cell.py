@@ -257,7 +257,7 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
 
 
 def main() -> None:
-    """Run one cell; a mistake of the user ends with its own exit code and is reported on the last lines of stderr."""
+    """Run one cell. A mistake of the user ends with its own exit code and is reported on the last lines of stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("protocol")
     parser.add_argument("--row", required=True)

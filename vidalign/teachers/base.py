@@ -57,7 +57,7 @@ class ChoosyTeacher(Protocol):
 
 
 def network_of(teacher: Any) -> nn.Module | None:
-    """The network of its own that a teacher has as ``model``, if any: it is moved to the device and computes in the
+    """The network of its own that a teacher has as ``model``, if any. It is moved to the device and computes in the
     engine's precision."""
     model: nn.Module | None = getattr(teacher, "model", None)
     return model

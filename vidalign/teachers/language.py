@@ -52,8 +52,8 @@ class LanguageTeacher:
         return cls(LanguageStudent.load(config.path))
 
     def check_student(self, student: LanguageStudent) -> None:
-        """Raises `UserError` unless both have the same tokens, which the teacher scores by the student's own ids, and
-        heads with as many entries."""
+        """Raises `UserError` unless both have the same tokens and heads with as many entries. The teacher scores tokens
+        by the student's own ids."""
         own, other = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
         if own != other:
             raise UserError(

@@ -1,7 +1,7 @@
 """metrics.jsonl: the log that is always written, one flat JSON object a line, flushed at once.
 
 Three kinds of line: `header` (first line of every start), `metrics` and `health`. Non-finite numbers are written as the
-strings "NaN", "Infinity", "-Infinity" (as protobuf's JSON does), so every line is strict JSON and `float(value)` reads
+strings "NaN", "Infinity", "-Infinity" (as protobuf's JSON does). So every line is strict JSON and `float(value)` reads
 them back. A resumed run appends a header with the step it starts from. Later steps of the interrupted run are then
 superseded and `read_history` leaves them out.
 """

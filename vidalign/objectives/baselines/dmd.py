@@ -3,7 +3,7 @@ DMD2, arXiv 2405.14867).
 
 One step:
 1. the student rolls out whole videos with its own cached chunks; every sampler state is kept;
-2. each video draws one exit step k; its generated video x0 is what the sampler predicted at step k of every chunk;
+2. each video draws one exit step k. Its generated video x0 is what the sampler predicted at step k of every chunk;
 3. phase `fake_score`: a copy of the teacher learns those videos by flow matching, `fake_score.updates` times with
    fresh noise: ``|v(x_t, sigma) - (noise - x0)|^2``                           (`losses/flow_matching.py`);
 4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the

@@ -2,7 +2,7 @@
 all layers.
 
 A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A plan cuts
-the query frames into segments; each segment attends some context slots and some frames of the sequence, all of them
+the query frames into segments. Each segment attends some context slots and some frames of the sequence, all of them
 fully. Block-causal patterns therefore need no mask. Seven small unmasked attention calls for four chunks do a third of
 the work of one dense masked call, and keep the flash kernels usable. Layouts are pure functions of shapes and policy
 and are cached.

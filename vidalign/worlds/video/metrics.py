@@ -60,7 +60,7 @@ class WorldAuditor(Metric):
 
 
 class Motion(Metric):
-    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1; a frozen clip
+    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1. A frozen clip
     has 0. Captions of objects at rest are not judged."""
 
     name = "motion"

@@ -4,12 +4,12 @@ Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`l
 Everything is judged per frame and per object, then pooled with a power mean of order -4. So the worst frame of the
 worst object decides and the score stays climbable (and differentiable in the pixels):
 
-- ``text_alignment``: geometric mean of colour, count, shape, size and motion; motion is the posterior of the
-  captioned law among all laws and "none of them".
+- ``text_alignment``: geometric mean of colour, count, shape, size and motion. Motion is the posterior of the captioned
+  law among all laws and "none of them".
 - ``motion_quality``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law (rms in picture widths,
   of the worse object), times permanence and presence.
-- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of
-  the objects; it does not look at the caption.
+- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of the
+  objects. It does not look at the caption.
 - ``strict_pass``: 1 when all attributes are right in every frame and for every object, no frame leaves the
   trajectory, and motion and visual quality exceed .5. Select on this, train on the soft ones.
 
