@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vidalign.version import VERSION
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from vidalign.workflows.compare import compare as compare
     from vidalign.workflows.evaluate import evaluate_run as evaluate
 
-__version__ = "0.2.0"
+__version__ = VERSION
 __all__ = ["Trainer", "compare", "evaluate", "load_recipe", "load_student"]
 
 _HOMES = {

@@ -43,7 +43,7 @@ def velocities(ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Ten
     columns: list[list[Tensor]] = [[], [], []]
     teacher = ctx.roles._frozen["teacher"].network
     for n in range(len(data)):
-        own_text, bare = data["privilege"][n : n + 1], data.text[int(data.group[n])][None]  # type: ignore[index]
+        own_text, bare = data["privilege"][n : n + 1], data.text[int(data.group_index[n])][None]  # type: ignore[index]
         for k, (network, text) in enumerate(
             ((network_of(ctx), bare), (network_of(ctx), own_text), (teacher, own_text))
         ):
@@ -158,7 +158,8 @@ def test_privilege_never_enters_the_students_own_cache(
     """The student's forward is the same function whatever the privilege says; the privileged ones are not."""
     objective, ctx = dopd(folder, f"privilege={privilege}")
     data = collect(objective, ctx)
-    changed = Experience(data.tensors | {"privilege": data["privilege"] + 1.0}, data.group, data.text, data.prompts)
+    tensors = data.tensors | {"privilege": data["privilege"] + 1.0}
+    changed = Experience(tensors, data.group_index, data.text, data.prompts)
     with torch.no_grad():
         for privileged in (False, True):
             first, second = (objective._velocity(ctx, ctx.student, d, privileged=privileged) for d in (data, changed))

@@ -15,7 +15,7 @@ WORLDS = "worlds"
 TABLE = "registry.py"
 """The one file outside the worlds that names them: as text, in its table of built-in plugins."""
 LAYERS = (
-    ("errors", "deferred", "ranges"),
+    ("errors", "deferred", "ranges", "version"),
     ("registry", "guest", "reading", "owner", "quiet"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),
@@ -37,10 +37,7 @@ LAYERS = (
     ("testing",),
 )
 """The rooms from the lowest up: a room may import those of lower layers and none beside or above it."""
-AGAINST = {
-    ("rewards", "context"): "a reward that learns is attached to the training run, whose context holds the rewards",
-    ("bench", "__init__"): "the version of the package, which stands in result files",
-}
+AGAINST: dict[tuple[str, str], str] = {}
 """Arrows that run up or sideways, with the reason."""
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import vidalign
 from vidalign.errors import UserError, nearest
 
 
 def protocols_root() -> Path:
     """The folder of the shipped protocols: inside an installed package, in ``benchmarks`` of a checkout."""
-    package = Path(vidalign.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "protocols"
     return inside if inside.is_dir() else package.parent / "benchmarks" / "protocols"
 

@@ -149,24 +149,25 @@ class ARCoPO(Objective):
 
     def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
-        group = data.group.to(data["step"].device)
-        candidates = data.shared["x0"][group, :, data["step"]]  # (N, G, f, C, H, W)
+        group_index = data.group_index.to(data["step"].device)
+        candidates = data.shared["x0"][group_index, :, data["step"]]  # (N, G, f, C, H, W)
         current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         with torch.no_grad(), ctx.policy("old"):
             old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
+        advantage = data.shared["advantage"][group_index]
         result = neighbor_grpo_loss(
-            current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
+            current, old, candidates, advantage, clip=config.clip, temperature=config.temperature
         )
         gap = (result.ratio - 1).abs().max()
         if ctx.update == 0 and (self.groups.rule == "current" or ctx.step == 0):
             assert gap <= RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
-        recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
+        recorded = candidates[torch.arange(len(group_index), device=group_index.device), data["anchor"]]
         metrics = {
             "objective/ratio_gap/max": gap,
             "objective/clip_fraction/mean": result.clipped,
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
-        counts = {"objective/clip_fraction/mean": int((data.shared["advantage"][group] != 0).sum())}
+        counts = {"objective/clip_fraction/mean": int((advantage != 0).sum())}
         return LossOut((data["weight"] * result.loss).mean(), metrics, counts=counts)
 
     def cost(self, sizes: StepSizes) -> Cost:

@@ -159,7 +159,7 @@ class DOPD(Objective):
         tokenizer, shown = ctx.student.chat.tokenizer, []
         for n in list(range(0, len(data), max(1, len(data) // SHOWN)))[:SHOWN]:
             keep = data["response"][n]
-            example = data.prompts[int(data.group[n])]
+            example = data.prompts[int(data.group_index[n])]
             words = [tokenizer.decode([token]) for token in data["response_ids"][n][keep].tolist()]
             regimes = [NAMES[r] for r in data["regime"][n][keep].tolist()]
             shown.append(ColouredResponse(example.prompt, example.privileged, words, regimes, gap[n][keep].tolist()))
@@ -227,7 +227,7 @@ class DOPD(Objective):
     ) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are
         `states`."""
-        texts = [data.prompts[group].privileged for group in data.group.tolist()]
+        texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
         if source == "teacher":
             return tokens.states(ctx, ctx.teacher.model, data, texts)
         if not any(texts):

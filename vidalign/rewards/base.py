@@ -21,10 +21,10 @@ from vidalign.rewards.calls import OnTimeout, RewardCall
 if TYPE_CHECKING:
     from torch import nn
 
-    from vidalign.context import TrainContext
     from vidalign.cost import Cost, StepSizes
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
+    from vidalign.rewards.run import Run
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
@@ -57,7 +57,7 @@ class ScoreRequest:
     """``[N, F, 3, H, W]`` in [0, 1]."""
     prompts: list[Any]
     """One of each group."""
-    group: torch.Tensor
+    group_index: torch.Tensor
     """``[N]``, the place in `prompts` of the prompt of each clip."""
     first_frame: int = 0
     """Latent frame of the video that the clips begin with."""
@@ -67,7 +67,7 @@ class ScoreRequest:
     @property
     def prompt_of_clip(self) -> list[Any]:
         """The prompt of every clip."""
-        return [self.prompts[place] for place in self.group.tolist()]
+        return [self.prompts[place] for place in self.group_index.tolist()]
 
     def judged_by(self, name: str) -> bool:
         """Whether the reward `name` judges the clips."""
@@ -101,7 +101,7 @@ class TrainableReward(ABC):
         return Blueprint(roles={self.role: TrainedRole(self.updates, lambda student, teacher: self.network)})
 
     @abstractmethod
-    def attach(self, ctx: TrainContext) -> None:
+    def attach(self, ctx: Run) -> None:
         """Called once, when the engines stand."""
 
     def warm_up(self, prompts: PromptSource) -> None:  # noqa: B027

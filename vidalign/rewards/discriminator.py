@@ -36,12 +36,12 @@ from vidalign.rewards.base import ScoreRequest, TrainableReward
 from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
-    from vidalign.context import TrainContext
     from vidalign.data.source import PromptSource
     from vidalign.recipe import Recipe
     from vidalign.recipe.draft import Draft
     from vidalign.rewards.discriminators.base import DiscriminatorConfig
     from vidalign.rewards.discriminators.network import Discriminator
+    from vidalign.rewards.run import Run
     from vidalign.students.video import VideoStudentSpec
     from vidalign.text.features import PromptFeatures
 
@@ -114,7 +114,7 @@ class DiscriminatorReward(TrainableReward):
         clips = config.teacher_clips * warm_up.prompts
         return cost + Cost(forwards=warm_up.rounds * rollout, teacher_calls=warm_up.max_steps * clips)
 
-    def attach(self, ctx: TrainContext) -> None:
+    def attach(self, ctx: Run) -> None:
         self.ctx = ctx
         self._module = lambda: ctx.roles.module(self.role)
 
@@ -203,7 +203,7 @@ class DiscriminatorReward(TrainableReward):
         with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
-                winner, loser = self._pairs_of(clips[part], request.group[part], request.prompts, teacher)
+                winner, loser = self._pairs_of(clips[part], request.group_index[part], request.prompts, teacher)
                 losses = self._losses(winner, loser)
                 engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
                 seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
@@ -219,16 +219,16 @@ class DiscriminatorReward(TrainableReward):
         return pairs.mean(1)
 
     def _pairs_of(
-        self, clips: torch.Tensor, group: torch.Tensor, prompts: Sequence[str], teacher: torch.Tensor
+        self, clips: torch.Tensor, group_index: torch.Tensor, prompts: Sequence[str], teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``D(x_T, y)`` ``[N, teacher_clips]`` and ``D(x_hat, y)`` ``[N, 1]``, with gradient; one forward.
 
         teacher: of every group ``[P, teacher_clips, F, 3, H, W]``.
         """
-        present, place = group.unique(return_inverse=True)
+        present, place = group_index.unique(return_inverse=True)
         count = self.config.teacher_clips
         both = torch.cat([clips, teacher[present].flatten(0, 1)])
-        words = [prompts[g] for g in [*group.tolist(), *present.repeat_interleave(count).tolist()]]
+        words = [prompts[g] for g in [*group_index.tolist(), *present.repeat_interleave(count).tolist()]]
         scores = self.judge(both, words)
         student, winners = scores[: len(clips)], scores[len(clips) :].view(len(present), count)
         return winners[place], student.unsqueeze(1)

@@ -239,7 +239,9 @@ class LanguageStudent(Student[LanguageSpec]):
         generation brings a cache, an empty one at first: then its rows are responses."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            past, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+            ids = kwargs.get("input_ids")
+            # called `past_key_values` up to transformers 5.23, `cache` since
+            past = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
             rows = len(ids if ids is not None else kwargs["inputs_embeds"])  # models of pictures embed them themselves
             if past is None or past.get_seq_length() == 0:
                 listener(Pass(rows, rows, responses=0 if past is None else rows))

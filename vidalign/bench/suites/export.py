@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-import vidalign
 from vidalign.bench.suites.base import Item, Suite, check_names, sha256
 from vidalign.bench.suites.folder import VIDEOS, Folder
 from vidalign.build import sampler_of
@@ -26,6 +25,7 @@ from vidalign.engine.rng import generator, key
 from vidalign.errors import UserError
 from vidalign.provenance import describe_run
 from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_frames
+from vidalign.version import VERSION
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -147,7 +147,7 @@ def student_hash(student: Student[Any]) -> str:
 
 def _made_by(recipe: Recipe) -> dict[str, str]:
     about = describe_run(recipe)
-    return {"vidalign": vidalign.__version__} | {name: about[name] for name in ("recipe", "recipe_hash", "commit")}
+    return {"vidalign": VERSION} | {name: about[name] for name in ("recipe", "recipe_hash", "commit")}
 
 
 def _source(rewritten: str) -> Any:

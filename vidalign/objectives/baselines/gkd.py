@@ -60,7 +60,7 @@ class GKD(Objective):
     def _written(self, ctx: Context, data: Experience, written: Tensor) -> dict[str, Tensor]:
         """The tensors of the rollout with the responses of the data in the rows `written`."""
         chat = ctx.student.chat
-        examples = [data.prompts[group] for group in data.group[written].tolist()]
+        examples = [data.prompts[group] for group in data.group_index[written].tolist()]
         silent = next((example.prompt for example in examples if not example.response), None)
         if silent is not None:
             raise DataError(

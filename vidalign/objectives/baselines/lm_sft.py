@@ -48,7 +48,7 @@ class LanguageSFT(Objective):
         draws = ctx.uniform((), ctx.generators("privileged", batch.ids))
         return Experience(
             tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},
-            group=torch.arange(len(batch.prompts)),
+            group_index=torch.arange(len(batch.prompts)),
             text=None,
             prompts=batch.prompts,
         )

@@ -37,5 +37,5 @@ class OPSD(Objective):
 
     def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
-        texts = [data.prompts[group].privileged for group in data.group.tolist()]
+        texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
         return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)

@@ -59,7 +59,7 @@ class SFT(Objective):
         clips = ctx.teacher.clips(batch.prompts, ctx.generators("teacher", batch.ids))
         return Experience(
             tensors={"x0": ctx.encode(clips), "sample": torch.tensor(batch.ids)},
-            group=torch.arange(len(batch.prompts)),
+            group_index=torch.arange(len(batch.prompts)),
             text=ctx.text(batch.prompts),
             prompts=batch.prompts,
         )

@@ -138,19 +138,19 @@ class DOPDVideo(Objective):
             distributed.check_others(around.prompts)
 
     def collect(self, ctx: Context, batch: Batch) -> Experience:
-        size, text = self.config.group_size, ctx.text(batch.prompts)
-        rollout = roll_videos(ctx, text, batch.ids, size)
-        samples = candidate_ids(batch.ids, size)
+        group_size, text = self.config.group_size, ctx.text(batch.prompts)
+        rollout = roll_videos(ctx, text, batch.ids, group_size)
+        samples = candidate_ids(batch.ids, group_size)
         tensors = states_at(rollout, ctx.uniform((), ctx.generators("step", samples.tolist()))) | {"sample": samples}
         tensors["weight"] = _weights(rollout, tensors["step"])
         tensors["privileged"] = torch.full((len(samples),), self._present(ctx))
-        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        data = Experience(tensors, group, text, batch.prompts)
+        group_index = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
+        data = Experience(tensors, group_index, text, batch.prompts)
         clips = ctx.decode(rollout.latents)
         self._add_privilege(ctx, data, clips)
         data.tensors |= dict(zip(VELOCITIES, self._velocities(ctx, data), strict=True))
         data.metrics = motion(clips)
-        ctx.show(clips, [batch.prompts[g] for g in group.tolist()], {})
+        ctx.show(clips, [batch.prompts[g] for g in group_index.tolist()], {})
         data.request = self._request(ctx, data)
         return data
 
@@ -160,7 +160,7 @@ class DOPDVideo(Objective):
             return None
         level = expand_sigma(data["sigma"], data["x_t"])
         clips = [ctx.decode(data["x_t"] - level * data[name]) for name in ("teacher", "own")]
-        return ScoreRequest(torch.cat(clips), data.prompts, data.group.repeat(2))
+        return ScoreRequest(torch.cat(clips), data.prompts, data.group_index.repeat(2))
 
     def digest(self, ctx: Context, experience: Experience) -> Experience:
         velocities = [experience.tensors.pop(name) for name in VELOCITIES]
@@ -169,7 +169,7 @@ class DOPDVideo(Objective):
 
     def _add_privilege(self, ctx: Context, data: Experience, clips: Tensor) -> None:
         """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
-        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group.tolist()]
+        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group_index.tolist()]
         if kind == "none":
             return
         if kind == "future":
@@ -215,12 +215,14 @@ class DOPDVideo(Objective):
 
     def _with_future(self, ctx: Context, network: VideoStudent, data: Experience) -> Tensor:
         """Chunk by chunk among its clean past and the clean future of `privilege`; the last chunk has no future."""
-        x_t, sigma, size = data["x_t"], data["sigma"], ctx.chunk_frames
-        last = x_t.shape[1] - size
+        x_t, sigma, chunk_frames = data["x_t"], data["sigma"], ctx.chunk_frames
+        last = x_t.shape[1] - chunk_frames
         chunks = []
-        for start in range(0, last, size):
-            here = slice(start, start + size)
-            frames = torch.cat([data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + size :]], 1)
+        for start in range(0, last, chunk_frames):
+            here = slice(start, start + chunk_frames)
+            frames = torch.cat(
+                [data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + chunk_frames :]], 1
+            )
             levels = torch.zeros_like(sigma)
             levels[:, here] = sigma[:, here]
             chunks.append(network.bidirectional(frames, levels, data.features)[:, here])

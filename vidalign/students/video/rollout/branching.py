@@ -33,19 +33,21 @@ def rollout(
     on_chunk: Callable[[int, Tensor], None] | None = None,
 ) -> Rollout:
     """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
-    size, group = student.spec.cache.chunk_frames, plan.group_size
-    assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), "noise must match prompts and plan"
+    chunk_frames, group_size = student.spec.cache.chunk_frames, plan.group_size
+    assert noise.initial.shape[:2] == (len(text) * group_size, plan.chunks * chunk_frames), (
+        "noise must match prompts and plan"
+    )
     context = context if context is not None else student.begin(text)
-    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * size, 0))
-    out.branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
+    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * chunk_frames, 0))
+    out.branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
     out.timings = {"denoise": 0.0, "clean": 0.0}
     chunks: list[Tensor] = []
     for chunk in range(plan.chunks):
         if chunk == plan.prefix:
-            out.context, context = context, context.expand(group)
-            chunks = [c.repeat_interleave(group, 0) for c in chunks]
-        rows = slice(None, None, group) if chunk < plan.prefix else slice(None)
-        frames = slice(chunk * size, (chunk + 1) * size)
+            out.context, context = context, context.expand(group_size)
+            chunks = [c.repeat_interleave(group_size, 0) for c in chunks]
+        rows = slice(None, None, group_size) if chunk < plan.prefix else slice(None)
+        frames = slice(chunk * chunk_frames, (chunk + 1) * chunk_frames)
         with _Clock(out.timings, "denoise", noise.initial.device):
             x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
         chunks.append(x0)

@@ -1,0 +1,48 @@
+"""What teachers share that are a frozen video network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from vidalign.students.checks import check_teacher_weights
+from vidalign.teachers.base import check_same
+
+if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
+    from vidalign.students.video import VideoStudent, VideoStudentSpec
+
+
+class NetworkTeacher:
+    """A frozen video network, as ``model``; a subclass says what it offers and which students it fits."""
+
+    offers: ClassVar[tuple[str, ...]]
+    shared: ClassVar[tuple[str, ...]] = ("codec", "text", "height", "width")
+    """Entries of the specification in which student and teacher must agree."""
+
+    @dataclass
+    class Config:
+        """Where its weights are."""
+
+        path: str = ""
+        """Weights: a safetensors file or a shipped name such as `world/teacher`."""
+
+    def __init__(self, model: VideoStudent) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The weights can be read, and are those of a video network."""
+        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
+
+    @classmethod
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:
+        """The teacher of a recipe; videos have `frames` latent frames of the student `spec`."""
+        from vidalign.students.video import VideoStudent
+
+        return cls(VideoStudent.load(config.path))
+
+    def check_student(self, student: VideoStudent) -> None:
+        """Raises `UserError` unless student and teacher agree in `shared`."""
+        fix = f"distil from a teacher of the same {', '.join(self.shared)}"
+        check_same(self.shared, student.spec, self.model.spec, fix)
