@@ -274,7 +274,7 @@ def planned_updates(objective: Objective, learning: Sequence[TrainableReward], s
 
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
-    """The teacher's network, if it is one, with weights as the engine's precision wants them."""
+    """The teacher's network, if it is one, with weights in the engine's precision."""
     if (network := network_of(teacher)) is None:
         return {}
     set_precision(network, precision)

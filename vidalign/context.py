@@ -36,7 +36,7 @@ DECODE_SLICE = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """This process' share of the prompts of a step (captions, or `Example`s of a language task); ids number all samples
+    """This process' share of the prompts of a step (captions, or `Example`s of a language task). ids number all samples
     of the run."""
 
     step: int
@@ -123,7 +123,7 @@ class TrainContext(Generic[S, T]):
         return scores
 
     def judge(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
-        """Every reward ``[N]`` that a request asks for, by name."""
+        """Every reward ``[N]`` of a request, by name."""
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
         own = replace(self, rewards=self.rewards.part(dict.fromkeys(request.rewards, 1.0))) if request.rewards else self
         return own.score(request.clips, request.prompt_of_clip)

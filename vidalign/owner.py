@@ -97,7 +97,8 @@ def beside(path: Path, *, sweep: bool = True) -> Path:
 
 
 def is_left_over(draft: Path) -> bool:
-    """Whether nobody works on a draft any more: its name holds the process, and one of this host can be looked up."""
+    """Whether no process works on a draft any more. Its name holds the process, and one of this host can be looked
+    up."""
     match = TAG.search(draft.name.removesuffix(".partial"))
     if match is None:
         return True  # of a version that gave all processes the same name

@@ -335,7 +335,7 @@ def _check_student(protocol: Protocol, tree: Node) -> None:
 
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
-    """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
+    """Noise levels of the start weights' sampler; `UserError` when the protocol sets others."""
     expected, levels = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
     if expected and expected != levels:
         raise UserError(

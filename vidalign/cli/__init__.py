@@ -1,7 +1,7 @@
 """The command `vidalign`: one verb a file, the same words as the Python API.
 
-Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running,
-130 interrupted. Mistakes of the user are reported without a traceback; a traceback means a fault of ours.
+Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 130 interrupted.
+Mistakes of the user are reported without a traceback; a traceback means a fault of vidalign.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _leave(error: UserError) -> NoReturn:
 
 
 def _leave_fault(error: Exception) -> None:
-    """A fault of ours: one process of several ends here, and the one that started them shows the traceback."""
+    """A fault of vidalign: one process of several ends here, and the one that started them shows the traceback."""
     if leave_mistake(error, FAULT):
         sys.exit(FAULT)
 

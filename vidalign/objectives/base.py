@@ -207,7 +207,7 @@ class Objective:
         """What one step of a single process costs, known from the recipe alone; benchmarks set budgets by it.
 
         Counts a dry step on a small stand-in of the student. Override it where steps differ, by a random fork say, or
-        where a count cannot know. Raises `UserError` where no stand-in can be made.
+        where a count is not representative. Raises `UserError` where no stand-in can be made.
         """
         return sizes.dry_step(self)
 

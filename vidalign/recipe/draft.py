@@ -27,7 +27,7 @@ class Draft:
 
     @property
     def needs(self) -> Needs | None:
-        """What the chosen objective asks for; None when there is no such objective."""
+        """What the chosen objective needs; None when there is no such objective."""
         name = self.recipe.objective.name
         needs: Needs | None = registry.get("objectives", name).needs if name else None
         return needs

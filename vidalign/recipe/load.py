@@ -37,7 +37,7 @@ class Recipe(Sections):
     callbacks: dict[str, Choice] = field(default_factory=dict)
     """Code that runs beside the loop, by a label of your choice (`name` if that is another): the settings of each."""
     name: str = field(default="", init=False)
-    """What the recipe was asked for as: a path or a shipped name."""
+    """The name that the recipe was loaded by: a path or a shipped name."""
     header: str = field(default="", init=False)
     """The comment at the top of the file."""
     tree: Node = field(default_factory=lambda: Node({}, ""), init=False, repr=False, compare=False)
@@ -95,7 +95,7 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
 
 
 def load_student_recipe(path: Path) -> Recipe:
-    """What a run's recipe says of its student: what taught or judged it is not asked for and need not be there."""
+    """What a run's recipe says of its student. What taught or judged it is not read and need not be there."""
     problems: list[Problem] = []
     composed = compose(str(path), [], CHOICES, problems)
     kept = {key: node for key, node in composed.tree.value.items() if key not in TEACHING}

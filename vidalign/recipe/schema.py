@@ -78,7 +78,7 @@ class StudentChoice(Choice):
     name: str = "video"
     """Kind of student in the registry."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/student`; for language students also the folder or hub name
+    """A safetensors file or a shipped name such as `world/student`. For language students also the folder or hub name
     of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
@@ -163,8 +163,8 @@ class EvaluationConfig:
     prompts: str | dict[str, Any] = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
     metrics: dict[str, dict[str, Any] | None] | None = None
-    """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for
-    the prompts, where their source offers some."""
+    """Metrics by name with their settings, beside the recipe's rewards; null = those that the prompts' source offers.
+    They grade against its right answers."""
     count: int = 64
     """Prompts taken from them."""
     seeds: int = 1

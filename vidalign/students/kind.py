@@ -1,5 +1,5 @@
 """What the rest of the package asks of a kind of student. The registry holds a `StudentKind`; nothing else in the
-package knows which kinds there are.
+package depends on which kinds there are.
 
 A kind is light: a recipe is checked by it without the network, whose module it imports in `network`.
 """

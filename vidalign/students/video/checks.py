@@ -93,7 +93,7 @@ def _linear_layers(draft: Draft, spec: dict[str, Any] | None) -> list[str]:
 
 
 def _check_words(draft: Draft, spec: dict[str, Any]) -> None:
-    """A warning of words that the student's text encoder does not know."""
+    """A warning of words outside the vocabulary of the student's text encoder."""
     text = spec.get("text", VideoStudentSpec().text)
     name = text.get("name") if isinstance(text, dict) else None
     if name not in registry.names("text_encoders"):

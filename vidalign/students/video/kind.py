@@ -1,4 +1,4 @@
-"""The kind of student `video`, as the registry knows it: light, so that a recipe is checked without its network."""
+"""The kind of student `video`, as it is registered: light, so that a recipe is checked without its network."""
 
 from __future__ import annotations
 

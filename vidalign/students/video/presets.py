@@ -1,9 +1,8 @@
 """The public causal Wan families as numbers: stock Wan2.1 weights with other cache policies and samplers.
 
-Read off the released code and configs of each family. All feed velocity networks; the sampler's `timesteps`
-are the original ones, warped by `shift` here. Two families need more than numbers and are refused by name:
-rolling_forcing (a window of chunks at mixed noise levels, denoised jointly) and krea_14b (cache recomputed
-for every chunk).
+Read off the released code and configs of each family. All feed velocity networks; the sampler's `timesteps` are the
+original ones, warped by `shift` here. Two families need more than numbers and are refused by name. rolling_forcing
+denoises a window of chunks at mixed noise levels jointly; krea_14b recomputes the cache for every chunk.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Runtime:
 
     plan: AttentionPlan | None = None
     text: dict[int, tuple[Tensor, Tensor]] | None = None
-    """Cross-attention keys and values per layer, kept while a rollout asks for it; None = recompute."""
+    """Cross-attention keys and values per layer, kept while a rollout needs it; None = recompute."""
 
 
 class PlanCarrier(nn.Module):

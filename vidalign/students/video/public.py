@@ -1,7 +1,7 @@
 """Import of public causal Wan checkpoints: one rename table, strict loading, LoRA files merged.
 
-The families hold stock Wan2.1 weights under the original names (825 tensors for 1.3B, 1095 for 14B); nothing
-causal is in the state dict. `weights_only=True` is enough for all of them.
+The families hold stock Wan2.1 weights under the original names (825 tensors for 1.3B, 1095 for 14B). Nothing causal is
+in the state dict. `weights_only=True` is enough for all of them.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     @property
     def runtime(self) -> Runtime:
-        """What the patched parts of the network share; found through the network, so that it may be swapped
-        for a copy of itself."""
+        """What the patched parts of the network share. It is read through the network, so that it may be swapped for a
+        copy of itself."""
         runtime: Runtime = self.base.rope.runtime
         return runtime
 
@@ -173,9 +173,9 @@ class VideoStudent(Student[VideoStudentSpec]):
         """The context rebuilt under a new prompt (LongLive), from all clean latents so far `[N,
         context.frames, C, H, W]`.
 
-        The frames of the last window go through one bidirectional pass at t = 0, and the first of them become
-        the sink. With `global_sink`, a video that fills the window keeps its old sink instead: the pass
-        attends it in the place of the window's first frames.
+        The frames of the last window go through one bidirectional pass at t = 0, and the first of them become the sink.
+        With `global_sink`, a video that fills the window keeps its old sink instead. The pass attends it in the place
+        of the window's first frames.
         """
         cache, frames = self.spec.cache, context.frames
         assert latents.shape[:2] == (context.batch, frames), "recache needs the latents of every frame so far"

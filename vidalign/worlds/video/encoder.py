@@ -1,4 +1,4 @@
-"""The world's text encoder, which reports words that it does not know."""
+"""The world's text encoder, which reports words outside its vocabulary."""
 
 from __future__ import annotations
 
