@@ -36,9 +36,8 @@ def rollout(
     size, group = student.spec.cache.chunk_frames, plan.group_size
     assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), "noise must match prompts and plan"
     context = context if context is not None else student.begin(text)
-    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * size, 0))
-    out.branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
-    out.timings = {"denoise": 0.0, "clean": 0.0}
+    branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
+    out = Rollout(torch.empty(0), context, branch, timings={"denoise": 0.0, "clean": 0.0})
     chunks: list[Tensor] = []
     for chunk in range(plan.chunks):
         if chunk == plan.prefix:
