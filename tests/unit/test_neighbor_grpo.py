@@ -123,7 +123,10 @@ def test_quasi_norm() -> None:
     found = quasi_normalise(advantage, 0.8)
     assert found[0].tolist() == pytest.approx([2 / 4**1.25 * s for s in (1, -1, 1, -1)])
     assert (found[2] == 0).all()
-    torch.testing.assert_close(quasi_normalise(7 * advantage, 0.8), found)
+    for factor in (7, 0.01):
+        torch.testing.assert_close(quasi_normalise(factor * advantage, 0.8), found)
+    nine = torch.tensor([[2.0] * 8 + [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(quasi_normalise(nine, 2.0)[:, :8], torch.full((1, 8), 3 / 8**0.5).double())
 
 
 def test_log_probability_of_renoising_is_the_gaussians() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -85,8 +86,19 @@ def test_chunk_forwards_match_the_published_counts() -> None:
     for plan, count in (
         (RolloutPlan(3, 1, 3, 12, keep_final=True), 255),
         (RolloutPlan(0, 7, 0, 12, keep_final=True), 420),
+        (RolloutPlan(0, 2, 0, 2), 18),  # without a clean pass of the last chunk
     ):
         assert network.rollout(text, plan, network.draw_noise(plan, seeds(1))).chunk_forwards == count
+
+
+def test_forwards_and_seconds_are_those_of_a_prompt_and_of_the_call() -> None:
+    text, network = inputs(3, batch=2)[2], student()
+    plan = RolloutPlan(0, 2)
+    noise, start = network.draw_noise(plan, seeds(2)), time.perf_counter()
+    out = network.rollout(text, plan, noise)
+    elapsed = time.perf_counter() - start
+    assert out.chunk_forwards == 9 and set(out.timings) == {"denoise", "clean"}
+    assert min(out.timings.values()) > 0 and sum(out.timings.values()) < elapsed
 
 
 def test_recorded_states_replay_bit_for_bit() -> None:
@@ -154,6 +166,16 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
     assert abs(others.mean().item() - (1 - 0.6**2)) < 0.01
 
 
+def test_neighbours_at_distance_0_and_1_are_the_centre_and_draws_of_their_own() -> None:
+    plan = RolloutPlan(0, 1, group_size=2)
+    near, far = (Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=s).initial for s in (0, 1))
+    assert torch.equal(near[0], near[1])
+    assert torch.equal(far, Noise.draw(plan, SHAPE, 2, seeds(1)).initial)
+    for scale in (-0.1, 1.1):
+        with pytest.raises(UserError, match="neighbour scale"):
+            Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=scale)
+
+
 def test_renoise_can_be_neighbours_too() -> None:
     plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=30)
     noise = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour_all", scale=0.6, suffix="shared")
@@ -173,6 +195,7 @@ def test_the_original_draw_order() -> None:
     noise = Noise.like_original(torch.Generator().manual_seed(5), 2, 2, SHAPE, 4)
     torch.manual_seed(5)
     assert torch.equal(noise.initial, torch.randn(2, 6, 16, 6, 8))
+    assert noise.renoise.shape == (2, 3, 6, 16, 6, 8)
     for chunk in range(2):
         for step in range(3):
             draw = torch.randn(6, 16, 6, 8).view(2, 3, 16, 6, 8)

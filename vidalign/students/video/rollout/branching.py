@@ -38,9 +38,8 @@ def rollout(
         "noise must match prompts and plan"
     )
     context = context if context is not None else student.begin(text)
-    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * chunk_frames, 0))
-    out.branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
-    out.timings = {"denoise": 0.0, "clean": 0.0}
+    branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
+    out = Rollout(torch.empty(0), context, branch, timings={"denoise": 0.0, "clean": 0.0})
     chunks: list[Tensor] = []
     for chunk in range(plan.chunks):
         if chunk == plan.prefix:
