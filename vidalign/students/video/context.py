@@ -84,12 +84,18 @@ class Context:
         return replace(self, batch=self.batch * group)
 
     def rows(self, index: slice | list[int]) -> Context:
-        """The context of some rows of the batch (for micro-batches); copies the chosen rows only."""
+        """The context of some rows of the batch (for micro-batches): views for whole groups and for a part of one, else
+        a copy of the chosen rows."""
         chosen = list(range(self.batch))[index] if isinstance(index, slice) else list(index)
 
         def pick(piece: Piece) -> Piece:
             group = self.batch // piece.batch
-            at = torch.tensor([n // group for n in chosen], device=piece.keys[0].device)
+            rows = [n // group for n in chosen]
+            first, last = rows[0], rows[-1]
+            shared = len(chosen) // (last - first + 1)  # what each row is read by
+            if rows == [n for n in range(first, last + 1) for _ in range(shared)]:
+                return piece.map(lambda x: x[first : last + 1])
+            at = torch.tensor(rows, device=piece.keys[0].device)
             return piece.map(lambda x: x.index_select(0, at))
 
         return replace(self, batch=len(chosen), pieces=tuple(pick(p) for p in self.pieces))

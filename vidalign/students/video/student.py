@@ -362,12 +362,15 @@ class VideoStudent(Student[VideoStudentSpec]):
             reader.read if reader else {},
         )
         dtype = base.patch_embedding.weight.dtype
-        out = self.transformer(
-            hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
-            timestep=(1000 * sigma).to(self.latent_dtype).flatten(),
-            encoder_hidden_states=text.to(dtype),
-            return_dict=False,
-        )[0]
+        try:
+            out = self.transformer(
+                hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
+                timestep=(1000 * sigma).to(self.latent_dtype).flatten(),
+                encoder_hidden_states=text.to(dtype),
+                return_dict=False,
+            )[0]
+        finally:
+            self.runtime.plan = None  # it holds keys and values of the past, which shall not outlive the call
         predicted: Tensor = out.squeeze(2).unflatten(0, (n, frames))
         return predicted
 
