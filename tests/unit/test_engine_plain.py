@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from engine_helpers import Net, net, numbers, setup, train
 
-from vidalign.engine.base import Dispatch, View
+from vidalign.engine import distributed
+from vidalign.engine.base import Dispatch, View, build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.plain import average_gradients
 from vidalign.errors import CheckpointError, UserError
 
 
@@ -69,6 +72,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> 
     assert math.isfinite(train(engine, numbers(1, 4, 3)))
 
 
+def test_a_first_step_that_is_not_finite_makes_torch_say_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(setup()[2], torch.full((4, 3), math.nan))
+
+
 def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
     network, _, engine = setup(AdapterConfig(rank=2), "bf16", optimizer="adamw", learning_rate=1e-5)
     out = engine.view(own_phase=True).velocity(numbers(0, 4, 3))
@@ -81,6 +90,25 @@ def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
     assert states and {p.dtype for p in engine.trainable} == {s.dtype for s in states} == {torch.float32}
     up = [name for name in before if "lora_B.current" in name]
     assert all((weights(network)[n] != before[n]).all() for n in up), "a step below bf16's resolution is kept"
+
+
+def test_ranks_average_their_gradients_and_begin_with_the_weights_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks in one process: the mean is made up, and whatever is sent is noted."""
+    sent: list[tuple[torch.Tensor, int]] = []
+    alone = train(setup()[2], numbers(0, 4, 3))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_mean", lambda flat: 3 * flat)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append((tensor, src)))
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    build_engine(EngineConfig(), OptimizerConfig(), network, 5)
+    assert {src for _, src in sent} == {0}
+    assert [t.data_ptr() for t, _ in sent] == [t.data_ptr() for t in (*network.parameters(), *network.buffers())]
+    assert train(setup()[2], numbers(0, 4, 3)) == pytest.approx(3 * alone)
+    mixed = [torch.nn.Parameter(torch.ones(2, 3, dtype=d)) for d in (torch.float32, torch.float64, torch.float32)]
+    for n, parameter in enumerate(mixed[:2]):
+        parameter.grad = torch.full_like(parameter, n + 1)
+    average_gradients(mixed)
+    assert [p.grad if p.grad is None else p.grad.unique().tolist() for p in mixed] == [[3.0], [6.0], None]
 
 
 def test_fp64_is_fp64_throughout() -> None:
@@ -114,6 +142,7 @@ def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
         assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(weights(second[0])[name], w) for name, w in weights(first[0]).items())
     assert second[2].steps == 2
+    assert second[2].learning_rate == first[2].learning_rate == 0.1, "after warm-up, which the schedule remembers"
 
 
 def test_load_into_another_network_names_the_weight(tmp_path: Path) -> None:
