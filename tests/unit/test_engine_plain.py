@@ -68,8 +68,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> 
     before = weights(network)
     assert not math.isfinite(train(engine, torch.full((4, 3), bad)))
     assert all(torch.equal(before[name], w) for name, w in weights(network).items())
-    assert engine.steps == 2
+    assert (engine.steps, engine.skipped, engine.skipped_in_row) == (2, 1, 1)
     assert math.isfinite(train(engine, numbers(1, 4, 3)))
+    assert (engine.skipped, engine.skipped_in_row) == (1, 0)
 
 
 def test_a_first_step_that_is_not_finite_makes_torch_say_nothing() -> None:
@@ -122,6 +123,9 @@ def test_schedule_closed_form() -> None:
     half = 0.5 + 0.5 * math.sqrt(0.5)
     assert found == pytest.approx([0.5, 1.0, 1.0, half, 0.5, 1 - half, 0.0, 0.0])
     assert [OptimizerConfig(warmup_steps=0).factor(step, 6) for step in (0, 9)] == [1.0, 1.0]
+    short = OptimizerConfig(warmup_steps=2, schedule="cosine")
+    assert [short.factor(step, 3) for step in range(4)] == pytest.approx([0.5, 1.0, 1.0, 0.0])
+    assert short.factor(2, 2) == 1.0, "warm-up alone"
     _, _, engine = setup(learning_rate=0.4, warmup_steps=2, schedule="cosine")
     rates = []
     for step in range(3):
@@ -186,13 +190,34 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         (lambda: EngineConfig(name="deepspeed", precision="fp64"), "engine.precision"),
         (lambda: EngineConfig(name="deepspeed", zero_stage=2, offload="parameters"), "engine.offload"),
         (lambda: EngineConfig(offload="optimizer"), "engine.offload"),
+        (lambda: EngineConfig(name="deepspeed", zero_stage=0, offload="optimizer"), "engine.offload"),
         (lambda: AdapterConfig(rank=0), "student.adapter.rank"),
+        (lambda: AdapterConfig(alpha=0.0), "student.adapter.alpha"),
     ],
 )
 def test_bad_settings_are_refused(make: object, where: str) -> None:
     with pytest.raises(UserError) as error:
         make()  # type: ignore[operator]
     assert error.value.problems[0].where == where
+
+
+def test_the_ends_of_the_ranges_are_settings() -> None:
+    for stage in range(4):
+        assert EngineConfig(zero_stage=stage).zero_stage == stage
+    EngineConfig(name="deepspeed", zero_stage=1, offload="optimizer")
+    EngineConfig(name="deepspeed", zero_stage=3, offload="parameters")
+    OptimizerConfig(betas=(0.0, 0.999), learning_rate=0.0, clip=0.0)
+    AdapterConfig(rank=1, alpha=0.5)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_norm_of_all_trained_weights(divided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process holds all parts of a divided parameter, which then count like whole ones."""
+    network, _, engine = setup()
+    monkeypatch.setattr("vidalign.engine.zero3.is_divided", lambda parameter: divided)
+    monkeypatch.setattr("vidalign.engine.zero3.own_part", lambda parameter: parameter)
+    expected = math.sqrt(sum(float(p.detach().square().sum()) for p in network.parameters()))
+    assert engine.weight_norm() == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_plain_process_imports_no_deepspeed_and_opens_no_group() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from engine_helpers import Net, net, numbers, setup, train
 
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.plain import PlainEngine
 from vidalign.engine.policies import Policies, linear_layers, match_targets
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
@@ -100,6 +104,23 @@ def test_snapshots_are_taken_once_and_of_full_fine_tuning_alone(adapter: Adapter
     policies.attach()
     assert torch.equal(outputs(network, policies, "old")["old"], before)
     assert len(policies._snapshots) == (0 if adapter else 2) and policies.adapted_layers == (4 if adapter else 0)
+
+
+def test_deepspeed_hears_whether_weights_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only full fine-tuning with weight sets swaps what ZeRO divides."""
+    heard: list[bool] = []
+
+    class Engine(PlainEngine):
+        def __init__(self, *arguments: Any, weights_are_swapped: bool) -> None:
+            super().__init__(*arguments)
+            heard.append(weights_are_swapped)
+
+    monkeypatch.setitem(sys.modules, "vidalign.engine.deepspeed", SimpleNamespace(DeepSpeedEngine=Engine))
+    for adapter in (None, LORA, FULL):
+        network = net()
+        policies = Policies(network, ("old",), adapter) if heard else None
+        build_engine(EngineConfig(name="deepspeed"), OptimizerConfig(), network, 5, policies)
+    assert heard == [False, False, True]
 
 
 @BOTH
