@@ -108,6 +108,8 @@ def test_a_clipped_ratio_has_no_gradient() -> None:
     assert ratio.grad is not None and ratio.grad.tolist() == [1.0, 0.0, 1.0, 0.0, -1.0]
     assert float(clip_fraction(ratio, advantage, 0.1)) == pytest.approx(0.4)
     assert clip_fraction(ratio, advantage, None) == 0 == clip_fraction(ratio, 0 * advantage, 0.1)
+    at_bounds = clip_fraction(torch.tensor([1.5, 0.5]), torch.tensor([1.0, -1.0]), 0.5)
+    assert at_bounds == 0 and clip_fraction(torch.tensor([2.0]), torch.tensor([1.0]), 0.5) == 1
     assert clipped_surrogate(ratio, advantage, None).tolist() == [0.5, -0.5, 1.0, 1.5, -1.5]
 
 

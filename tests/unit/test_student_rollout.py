@@ -168,9 +168,10 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
 
 def test_neighbours_at_distance_0_and_1_are_the_centre_and_draws_of_their_own() -> None:
     plan = RolloutPlan(0, 1, group_size=2)
-    near, far = (Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=s).initial for s in (0, 1))
-    assert torch.equal(near[0], near[1])
-    assert torch.equal(far, Noise.draw(plan, SHAPE, 2, seeds(1)).initial)
+    near, far = (Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour_all", scale=s) for s in (0, 1))
+    own = Noise.draw(plan, SHAPE, 2, seeds(1))
+    assert torch.equal(near.initial[0], near.initial[1]) and torch.equal(near.renoise[0], near.renoise[1])
+    assert torch.equal(far.initial, own.initial) and torch.equal(far.renoise, own.renoise)
     for scale in (-0.1, 1.1):
         with pytest.raises(UserError, match="neighbour scale"):
             Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=scale)
@@ -188,6 +189,12 @@ def test_renoise_can_be_neighbours_too() -> None:
     assert abs(noise.renoise[:, 0, 3:6].std().item() - 1) < 0.01
 
 
+def test_one_independent_video_takes_the_first_draws() -> None:
+    noise, numbers = Noise.draw(RolloutPlan(0, 2), SHAPE, 2, seeds(1)), seeds(1)[0]
+    assert torch.equal(noise.initial[0], torch.randn(6, *SHAPE[1:], generator=numbers))
+    assert torch.equal(noise.renoise[0], torch.randn(1, 6, *SHAPE[1:], generator=numbers))
+
+
 def test_the_original_draw_order() -> None:
     """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step,
     chunk-major.
@@ -203,8 +210,9 @@ def test_the_original_draw_order() -> None:
 
 
 def test_impossible_plans_are_refused() -> None:
-    with pytest.raises(UserError, match="impossible"):
-        RolloutPlan(prefix=1, branch=0)
+    for lengths in ({"branch": 0}, {"prefix": -1}, {"suffix": -1}, {"group_size": 0}):
+        with pytest.raises(UserError, match="impossible"):
+            RolloutPlan(**{"prefix": 1, "branch": 1, **lengths})
     with pytest.raises(UserError, match="cannot record"):
         RolloutPlan(prefix=1, branch=1, record=(2,))
     with pytest.raises(UserError, match="noise"):
