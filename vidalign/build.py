@@ -112,7 +112,7 @@ def _plugin(kind: str, choice: Choice, methods: tuple[str, ...]) -> Any:
 
 
 def build_prompts(recipe: Recipe) -> PromptSource:
-    """What sample n of a run is asked. Raises `RecipeError` for a prompt that no reward can score."""
+    """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
     data = recipe.data
     source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:

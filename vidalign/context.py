@@ -83,11 +83,11 @@ class TrainContext(Generic[S, T]):
         return student
 
     def policy(self, name: str) -> AbstractContextManager[Any]:
-        """Use the ``current``, ``old`` or ``reference`` weights of the student meanwhile."""
+        """Use the ``current``, ``old`` or ``reference`` weights of the student within this context."""
         return self.policies.use(name)
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Keep the student whole on this process meanwhile (ZeRO-3); around rollouts."""
+        """Keep the student whole on this process within this context (ZeRO-3); around rollouts."""
         return self.roles.engines["student"].gathered()
 
     @property

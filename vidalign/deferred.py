@@ -24,7 +24,7 @@ class _Deferred(ModuleType):
     """Holds its name, its file and its spec, which importing needs, and nothing else."""
 
     def __getattr__(self, name: str) -> Any:
-        if not _run(self):  # asked by the library itself, which has no such name yet
+        if not _run(self):  # read by the library itself, which has no such name yet
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)
 

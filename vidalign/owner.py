@@ -52,7 +52,7 @@ class Process:
 
 @contextmanager
 def owned(folder: Path, lock: str = LOCK) -> Iterator[None]:
-    """Nobody else writes to `folder` meanwhile; of several processes of one command, the first holds the lock.
+    """No other command writes to `folder` within this context; the first process of a command holds the lock.
 
     lock: name of the file; another one owns a single file or cell in the folder. Raises `UsageError` naming the owner.
     """

@@ -196,8 +196,7 @@ def test_a_pipeline_that_fails(made: Any, tmp_path: Path) -> None:
 
 def test_settings_that_fail_are_a_mistake_of_the_recipe() -> None:
     problems: list[Any] = []
-    node = Node({"name": Node("settings", "line 2")}, "line 1")
-    made = choose("metrics", node, "metric", problems, Choice)
+    made = choose("metrics", Node({"name": Node("settings", "line 2")}, "line 1"), "metric", problems, Choice)
     assert made is not None and made.name == "" and len(problems) == 1
     assert "the metric 'settings' failed" in problems[0].what and "line 2" in problems[0].where
 

@@ -26,7 +26,7 @@ TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet
 
 
 class PromptSource(ABC):
-    """What sample n of a run is asked: a caption, or an `Example` (language students).
+    """The prompt of sample n of a run: a caption, or an `Example` (language students).
 
     Sample n is a pure function of the seed and n: the same on any number of processes and after a resume.
     """
@@ -90,7 +90,7 @@ class PromptSource(ABC):
         return None
 
     def describe(self, clips: torch.Tensor, prompts: Sequence[str]) -> list[str] | None:
-        """A prompt for what every clip ``[B, F, 3, H, W]`` shows, whatever was asked; None where it cannot say."""
+        """A prompt for what every clip ``[B, F, 3, H, W]`` shows, whatever its prompt; None if not describable."""
         return None
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ class Mixture(Objective):
     # --- roles ---
 
     def blueprint(self) -> Blueprint:
-        """Everything that its objectives ask for; a role but the student's belongs to one of them."""
+        """Everything that its objectives need; a role but the student's belongs to one of them."""
         policies: dict[str, PolicyRule] = {}
         roles: dict[str, TrainedRole] = {STUDENT: TrainedRole()}
         for label, objective in self.objectives.items():

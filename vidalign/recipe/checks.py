@@ -104,7 +104,7 @@ def _objective(draft: Draft) -> None:
 
 
 def _fit(draft: Draft) -> None:
-    """The objective's settings fit the video, the sampler and the rewards; asked when nothing else is wrong."""
+    """The objective's settings fit the video, the sampler and the rewards; checked when nothing else is wrong."""
     chosen = draft.recipe.objective
     if draft.problems or chosen.config is None:
         return

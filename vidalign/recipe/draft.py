@@ -33,7 +33,7 @@ class Draft:
         return needs
 
     def sound(self, section: str) -> bool:
-        """Whether a section was read without mistake: only then is it asked what was left out of it."""
+        """Whether a section was read without mistake: only then is it checked what was left out of it."""
         return section not in self.broken
 
     def settings(self, section: str, kind: type[T]) -> T:

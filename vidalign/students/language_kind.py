@@ -119,7 +119,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
 
 def _check_pictures(draft: Draft) -> None:
-    """A plain language model is not asked about pictures."""
+    """A plain language model takes no pictures."""
     from vidalign.data.source import find_source
     from vidalign.recipe.prompts import sources
 

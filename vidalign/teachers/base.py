@@ -52,7 +52,7 @@ class ChoosyTeacher(Protocol):
     """Fits some students only."""
 
     def check_student(self, student: Any) -> None:
-        """Raise `UserError` for a student that it cannot teach; asked once, before training."""
+        """Raise `UserError` for a student that it cannot teach; called once, before training."""
         ...
 
 

@@ -106,7 +106,7 @@ def merge_runs(
             "no scale raises the trained rewards without lowering the out-of-domain score",
             where="--scale",
             why="the table shows what each of them does",
-            fix="give the one you want with --scale",
+            fix="choose one with --scale",
         )
     _add(network, scale)
     student = network.merge_and_unload(adapter_names=["merged"])
