@@ -72,6 +72,7 @@ def build_student(recipe: Recipe) -> Student[Any]:
     with guest("student", recipe.student.name, kind):
         student: Student[Any] = kind.build(recipe.student, recipe.seed)
         student.gradient_checkpointing(recipe.student.checkpointing)
+        student.rollout_batch = recipe.trainer.rollout_batch
     return student
 
 

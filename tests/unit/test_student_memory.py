@@ -10,6 +10,9 @@ import torch
 from student_reference import inputs, student
 from torch import Tensor
 
+from vidalign.build import build_student
+from vidalign.errors import RecipeError
+from vidalign.recipe import load_recipe
 from vidalign.students.video import CachePolicy, VideoStudent, processors
 from vidalign.students.video.context import Context
 from vidalign.students.video.rollout import RolloutPlan
@@ -104,3 +107,39 @@ def test_rows_of_whole_groups_and_parts_of_one_are_views(rows: slice, views: boo
         expected = network.velocity(x_t, level, texts, whole)[rows]
         part = network.velocity(x_t[rows], level[rows], texts[rows], chosen)
     torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 100])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_a_rollout_in_parts_gives_the_same(prefix: int, rows: int) -> None:
+    """Latents, recorded states, both contexts and the number of calls, whatever goes through the network at once."""
+    network = student(POLICY)
+    _, text = behind(network)
+    plan = RolloutPlan(prefix, branch=1, suffix=1, group_size=GROUP, record=(0, prefix + 1), keep_final=True)
+    noise = network.draw_noise(plan, [torch.Generator().manual_seed(n) for n in range(2)], suffix="shared")
+    batches: list[int] = []
+    network.on_pass(lambda one: batches.append(one.rows))
+    whole = network.rollout(text, plan, noise)
+    assert max(batches) == 2 * GROUP
+    batches.clear()
+    network.rollout_batch = rows
+    parts = network.rollout(text, plan, noise)
+    assert max(batches) <= max(rows, 2), "the prefix goes through at once, one row a prompt"
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-5, atol=1e-5)
+    assert parts.states.keys() == whole.states.keys() and parts.chunk_forwards == whole.chunk_forwards
+    for chunk, states in whole.states.items():
+        torch.testing.assert_close(parts.states[chunk].x_t, states.x_t, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(parts.states[chunk].x0, states.x0, rtol=1e-5, atol=1e-5)
+    assert whole.final is not None and parts.final is not None
+    assert parts.final.batch == whole.final.batch == 2 * GROUP and parts.context.batch == 2
+    x_t = torch.randn(2 * GROUP, 3, *network.chunk_shape[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        following = [network.velocity(x_t, torch.full((8,), 0.5), text, run.final) for run in (whole, parts)]
+    torch.testing.assert_close(following[1], following[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_recipe_bounds_the_rollout() -> None:
+    recipe = load_recipe("world/astrolabe", ["trainer.rollout_batch=3"])
+    assert build_student(recipe).rollout_batch == 3
+    with pytest.raises(RecipeError, match="trainer.rollout_batch must be at least 0"):
+        load_recipe("world/astrolabe", ["trainer.rollout_batch=-1"])

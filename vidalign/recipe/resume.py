@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FREE_ON_RESUME = (
     "trainer.steps",
     "trainer.micro_batch",
+    "trainer.rollout_batch",
     "trainer.save_every",
     "trainer.keep",
     "trainer.eval_every",

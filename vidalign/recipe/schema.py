@@ -117,6 +117,8 @@ class TrainerConfig(OptimizerConfig):
     """Samples in one forward and backward pass; results do not depend on it."""
     weight_decay: float = 1e-4
     """Decoupled weight decay for adamw, L2 for sgd."""
+    rollout_batch: int = 0
+    """Most candidates that a rollout generates at once: bounds its memory; results do not depend on it. 0 = all."""
     signal_floor: float = 0.1
     """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0
@@ -137,7 +139,7 @@ class TrainerConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "signal_floor", "ema_decay", least=0, below=1)
-        require(self, "reward_timeout", "eval_every", least=0)
+        require(self, "rollout_batch", "reward_timeout", "eval_every", least=0)
         require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 

@@ -100,6 +100,20 @@ class Context:
 
         return replace(self, batch=len(chosen), pieces=tuple(pick(p) for p in self.pieces))
 
+    @staticmethod
+    def cat(contexts: list[Context]) -> Context:
+        """The context of all rows, from those of parts of them; one context is not copied."""
+        first = contexts[0]
+        if len(contexts) == 1:
+            return first
+        pieces = []
+        for same in zip(*(context.pieces for context in contexts), strict=True):
+            batches = zip(same, (context.batch for context in contexts), strict=True)
+            full = [piece.map(lambda x, batch=batch: widen(x, batch)) for piece, batch in batches]
+            keys, values = zip(*((piece.keys, piece.values) for piece in full), strict=True)
+            pieces.append(replace(same[0], keys=_by_layer(keys), values=_by_layer(values)))
+        return replace(first, batch=sum(context.batch for context in contexts), pieces=tuple(pieces))
+
     def window(self, policy: CachePolicy) -> Context:
         """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
         frames flow into the sink."""
@@ -135,6 +149,11 @@ class Context:
         a, b = old[0], new[0]
         sink = replace(a, keys=tuple(map(mix, a.keys, b.keys)), values=tuple(map(mix, a.values, b.values)))
         return (sink, *(p for p in pieces if p.start >= policy.sink))
+
+
+def _by_layer(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:
+    """The tensors of every layer, rows of all parts one after the other."""
+    return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
 
 
 def widen(x: Tensor, batch: int) -> Tensor:

@@ -207,12 +207,13 @@ class VideoStudent(Student[VideoStudentSpec]):
         """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
 
         context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is
-        called as soon as a chunk is done, for streaming decode.
+        called as soon as a chunk is done, for streaming decode. No more than `rollout_batch` candidates go through the
+        network at once, unless it is 0.
         """
-        noise = noise.to(self.device)
-        self.runtime.text = {}
         try:
-            return rollout(self, text, plan, noise, context, on_chunk)
+            return rollout(
+                self, text, plan, noise.to(self.device), context, on_chunk, 0 if on_chunk else self.rollout_batch
+            )
         finally:
             self.runtime.text = None
 

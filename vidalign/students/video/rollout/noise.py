@@ -74,6 +74,10 @@ class Noise:
                 renoise[:, step, at : at + chunk_frames] = draw.unflatten(0, (batch, chunk_frames))
         return cls(initial, renoise)
 
+    def __getitem__(self, rows: slice) -> Noise:
+        """The draws of some candidates."""
+        return Noise(self.initial[rows], self.renoise[rows])
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Noise:
         return Noise(self.initial.to(device, dtype), self.renoise.to(device, dtype))
 
