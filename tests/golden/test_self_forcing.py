@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_wan import OriginalWan
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -94,3 +95,25 @@ def test_whole_sampler(student: VideoStudent, reference: dict) -> None:
 
 def test_scheduler_table(reference: dict) -> None:
     assert (scheduler_sigmas(5.0) - reference["scheduler/sigmas5"]).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numerics", ["wan", "diffusers"])
+def test_a_whole_rollout_in_bf16_rounds_as_the_original_does(numerics: str, reference: dict, tmp_path: Path) -> None:
+    """Bit for bit with `numerics: wan`; stock numerics are as close to fp32, and other numbers."""
+    with safe_open(FIXTURE, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    weights = {k.removeprefix("sf_state_dict/"): v for k, v in reference.items() if k.startswith("sf_state_dict/")}
+    save_file(weights, tmp_path / "original.safetensors")
+    student = import_student(
+        tmp_path / "original.safetensors", "self_forcing", transformer=config, numerics=numerics, height=48, width=64
+    )
+    student.to(torch.bfloat16)
+    twin = OriginalWan({name.removeprefix("model."): value for name, value in weights.items()}, config)
+    renoise = torch.stack([reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)])
+    renoise = renoise.unflatten(0, (3, 3)).transpose(0, 1).flatten(1, 2).unsqueeze(0).bfloat16()
+    noise, text = reference["c_sf_rollout/noise"].bfloat16(), reference["inputs/context"].bfloat16()
+    expected = twin.sample(noise, renoise, text, student.spec.sampler.sigmas, 3)
+    out = student.rollout(text, RolloutPlan(0, 3), Noise(noise, renoise).to("cpu", student.latent_dtype)).latents
+    assert torch.equal(out.to(expected), expected) == (numerics == "wan")
+    assert (out.float() - reference["c_sf_rollout/latents"]).abs().max() < 0.5, "rounding, not another network"

@@ -10,7 +10,7 @@ batch, so one set of text keys serves a whole group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,10 +20,12 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor, nn
 
 from vidalign.students.video.context import Context, widen
+from vidalign.students.video.numerics import original_rms, round_as_original
 from vidalign.students.video.plan import AttentionPlan, Segment, Span
 from vidalign.students.video.rope import rotate
 
 Past = tuple[Tensor, Tensor] | None
+Norm = Callable[[nn.Module, Tensor], Tensor]
 COPY_BYTES = 2**30
 """Most bytes of a shared past that are copied at once, in one layer."""
 
@@ -55,8 +57,8 @@ class SelfAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, layer: int, rms: Norm) -> None:
+        self.layer, self.rms = layer, rms
 
     def __call__(
         self,
@@ -69,7 +71,7 @@ class SelfAttentionProcessor:
         plan = rotary_emb
         split = (attn.heads, -1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
+        query, key = self.rms(attn.norm_q, query), self.rms(attn.norm_k, key)
         query, key, value = (x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value))
         if plan.collected is not None:
             plan.collected.append((key.type_as(value), value))
@@ -215,9 +217,8 @@ class CrossAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: int, runtime: Runtime) -> None:
-        self.layer = layer
-        self.runtime = runtime
+    def __init__(self, layer: int, runtime: Runtime, rms: Norm) -> None:
+        self.layer, self.runtime, self.rms = layer, runtime, rms
 
     def __call__(
         self,
@@ -229,7 +230,7 @@ class CrossAttentionProcessor:
     ) -> Tensor:
         split = (attn.heads, -1)
         key, value = self._text(attn, encoder_hidden_states)
-        query = normed(attn.norm_q, attn.to_q(hidden_states))
+        query = self.rms(attn.norm_q, attn.to_q(hidden_states))
         query = query.reshape(encoder_hidden_states.shape[0], -1, query.shape[-1]).unflatten(2, split)
         out = (
             attention(query, key, value, self)
@@ -244,35 +245,21 @@ class CrossAttentionProcessor:
         if kept is not None and self.layer in kept:
             return kept[self.layer]
         value = attn.to_v(text)
-        key = normed(attn.norm_k, attn.to_k(text)).type_as(value)
+        key = self.rms(attn.norm_k, attn.to_k(text)).type_as(value)
         key, value = (x.unflatten(2, (attn.heads, -1)) for x in (key, value))
         if kept is not None:
             kept[self.layer] = (key, value)
         return key, value
 
 
-class Sinusoid64(nn.Module):
-    """Timestep features in float64, as the original Wan computes them; `[n] -> [n, channels]` fp32."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        half = self.channels // 2
-        powers = -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-        angles = torch.outer(timestep.double(), torch.pow(10000, powers))
-        return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-
-
 def install(transformer: WanTransformer3DModel, numerics: str) -> None:
     """Put the processors and the plan carrier into a stock network; its parameters stay as they are."""
     if transformer.config.added_kv_proj_dim is not None:
         raise NotImplementedError("image-conditioned Wan networks (added_kv_proj_dim) are not supported")
-    runtime = Runtime()
+    runtime, rms = Runtime(), original_rms if numerics == "wan" else normed
     for layer, block in enumerate(transformer.blocks):
-        block.attn1.set_processor(SelfAttentionProcessor(layer))
-        block.attn2.set_processor(CrossAttentionProcessor(layer, runtime))
+        block.attn1.set_processor(SelfAttentionProcessor(layer, rms))
+        block.attn2.set_processor(CrossAttentionProcessor(layer, runtime, rms))
     transformer.rope = PlanCarrier(runtime)
     if numerics == "wan":
-        transformer.condition_embedder.timesteps_proj = Sinusoid64(transformer.config.freq_dim)
+        round_as_original(transformer)

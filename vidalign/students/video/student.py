@@ -258,7 +258,10 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.base.patch_embedding.weight.dtype, torch.float32)
+        """Of the latents of a rollout: fp32, or fp64 where the weights are. With `numerics: wan` it is that of the
+        weights, to which the original rounds between steps."""
+        dtype: torch.dtype = self.base.patch_embedding.weight.dtype
+        return dtype if self.spec.numerics == "wan" else torch.promote_types(dtype, torch.float32)
 
     @property
     def chunk_frames(self) -> int:
@@ -366,7 +369,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         try:
             out = self.transformer(
                 hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
-                timestep=(1000 * sigma).to(self.latent_dtype).flatten(),
+                timestep=(1000 * sigma).to(torch.promote_types(dtype, torch.float32)).flatten(),
                 encoder_hidden_states=text.to(dtype),
                 return_dict=False,
             )[0]
