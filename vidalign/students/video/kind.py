@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vidalign.students.kind import Sizes, StudentKind
 from vidalign.students.video.spec import VideoStudentSpec
@@ -30,6 +30,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
         cache: dict[str, Any] | None = None
         """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
+        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -41,6 +43,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     def build(cls, student: StudentChoice, seed: int) -> VideoStudent:
         made = super().build(student, seed)
         made.spec.cache = replace(made.spec.cache, **student.config.cache or {})
+        if student.config.attention != "auto":
+            made.use_attention(student.config.attention)
         return made
 
     @classmethod

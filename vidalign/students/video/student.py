@@ -282,6 +282,19 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         self.base.register_forward_pre_hook(hook, with_kwargs=True)
 
+    def use_attention(self, backend: str) -> None:
+        """Compute attention with the kernels of `backend`: ``native``, ``cudnn``, ``flash``, ``flash_3``, ``sage`` or
+        ``flex``. Raises `UserError` where they are not installed."""
+        try:
+            self.base.set_attention_backend({"cudnn": "_native_cudnn", "flash_3": "_flash_3"}.get(backend, backend))
+        except (RuntimeError, ImportError, ValueError, OSError) as error:
+            raise UserError(
+                f"the attention kernels {backend!r} cannot be used",
+                where="student.attention",
+                why=str(error).split("\n", 1)[0],
+                fix="install their package, or use auto",
+            ) from error
+
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
         if enabled:
