@@ -305,6 +305,30 @@ def test_a_full_disk_at_the_first_save_speaks_of_no_older_checkpoint(tmp_path: P
     assert "intact" not in told and "trainer.keep" not in told
 
 
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("", "RuntimeError ("),
+        ("two\nlines", "two ("),
+        ("[enforce fail at inline_container.cc:664]", "a write stopped early, as on a full disk ("),
+    ],
+)
+def test_a_part_that_fails_says_why(message: str, why: str, tmp_path: Path) -> None:
+    class Failing(Store):
+        def save(self, directory: Path) -> None:
+            raise RuntimeError(message)
+
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path).save(1, {}, {"a": Failing()})
+    assert error.value.problems[0].why.startswith(why)
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    save(tmp_path, 1, 2)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="was not saved"):
