@@ -11,7 +11,7 @@ import torch
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience
 from vidalign.objectives.baselines.sft import SFT
-from vidalign.objectives.parts.forward_process import noise_again, sample_sigmas
+from vidalign.objectives.parts.forward_process import noise_again, sample_sigmas, sampler_levels
 from vidalign.students.video.spec import Sampler
 
 USUAL, FIRST, CHUNK, N = [1.0, 0.5, 0.25], [1.0, 0.875, 0.75], 2, 64
@@ -46,6 +46,11 @@ def test_a_sampler_of_one_list_draws_as_ever() -> None:
     generators = [torch.Generator().manual_seed(n) for n in range(N)]
     expected = torch.tensor(USUAL)[torch.stack([torch.randint(3, (3,), generator=g) for g in generators])]
     assert torch.equal(draw(3, Sampler(sigmas=USUAL), each=True), expected)
+
+
+def test_the_ends_of_a_range_belong_to_it() -> None:
+    assert sampler_levels(FLOATS, 1.0, 0.25) == USUAL and sampler_levels(FLOATS, 0.5, 0.5) == [0.5]
+    assert sampler_levels(FLOATS, 0.875, 0.75, first=True) == [0.875, 0.75]
 
 
 def test_a_range_without_levels_in_the_first_chunk_is_refused() -> None:
