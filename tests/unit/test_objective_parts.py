@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.objectives.parts.forward_process import old_rule
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.objectives.parts.rollouts import candidate_ids, replay_gap
-from vidalign.objectives.parts.scoring import advantage_metrics, motion, score_metrics
+from vidalign.objectives.parts.scoring import (
+    advantage_metrics,
+    compute_advantages,
+    grouped_scores,
+    motion,
+    score_metrics,
+)
 from vidalign.objectives.parts.tokens import mask_of, token_weights
 
 NAN = math.nan
@@ -45,6 +53,33 @@ def test_what_is_logged_of_advantages() -> None:
         "health/zero_std_groups/mean": 3 / 4,
         "objective/advantage/max": 3,
     }
+
+
+def test_scores_by_prompt_and_the_clips_that_are_shown() -> None:
+    shown: list[Any] = []
+    ctx: Any = SimpleNamespace(show=lambda *arguments: shown.append(arguments))
+    request: Any = SimpleNamespace(clips="clips", prompt_of_clip="prompts")
+    data = Experience({}, torch.tensor([0, 0, 1, 1]), None, ["a", "b"], scores={"bright": torch.arange(4)})
+    assert grouped_scores(ctx, data)["bright"].tolist() == [[0, 1], [2, 3]] and shown == []
+    data.request = request
+    assert grouped_scores(ctx, data)["bright"].tolist() == [[0, 1], [2, 3]]
+    assert shown == [("clips", "prompts", data.scores)]
+
+
+def test_a_reward_that_learns_is_compared_inside_a_prompt_alone() -> None:
+    scores = {"bright": torch.tensor([[1.0, 3.0], [10.0, 14.0]]), "learned": torch.tensor([[1.0, 3.0], [10.0, 14.0]])}
+    ctx: Any = SimpleNamespace(
+        signal=SignalFloor(),
+        reward_weights={"bright": 1.0, "learned": 3.0},
+        rewards=SimpleNamespace(trainable=[SimpleNamespace(name="learned")]),
+        world_size=1,
+        gather=lambda value: value,
+    )
+    judged = compute_advantages(ctx, scores, combination="raw_sum", normalise="none")
+    assert judged.advantage.tolist() == [[-4.0, 4.0], [-8.0, 8.0]]
+    assert judged.scores["bright"].tolist() == [scores["bright"].tolist()]
+    assert judged.scores["learned"].tolist() == [[[-1.0, 1.0], [-2.0, 2.0]]]
+    assert judged.metrics["reward/mean"] == 7.0 and judged.metrics["reward/group_std"] == 1.5, "a weighted mean"
 
 
 def test_the_gap_of_a_replay() -> None:
