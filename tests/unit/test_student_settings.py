@@ -58,6 +58,18 @@ def test_an_old_recipe_is_read(name: str, tmp_path: Path) -> None:
     check_same_recipe(file, recipe)
 
 
+def test_keys_that_came_since_have_their_defaults(tmp_path: Path) -> None:
+    """A run that began before them goes on, unless they are set otherwise now."""
+    recipe = load_recipe("world/astrolabe")
+    plain = recipe.plain()
+    del plain["student"]["attention"], plain["objective"]["weighting"], plain["trainer"]["signal_floor"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    check_same_recipe(file, recipe)
+    with pytest.raises(UserError, match=r"objective\.weighting: none -> adaptive"):
+        check_same_recipe(file, load_recipe("world/astrolabe", ["objective.weighting=adaptive"]))
+
+
 def test_a_value_that_is_read_is_another_recipe(tmp_path: Path) -> None:
     recipe = load_recipe("world/astrolabe_long")
     file = saved(recipe, tmp_path, cache={"window": 6})

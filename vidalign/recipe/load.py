@@ -79,7 +79,7 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     tree, path = composed.tree, composed.path
     if path is None:
         raise RecipeError(problems)
-    recipe, broken = _build_sections(tree, composed.whole, problems)
+    recipe, broken = build_sections(tree, composed.whole, problems)
     warnings = check(recipe, tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
@@ -99,7 +99,7 @@ def load_student_recipe(path: Path) -> Recipe:
     problems: list[Problem] = []
     composed = compose(str(path), [], CHOICES, problems)
     kept = {key: node for key, node in composed.tree.value.items() if key not in TEACHING}
-    recipe, _ = _build_sections(Node(kept, composed.tree.where), False, problems)
+    recipe, _ = build_sections(Node(kept, composed.tree.where), False, problems)
     if problems:
         raise RecipeError(_unique(problems))
     recipe.name = str(path)
@@ -123,7 +123,7 @@ def read_header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
+def build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
     """The recipe and the names of its broken sections, for which defaults stand in."""
     known = get_type_hints(Recipe)
     hints = {spec.name: known[spec.name] for spec in sections()}
