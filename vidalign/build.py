@@ -122,6 +122,27 @@ def build_prompts(recipe: Recipe) -> PromptSource:
     return source
 
 
+def prompt_features(recipe: Recipe) -> PromptFeatures | None:
+    """What turns the prompts of a recipe into features, without its student; None where the student reads them."""
+    kind = student_kind(recipe)
+    with guest("student", recipe.student.name, kind):
+        features = kind.features(kind.spec(recipe.student))
+    if features is not None and recipe.data.text_cache:
+        features.folder = Path(recipe.data.text_cache)
+    return features
+
+
+def asked_prompts(recipe: Recipe, source: PromptSource, samples: int | None = None) -> list[Any]:
+    """Every prompt of a run once: those of its evaluation, then its training samples; samples: how many, by default
+    those of all its steps."""
+    settings, trainer = recipe.evaluation, recipe.trainer
+    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0).first(settings.count)
+    found = dict.fromkeys(held_out)
+    for sample in range(trainer.steps * trainer.prompts_per_step if samples is None else samples):
+        found.setdefault(source[sample])
+    return list(found)
+
+
 def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) -> CompositeReward | None:
     """The weighted rewards of a recipe, or None when it names none."""
     if not recipe.rewards:
@@ -151,7 +172,7 @@ def frozen_rewards(recipe: Recipe, student: Student[Any], run: Path) -> Composit
 
     A reward that learns and whose weights the run does not hold is left out, with a warning.
     """
-    rewards = build_rewards(recipe, student.spec, student_kind(recipe).features(student.spec))
+    rewards = build_rewards(recipe, student.spec, prompt_features(recipe))
     weights = recipe.reward_weights
     for reward in rewards.trainable if rewards else ():
         file = run / REWARDS / f"{reward.name}.safetensors"
@@ -180,7 +201,9 @@ def sampler_of(recipe: Recipe, student: Student[Any]) -> Generate:
     """How the recipe's evaluation samples a student."""
     settings = recipe.evaluation
     network = student.eval().to(distributed.device())
-    return network.sampler(settings.frames, settings.sampler, temperature=settings.temperature)
+    return network.sampler(
+        settings.frames, settings.sampler, features=prompt_features(recipe), temperature=settings.temperature
+    )
 
 
 @dataclass
@@ -195,19 +218,26 @@ class Parts:
     codec: Any
 
 
-def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> TrainContext:
-    """Everything that a training run holds; the student's trainable weights are already in their engine."""
+def build_context(
+    recipe: Recipe, objective: Objective, tracker: Tracker, *, samples: int | None = None
+) -> TrainContext:
+    """Everything that a training run holds; the student's trainable weights are already in their engine.
+
+    Prompts are encoded first: the text encoder is gone before the student is built. samples: see `asked_prompts`.
+    """
     distributed.setup(single=recipe.engine.name == "deepspeed")
-    device = distributed.device()
+    device, prompts, features = distributed.device(), build_prompts(recipe), prompt_features(recipe)
+    if features is not None:
+        features.prepare(asked_prompts(recipe, prompts, samples))
     kind, student = student_kind(recipe), build_student(recipe).to(device)
-    frames, features = recipe.data.frames, kind.features(student.spec)
+    frames = recipe.data.frames
     kind.check_frames(student.spec, frames, "data.frames")
     teacher = build_teacher(recipe, frames, student.spec)
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
-    parts = Parts(student, teacher, rewards, build_prompts(recipe), features, kind.codec(student.spec))
+    parts = Parts(student, teacher, rewards, prompts, features, kind.codec(student.spec))
     return assemble(recipe, objective, parts, tracker, device)
 
 

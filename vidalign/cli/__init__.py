@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 import vidalign
-from vidalign.cli import bench, collect, evaluate, export, list_, merge, sample, show, train, validate
+from vidalign.cli import bench, collect, evaluate, export, list_, merge, prepare, sample, show, train, validate
 from vidalign.cli.launch import leave_mistake
 from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
@@ -50,6 +50,7 @@ def options(
     """Align causal video students on-policy."""
 
 
+app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)

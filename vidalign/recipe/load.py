@@ -27,6 +27,9 @@ LABELLED: dict[str, type[Choice]] = {
 }
 """Sections of labels that each name a plugin of the kind of that name."""
 
+LOCAL = (("data", "text_cache"),)
+"""Keys that say where something lies on this machine; no result depends on them."""
+
 
 @dataclass
 class Recipe(Sections):
@@ -61,7 +64,10 @@ class Recipe(Sections):
     @property
     def hash(self) -> str:
         """The first 12 hex digits of SHA-256 over the resolved values: equal runs have equal hashes."""
-        return hashlib.sha256(yaml.safe_dump(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+        values = self.plain()
+        for section, key in LOCAL:
+            del values[section][key]
+        return hashlib.sha256(yaml.safe_dump(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def sections() -> list[Field[Any]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 FREE_ON_RESUME = (
+    "data.text_cache",
     "trainer.steps",
     "trainer.micro_batch",
     "trainer.rollout_batch",

@@ -100,6 +100,9 @@ class DataConfig:
     """Prompts that are never trained on, in the same form."""
     frames: int = 12
     """Length of a clip in frames."""
+    text_cache: str = ""
+    """Folder in which features of prompts are kept for all runs; empty = `$VIDALIGN_CACHE/text`, or
+    `~/.cache/vidalign/text`. It is no part of what makes two runs equal."""
 
     def __post_init__(self) -> None:
         require(self, "frames", least=1)

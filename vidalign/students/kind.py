@@ -76,6 +76,14 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return cls.load(student.path)
 
     @classmethod
+    def spec(cls, student: StudentChoice) -> SpecT:
+        """What a recipe makes of its student, without the weights. Raises `CheckpointError` as `read_spec` does."""
+        if student.init is not None:
+            made: SpecT = cls.spec_type.from_dict(dict(student.init))
+            return made
+        return cls.read_spec(student.path)
+
+    @classmethod
     def features(cls, spec: SpecT) -> PromptFeatures | None:
         """What turns prompts into features; None for a student that reads them itself."""
         return None

@@ -51,8 +51,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
-        spec = LanguageSpec.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
-        own = student.config
+        spec, own = cls.spec(student), student.config
         spec = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
         return stand_in(spec), None, NoCodec()
 

@@ -84,13 +84,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
-        spec = cls._spec(student)
+        spec = cls.spec(student)
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
 
     @classmethod
-    def _spec(cls, student: StudentChoice) -> VideoStudentSpec:
-        """What a recipe makes of its student, without the weights."""
-        spec = VideoStudentSpec.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
+    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
+        spec = super().spec(student)
         return replace(spec, cache=replace(spec.cache, **student.config.cache or {}))
 
     @classmethod
@@ -103,4 +102,4 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(cls._spec(student))
+        return stand_in(cls.spec(student))

@@ -106,11 +106,6 @@ def is_caption(text: str) -> bool:
     return " ".join(text.lower().replace(".", " ").split()) in _by_text()
 
 
-def unknown_words(text: str) -> list[str]:
-    """Words of a prompt that the world's vocabulary lacks."""
-    return [w for w in text.lower().replace(".", " ").split() if w not in VOCABULARY]
-
-
 def _unseen_combination(spec: CaptionSpec) -> bool:
     key = COLOURS.index(spec.colour) + 2 * SHAPES.index(spec.shape) + 3 * tuple(MOTIONS).index(spec.motion)
     return key % 9 == 4
