@@ -7,6 +7,7 @@ Tolerances (max abs error): 2e-4 with stock diffusers numerics, 1e-5 with `numer
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vidalign.students.exchange import ImportOptions
 from vidalign.students.video import VideoStudent
-from vidalign.students.video.public import import_student
+from vidalign.students.video.importers.convert import import_checkpoint
+from vidalign.students.video.kind import Video
 from vidalign.students.video.rollout import Noise, RolloutPlan
 from vidalign.students.video.spec import scheduler_sigmas
 
@@ -36,7 +39,9 @@ def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: p
     path = tmp_path_factory.mktemp("public") / "original.safetensors"
     prefix = "sf_state_dict/"
     save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, path)
-    return import_student(path, "self_forcing", transformer=config, numerics=request.param, height=48, width=64)
+    options = ImportOptions(heads=config["num_attention_heads"], height=48, width=64)
+    folder = import_checkpoint("self_forcing", str(path), path.parent / "student", options).folder
+    return VideoStudent.load(folder, spec=replace(Video.read_spec(folder), numerics=request.param))
 
 
 def error(student: VideoStudent, found: torch.Tensor, expected: torch.Tensor) -> float:
