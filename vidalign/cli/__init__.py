@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 import vidalign
-from vidalign.cli import bench, collect, evaluate, export, list_, merge, prepare, sample, show, train, validate
+from vidalign.cli import bench, collect, evaluate, export, import_, list_, merge, prepare, sample, show, train, validate
 from vidalign.cli.launch import leave_mistake
 from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
@@ -57,6 +57,7 @@ app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.add_typer(bench.bench, name="bench")
 app.command("list")(list_.list_)
 app.command("show")(show.show)

@@ -104,6 +104,7 @@ class WanCodec(Codec):
     """
 
     remembers = True
+    stride = 4
 
     @dataclass
     class Config(AutoencoderConfig):

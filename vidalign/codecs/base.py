@@ -24,6 +24,8 @@ class Codec(nn.Module):
     """Channels of a latent frame."""
     downscale: int = 1
     """Pixels per latent position, in each direction."""
+    stride: int = 1
+    """Pixel frames per latent frame after the first, which is one frame."""
     remembers: bool = False
     """Whether the frames of a latent depend on the latents before it."""
 

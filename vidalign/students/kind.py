@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.base import Student
+    from vidalign.students.exchange import Imported, ImportOptions
     from vidalign.students.video.spec import Sampler
     from vidalign.text.features import PromptFeatures
 
@@ -101,6 +102,18 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
         made = cls.build(student, 0)
         return made, cls.features(made.spec), cls.codec(made.spec)
+
+    # --- weights from elsewhere ---
+
+    @classmethod
+    def presets(cls) -> dict[str, str]:
+        """Families of public checkpoints that it can import, by name, with what each is; by default none."""
+        return {}
+
+    @classmethod
+    def import_checkpoint(cls, preset: str, checkpoint: str, out: Path, options: ImportOptions) -> Imported:
+        """Make the folder `out` of a public checkpoint by a preset. Raises `UserError` before anything is written."""
+        raise UsageError("this kind of student imports no checkpoints", where="PRESET", why="it has no presets")
 
     # --- what a recipe or a protocol says ---
 

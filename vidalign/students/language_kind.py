@@ -75,7 +75,9 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
-        return "config" in spec or (not spec and is_transformers(path))
+        from vidalign.students.hub import is_student_folder
+
+        return "config" in spec or (not spec and is_transformers(path) and not is_student_folder(path))
 
     @classmethod
     def read_spec(cls, path: str | Path) -> LanguageSpec:

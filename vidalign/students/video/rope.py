@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import UserError
-
-MAX_POSITIONS = 1024
+from vidalign.students.video.spec import MAX_POSITIONS
 
 
 @lru_cache(maxsize=8)

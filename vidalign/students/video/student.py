@@ -310,12 +310,17 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     @classmethod
     def load(
-        cls, path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        spec: VideoStudentSpec | None = None,
     ) -> VideoStudent:
-        """A saved student, by path or shipped name ("world/student"); CheckpointError when it cannot be
-        used.
+        """A saved student: a file, a folder of `vidalign import`, a hub id, or a shipped name ("world/student").
+
+        dtype: of its weights; spec: instead of the saved one. Raises `CheckpointError` when it cannot be used.
         """
-        return checkpoint.load(path).to(device=device, dtype=dtype)
+        return checkpoint.load(path, spec, dtype).to(device)
 
     def _causal(
         self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | Reader | None, clean: Tensor | None
