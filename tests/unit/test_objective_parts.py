@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.objectives.parts import tokens
 from vidalign.objectives.parts.forward_process import old_rule
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.objectives.parts.rollouts import candidate_ids, replay_gap
@@ -100,6 +103,40 @@ def test_weights_of_tokens_and_the_mask_of_the_longest() -> None:
     assert token_weights(mask_of(data)).tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3])
     data = {"response": response[2:]}
     assert mask_of(data).shape == (1, 1)
+
+
+def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def generate(prompts: list[str], generators: list[int]) -> Any:
+        asked.append((prompts, generators))
+        ones = torch.ones(len(prompts), 3 - len(asked))
+        return SimpleNamespace(response=ones.bool(), response_ids=len(asked) * ones.long(), logprobs=-ones)
+
+    sampling = SimpleNamespace(max_new_tokens=2)
+    spec = SimpleNamespace(sampling=sampling)
+    ctx: Any = SimpleNamespace(
+        student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec),
+        generators=lambda purpose, ids: list(ids),
+        gathered=contextlib.nullcontext,
+        gather=lambda value: value,
+        roles=SimpleNamespace(engines={"student": SimpleNamespace(network=torch.nn.Linear(1, 1))}),
+    )
+    monkeypatch.setattr(tokens, "GENERATE_SLICE", 3)
+    batch: Any = SimpleNamespace(prompts=["a", "b"], ids=[3, 5])
+    data = tokens.sample(ctx, batch, 2)
+    assert asked == [(["a", "a", "b"], [6, 7, 10]), (["b"], [11])]
+    assert data["sample"].tolist() == [6, 7, 10, 11] and data.group.tolist() == [0, 0, 1, 1]
+    assert data["response"].int().tolist() == [[1, 1]] * 3 + [[1, 0]]
+    assert data["response_ids"].tolist() == [[1, 1]] * 3 + [[2, 0]]
+    assert data["logp"].tolist() == [[-1, -1]] * 3 + [[-1, 0]]
+    assert data.metrics == {"health/response_tokens/mean": 7 / 4, "health/at_length_limit/mean": 3 / 4}
+    for temperature, found in ((0.0, 1.0), (0.7, 0.7)):
+        sampling.temperature = temperature
+        assert tokens.temperature_of(ctx) == found, "greedy sampling counts as 1"
+    monkeypatch.setattr(tokens, "is_sharded", lambda network: True)
+    with pytest.raises(UserError, match="does not run under ZeRO-3"):
+        tokens.sample(ctx, batch, 2)
 
 
 def test_metrics_are_weighted_by_their_share_or_their_count() -> None:
