@@ -14,6 +14,7 @@ from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.objectives.parts import tokens
+from vidalign.objectives.parts.around import Around, around
 from vidalign.objectives.parts.forward_process import old_rule
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.objectives.parts.rollouts import candidate_ids, replay_gap
@@ -158,6 +159,33 @@ def test_slices_are_whole_groups_or_equal_parts_of_one() -> None:
 
     assert slices(3, 4, 8) == [(0, 8), (8, 12)] and slices(3, 4, 7) == [(0, 4), (4, 8), (8, 12)]
     assert slices(1, 6, 5) == slices(1, 6, 3) == [(0, 3), (3, 6)] and slices(1, 6, 1) == [(n, n + 1) for n in range(6)]
+
+
+def test_candidates_are_those_of_whole_groups_or_of_one() -> None:
+    data = Experience({"x": torch.arange(12)}, torch.arange(3).repeat_interleave(4), None, ["a", "b", "c"])
+    last, part = data.candidates(4, 12), data.candidates(5, 7)
+    assert last["x"].tolist() == list(range(4, 12)) and last.prompts == ["b", "c"]
+    assert last.group.tolist() == [0] * 4 + [1] * 4
+    assert part["x"].tolist() == [5, 6] and part.prompts == ["b"] and part.group.tolist() == [0, 0]
+    for start, stop in ((0, 6), (2, 8), (3, 5)):
+        with pytest.raises(AssertionError, match="whole groups or a part of one"):
+            data.candidates(start, stop)
+
+
+def test_what_surrounds_an_objective_whose_student_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes(*arguments: Any) -> None:
+        raise UserError("no such weights")
+
+    monkeypatch.setattr("vidalign.registry.get", lambda kind, name: SimpleNamespace(sizes=sizes))
+    recipe = SimpleNamespace(
+        objective=SimpleNamespace(rewards=None),
+        rewards={"bright": 1.0},
+        trainer=SimpleNamespace(prompts_per_step=3),
+        student=SimpleNamespace(name="video"),
+        data=SimpleNamespace(frames=9),
+    )
+    draft: Any = SimpleNamespace(recipe=recipe)
+    assert around(draft) == Around(0, ("bright",), 3, None)
 
 
 def test_an_old_policy_without_decay_is_the_current_one() -> None:
