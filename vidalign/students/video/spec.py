@@ -151,7 +151,7 @@ class VideoStudentSpec(StudentSpec):
         """Pixels per latent position, in each direction; the codec is not built."""
         name = self.codec.get("name", "rgb")
         if "downscale" in self.codec or name in DOWNSCALES:
-            return int(self.codec.get("downscale", DOWNSCALES.get(name)))
+            return int(self.codec.get("downscale") or DOWNSCALES[name])
         return int(getattr(self._codec.Config, "downscale", self._codec.downscale))
 
     @property
