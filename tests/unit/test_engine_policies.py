@@ -232,7 +232,9 @@ def test_adapters_are_fp32_on_a_bf16_base() -> None:
     assert {p.dtype for n, p in network.named_parameters() if ".lora_" in n} == {torch.float32}
     assert {p.dtype for n, p in network.named_parameters() if ".lora_" not in n} == {torch.bfloat16}
     train(engine, X)  # type: ignore[arg-type]
-    assert {w.dtype for w in policies.weights("current").values()} == {torch.bfloat16}
+    merged = policies.weights("current")
+    assert {merged[f"{name}.weight"].dtype for name in policies._layers} == {torch.float32}
+    assert {w.dtype for w in policies.weights("base").values()} == {torch.bfloat16}
 
 
 @BOTH

@@ -49,3 +49,16 @@ class Leaving:
     """What made it: recipe, step, scores."""
     adapter: Path | None = None
     """Folder of the adapter that was trained, if there is one."""
+    start: str = ""
+    """The weights that the adapter was trained on, as its recipe names them; empty where they were random."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says of weights beside what made them."""
+
+    about: str = "A student of vidalign."
+    base: str = ""
+    """Hub id of the model that it comes from."""
+    licence: str = ""
+    """As the hub writes it; empty where it is not known."""

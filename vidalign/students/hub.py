@@ -90,17 +90,26 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
 
 
+def network_errors() -> tuple[type[Exception], ...]:
+    """What a call of the hub raises when a name is wrong or it is not reached: its own, and those of the client
+    below."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    names = ("HTTPError", "RequestException", "OSError")
+    return (ValueError, *(cls for cls in HfHubHTTPError.__mro__ if cls.__name__ in names))
+
+
 @contextmanager
 def _reaching(name: str) -> Iterator[None]:
     """Whatever goes wrong with the hub is one clear error."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         yield
     except RepositoryNotFoundError as error:
         why, fix = "there is no such repository, or it is private", "correct the name, or log in with `hf auth login`"
         raise CheckpointError("not on the hub", where=name, why=why, fix=fix) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except network_errors() as error:
         reason = (str(error) or "no answer").splitlines()[0][:120]
         why = f"it is not on this machine, and the hub cannot be reached: {reason}"
         fix = f"download it where there is a network with `hf download {name}`, or name a local folder"

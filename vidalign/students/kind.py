@@ -7,12 +7,13 @@ A kind is light: a recipe is checked by it without the network, whose module it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from vidalign.errors import UsageError, UserError
+from vidalign.students.exchange import Card, Leaving
 from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     """What rewards and metrics have to judge; a picture is a clip of one frame."""
     asked: ClassVar[Literal["captions", "examples"]] = "captions"
     """What its prompts are, see `PromptSource.gives`."""
+    forms: ClassVar[Mapping[str, str]] = {"single": "one safetensors file with the specification"}
+    """Forms that a student is exported in, with what each is."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Entries of the specification in which all start weights of a benchmark must agree."""
 
@@ -114,6 +117,26 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     def import_checkpoint(cls, preset: str, checkpoint: str, out: Path, options: ImportOptions) -> Imported:
         """Make the folder `out` of a public checkpoint by a preset. Raises `UserError` before anything is written."""
         raise UsageError("this kind of student imports no checkpoints", where="PRESET", why="it has no presets")
+
+    @classmethod
+    def export(cls, leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+        """Write a saved student to `out` in one of `forms`; dtype: of the tensors, empty = as they are stored. Raises
+        `UsageError` for what would not compute what was trained."""
+        cls._write_single(leaving, out, dtype)
+        return out
+
+    @classmethod
+    def card(cls, path: str | Path) -> Card:
+        """What a model card says of saved weights."""
+        return Card()
+
+    @classmethod
+    def _write_single(cls, leaving: Leaving, out: Path, dtype: str) -> None:
+        """One file with the specification and what made the student."""
+        import torch
+
+        student = cls.load(leaving.path)
+        (student.to(getattr(torch, dtype)) if dtype else student).save(out, dict(leaving.made))
 
     # --- what a recipe or a protocol says ---
 

@@ -103,6 +103,10 @@ def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:
 def _check_dtype(draft: Draft) -> None:
     """Weights that are trained are fp32: an update of a bf16 weight is mostly lost to rounding."""
     student, dtype = draft.recipe.student, draft.settings("student", Video.Config).dtype
+    precision = draft.recipe.engine.precision
+    if dtype != "float32" and precision not in ("bf16", "auto"):
+        why = f"with engine.precision {precision} all weights are made {precision}"
+        draft.refuse(f"weights of {dtype} do not stay so", "student.dtype", why, "add engine.precision=bf16")
     if dtype != "float32" and student.adapter is None:
         why = "all weights are trained, and most of an update is lost to rounding in 8 bits"
         fix = "add student.adapter, or use float32"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vidalign.students.exchange import Card, Leaving
 from vidalign.students.kind import Sizes, StudentKind
 from vidalign.students.video.spec import VideoStudentSpec
 
@@ -23,6 +25,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     """A causal few-step video student over the Wan transformer of diffusers."""
 
     spec_type = VideoStudentSpec
+    forms: ClassVar[Mapping[str, str]] = {
+        **StudentKind.forms,
+        "diffusers": "a folder that WanTransformer3DModel and WanPipeline load",
+        "original": "one safetensors file under the names of the released Wan code",
+        "lora": "the trained adapter for PEFT, for load_lora_weights, and under original names",
+    }
     shared = ("codec", "height", "width", "text", "sampler")
 
     @dataclass
@@ -100,6 +108,18 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.importers.convert import import_checkpoint
 
         return import_checkpoint(preset, checkpoint, out, options)
+
+    @classmethod
+    def export(cls, leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+        from vidalign.students.video.exporters import export
+
+        return export(leaving, form, out, dtype)
+
+    @classmethod
+    def card(cls, path: str | Path) -> Card:
+        from vidalign.students.video.exporters import card
+
+        return card(cls.read_spec(path))
 
     @classmethod
     def check(cls, draft: Draft) -> None:

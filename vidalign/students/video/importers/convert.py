@@ -68,7 +68,7 @@ def import_checkpoint(name: str, checkpoint: str, out: Path, options: ImportOpti
         write_description(partial, spec, made)
         link_base(partial, spec.base)
         if lora and options.keep_lora:
-            write_adapter(partial / ADAPTER, lora)
+            write_adapter(partial / ADAPTER, lora, base=str(out))
             notes.append(_how_to_go_on(lora, out))
         os.replace(partial, out)
     except BaseException:
@@ -172,9 +172,9 @@ def _summary(spec: VideoStudentSpec) -> str:
 
 
 def _how_to_go_on(lora: Lora, out: Path) -> str:
-    ranks = sorted({lora.rank(name) for name in lora.alphas})
-    alphas = sorted(set(lora.alphas.values()))
+    assert lora.uniform is not None, "only such a LoRA is kept"
+    rank, alpha = lora.uniform
     return (
         f"the LoRA is kept beside the weights: go on with student.path={out} "
-        f"student.adapter={{rank: {ranks[0]}, alpha: {alphas[0]:g}, start: {out / ADAPTER}}}"
+        f"student.adapter={{rank: {rank}, alpha: {alpha:g}, start: {out / ADAPTER}}}"
     )

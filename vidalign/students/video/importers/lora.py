@@ -67,6 +67,13 @@ class Lora:
         rank = self.rank(name)
         return self.alphas[name] / (math.sqrt(rank) if self.root else rank)
 
+    @property
+    def uniform(self) -> tuple[int, float] | None:
+        """Rank and alpha, where all layers share them and there are no plain differences: what an adapter can be."""
+        found = {(self.rank(name), alpha) for name, alpha in self.alphas.items()}
+        plain = any(layer.weight or layer.bias for layer in self.layers.values())
+        return found.pop() if len(found) == 1 and not plain else None
+
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """A ``[rank, in]`` and B ``[out, rank]`` of a layer, as they are stored."""
         layer = self.layers[name]

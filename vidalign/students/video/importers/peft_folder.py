@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UsageError
-from vidalign.students.streamed import write_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from vidalign.students.video.importers.lora import Lora
 
 PREFIX = "base_model.model."
 
 
-def write_adapter(folder: Path, lora: Lora) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`. Raises `UsageError` for what an adapter of one
-    rank and alpha does not hold: other ranks, differences of weights or biases."""
-    from peft import LoraConfig
+def write_adapter(folder: Path, lora: Lora, dtype: torch.dtype | None = None, base: str = "") -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`.
 
-    ranks, alphas = {lora.rank(name) for name in lora.alphas}, set(lora.alphas.values())
-    plain = [name for name, layer in lora.layers.items() if layer.weight or layer.bias]
-    if len(ranks) != 1 or len(alphas) != 1 or plain:
-        why = f"{plain[0]} has a plain difference" if plain else f"ranks {sorted(ranks)}, alphas {sorted(alphas)}"
+    dtype: of the tensors, None = as stored; base: the weights that it belongs to. Raises `UsageError` for what an
+    adapter of one rank and alpha does not hold: other ranks, differences of weights or biases.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    if lora.uniform is None:
         raise UsageError(
             "this LoRA cannot be kept as an adapter",
             where="--keep-lora",
-            why=f"a trainable adapter has one rank and one alpha: {why}",
+            why="its layers differ in rank or alpha, or it holds plain differences of weights or biases",
             fix="merge it: leave out --keep-lora",
         )
-    rank, alpha = ranks.pop(), alphas.pop()
-    targets = sorted(lora.layers)
-    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_rslora=lora.root)
+    (rank, alpha), targets = lora.uniform, sorted(lora.layers)
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets,
+        use_rslora=lora.root,
+        base_model_name_or_path=base or None,
+    )
     settings.save_pretrained(str(folder))
-    entries = {}
+    tensors = {}
     for name in targets:
-        layer = lora.layers[name]
-        entries[f"{PREFIX}{name}.lora_A.weight"] = lora.file.entries[layer.down]
-        entries[f"{PREFIX}{name}.lora_B.weight"] = lora.file.entries[layer.up]
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in targets:
-            down, up = lora.factors(name)
-            yield name, down
-            yield name, up
-
-    write_file(folder / "adapter_model.safetensors", entries, tensors(), {})
+        for part, value in zip("AB", lora.factors(name), strict=True):
+            tensors[f"{PREFIX}{name}.lora_{part}.weight"] = value.to(dtype or value.dtype).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
