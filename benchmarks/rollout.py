@@ -160,7 +160,7 @@ def network(size: str) -> VideoStudent:
     """A student of random weights."""
     if size == "world":
         return VideoStudent.from_spec(VideoStudentSpec(transformer=WORLD, prediction="x0"))
-    spec = preset("self_forcing").spec(WAN, "diffusers", 480, 832)
+    spec = preset("self_forcing").spec(WAN)
     spec.codec = {"name": "wan", "config": {"z_dim": 16}}
     return VideoStudent.from_spec(spec)
 

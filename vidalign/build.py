@@ -72,6 +72,7 @@ def build_student(recipe: Recipe) -> Student[Any]:
     with guest("student", recipe.student.name, kind):
         student: Student[Any] = kind.build(recipe.student, recipe.seed)
         student.gradient_checkpointing(recipe.student.checkpointing)
+        student.rollout_batch = recipe.trainer.rollout_batch
     return student
 
 
@@ -112,7 +113,7 @@ def _plugin(kind: str, choice: Choice, methods: tuple[str, ...]) -> Any:
 
 
 def build_prompts(recipe: Recipe) -> PromptSource:
-    """What sample n of a run is asked. Raises `RecipeError` for a prompt that no reward can score."""
+    """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
     data = recipe.data
     source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
@@ -125,7 +126,7 @@ def prompt_features(recipe: Recipe) -> PromptFeatures | None:
     """What turns the prompts of a recipe into features, without its student; None where the student reads them."""
     kind = student_kind(recipe)
     with guest("student", recipe.student.name, kind):
-        features = kind.features(kind.spec_of(recipe.student))
+        features = kind.features(kind.spec(recipe.student))
     if features is not None and recipe.data.text_cache:
         features.folder = Path(recipe.data.text_cache)
     return features
@@ -304,7 +305,7 @@ def planned_updates(objective: Objective, learning: Sequence[TrainableReward], s
 
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
-    """The teacher's network, if it is one, with weights as the engine's precision wants them."""
+    """The teacher's network, if it is one, with weights in the engine's precision."""
     if (network := network_of(teacher)) is None:
         return {}
     set_precision(network, precision)

@@ -58,7 +58,7 @@ def cannot_count(objective: Any) -> NoReturn:
 
 @dataclass(frozen=True)
 class StepSizes:
-    """What `Objective.cost` may ask about a step; names are those of `TrainContext`."""
+    """What `Objective.cost` may read about a step; names are those of `TrainContext`."""
 
     seed: int
     step: int
@@ -69,7 +69,7 @@ class StepSizes:
     reward_weights: Mapping[str, float]
     """Rewards that the recipe names, with their weights."""
     sampler: Sampler
-    """Of a video student; one step for a language student, whose objectives do not ask."""
+    """Of a video student; one step for a language student, whose objectives do not read it."""
 
     count: Callable[[StepSizes, Any], Cost] | None = None
     """Counts one step of an objective on a small stand-in of the student, see `dry_step`."""

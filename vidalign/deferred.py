@@ -21,10 +21,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Deferred(ModuleType):
-    """Knows its name, its file and its spec, which importing asks for, and nothing else."""
+    """Holds its name, its file and its spec, which importing needs, and nothing else."""
 
     def __getattr__(self, name: str) -> Any:
-        if not _run(self):  # asked by the library itself, which has no such name yet
+        if not _run(self):  # read by the library itself, which has no such name yet
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)
 

@@ -74,7 +74,7 @@ class PluginError(UserError):
 
 
 class Interrupted(UserError):
-    """Ctrl-C while training: no mistake, but the user needs to know what is saved and how to go on."""
+    """Ctrl-C while training: no mistake, but the message says what is saved and how to go on."""
 
     exit_code = 130
     label = "interrupted"

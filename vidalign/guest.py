@@ -13,7 +13,7 @@ from vidalign.errors import PluginError, UserError
 
 
 def is_foreign(plugin: Any) -> bool:
-    """Whether a plugin (or its class) is none of the built-ins, whose failures are faults of ours."""
+    """Whether a plugin (or its class) is none of the built-ins, whose failures are faults of vidalign."""
     return not _class_of(plugin).__module__.startswith("vidalign.")
 
 

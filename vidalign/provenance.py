@@ -78,7 +78,7 @@ def command() -> str:
 
 
 def without_run_folder(line: str) -> str:
-    """A command line without the folders of runs: where a run lies on somebody's disk is nobody else's matter."""
+    """A command line without the folders of runs: local paths are stripped."""
     return re.sub(r"\s--(?:run|semi|on-policy|out)[ =]\S+", "", line)
 
 

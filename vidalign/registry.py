@@ -1,9 +1,9 @@
 """Plugins by kind and name: a static table of built-ins, entry points, and files given with --plugin.
 
-Nothing is imported before it is asked for: built-ins are "module:attribute" strings, entry points
-(groups `vidalign.objectives`, `vidalign.rewards`, ...) are read from the metadata of installed distributions.
-A plugin that cannot be imported is reported with its distribution, target and cause, and only when that very
-name is asked for. A built-in name cannot be taken by anybody else.
+Nothing is imported before it is used: built-ins are "module:attribute" strings, entry points (groups
+`vidalign.objectives`, `vidalign.rewards`, ...) are read from the metadata of installed distributions. A plugin that
+cannot be imported is reported with its distribution, target and cause, and only when that very name is used. A built-in
+name cannot be taken by a plugin.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ ASKED = {
     "trackers": ("Config", "start"),
     "callbacks": ("Config", "on_start"),
 }
-"""What the class of a plugin must have: asked for before one is made."""
+"""What the class of a plugin must have: checked before one is made."""
 MODULE = "vidalign_plugin_"
 """How the modules of plugin files are called."""
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
@@ -236,7 +236,7 @@ def plugin_files() -> list[str]:
 
 
 def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:
-    """The plugin of somebody else; `PluginError` when its class lacks what its kind has."""
+    """A third party's plugin; `PluginError` when its class lacks what its kind has."""
     missing = [attribute for attribute in ASKED.get(kind, ()) if not hasattr(plugin, attribute)]
     if missing:
         raise PluginError(

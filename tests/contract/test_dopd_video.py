@@ -324,3 +324,5 @@ def test_consistency_has_a_floor_of_the_rollouts_variance() -> None:
     for error, bare, expected in ((0.04, 0.0, 0.5), (0.36, 0.0, 0.1), (0.36, 0.16, 0.5), (0.0, 0.0, 1.0), (0, 1, 1)):
         found = policy.consistency(final + bare**0.5, final - error**0.5, final)
         assert float(found) == pytest.approx(expected)
+    still = torch.zeros(1, 4, dtype=torch.float64)
+    assert float(policy.consistency(still + 1e-6, still + 3**0.5 * 1e-6, still)) == pytest.approx(0.5)

@@ -7,15 +7,19 @@ Tolerances (max abs error): 2e-4 with stock diffusers numerics, 1e-5 with `numer
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from original_wan import OriginalWan
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vidalign.students.exchange import ImportOptions
 from vidalign.students.video import VideoStudent
-from vidalign.students.video.public import import_student
+from vidalign.students.video.importers.convert import import_checkpoint
+from vidalign.students.video.kind import Video
 from vidalign.students.video.rollout import Noise, RolloutPlan
 from vidalign.students.video.spec import scheduler_sigmas
 
@@ -29,14 +33,21 @@ def reference() -> dict[str, torch.Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}
 
 
-@pytest.fixture(scope="module", params=["diffusers", "wan"])
-def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
+def imported(reference: dict, folder: Path, numerics: str) -> tuple[VideoStudent, dict[str, torch.Tensor], dict]:
+    """The student of the fixture, its weights under their original names, and the config of its network."""
     with safe_open(FIXTURE, "pt") as file:
         config = json.loads(file.metadata()["config"])
-    path = tmp_path_factory.mktemp("public") / "original.safetensors"
-    prefix = "sf_state_dict/"
-    save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, path)
-    return import_student(path, "self_forcing", transformer=config, numerics=request.param, height=48, width=64)
+    weights = {k.removeprefix("sf_state_dict/"): v for k, v in reference.items() if k.startswith("sf_state_dict/")}
+    save_file(weights, folder / "original.safetensors")
+    options = ImportOptions(heads=config["num_attention_heads"], height=48, width=64)
+    out = import_checkpoint("self_forcing", str(folder / "original.safetensors"), folder / "student", options).folder
+    spec = replace(Video.read_spec(out), numerics=numerics)
+    return VideoStudent.load(out, spec=spec), weights, config
+
+
+@pytest.fixture(scope="module", params=["diffusers", "wan"])
+def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
+    return imported(reference, tmp_path_factory.mktemp("public"), request.param)[0]
 
 
 def error(student: VideoStudent, found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -94,3 +105,19 @@ def test_whole_sampler(student: VideoStudent, reference: dict) -> None:
 
 def test_scheduler_table(reference: dict) -> None:
     assert (scheduler_sigmas(5.0) - reference["scheduler/sigmas5"]).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numerics", ["wan", "diffusers"])
+def test_a_whole_rollout_in_bf16_rounds_as_the_original_does(numerics: str, reference: dict, tmp_path: Path) -> None:
+    """Bit for bit with `numerics: wan`; stock numerics are as close to fp32, and other numbers."""
+    student, weights, config = imported(reference, tmp_path, numerics)
+    student.to(torch.bfloat16)
+    twin = OriginalWan({name.removeprefix("model."): value for name, value in weights.items()}, config)
+    renoise = torch.stack([reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)])
+    renoise = renoise.unflatten(0, (3, 3)).transpose(0, 1).flatten(1, 2).unsqueeze(0).bfloat16()
+    noise, text = reference["c_sf_rollout/noise"].bfloat16(), reference["inputs/context"].bfloat16()
+    expected = twin.sample(noise, renoise, text, student.spec.sampler.sigmas, 3)
+    out = student.rollout(text, RolloutPlan(0, 3), Noise(noise, renoise).to("cpu", student.latent_dtype)).latents
+    assert torch.equal(out.to(expected), expected) == (numerics == "wan")
+    assert (out.float() - reference["c_sf_rollout/latents"]).abs().max() < 0.5, "rounding, not another network"

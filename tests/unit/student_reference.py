@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vidalign.students.video import CachePolicy, Sampler, VideoStudent, VideoStudentSpec
-from vidalign.students.video.public import rename
+from vidalign.students.video.importers.names import rename
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "self_forcing_tiny.safetensors"
 TOKENS = 12  # of a 6 x 8 latent frame in 2 x 2 patches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from student_reference import inputs, student
 from vidalign.errors import UserError
 from vidalign.students.video import CachePolicy, Context, Sampler
 from vidalign.students.video.rollout import Noise, RolloutPlan
+from vidalign.students.video.rollout.clock import Clock
 
 SHAPE = (3, 16, 6, 8)
 
@@ -85,8 +87,29 @@ def test_chunk_forwards_match_the_published_counts() -> None:
     for plan, count in (
         (RolloutPlan(3, 1, 3, 12, keep_final=True), 255),
         (RolloutPlan(0, 7, 0, 12, keep_final=True), 420),
+        (RolloutPlan(0, 2, 0, 2), 18),  # without a clean pass of the last chunk
     ):
         assert network.rollout(text, plan, network.draw_noise(plan, seeds(1))).chunk_forwards == count
+
+
+def test_forwards_and_seconds_are_those_of_a_prompt_and_of_the_call() -> None:
+    text, network = inputs(3, batch=2)[2], student()
+    plan = RolloutPlan(0, 2)
+    noise, clock, start = network.draw_noise(plan, seeds(2)), Clock(network.device), time.perf_counter()
+    out = network.rollout(text, plan, noise, clock=clock)
+    elapsed = time.perf_counter() - start
+    assert out.chunk_forwards == 9 and [name for name, _ in clock.parts] == ["denoise", "clean", "denoise"]
+    assert min(seconds for _, seconds in clock.parts) > 0 and clock.total("denoise") + clock.total("clean") < elapsed
+
+
+def test_keys_and_values_of_a_text_are_computed_once_a_rollout() -> None:
+    """Not once in each of the 14 calls of the network; nothing is kept afterwards."""
+    text, network = inputs(3)[2], student()
+    calls: list[int] = []
+    network.base.blocks[0].attn2.to_k.register_forward_hook(lambda *a: calls.append(1))
+    plan = RolloutPlan(0, 3)
+    out = network.rollout(text, plan, network.draw_noise(plan, seeds(1)))
+    assert out.chunk_forwards == 14 and len(calls) == 1 and network.runtime.text is None
 
 
 def test_recorded_states_replay_bit_for_bit() -> None:
@@ -154,6 +177,17 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
     assert abs(others.mean().item() - (1 - 0.6**2)) < 0.01
 
 
+def test_neighbours_at_distance_0_and_1_are_the_centre_and_draws_of_their_own() -> None:
+    plan = RolloutPlan(0, 1, group_size=2)
+    near, far = (Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour_all", scale=s) for s in (0, 1))
+    own = Noise.draw(plan, SHAPE, 2, seeds(1))
+    assert torch.equal(near.initial[0], near.initial[1]) and torch.equal(near.renoise[0], near.renoise[1])
+    assert torch.equal(far.initial, own.initial) and torch.equal(far.renoise, own.renoise)
+    for scale in (-0.1, 1.1):
+        with pytest.raises(UserError, match="neighbour scale"):
+            Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=scale)
+
+
 def test_renoise_can_be_neighbours_too() -> None:
     plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=30)
     noise = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour_all", scale=0.6, suffix="shared")
@@ -166,6 +200,12 @@ def test_renoise_can_be_neighbours_too() -> None:
     assert abs(noise.renoise[:, 0, 3:6].std().item() - 1) < 0.01
 
 
+def test_one_independent_video_takes_the_first_draws() -> None:
+    noise, numbers = Noise.draw(RolloutPlan(0, 2), SHAPE, 2, seeds(1)), seeds(1)[0]
+    assert torch.equal(noise.initial[0], torch.randn(6, *SHAPE[1:], generator=numbers))
+    assert torch.equal(noise.renoise[0], torch.randn(1, 6, *SHAPE[1:], generator=numbers))
+
+
 def test_the_original_draw_order() -> None:
     """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step,
     chunk-major.
@@ -173,6 +213,7 @@ def test_the_original_draw_order() -> None:
     noise = Noise.like_original(torch.Generator().manual_seed(5), 2, 2, SHAPE, 4)
     torch.manual_seed(5)
     assert torch.equal(noise.initial, torch.randn(2, 6, 16, 6, 8))
+    assert noise.renoise.shape == (2, 3, 6, 16, 6, 8)
     for chunk in range(2):
         for step in range(3):
             draw = torch.randn(6, 16, 6, 8).view(2, 3, 16, 6, 8)
@@ -180,8 +221,9 @@ def test_the_original_draw_order() -> None:
 
 
 def test_impossible_plans_are_refused() -> None:
-    with pytest.raises(UserError, match="impossible"):
-        RolloutPlan(prefix=1, branch=0)
+    for lengths in ({"branch": 0}, {"prefix": -1}, {"suffix": -1}, {"group_size": 0}):
+        with pytest.raises(UserError, match="impossible"):
+            RolloutPlan(**{"prefix": 1, "branch": 1, **lengths})
     with pytest.raises(UserError, match="cannot record"):
         RolloutPlan(prefix=1, branch=1, record=(2,))
     with pytest.raises(UserError, match="noise"):

@@ -9,7 +9,7 @@ import pytest
 from vidalign.errors import UsageError, UserError
 from vidalign.students.samples import SampleRequest
 from vidalign.students.video import CachePolicy, VideoStudentSpec
-from vidalign.students.video.presets import PRESETS, preset
+from vidalign.students.video.presets import preset, shipped_presets
 from vidalign.students.video.timeline import timeline
 
 REMAINDER = CachePolicy(first_chunk="remainder")
@@ -115,7 +115,7 @@ def test_prompts_change_where_chunks_begin() -> None:
 
 
 def test_frame_wise_presets_take_a_remainder_and_the_others_do_not() -> None:
-    taken = {name for name in PRESETS if preset(name).first_chunk == "remainder"}
-    assert taken == {name for name in PRESETS if preset(name).chunk_frames == 1} and len(taken) == 3
-    assert all(preset(name).spec({}, "wan", 480, 832).fps == 16 for name in PRESETS)
-    assert preset("causal_forcing_frame").spec({}, "wan", 480, 832).cache.first_chunk == "remainder"
+    policies = {name: preset(name).spec({}).cache for name in shipped_presets()}
+    taken = {name for name, policy in policies.items() if policy.first_chunk == "remainder"}
+    assert taken == {name for name, policy in policies.items() if policy.chunk_frames == 1} and len(taken) == 3
+    assert all(preset(name).spec({}).fps == 16 for name in policies)

@@ -139,15 +139,15 @@ def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[lis
         return a[:1] * len(b), b
     if b[0].kind == "reference":
         return a, b[:1] * len(a)
-    ours, theirs = {cell.seed: cell for cell in a}, {cell.seed: cell for cell in b}
-    seeds = sorted(ours.keys() & theirs.keys())
+    first, second = {cell.seed: cell for cell in a}, {cell.seed: cell for cell in b}
+    seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise UserError(
             f"{name_a!r} and {name_b!r} have no training seed in common",
-            why=f"{sorted(ours)} and {sorted(theirs)}",
+            why=f"{sorted(first)} and {sorted(second)}",
             fix="measure one of them with the other's seeds",
         )
-    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
 
 def varied(seeds: int) -> str:

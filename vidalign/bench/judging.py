@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 EACH = ("clips", "answers")
-"""What a metric judges that is asked for every seed by itself."""
+"""What a metric judges that is called for every seed by itself."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Judged:
 
 
 def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judged:
-    """Generate and judge everything that the protocol asks for."""
+    """Generate and judge everything that the protocol sets."""
     evaluation, asked, metrics = protocol.evaluation, protocol.asked, list(metrics)
     out, kept = Judged(), []
     sums: dict[str, list[torch.Tensor]] = {}

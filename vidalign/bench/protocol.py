@@ -185,7 +185,7 @@ class Protocol(ProtocolSections):
     far: list[str] = field(default_factory=list, init=False)
     """The out-of-domain prompts."""
     examples: list[Example] = field(default_factory=list, init=False)
-    """What a student is asked that is asked examples, those of `held_out` first; else empty."""
+    """The examples of a student that takes examples, those of `held_out` first; else empty."""
     pinned: dict[str, Any] = field(default_factory=dict, init=False)
     """What is hashed, as plain data."""
 
@@ -216,7 +216,7 @@ class Protocol(ProtocolSections):
 
     @property
     def asked(self) -> list[Any]:
-        """What a student is asked: examples, or the prompts themselves."""
+        """What a student takes: examples, or the prompts themselves."""
         return self.examples or self.all_prompts
 
     @property
@@ -323,19 +323,19 @@ def teacher_hash(teacher: TeacherWeights) -> str:
 
 
 def _check_student(protocol: Protocol, tree: Node) -> None:
-    """The start weights are of a student that is asked such prompts."""
+    """The start weights are of a student that takes such prompts."""
     asked, gives = protocol.student_kind.asked, protocol.source.gives
     if asked != gives:
         raise UserError(
-            f"a {protocol.student_name} student is not asked {gives}",
+            f"a {protocol.student_name} student does not take {gives}",
             where=tree.locate("student"),
-            why=f"{protocol.prompts.source} gives {gives}, and {protocol.student.path} is asked {asked}",
+            why=f"{protocol.prompts.source} gives {gives}, and {protocol.student.path} takes {asked}",
             fix="name other prompts, or other start weights",
         )
 
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
-    """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
+    """Noise levels of the start weights' sampler; `UserError` when the protocol sets others."""
     expected, levels = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
     if expected and expected != levels:
         raise UserError(

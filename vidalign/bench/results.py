@@ -29,7 +29,7 @@ class Spent:
     reward_calls: float = 0.0
     """Clips that were judged in training, once for each reward."""
     teacher_calls: float = 0.0
-    """Clips that the teacher made, or velocities of one clip that it was asked for."""
+    """Clips that the teacher made, or velocities of one clip that it predicted."""
     seconds: float = 0.0
     """Wall time of the training steps."""
     peak_memory_mib: float = 0.0

@@ -1,8 +1,8 @@
 """Finished cells of other protocols under the same conditions are taken over instead of being run again.
 
 A protocol's hash covers everything that cells depend on but their recipe. So two cells with the same protocol hash,
-recipe hash and training seed are the same measurement, whatever their protocols and rows are called. They are sought
-in the folders beside the protocol's own, and in result files, such as the one that a bench is about to write.
+recipe hash and training seed are the same measurement, whatever their protocols and rows are called. They are sought in
+the folders beside the protocol's own, and in result files. One of those is the file that a bench is about to write.
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ class BenchRun:
                 self._fail(("teacher", 0), str(error))
 
     def _take_over(self, finished: Finished) -> None:
-        """What was measured elsewhere under the same conditions is not measured again, and a result file that is
-        written anew loses none of its cells."""
+        """What was measured elsewhere under the same conditions is not measured again. A result file that is written
+        anew loses none of its cells."""
         if self.protocol.budget.currency == "seconds":
             return  # seconds of another run are not seconds of this one
         jobs = [*self.jobs_left(), *((row, seed) for row in self.protocol.objectives for seed in finished.seeds)]

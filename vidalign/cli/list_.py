@@ -12,7 +12,7 @@ from vidalign.cli.options import Plugins
 from vidalign.errors import UsageError, nearest
 from vidalign.plugin_source import describe
 
-KINDS = ("recipes", "protocols", *registry.KINDS)
+KINDS = ("recipes", "protocols", "presets", *registry.KINDS)
 
 
 def list_(
@@ -24,7 +24,7 @@ def list_(
         close = nearest(kind, KINDS)
         fix = f"did you mean {close!r}?" if close else f"one of {', '.join(KINDS)}"
         raise UsageError(f"there is nothing called {kind!r} to list", fix=fix)
-    rows = {"recipes": _recipes, "protocols": _protocols}.get(kind, lambda: _plugins(kind))()
+    rows = {"recipes": _recipes, "protocols": _protocols, "presets": _presets}.get(kind, lambda: _plugins(kind))()
     if not rows:
         typer.echo(f"no {kind}")
         return
@@ -53,6 +53,13 @@ def _protocols() -> dict[str, str]:
     from vidalign.bench.shipped import shipped_protocols
 
     return _first_sentences(shipped_protocols())
+
+
+def _presets() -> dict[str, str]:
+    """Every family of public checkpoints that `vidalign import` knows."""
+    from vidalign.students.weights import kinds
+
+    return {name: about for kind in kinds().values() for name, about in kind.presets().items()}
 
 
 def _first_sentences(files: dict[str, Path]) -> dict[str, str]:

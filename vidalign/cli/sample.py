@@ -37,7 +37,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another clip.")] = 0,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="First frame of a video, or what a student is asked about."),
+        typer.Option("--image", help="First frame of a video, or the picture that a vision-language student sees."),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print how long each part of a chunk takes.")] = False,
     precision: Annotated[

@@ -94,7 +94,7 @@ class HubTable(TableExamples):
 
     @classmethod
     def listed(cls, argument: str) -> None:
-        """The hub is not asked."""
+        """The hub is not contacted."""
 
     @classmethod
     def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:

@@ -116,7 +116,8 @@ class Policies:
     def weights(self, name: str) -> dict[str, Tensor]:
         """State dict of the plain network with the weights of `name`, adapters merged in fp32, on the CPU.
 
-        Keys, shapes and dtypes are those of the network before adapters. All ranks call it under ZeRO-3.
+        Keys and shapes are those of the network before adapters, and so are the types, but of adapted layers: those
+        are at least fp32, because 16 bits would keep little of a small update. All ranks call it under ZeRO-3.
         """
         name = self._aliases.get(name, name)
         with self.use(name), torch.no_grad():
@@ -211,7 +212,7 @@ class Policies:
             with zero3.gathered(layer.parameters()):
                 weight = layer.base_layer.weight.detach()
                 delta = 0.0 if name == BASE else layer.get_delta_weight(name)
-                merged[f"{key}.weight"] = (weight + delta).to(weight.dtype).cpu()
+                merged[f"{key}.weight"] = (weight + delta).cpu()
         return merged
 
     def _file(self, directory: Path, sharded: bool) -> Path:

@@ -22,7 +22,7 @@ Generate = Callable[[list[Any], list[torch.Generator]], Any]
 
 @without_gradient
 def outputs_of(generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation") -> Any:
-    """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt; the noise depends on seed and prompt number only."""
+    """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt. The noise depends on seed and prompt number only."""
     parts = [outputs for _, outputs in batches(generate, prompts, seed, purpose)]
     if torch.is_tensor(parts[0]):
         return torch.cat([clips.cpu() for clips in parts])

@@ -45,6 +45,6 @@ def margin_advantage(
     finite = centred.isfinite()
     centred = torch.where(finite, centred, torch.zeros_like(centred))
     if std_of == "group":
-        return centred / spread[places].nan_to_num(0.0).clamp(min=floor)
+        return centred / spread[places].clamp(min=floor)
     std = (centred.square().sum() / finite.sum().clamp(min=1)).sqrt()
     return centred / std.clamp(min=floor)

@@ -1,9 +1,9 @@
 """AR-CoPO: contrastive policy optimisation at a pivot chunk (arXiv 2603.17461), on Neighbor GRPO (2511.16955).
 
-Few-step samplers are nearly deterministic after the first noise of a chunk, so candidates differ in that noise and no
+Few-step samplers are nearly deterministic after the first noise of a chunk, so candidates differ in that noise. No
 log-probability is needed. One step:
 1. a pivot chunk, the same on every rank; the chunks before it are rolled once with `old` and frozen as context h;
-2. fork: `group_size` neighbours of the pivot's initial noise, ``eps_i = sqrt(1 - s^2) eps* + s delta_i``; all other
+2. fork: `group_size` neighbours of the pivot's initial noise, ``eps_i = sqrt(1 - s^2) eps* + s delta_i``. All other
    noise, the pivot's re-noising too, is drawn once and shared. The pivot's states and predictions are recorded;
 3. every candidate finishes the video, the whole of which is scored; A = z-score in the group; groups without spread
    weigh nothing and are counted;

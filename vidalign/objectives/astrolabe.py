@@ -75,8 +75,8 @@ class Astrolabe(Objective):
         space: Literal["x0", "velocity"] = "x0"
         """Space of the loss; x0-space is sigma^2 times velocity-space."""
         sigma_min: float = 0.0
-        """Lowest of the sampler's noise levels to train on. At low levels a noised clip gives away its own reward, and
-        the update pulls predictions of good clips towards their mean. It blurs (`alpha` leaves 1/2 there)."""
+        """Lowest of the sampler's noise levels to train on. At low levels a noised clip is almost visible, so the loss
+        regresses good clips to their mean and blurs them (`alpha` leaves 1/2 there)."""
         sigma_max: float = 1.0
         """Highest of them. At high levels a noised clip says little about which candidate it came from, so the
         gradient is mostly noise when batches are small."""

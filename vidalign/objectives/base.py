@@ -46,7 +46,7 @@ class LossOut:
 
 @dataclass
 class Experience(Generic[K]):
-    """What `collect` found: tensors with N leading entries, candidates of one prompt adjacent.
+    """The result of `collect`: tensors with N leading entries, candidates of one prompt adjacent.
 
     ``Experience[Literal["x0", "sample"]]`` says which tensors an objective keeps: a misspelt key is then found by mypy.
 
@@ -151,7 +151,7 @@ class Objective:
 
     @classmethod
     def check_fit(cls, draft: Draft) -> None:
-        """See `fit`; asked when nothing else is wrong."""
+        """See `fit`; called when nothing else is wrong."""
         if cls.fit is Objective.fit:
             return
         from vidalign.objectives.parts.around import around
@@ -207,7 +207,7 @@ class Objective:
         """What one step of a single process costs, known from the recipe alone; benchmarks set budgets by it.
 
         Counts a dry step on a small stand-in of the student. Override it where steps differ, by a random fork say, or
-        where a count cannot know. Raises `UserError` where no stand-in can be made.
+        where a count is not representative. Raises `UserError` where no stand-in can be made.
         """
         return sizes.dry_step(self)
 

@@ -171,11 +171,11 @@ class DOPD(Objective):
         data, student = micro_batch.data, ctx.student
         mask = tokens.mask_of(data)
         regime = data["regime"][:, : mask.shape[1]][mask]
-        ours = tokens.states(ctx, student, data)
-        targets = self._targets(ctx, data, mask, regime, ours)
+        states = tokens.states(ctx, student, data)
+        targets = self._targets(ctx, data, mask, regime, states)
         weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
-        loss = 0.0 * student.project(ours[:1]).sum()  # every weight gets a gradient, whatever the regimes
-        metrics, counts = tokens.watch(ctx, data, ours)
+        loss = 0.0 * student.project(states[:1]).sum()  # every weight gets a gradient, whatever the regimes
+        metrics, counts = tokens.watch(ctx, data, states)
         metrics |= {f"objective/loss_{name}/mean": loss.detach() for name in NAMES}
         for name, rows, losses in targets:
             assert weights is not None, "there are weights where there are targets"
@@ -190,13 +190,13 @@ class DOPD(Objective):
         data: Experience,
         mask: Tensor,
         regime: Tensor,
-        ours: Tensor,
+        states: Tensor,
     ) -> list[tuple[str, Tensor, Tensor]]:
         """Name, rows and losses of every regime that occurs and counts; rows are selected before the projection."""
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
         rows = {name: index for name, index in rows.items() if len(index)}
         hidden = {
-            source: self._privileged(ctx, source, data, mask, ours)
+            source: self._privileged(ctx, source, data, mask, states)
             for source in dict.fromkeys(self._of(name).source for name in rows)
         }
         targets = []
@@ -204,7 +204,7 @@ class DOPD(Objective):
             one = self._of(name)
             target = ctx.teacher.model if one.source == "teacher" else ctx.student
             losses = projected_divergence(
-                ours[index],
+                states[index],
                 ctx.student.project,
                 hidden[one.source][index],
                 target.project,
@@ -223,17 +223,18 @@ class DOPD(Objective):
         source: str,
         data: Experience,
         mask: Tensor,
-        ours: Tensor,
+        states: Tensor,
     ) -> Tensor:
-        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
+        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are
+        `states`."""
         texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
         if source == "teacher":
             return tokens.states(ctx, ctx.teacher.model, data, texts)
         if not any(texts):
-            return ours.detach()
-        theirs = tokens.states(ctx, ctx.student, data, texts)
+            return states.detach()
+        privileged = tokens.states(ctx, ctx.student, data, texts)
         bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
-        return torch.where(bare[:, None], ours.detach(), theirs)
+        return torch.where(bare[:, None], states.detach(), privileged)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """As if every regime occurred in every micro-batch, and every prompt had a privileged text."""

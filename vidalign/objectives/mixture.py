@@ -59,14 +59,14 @@ class Mixture(Objective):
         super().__init__(None)
         self.objectives, self.parts = dict(objectives), dict(parts)
         self.sets = _weight_sets(self.objectives)
-        """Which weight set of the student stands in for each that an objective asks for, by label."""
+        """Which weight set of the student stands in for each that an objective uses, by label."""
         self.active: list[str] = []
         """Labels of the objectives that take part in the present step."""
 
     # --- roles ---
 
     def blueprint(self) -> Blueprint:
-        """Everything that its objectives ask for; a role but the student's belongs to one of them."""
+        """Everything that its objectives need; a role but the student's belongs to one of them."""
         policies: dict[str, PolicyRule] = {}
         roles: dict[str, TrainedRole] = {STUDENT: TrainedRole()}
         for label, objective in self.objectives.items():
@@ -111,7 +111,7 @@ class Mixture(Objective):
             part, objective = self.parts[label], self.objectives[label]
             with ctx.policies.aliased(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.blueprint().policies.get("old", "fixed") != "fixed":
-                    ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
+                    ctx.policies.copy("current", "old")  # it has not been moved for this objective before
                 experiences[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
         nothing = torch.empty(0)
         return MixedExperience({}, nothing, nothing, batch.prompts, parts=experiences)
@@ -195,8 +195,8 @@ class Mixture(Objective):
 
 
 def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str]]:
-    """By label, the weight set behind each that an objective asks for: ``old``, and ``old_2`` and so on for those that
-    move otherwise."""
+    """By label, the weight set behind each that an objective uses: ``old``, and ``old_2`` and so on for those that move
+    otherwise."""
     owners: dict[str, list[str]] = defaultdict(list)
     sets: dict[str, dict[str, str]] = {}
     for label, objective in objectives.items():

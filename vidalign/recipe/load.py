@@ -40,7 +40,7 @@ class Recipe(Sections):
     callbacks: dict[str, Choice] = field(default_factory=dict)
     """Code that runs beside the loop, by a label of your choice (`name` if that is another): the settings of each."""
     name: str = field(default="", init=False)
-    """What the recipe was asked for as: a path or a shipped name."""
+    """The name that the recipe was loaded by: a path or a shipped name."""
     header: str = field(default="", init=False)
     """The comment at the top of the file."""
     tree: Node = field(default_factory=lambda: Node({}, ""), init=False, repr=False, compare=False)
@@ -85,7 +85,7 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     tree, path = composed.tree, composed.path
     if path is None:
         raise RecipeError(problems)
-    recipe, broken = _build_sections(tree, composed.whole, problems)
+    recipe, broken = build_sections(tree, composed.whole, problems)
     warnings = check(recipe, tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
@@ -101,11 +101,11 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
 
 
 def load_student_recipe(path: Path) -> Recipe:
-    """What a run's recipe says of its student: what taught or judged it is not asked for and need not be there."""
+    """What a run's recipe says of its student. What taught or judged it is not read and need not be there."""
     problems: list[Problem] = []
     composed = compose(str(path), [], CHOICES, problems)
     kept = {key: node for key, node in composed.tree.value.items() if key not in TEACHING}
-    recipe, _ = _build_sections(Node(kept, composed.tree.where), False, problems)
+    recipe, _ = build_sections(Node(kept, composed.tree.where), False, problems)
     if problems:
         raise RecipeError(_unique(problems))
     recipe.name = str(path)
@@ -129,7 +129,7 @@ def read_header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
+def build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
     """The recipe and the names of its broken sections, for which defaults stand in."""
     known = get_type_hints(Recipe)
     hints = {spec.name: known[spec.name] for spec in sections()}

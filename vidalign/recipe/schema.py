@@ -78,7 +78,7 @@ class StudentChoice(Choice):
     name: str = "video"
     """Kind of student in the registry."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/student`; for language students also the folder or hub name
+    """A safetensors file or a shipped name such as `world/student`. For language students also the folder or hub name
     of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
@@ -120,6 +120,8 @@ class TrainerConfig(OptimizerConfig):
     """Samples in one forward and backward pass; results do not depend on it."""
     weight_decay: float = 1e-4
     """Decoupled weight decay for adamw, L2 for sgd."""
+    rollout_batch: int = 0
+    """Most candidates that a rollout generates at once: bounds its memory; results do not depend on it. 0 = all."""
     signal_floor: float = 0.1
     """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0
@@ -140,7 +142,7 @@ class TrainerConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "signal_floor", "ema_decay", least=0, below=1)
-        require(self, "reward_timeout", "eval_every", least=0)
+        require(self, "rollout_batch", "reward_timeout", "eval_every", least=0)
         require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 
@@ -166,8 +168,8 @@ class EvaluationConfig:
     prompts: str | dict[str, Any] = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
     metrics: dict[str, dict[str, Any] | None] | None = None
-    """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for
-    the prompts, where their source offers some."""
+    """Metrics by name with their settings, beside the recipe's rewards; null = those that the prompts' source offers.
+    They grade against its right answers."""
     count: int = 64
     """Prompts taken from them."""
     seeds: int = 1

@@ -48,7 +48,7 @@ MAX_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with floats as everybody writes them."""
+    """The safe loader with floats such as 1e-4."""
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -137,8 +137,8 @@ class DiscriminatorReward(TrainableReward):
     def teacher_clips(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor
     ) -> torch.Tensor:
-        """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
-        autoencoder if the recipe wants that."""
+        """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its autoencoder
+        with `reencode`."""
         ctx = self.ctx
         samples: torch.Tensor = ctx.teacher.clips(prompts, generators)
         if samples.shape[1] < clips.shape[1] or samples.shape[2:] != clips.shape[2:]:

@@ -47,6 +47,8 @@ class Student(nn.Module, ABC, Generic[SpecT]):
     """Class of `spec`."""
     spec: SpecT
     """All of it but the weights; written into the header of its file."""
+    rollout_batch: int = 0
+    """Most candidates that a rollout generates at once; 0 = all. A student that cannot slice ignores it."""
     __call__: Callable[..., Any]
     if TYPE_CHECKING:
         # torch says that a module has every attribute: then no misspelt method would ever be found

@@ -1,5 +1,5 @@
 """What the rest of the package asks of a kind of student. The registry holds a `StudentKind`; nothing else in the
-package knows which kinds there are.
+package depends on which kinds there are.
 
 A kind is light: a recipe is checked by it without the network, whose module it imports in `network`.
 """
@@ -7,11 +7,13 @@ A kind is light: a recipe is checked by it without the network, whose module it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from vidalign.errors import UsageError, UserError
+from vidalign.students.exchange import Card, Leaving
 from vidalign.students.samples import SampleRequest, Samples
 from vidalign.students.spec import SpecT
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.base import Student
+    from vidalign.students.exchange import Imported, ImportOptions
     from vidalign.students.video.spec import Sampler
     from vidalign.text.features import PromptFeatures
 
@@ -45,6 +48,8 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     """What rewards and metrics have to judge; a picture is a clip of one frame."""
     asked: ClassVar[Literal["captions", "examples"]] = "captions"
     """What its prompts are, see `PromptSource.gives`."""
+    forms: ClassVar[Mapping[str, str]] = {"single": "one safetensors file with the specification"}
+    """Forms that a student is exported in, with what each is."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Entries of the specification in which all start weights of a benchmark must agree."""
 
@@ -77,7 +82,7 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return cls.load(student.path)
 
     @classmethod
-    def spec_of(cls, student: StudentChoice) -> SpecT:
+    def spec(cls, student: StudentChoice) -> SpecT:
         """What a recipe makes of its student, without the weights. Raises `CheckpointError` as `read_spec` does."""
         if student.init is not None:
             made: SpecT = cls.spec_type.from_dict(dict(student.init))
@@ -102,6 +107,38 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
         made = cls.build(student, 0)
         return made, cls.features(made.spec), cls.codec(made.spec)
+
+    # --- weights from elsewhere ---
+
+    @classmethod
+    def presets(cls) -> dict[str, str]:
+        """Families of public checkpoints that it can import, by name, with what each is; by default none."""
+        return {}
+
+    @classmethod
+    def import_checkpoint(cls, preset: str, checkpoint: str, out: Path, options: ImportOptions) -> Imported:
+        """Make the folder `out` of a public checkpoint by a preset. Raises `UserError` before anything is written."""
+        raise UsageError("this kind of student imports no checkpoints", where="PRESET", why="it has no presets")
+
+    @classmethod
+    def export(cls, leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+        """Write a saved student to `out` in one of `forms`; dtype: of the tensors, empty = as they are stored. Raises
+        `UsageError` for what would not compute what was trained."""
+        cls._write_single(leaving, out, dtype)
+        return out
+
+    @classmethod
+    def card(cls, path: str | Path) -> Card:
+        """What a model card says of saved weights."""
+        return Card()
+
+    @classmethod
+    def _write_single(cls, leaving: Leaving, out: Path, dtype: str) -> None:
+        """One file with the specification and what made the student."""
+        import torch
+
+        student = cls.load(leaving.path)
+        (student.to(getattr(torch, dtype)) if dtype else student).save(out, dict(leaving.made))
 
     # --- what a recipe or a protocol says ---
 

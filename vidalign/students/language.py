@@ -2,8 +2,8 @@
 
 - `prompts` writes examples with the model's chat template, left padded; `generate` samples responses with the model's
   own cache. `compose` puts sampled responses behind other prompts (with or without privileged text), token for token.
-- `hidden` gives the last hidden states, `lm_head` / `head_weight` / `project` the way from there to logits, so that a
-  loss can select rows before it touches the vocabulary. `logprobs` scores responses the simple way.
+- `hidden` gives the last hidden states, `lm_head` / `head_weight` / `project` the way from there to logits. So a loss
+  can select rows before it touches the vocabulary. `logprobs` scores responses the simple way.
 - A response is a pure function of weights, prompt and the sample's generator.
 
 What differs from `model.generate(do_sample=True)`: every sample has a generator of its own (see `sampling`). Defaults

@@ -1,4 +1,4 @@
-"""The kind of student `language`, as the registry knows it: light, so that a recipe is checked without its network."""
+"""The kind of student `language`, as it is registered: light, so that a recipe is checked without its network."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
-        spec, own = cls.spec_of(student), student.config
+        spec, own = cls.spec(student), student.config
         spec = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
         return stand_in(spec), None, NoCodec()
 
@@ -76,7 +76,9 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
-        return "config" in spec or (not spec and is_transformers(path))
+        from vidalign.students.hub import is_student_folder
+
+        return "config" in spec or (not spec and is_transformers(path) and not is_student_folder(path))
 
     @classmethod
     def read_spec(cls, path: str | Path) -> LanguageSpec:
@@ -117,7 +119,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
 
 def _check_pictures(draft: Draft) -> None:
-    """A plain language model is not asked about pictures."""
+    """A plain language model takes no pictures."""
     from vidalign.data.source import find_source
     from vidalign.recipe.prompts import sources
 

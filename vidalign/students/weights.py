@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
@@ -178,7 +178,15 @@ def load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str)
     module.load_state_dict(tensors)
 
 
-def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+class Shaped(Protocol):
+    """A tensor, or what is known of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sides."""
+
+
+def check_tensors(expected: Mapping[str, Shaped], tensors: Mapping[str, Shaped], where: str) -> None:
     """CheckpointError naming the first key that is missing, unknown or misshapen."""
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:

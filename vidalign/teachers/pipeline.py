@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PipelineTeacher:
-    """Samples `per_prompt` clips of a prompt when they are first asked for. Offers ``clips``.
+    """Samples `per_prompt` clips of a prompt when they are first needed. Offers ``clips``.
 
     build: makes the pipeline; called only when a clip is missing. options: further arguments of the pipeline's call,
     such as ``guidance_scale``; they may override size and length.

@@ -125,7 +125,7 @@ class ClipStore:
         return normalise(read_clip(entry.load(), entry.kind), self.shape, self.fps)
 
     def _warn_of_rate(self, entry: Entry) -> None:
-        """Frames are taken as they are: say so if the clips know how fast they are to be shown."""
+        """Frames are taken as they are: a warning if the clips carry a frame rate."""
         times = read_clip(entry.load(), entry.kind).times
         if times is not None and len(times) > 1:
             rate = (len(times) - 1) / float(times[-1] - times[0])
@@ -152,14 +152,14 @@ class ClipStore:
 def _check_prompts(draft: Draft, path: str) -> None:
     try:
         known = {entry.prompt for entry in index_clips(Path(path))}
-        asked = listed(draft.recipe.data.prompts) or []
+        prompts = listed(draft.recipe.data.prompts) or []
     except UserError as error:
         draft.refuse_as(error, "teacher.path")
         return
-    missing = [prompt for prompt in asked if prompt not in known]
+    missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
         shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        why = f"{len(missing)} of {len(asked)} training prompts: {shown}"
+        why = f"{len(missing)} of {len(prompts)} training prompts: {shown}"
         draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
 
 

@@ -107,7 +107,7 @@ def _rank(rank: int, size: int, port: int, job: Job) -> None:
 
 
 def _plugin(job: Job) -> Any:
-    """The class of the objective, found again."""
+    """The class of the objective, imported again."""
     for file in job.plugins:
         registry.load_plugin_file(file)
     plugin: Any = importlib.import_module(job.module)

@@ -73,7 +73,7 @@ def _default(prompts: Any, judges: str) -> Items:
 
 
 def _check_name(name: str, made: Any, kind: Any, items: Items) -> None:
-    """It is called as it is registered, and can score what it is asked to."""
+    """It is called as it is registered, and can score its prompts."""
     if made.name != name:
         broken(name, f"calls itself {made.name!r}: its scores stand under that name")
     able = getattr(kind, "can_score", lambda prompt: True)

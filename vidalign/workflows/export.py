@@ -1,31 +1,94 @@
-"""The student of a run as one file with what made it and its scores."""
+"""The student of a run, or one in a folder, in a form that others read, with what made it and its scores."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-import torch
-
-from vidalign.errors import CheckpointError
+from vidalign.build import student_kind
+from vidalign.errors import CheckpointError, UsageError, before_work, nearest
 from vidalign.provenance import without_run_folder
 from vidalign.reading import read_json
-from vidalign.students.weights import read
+from vidalign.students.exchange import Leaving
+from vidalign.students.hub import DESCRIPTION, is_student_folder
+from vidalign.students.kind import StudentKind
+from vidalign.students.weights import kind_of, kinds, read
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.opened import FINAL, STUDENT, FinishedRun, open_run
-from vidalign.workflows.saved import Saved, held_out_score
+from vidalign.workflows.saved import Saved, held_out_score, save_adapter_at
+
+ADAPTER = "adapter"
+"""Folder of a run with its adapter."""
 
 
-def export_run(folder: str | Path, out: Path, dtype: str = "float32", saved: Saved = FINAL) -> Path:
-    """Write a run's student to one file, with what made it and the means of its own evaluation in the metadata."""
+def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FINAL, form: str = "single") -> Path:
+    """Write the student of a run, or of a student's folder, to `out`.
+
+    dtype: of the tensors, empty = as they are stored. form: one of the kind's `forms`. What made the student and the
+    means of its own evaluation stand in the metadata. Raises `UsageError` for a form that it does not have, or that
+    would not compute what was trained.
+    """
+    with leaving(folder, saved, form) as (kind, student):
+        return kind.export(student, form, out, dtype)
+
+
+@contextmanager
+def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[StudentKind[Any, Any]], Leaving]]:
+    """The kind and the saved weights of what is exported; those of a checkpoint are written for as long as this
+    lasts."""
+    if is_student_folder(folder):
+        kind = kinds()[kind_of(folder)]
+        _check_form(kind, form)
+        yield kind, Leaving(Path(folder))
+        return
     run = open_run(folder, saved=saved, student_only=True)
+    kind = student_kind(run.recipe)
+    _check_form(kind, form)
+    made, recipe = _made(run), run.recipe
+    student = Leaving(run.folder / STUDENT, made, start="" if recipe.student.init else recipe.student.path)
+    adapted = recipe.student.adapter is not None
+    if run.checkpoint is None:
+        yield kind, replace(student, adapter=run.folder / ADAPTER if adapted else None)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        run.student.save(path / STUDENT)
+        if adapted and form != "single":
+            save_adapter_at(recipe, run.checkpoint, path / ADAPTER, trust=saved.trust)
+        yield kind, replace(student, path=path / STUDENT, adapter=path / ADAPTER if adapted else None)
+
+
+def made_of(folder: Path) -> dict[str, str]:
+    """What is known of what made the student of a run, or of a student's folder."""
+    if is_student_folder(folder):
+        return {str(k): str(v) for k, v in read_json(folder / DESCRIPTION)["made"].items()}
+    return _made(open_run(folder, student_only=True))
+
+
+@before_work()
+def _check_form(kind: type[StudentKind[Any, Any]], form: str) -> None:
+    """The kind of student has that form."""
+    if form not in kind.forms:
+        near = nearest(form, kind.forms)
+        raise UsageError(
+            f"this student is not exported as {form!r}",
+            where="--to",
+            why=f"its forms are {', '.join(kind.forms)}",
+            fix=f"did you mean {near!r}?" if near else "",
+        )
+
+
+def _made(run: FinishedRun) -> dict[str, str]:
+    """What made the student, with the means of its own evaluation."""
     metadata = {k: without_run_folder(v) for k, v in _provenance(run).items()}
     judged = run.file("evaluation.json")
-    if judged.exists():
-        metadata["scores"] = json.dumps(_scores(judged))
-    run.student.to(getattr(torch, dtype)).save(out, metadata)
-    return out
+    return metadata | ({"scores": json.dumps(_scores(judged))} if judged.exists() else {})
 
 
 def _provenance(run: FinishedRun) -> dict[str, str]:

@@ -57,7 +57,7 @@ class MergeScores:
             raise DataError(
                 "no out-of-domain prompt can be judged",
                 where="--judge",
-                why=f"the judge knows no answer for prompts such as {self.outside[0][0]!r}",
+                why=f"the judge has no answer for prompts such as {self.outside[0][0]!r}",
                 fix="name a metric that judges any prompt, such as clip_score; `vidalign list metrics` prints all",
             )
         return inside, outside
@@ -77,21 +77,21 @@ def _take(recipe: Recipe, source: Chosen) -> list[str]:
 
 
 def _unseen(source: Chosen) -> str:
-    """Prompts that are out of the domain of the training prompts, where their source knows some."""
+    """Prompts that are out of the domain of the training prompts, where their source has some."""
     kind, argument = find_source(source)
     unseen = kind.out_of_domain(argument)
     if not unseen:
         raise UserError(
             "there are no out-of-domain prompts",
             where="--out-of-domain",
-            why=f"the run was trained on {source}, which knows nothing that lies beyond it",
+            why=f"the run was trained on {source}, which has no prompts beyond it",
             fix="name a file of prompts of another kind, and a --judge for them",
         )
     return unseen
 
 
 def _judge(source: Chosen) -> str:
-    """The first metric that knows what is right for the prompts of a source."""
+    """The first metric that has the right answers for the prompts of a source."""
     judges = find_source(source)[0].judges
     if not judges:
         raise UserError(

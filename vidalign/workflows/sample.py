@@ -27,13 +27,13 @@ def sample_run(
     """Write what a run's student makes of a request; as long as in training where it gives no length.
 
     precision: that of the run's recipe unless given. Raises `UserError` for what the student cannot do, before its
-    weights are loaded. The text encoder warns about words that it does not know.
+    weights are loaded. The text encoder warns about words outside its vocabulary.
     """
     folder = Path(folder)
     recipe = open_recipe(folder, saved=saved, student_only=True)
     kind = student_kind(recipe)
     request = replace(request, latents=recipe.data.frames)
-    spec = kind.read_spec(folder / STUDENT) if saved.final else kind.spec_of(recipe.student)
+    spec = kind.read_spec(folder / STUDENT) if saved.final else kind.spec(recipe.student)
     return _write(
         kind, spec, request, precision or recipe.engine.precision, lambda: load_student_of(folder, recipe, saved)
     )

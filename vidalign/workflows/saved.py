@@ -94,6 +94,23 @@ def held_out_score(checkpoint: Path, recipe: Recipe) -> float | None:
 
 def student_at(recipe: Recipe, checkpoint: Path, *, trust: bool = False) -> Any:
     """The student of a recipe with the weights of an intact checkpoint, on this process' device."""
+    student, policies = _policies_at(recipe, checkpoint, trust)
+    return with_weights(student, policies.weights(_meant(policies))).to(distributed.device())
+
+
+def save_adapter_at(recipe: Recipe, checkpoint: Path, folder: Path, *, trust: bool = False) -> None:
+    """Write the adapter of an intact checkpoint to a folder, as PEFT does."""
+    _, policies = _policies_at(recipe, checkpoint, trust)
+    policies.save_adapter(_meant(policies), folder)
+
+
+def _meant(policies: Policies) -> str:
+    """The weight set that is kept of a run: the moving average, if there is one."""
+    return next(iter(policies.names), "current")
+
+
+def _policies_at(recipe: Recipe, checkpoint: Path, trust: bool) -> tuple[Any, Policies]:
+    """The student of a recipe and its weight sets, as they are in an intact checkpoint."""
     if not trust:
         refuse_foreign_code(checkpoint)
     student = build_student(recipe)
@@ -108,7 +125,7 @@ def student_at(recipe: Recipe, checkpoint: Path, *, trust: bool = False) -> Any:
     if policies.names:
         with reading_state(checkpoint / "policies"):
             policies.load(checkpoint / "policies")
-    return with_weights(student, policies.weights(next(iter(policies.names), "current"))).to(distributed.device())
+    return student, policies
 
 
 def _weights(part: Path) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ class Item:
     """One prompt of a suite."""
 
     prompt: str
-    """What the official scorer knows the videos by."""
+    """How the official scorer identifies the videos."""
     text: str
     """What the student reads: the prompt, or a rewritten one."""
     tags: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Suite:
         raise NotImplementedError
 
     def videos(self, item: Item, seeds: int) -> int:
-        """Videos that a prompt gets when ``seeds`` are asked for."""
+        """Videos that a prompt gets with ``seeds``."""
         return seeds
 
     def file_name(self, item: Item, index: int) -> str:

@@ -1,9 +1,8 @@
 """Videos of a suite's prompts on disk, for its official scorer.
 
-Every video is written beside and renamed, so whatever lies in OUT/videos is whole; the same command goes on with what
-is missing. Video ``index`` of a prompt starts from noise that depends on prompt and index only: not on the prompt
-file, the batch or an interruption. The manifest holds everything that the videos depend on, and is compared before
-going on.
+Every video is written beside and renamed, so every file in OUT/videos is whole. The same command goes on with what is
+missing. Video ``index`` of a prompt starts from noise that depends on prompt and index only: not on the prompt file,
+the batch or an interruption. The manifest holds everything that the videos depend on, and is compared before going on.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ DMD2, arXiv 2405.14867).
 
 One step:
 1. the student rolls out whole videos with its own cached chunks; every sampler state is kept;
-2. each video draws one exit step k; its generated video x0 is what the sampler predicted at step k of every chunk;
+2. each video draws one exit step k. Its generated video x0 is what the sampler predicted at step k of every chunk;
 3. phase `fake_score`: a copy of the teacher learns those videos by flow matching, `fake_score.updates` times with
    fresh noise: ``|v(x_t, sigma) - (noise - x0)|^2``                           (`losses/flow_matching.py`);
 4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeScoreConfig:
-    """How the network that knows the student's own distribution is trained."""
+    """How the network that models the student's own distribution is trained."""
 
     updates: int = 5
     """Optimiser steps before each step of the student, on the same videos with fresh noise."""
@@ -72,7 +72,7 @@ class DMD(Objective):
         sigma_min: float = 0.02
         """Least of those levels: below it the scores differ by noise only."""
         sigma_max: float = 0.98
-        """Greatest of those levels: above it the teacher only knows the caption."""
+        """Greatest of those levels: above it the teacher sees little but the caption."""
 
         def __post_init__(self) -> None:
             require(self, "shift", above=0)

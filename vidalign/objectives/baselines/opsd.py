@@ -1,5 +1,5 @@
-"""OPSD: on-policy self-distillation; the student's own weights with privileged text in the prompt are its teacher (the
-baseline of that name in DOPD, arXiv 2606.30626).
+"""OPSD: on-policy self-distillation (the baseline of that name in DOPD, arXiv 2606.30626). The student's own weights
+with privileged text in the prompt are its teacher.
 
 One step: the student answers bare prompts. Every response token is scored twice by the same weights, without and with
 the privileged text. The loss is their divergence, and the gradient flows through the bare side only. The target moves

@@ -1,7 +1,7 @@
 """Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, bias-free scalar head.
 
 AFD (arXiv 2605.26105) initialises from KlingTeam/VideoReward (Qwen2-VL-2B, LoRA of rank 64 on the language linears). A
-clip is shown as `frames` pictures in one user turn with the prompt; the head reads the last hidden state of the last
+clip is shown as `frames` pictures in one user turn with the prompt. The head reads the last hidden state of the last
 token. The vision tower and the embeddings stay as they are. Pictures go through the processor of the backbone as 8-bit
 pixels, so scores have no gradient with respect to the clips. `afd` and any reward-driven objective can use it, `gan`
 cannot.

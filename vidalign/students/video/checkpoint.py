@@ -11,7 +11,7 @@ import torch
 
 from vidalign.reading import check_object
 from vidalign.students.video.spec import VideoStudentSpec
-from vidalign.students.weights import check_tensors, read, reading_spec, resolve, spec_in, write
+from vidalign.students.weights import check_tensors, read, reading_spec, resolve, spec_in, spec_of, write
 
 SIZES = ("num_layers", "num_attention_heads", "attention_head_dim")
 LONGEST = 2**16
@@ -39,23 +39,50 @@ def merged(transformer: torch.nn.Module) -> dict[str, Tensor]:
     return transformer.state_dict()
 
 
-def load(path: str | Path) -> VideoStudent:
-    """Rebuild a student from its file, in fp32 on the CPU."""
+def written_spec(path: str | Path) -> dict[str, Any]:
+    """The specification of a saved student, a file, a folder or a hub id, as it is written. Raises
+    `CheckpointError`."""
+    from vidalign.students.hub import is_student_folder
+    from vidalign.students.video.folder import read_folder
+
+    if is_student_folder(path) or refuse_checkpoint(path):
+        return read_folder(path)[0]
+    return spec_of(path)
+
+
+def load(path: str | Path, spec: VideoStudentSpec | None, dtype: torch.dtype) -> VideoStudent:
+    """Rebuild a student from its file or folder, on the CPU; spec: instead of its own, dtype: of its weights."""
+    from vidalign.students.hub import is_student_folder
+    from vidalign.students.video.folder import load_folder
     from vidalign.students.video.student import VideoStudent
+
+    if is_student_folder(path) or refuse_checkpoint(path):
+        return load_folder(path, spec, dtype)
 
     file = resolve(path)
     tensors, metadata = read(file)
-    spec = spec_in(metadata, str(file))
-    check_spec(spec, str(file), "transformer", SIZES)
+    written = spec_in(metadata, str(file))
+    check_spec(written, str(file), "transformer", SIZES)
     with reading_spec(str(file)):
-        made = VideoStudentSpec.from_dict(spec)
+        made = spec or VideoStudentSpec.from_dict(written)
         check_layers(made.transformer, tensors)
         with torch.device("meta"):  # takes no memory
             shapes = VideoStudent.from_spec(made).base.state_dict()
     check_tensors(shapes, tensors, str(file))
     student = VideoStudent.from_spec(made)
     student.base.load_state_dict(tensors)
-    return student
+    return student.to(dtype)
+
+
+def refuse_checkpoint(path: str | Path) -> bool:
+    """Whether a path may name a student on the hub; raises `CheckpointError` for a public checkpoint, which is
+    imported."""
+    from vidalign.students import hub
+
+    name = str(path)
+    if name.endswith(hub.CHECKPOINTS[:-1]) or (Path(path).is_dir() and not hub.is_student_folder(path)):
+        raise hub.not_imported(name, [])
+    return hub.is_hub_id(name)
 
 
 def check_spec(spec: dict[str, Any], where: str, network: str, sizes: tuple[str, ...]) -> None:
@@ -82,7 +109,7 @@ LAYERS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "depth")
 """What configurations call the number of their layers."""
 
 
-def check_layers(network: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_layers(network: dict[str, Any], tensors: Mapping[str, object]) -> None:
     """Raises `ValueError` for sizes below 1, and for more layers than there are tensors: they are not even counted."""
     for name, value in network.items():
         if name in SIZES and value < 1:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from vidalign import registry
 from vidalign.errors import Problem, UserError
@@ -12,10 +11,11 @@ from vidalign.recipe.prompts import listed_prompts
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
+from vidalign.students.video.changes import changed
 from vidalign.students.video.kind import Video
 from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
-from vidalign.students.weights import header
+from vidalign.students.weights import reading_spec
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -28,23 +28,89 @@ def check(draft: Draft) -> None:
     if student.init:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
-    if draft.settings("student", Video.Config).cache:
-        _check_cache(draft, draft.tree.value["student"].value["cache"], spec or {})
-    if spec is not None:
-        _check_frames(draft, spec)
+    if spec is not None and (made := _changed(draft, spec)) is not None:
+        _check_frames(draft, made)
+        _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
-    if spec is not None:
-        _check_words(draft, spec)
+    _check_dtype(draft)
+
+
+def check_weights(draft: Draft, path: str) -> bool:
+    """The check of weights that are no single file: a folder, a hub id, or a public checkpoint; False for a file."""
+    from vidalign.students.hub import is_student_folder
+    from vidalign.students.video.checkpoint import refuse_checkpoint
+    from vidalign.students.video.folder import NETWORK
+
+    try:
+        if is_student_folder(path):
+            Video.read_spec(path)
+            if Path(path).is_dir():
+                from vidalign.students.video.importers.files import open_checkpoint
+
+                open_checkpoint(Path(path) / NETWORK)
+            return True
+        if not refuse_checkpoint(path):
+            return False
+    except UserError as error:
+        draft.refuse_as(error, "student.path")
+        return True
+    why = "it is downloaded when training begins, and nothing of it is checked before"
+    draft.warnings.append(Problem(f"{path} is taken as a hub id", draft.tree.locate("student.path"), why))
+    return True
 
 
 def written_spec(student: StudentChoice) -> dict[str, Any] | None:
-    """The specification that stands in the header of the weights, or `init`; None when it cannot be read."""
+    """The specification that stands in the weights, or `init`; None when it cannot be read without a network."""
+    from vidalign.students import hub
+    from vidalign.students.hub import is_student_folder
+    from vidalign.students.video.checkpoint import written_spec
+
     if student.init:
         return student.init
+    if hub.is_hub_id(student.path) and not is_student_folder(student.path):
+        return None
     try:
-        return header(student.path).spec
-    except (UserError, SafetensorError, OSError, KeyError, ValueError):
+        return written_spec(student.path)
+    except (UserError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why
+
+
+def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:
+    """The specification with the changes of the recipe; None where one of them is wrong."""
+    config, before = draft.settings("student", Video.Config), len(draft.problems)
+    try:
+        with reading_spec("student"):
+            own = VideoStudentSpec.from_dict(dict(spec))
+    except UserError:
+        own = None  # the check of the weights or of `init` says why
+    if config.cache and not config.preset:
+        _check_cache(draft, draft.tree.value["student"].value["cache"], spec)
+    if own is None or len(draft.problems) > before:
+        return None
+    chosen = config.preset or "chunk_frames" in (config.cache or {})
+    if chosen and not own.preset and not draft.recipe.student.init:
+        why = "shapes do not tell families apart, so nobody can check that this is the policy it was trained with"
+        key = "student.preset" if config.preset else "student.cache"
+        draft.warnings.append(Problem("the weights do not name their preset", draft.tree.locate(key), why))
+    try:
+        return changed(own, config)
+    except UserError as error:
+        for one in error.problems:
+            draft.refuse(one.what, one.where if one.where.startswith("student.") else "student", one.why, one.fix)
+    return None
+
+
+def _check_dtype(draft: Draft) -> None:
+    """Weights that are trained are fp32: an update of a bf16 weight is mostly lost to rounding."""
+    student, dtype = draft.recipe.student, draft.settings("student", Video.Config).dtype
+    precision = draft.recipe.engine.precision
+    if dtype != "float32" and precision not in ("bf16", "auto"):
+        why = f"with engine.precision {precision} all weights are made {precision}"
+        draft.refuse(f"weights of {dtype} do not stay so", "student.dtype", why, "add engine.precision=bf16")
+    if dtype != "float32" and student.adapter is None:
+        why = "all weights are trained, and most of an update is lost to rounding in 8 bits"
+        fix = "add student.adapter, or use float32"
+        draft.refuse(f"weights of {dtype} cannot be trained", "student.dtype", why, fix)
 
 
 def _check_transformer(draft: Draft, init: Node) -> None:
@@ -63,22 +129,19 @@ def _check_cache(draft: Draft, changes: Node, spec: dict[str, Any]) -> None:
     build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
 
 
-def _check_frames(draft: Draft, spec: dict[str, Any]) -> None:
-    """The lengths of videos are whole chunks of the student."""
+def _check_frames(draft: Draft, spec: VideoStudentSpec) -> None:
+    """The lengths of videos are whole chunks of the student, and its positions reach as far."""
     if not draft.sound("student"):
         return
-    recipe, own = draft.recipe, spec.get("cache")
-    policy = (own if isinstance(own, dict) else {}) | (draft.settings("student", Video.Config).cache or {})
-    chunk = policy.get("chunk_frames", 3)
-    if not isinstance(chunk, int) or chunk < 1:
-        return  # reported as a mistake of the cache policy
+    recipe = draft.recipe
     lengths = {"data.frames": recipe.data.frames}
     if recipe.evaluation.sampler == "causal":
         lengths["evaluation.frames"] = recipe.evaluation.frames
     for key, frames in lengths.items():
-        if frames % chunk:
-            why, fix = f"the student makes chunks of {chunk}", f"use a multiple of {chunk}"
-            draft.refuse(f"a video of {frames} frames is not whole chunks", key, why, fix)
+        try:
+            spec.check_frames(frames)
+        except UserError as error:
+            draft.refuse(error.problems[0].what, key, error.problems[0].why, error.problems[0].fix)
 
 
 def _linear_layers(draft: Draft, spec: dict[str, Any] | None) -> list[str]:
@@ -92,10 +155,9 @@ def _linear_layers(draft: Draft, spec: dict[str, Any] | None) -> list[str]:
         return []
 
 
-def _check_words(draft: Draft, spec: dict[str, Any]) -> None:
-    """A warning of words that the student's text encoder does not know."""
-    text = spec.get("text", VideoStudentSpec().text)
-    name = text.get("name") if isinstance(text, dict) else None
+def _check_words(draft: Draft, spec: VideoStudentSpec) -> None:
+    """A warning of words outside the vocabulary of the student's text encoder."""
+    name = spec.text.get("name", "")
     if name not in registry.names("text_encoders"):
         return
     encoder = registry.get("text_encoders", name)

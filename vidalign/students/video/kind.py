@@ -1,11 +1,13 @@
-"""The kind of student `video`, as the registry knows it: light, so that a recipe is checked without its network."""
+"""The kind of student `video`, as it is registered: light, so that a recipe is checked without its network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vidalign.students.exchange import Card, Leaving
 from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
+    from vidalign.students.exchange import Imported, ImportOptions
     from vidalign.students.samples import SampleRequest, Samples
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
@@ -24,6 +27,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     """A causal few-step video student over the Wan transformer of diffusers."""
 
     spec_type = VideoStudentSpec
+    forms: ClassVar[Mapping[str, str]] = {
+        **StudentKind.forms,
+        "diffusers": "a folder that WanTransformer3DModel and WanPipeline load",
+        "original": "one safetensors file under the names of the released Wan code",
+        "lora": "the trained adapter for PEFT, for load_lora_weights, and under original names",
+    }
     shared = ("codec", "height", "width", "text", "sampler")
 
     @dataclass
@@ -32,6 +41,24 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
         cache: dict[str, Any] | None = None
         """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
+        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
+        preset: str = ""
+        """Cache policy and sampler of this family, see `vidalign list presets`, or of a YAML file in the same form."""
+        codec: dict[str, Any] | None = None
+        """Codec, instead of the one of the weights: `{name: wan, path: FOLDER, subfolder: vae}`."""
+        text: dict[str, Any] | None = None
+        """Text encoder, instead of the one of the weights: `{name: transformers, path: FOLDER, ...}`."""
+        height: int | None = None
+        """Pixel height of clips, instead of that of the weights."""
+        width: int | None = None
+        """Pixel width of clips."""
+        fps: float | None = None
+        """Pixel frames a second."""
+        numerics: Literal["diffusers", "wan"] | None = None
+        """`wan` computes timesteps and positions in float64 as the original network; null = as the weights say."""
+        dtype: Literal["float32", "bfloat16"] = "float32"
+        """Type of the frozen weights below an adapter; `bfloat16` halves their memory."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -41,9 +68,24 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def build(cls, student: StudentChoice, seed: int) -> VideoStudent:
-        made = super().build(student, seed)
-        made.spec.cache = replace(made.spec.cache, **student.config.cache or {})
+        import torch
+
+        spec, own = cls.spec(student), student.config
+        dtype = getattr(torch, own.dtype)
+        if student.init is not None:
+            made = cls.from_spec(spec, seed).to(dtype)
+        else:
+            made = cls.network().load(student.path, dtype=dtype, spec=spec)
+        if own.attention != "auto":
+            made.use_attention(own.attention)
         return made
+
+    @classmethod
+    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
+        """What a recipe makes of its student, without the weights. Raises `UserError`."""
+        from vidalign.students.video.changes import changed
+
+        return changed(super().spec(student), student.config)
 
     @classmethod
     def features(cls, spec: VideoStudentSpec) -> PromptFeatures:
@@ -58,6 +100,30 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         return build_codec(spec.codec)
 
     @classmethod
+    def presets(cls) -> dict[str, str]:
+        from vidalign.students.video.presets import preset, shipped_presets
+
+        return {name: preset(name).about for name in shipped_presets()}
+
+    @classmethod
+    def import_checkpoint(cls, preset: str, checkpoint: str, out: Path, options: ImportOptions) -> Imported:
+        from vidalign.students.video.importers.convert import import_checkpoint
+
+        return import_checkpoint(preset, checkpoint, out, options)
+
+    @classmethod
+    def export(cls, leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+        from vidalign.students.video.exporters import export
+
+        return export(leaving, form, out, dtype)
+
+    @classmethod
+    def card(cls, path: str | Path) -> Card:
+        from vidalign.students.video.exporters import card
+
+        return card(cls.read_spec(path))
+
+    @classmethod
     def check(cls, draft: Draft) -> None:
         from vidalign.students.video.checks import check
 
@@ -65,30 +131,36 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         check(draft)
 
     @classmethod
+    def check_weights(cls, draft: Draft, path: str) -> None:
+        from vidalign.students.video.checks import check_weights
+
+        if not check_weights(draft, path):
+            super().check_weights(draft, path)
+
+    @classmethod
     def check_frames(cls, spec: VideoStudentSpec, frames: int, where: str) -> None:
         spec.check_frames(frames, where)
 
     @classmethod
     def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
-        return "transformer" in spec
+        from vidalign.students.hub import is_student_folder
+
+        return "transformer" in spec or (not spec and is_student_folder(path))
 
     @classmethod
     def read_spec(cls, path: str | Path) -> VideoStudentSpec:
-        from vidalign.students.video.checkpoint import SIZES, check_spec
-        from vidalign.students.weights import spec_of
+        from vidalign.students.video.checkpoint import SIZES, check_spec, written_spec
+        from vidalign.students.weights import reading_spec
 
-        check_spec(spec_of(path), str(path), "transformer", SIZES)
-        return super().read_spec(path)
+        written = written_spec(path)
+        check_spec(written, str(path), "transformer", SIZES)
+        with reading_spec(str(path)):
+            return VideoStudentSpec.from_dict(written)
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
-        spec = cls.spec_of(student)
+        spec = cls.spec(student)
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
-
-    @classmethod
-    def spec_of(cls, student: StudentChoice) -> VideoStudentSpec:
-        spec = super().spec_of(student)
-        return replace(spec, cache=replace(spec.cache, **student.config.cache or {}))
 
     @classmethod
     def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
@@ -123,4 +195,4 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(cls.spec_of(student))
+        return stand_in(cls.spec(student))

@@ -20,6 +20,10 @@ from vidalign.students.spec import StudentSpec, build_spec
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
 
+MAX_POSITIONS = 1024
+"""Entries of the rotary table of every Wan2.1 network."""
+DOWNSCALES = {"rgb": 1, "wan": 8, "frames": 8}
+"""Pixels per latent position of our codecs where the settings do not say, so that a recipe is checked without torch."""
 MOST = 100_000
 """Frames of a window, or pixels of a side."""
 
@@ -151,16 +155,22 @@ class VideoStudentSpec(StudentSpec):
     codec: dict[str, Any] = field(default_factory=lambda: {"name": "rgb"})
     text: dict[str, Any] = field(default_factory=lambda: {"name": "world"})
     height: int = 32
-    """Pixel height of clips."""
+    """Pixel height of clips, a multiple of patch times codec; so is the width."""
     width: int = 32
     fps: float = 8.0
     """Pixel frames a second."""
+    preset: str = ""
+    """The family whose policy this is, as far as it is known."""
+    base: str = ""
+    """Folder or hub id that VAE, text encoder and tokenizer come from; empty where `codec` and `text` need none."""
 
     @property
     def downscale(self) -> int:
         """Pixels per latent position, in each direction; the codec is not built."""
-        kind = self._codec
-        return int(self.codec.get("downscale", getattr(kind.Config, "downscale", kind.downscale)))
+        name = self.codec.get("name", "rgb")
+        if "downscale" in self.codec or name in DOWNSCALES:
+            return int(self.codec.get("downscale") or DOWNSCALES[name])
+        return int(getattr(self._codec.Config, "downscale", self._codec.downscale))
 
     @property
     def _codec(self) -> type[Codec]:
@@ -203,8 +213,33 @@ class VideoStudentSpec(StudentSpec):
                 where="student.init.transformer.patch_size",
                 why="a causal student handles latent frames one by one",
             )
+        for name in ("added_kv_proj_dim", "image_dim"):
+            if self.transformer.get(name) is not None:
+                raise UserError(
+                    f"{name} is {self.transformer[name]!r}",
+                    where=f"student.init.transformer.{name}",
+                    why="it is of an image-to-video network, which reads a picture too; a student reads text",
+                    fix="take the text-to-video checkpoint of the family",
+                )
         if not isinstance(self.fps, int | float) or not 0 < self.fps <= 1000:
             raise UserError(f"fps is {self.fps!r}", where="student", why="it is a number above 0 and at most 1000")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Height and width are whole patches of whole latent positions; not asked of a codec that is not known."""
+        if self.codec.get("name", "rgb") not in registry.names("codecs"):
+            return
+        patch = self.transformer.get("patch_size", (1, 2, 2))
+        for name, side in (("height", patch[1]), ("width", patch[2])):
+            unit, size = int(side) * self.downscale, getattr(self, name)
+            if size % unit:
+                near = max(round(size / unit), 1) * unit
+                raise UserError(
+                    f"{name} is {size}, not a multiple of {unit}",
+                    where=f"student.{name}",
+                    why=f"the network takes patches of {side} latent positions, each of {self.downscale} pixels",
+                    fix=f"use {near}",
+                )
 
     def check_frames(self, frames: int, where: str = "") -> None:
         """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
@@ -215,6 +250,13 @@ class VideoStudentSpec(StudentSpec):
                 where=where,
                 why=f"the student makes chunks of {size}",
                 fix=f"use a multiple of {size}",
+            )
+        if self.cache.rope == "absolute" and frames > MAX_POSITIONS:
+            raise UserError(
+                f"a video of {frames} frames is past the rotary table of {MAX_POSITIONS} entries",
+                where=where,
+                why="positions are absolute and grow with the length of the video",
+                fix=f"use at most {MAX_POSITIONS // size * size}, or student.cache={{window: N, rope: relative}}",
             )
 
     def chunks_in(self, frames: int, where: str = "") -> int:

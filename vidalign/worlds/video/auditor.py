@@ -14,8 +14,8 @@ frame, then the mean of the mean and the worst quarter of frames:
 - ``appearance``: clean ground, pure colour, sharp edges, silhouette equal to a template;
 - ``permanence``: the object is there in every frame and keeps its area.
 
-``composite`` is the geometric mean of motion, physics, appearance, permanence and content (itself the geometric mean of
-colour, count, shape and size), each at least .02. ``pass`` is 1 when all eight are at least .5.
+``composite`` is the geometric mean of motion, physics, appearance, permanence and content, each at least .02. Content
+is the geometric mean of colour, count, shape and size. ``pass`` is 1 when all eight are at least .5.
 """
 
 from __future__ import annotations

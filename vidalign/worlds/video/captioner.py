@@ -1,4 +1,4 @@
-"""Captions of what clips of the embedded world show, whatever was asked for: privileged text for video."""
+"""Captions of what clips of the embedded world show, whatever the prompt: privileged text for video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vidalign.worlds.video.scorer import score
 
 @without_gradient
 def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
-    """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever was asked for.
+    """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever the prompt.
 
     The prompt, or the caption one attribute away (size, colour, shape or motion) that the world's scorer finds a
     better description. Raises `UserError` for prompts that are no captions of the world.

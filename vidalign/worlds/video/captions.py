@@ -10,8 +10,8 @@ a vocabulary of 25 words. Splits of prompts:
 - ``train``: everything else,
 - ``held_out_speeds``: the training captions; their scenes move faster (see ``scenes.sample``).
 
-``basic/SPLIT`` keeps the captions of one large object that stays, glides or falls: the part of the world that small
-networks learn in minutes.
+``basic/SPLIT`` keeps the captions of one large object that stays, glides or falls. Small networks learn that part of
+the world in minutes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ REWARDS = scorer.SCORES[:3]
 
 
 def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthConfig) -> dict[str, Any] | None:
-    """Both examinations on held-out captions; None without captions or when a protocol asks for none."""
+    """Both examinations on held-out captions; None without captions or when a protocol turns them off."""
     captions = [prompt for prompt in prompts if is_caption(prompt)]
     if not captions or not settings.clips:
         return None

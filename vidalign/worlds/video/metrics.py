@@ -1,4 +1,4 @@
-"""Metrics of the embedded world. Each knows the answer for captions of the world only: other prompts are NaN.
+"""Metrics of the embedded world. Each has an answer for captions of the world only: other prompts are NaN.
 
 ``world_scorer``: the rewards that objectives train on. ``world_auditor``: the held-out judge. ``motion``: how much
 moves, against the world. ``diversity``: spread over seeds of a prompt. ``drift``, ``quarters``: how long clips hold.
@@ -60,7 +60,7 @@ class WorldAuditor(Metric):
 
 
 class Motion(Metric):
-    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1; a frozen clip
+    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1. A frozen clip
     has 0. Captions of objects at rest are not judged."""
 
     name = "motion"

@@ -1,8 +1,8 @@
 """Scenes of the video world: initial states drawn from a caption, closed-form trajectories.
 
 Laws (constants in `constants.py`): still; glide at constant velocity; fall from rest, inelastic; bounce with
-restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses, in which
-the first object stops and the second goes on with its velocity.
+restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses. In that the first
+object stops and the second goes on with its velocity.
 """
 
 from __future__ import annotations

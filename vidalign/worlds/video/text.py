@@ -23,7 +23,7 @@ SEED = 1234
 
 
 class WorldText(TextPlugin):
-    """Features `[B, length, dim]` of captions, the same on every machine; warns about words that it does not know."""
+    """Features `[B, length, dim]` of captions, the same on every machine; warns about words outside its vocabulary."""
 
     name = "world"
     on_device = False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.losses.flow_matching import add_noise
+from vidalign.students.video.context import Context
 from vidalign.students.video.rollout.clock import Clock, measured
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
@@ -20,8 +21,10 @@ from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vidalign.students.video.context import Context
     from vidalign.students.video.student import VideoStudent
+
+
+OnChunk = Callable[[int, "Tensor"], None]
 
 
 def rollout(
@@ -30,41 +33,92 @@ def rollout(
     plan: RolloutPlan,
     noise: Noise,
     context: Context | None = None,
-    on_chunk: Callable[[int, Tensor], None] | None = None,
+    on_chunk: OnChunk | None = None,
+    rows: int = 0,
     clock: Clock | None = None,
 ) -> Rollout:
-    """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
+    """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`.
+
+    rows: most candidates in one call of the network behind the prefix, whole groups or an equal part of one; 0 takes
+    all of them. Results do not depend on it.
+    """
     chunk_frames, group_size = student.spec.cache.chunk_frames, plan.group_size
+    total = len(text) * group_size
     context = context if context is not None else student.begin(text)
     less = plan.chunks * chunk_frames - noise.initial.shape[1]  # frames that the first chunk of a video lacks
-    assert len(noise.initial) == len(text) * group_size, "noise must match prompts and plan"
+    assert len(noise.initial) == total, "noise must match prompts and plan"
     assert less == 0 or (0 < less < chunk_frames and context.frames == 0), "noise must match prompts and plan"
     starts = [max(0, chunk * chunk_frames - less) for chunk in range(plan.chunks + 1)]
+    assert on_chunk is None or not 0 < rows < total, "a stream is generated in one piece"
     branch = slice(starts[plan.prefix], starts[plan.prefix + plan.branch])
-    out = Rollout(latents=torch.empty(0), context=context, branch=branch)
-    chunks: list[Tensor] = []
-    for chunk in range(plan.chunks):
-        if chunk == plan.prefix:
-            out.context, context = context, context.expand(group_size)
-            chunks = [c.repeat_interleave(group_size, 0) for c in chunks]
-        rows = slice(None, None, group_size) if chunk < plan.prefix else slice(None)
-        frames = slice(starts[chunk], starts[chunk + 1])
-        with measured(clock, "denoise"):
-            x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
-        chunks.append(x0)
-        if chunk in plan.record:
-            out.states[chunk] = states
-        if on_chunk is not None:
-            on_chunk(chunk, x0)
-        calls = len(states.sigmas)
-        if chunk < plan.chunks - 1 or plan.keep_final:
-            with measured(clock, "clean"):
-                context = student.extend(context, x0, text)
-            calls += 1
-        out.chunk_forwards += calls * (len(x0) // len(text))
-    out.latents = torch.cat(chunks, 1)
-    out.final = context if plan.keep_final else None
-    return out
+    head = _Run(student, text, context, plan, on_chunk, clock)
+    head.generate(range(plan.prefix), starts, noise[::group_size])
+    parts = []
+    for part in _parts(total, group_size, rows):
+        prompts = slice(part.start // group_size, -(-part.stop // group_size))
+        if len(text[prompts]) < len(text):
+            student.runtime.text = {}  # it holds the keys and values of other texts
+        behind = head.context.expand(group_size).rows(part) if rows else head.context.expand(group_size)
+        run = _Run(student, text[prompts], behind, plan, on_chunk, clock)
+        run.generate(range(plan.prefix, plan.chunks), starts, noise[part])
+        parts.append(run)
+    past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
+    own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
+    states = {chunk: ChunkStates.cat([run.states[chunk] for run in parts]) for chunk in parts[0].states}
+    return Rollout(
+        torch.cat([*past, *own], 1),
+        head.context,
+        branch,
+        head.states | states,
+        chunk_forwards=head.calls + parts[0].calls * group_size,
+        final=Context.cat([run.context for run in parts]) if plan.keep_final else None,
+    )
+
+
+def _parts(total: int, group_size: int, rows: int) -> list[slice]:
+    """The candidates in parts of at most `rows`, whole groups or equal parts of one."""
+    step = total
+    if 0 < rows < total:
+        equal = max(k for k in range(1, rows + 1) if group_size % k == 0)
+        step = rows // group_size * group_size or equal
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
+
+
+class _Run:
+    """Chunks generated one after the other for the same rows."""
+
+    def __init__(
+        self,
+        student: VideoStudent,
+        text: Tensor,
+        context: Context,
+        plan: RolloutPlan,
+        on_chunk: OnChunk | None,
+        clock: Clock | None,
+    ) -> None:
+        self.student, self.text, self.context, self.plan = student, text, context, plan
+        self.on_chunk, self.clock = on_chunk, clock
+        self.chunks: list[Tensor] = []
+        self.states: dict[int, ChunkStates] = {}
+        self.calls = 0
+
+    def generate(self, chunks: range, starts: list[int], noise: Noise) -> None:
+        """These chunks of the plan, which begin at the frames `starts` of the noise."""
+        student = self.student
+        for chunk in chunks:
+            draws = noise.frames(starts[chunk], starts[chunk + 1])
+            with measured(self.clock, "denoise"):
+                x0, states = _denoise(student, self.text, self.context, draws.initial, draws.renoise)
+            self.chunks.append(x0)
+            if chunk in self.plan.record:
+                self.states[chunk] = states
+            self.calls += len(states.sigmas)
+            if self.on_chunk is not None:
+                self.on_chunk(chunk, x0)
+            if chunk < self.plan.chunks - 1 or self.plan.keep_final:
+                with measured(self.clock, "clean"):
+                    self.context = student.extend(self.context, x0, self.text)
+                self.calls += 1
 
 
 def _denoise(

@@ -82,6 +82,10 @@ class Noise:
         """The draws of the last `count` frames."""
         return self.frames(self.initial.shape[1] - count, self.initial.shape[1])
 
+    def __getitem__(self, rows: slice) -> Noise:
+        """The draws of some candidates."""
+        return Noise(self.initial[rows], self.renoise[rows])
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Noise:
         return Noise(self.initial.to(device, dtype), self.renoise.to(device, dtype))
 
