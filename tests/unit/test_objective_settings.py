@@ -109,7 +109,15 @@ ONE, TWO, OTHER = Sampler(sigmas=[1.0]), Sampler(sigmas=[1.0, 0.5]), Sampler(sig
 
 @pytest.mark.parametrize(
     ("chunks", "sampler", "fits"),
-    [(3, TWO, True), (3, ONE, False), (3, OTHER, False), (1, OTHER, False), (0, ONE, True), (3, None, True)],
+    [
+        (3, TWO, True),
+        (3, ONE, False),
+        (3, OTHER, False),
+        (1, OTHER, False),
+        (1, TWO, True),
+        (0, ONE, True),
+        (3, None, True),
+    ],
 )
 def test_flow_grpo_needs_two_steps_in_every_chunk(chunks: int, sampler: Sampler | None, fits: bool) -> None:
     objective = FlowGRPO(FlowGRPO.Config())
