@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test golden lint types assets slow gpu bench tables clean
+.PHONY: help venv quickstart test mutants golden lint types assets slow gpu bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,10 @@ quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write th
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+mutants: $(INSTALLED)  ## small mistakes in objectives, losses, rollout and engine that no test notices (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutation/mutants.py run
+	$(BIN)/python tests/mutation/mutants.py report --write
 
 golden: $(INSTALLED)  ## all golden trajectories; REV=COMMIT compares with that commit, bit for bit
 	OMP_NUM_THREADS=1 $(BIN)/python tests/golden/trajectories.py $(if $(REV),compare $(REV),check) --workers $(WORKERS)

@@ -38,7 +38,7 @@ _HOMES = {
 
 
 def load_student(path: str | Path, **kwargs: Any) -> Student[Any]:
-    """The student in a safetensors file, or the shipped one of that name; for language students also a transformers
+    """The student in a safetensors file, or the shipped one of that name. For language students also a transformers
     folder or hub name. See `VideoStudent.load` and `LanguageStudent.load`.
     """
     from vidalign.students.weights import kind_of, kinds

@@ -72,6 +72,7 @@ def build_student(recipe: Recipe) -> Student[Any]:
     with guest("student", recipe.student.name, kind):
         student: Student[Any] = kind.build(recipe.student, recipe.seed)
         student.gradient_checkpointing(recipe.student.checkpointing)
+        student.rollout_batch = recipe.trainer.rollout_batch
     return student
 
 
@@ -112,13 +113,34 @@ def _plugin(kind: str, choice: Choice, methods: tuple[str, ...]) -> Any:
 
 
 def build_prompts(recipe: Recipe) -> PromptSource:
-    """What sample n of a run is asked. Raises `RecipeError` for a prompt that no reward can score."""
+    """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
     data = recipe.data
     source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
         if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
             raise RecipeError([problem])
     return source
+
+
+def prompt_features(recipe: Recipe) -> PromptFeatures | None:
+    """What turns the prompts of a recipe into features, without its student; None where the student reads them."""
+    kind = student_kind(recipe)
+    with guest("student", recipe.student.name, kind):
+        features = kind.features(kind.spec(recipe.student))
+    if features is not None and recipe.data.text_cache:
+        features.folder = Path(recipe.data.text_cache)
+    return features
+
+
+def asked_prompts(recipe: Recipe, source: PromptSource, samples: int | None = None) -> list[Any]:
+    """Every prompt of a run once: those of its evaluation, then its training samples; samples: how many, by default
+    those of all its steps."""
+    settings, trainer = recipe.evaluation, recipe.trainer
+    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0).first(settings.count)
+    found = dict.fromkeys(held_out)
+    for sample in range(trainer.steps * trainer.prompts_per_step if samples is None else samples):
+        found.setdefault(source[sample])
+    return list(found)
 
 
 def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) -> CompositeReward | None:
@@ -150,7 +172,7 @@ def frozen_rewards(recipe: Recipe, student: Student[Any], run: Path) -> Composit
 
     A reward that learns and whose weights the run does not hold is left out, with a warning.
     """
-    rewards = build_rewards(recipe, student.spec, student_kind(recipe).features(student.spec))
+    rewards = build_rewards(recipe, student.spec, prompt_features(recipe))
     weights = recipe.reward_weights
     for reward in rewards.trainable if rewards else ():
         file = run / REWARDS / f"{reward.name}.safetensors"
@@ -179,7 +201,9 @@ def sampler_of(recipe: Recipe, student: Student[Any]) -> Generate:
     """How the recipe's evaluation samples a student."""
     settings = recipe.evaluation
     network = student.eval().to(distributed.device())
-    return network.sampler(settings.frames, settings.sampler, temperature=settings.temperature)
+    return network.sampler(
+        settings.frames, settings.sampler, features=prompt_features(recipe), temperature=settings.temperature
+    )
 
 
 @dataclass
@@ -194,19 +218,26 @@ class Parts:
     codec: Any
 
 
-def build_context(recipe: Recipe, objective: Objective, tracker: Tracker) -> TrainContext:
-    """Everything that a training run holds; the student's trainable weights are already in their engine."""
+def build_context(
+    recipe: Recipe, objective: Objective, tracker: Tracker, *, samples: int | None = None
+) -> TrainContext:
+    """Everything that a training run holds; the student's trainable weights are already in their engine.
+
+    Prompts are encoded first: the text encoder is gone before the student is built. samples: see `asked_prompts`.
+    """
     distributed.setup(single=recipe.engine.name == "deepspeed")
-    device = distributed.device()
+    device, prompts, features = distributed.device(), build_prompts(recipe), prompt_features(recipe)
+    if features is not None:
+        features.prepare(asked_prompts(recipe, prompts, samples))
     kind, student = student_kind(recipe), build_student(recipe).to(device)
-    frames, features = recipe.data.frames, kind.features(student.spec)
+    frames = recipe.data.frames
     kind.check_frames(student.spec, frames, "data.frames")
     teacher = build_teacher(recipe, frames, student.spec)
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
-    parts = Parts(student, teacher, rewards, build_prompts(recipe), features, kind.codec(student.spec))
+    parts = Parts(student, teacher, rewards, prompts, features, kind.codec(student.spec))
     return assemble(recipe, objective, parts, tracker, device)
 
 
@@ -274,7 +305,7 @@ def planned_updates(objective: Objective, learning: Sequence[TrainableReward], s
 
 
 def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict[str, torch.nn.Module]:
-    """The teacher's network, if it is one, with weights as the engine's precision wants them."""
+    """The teacher's network, if it is one, with weights in the engine's precision."""
     if (network := network_of(teacher)) is None:
         return {}
     set_precision(network, precision)

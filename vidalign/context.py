@@ -1,6 +1,6 @@
 """What an objective may touch: the student and its policies, roles, rewards, teacher, text, codec, counter RNG, log.
 
-Every random number comes from ``generator(seed, purpose, step, sample)``: it does not depend on the number of
+Every random number comes from ``generator(seed, purpose, step, sample)``. It does not depend on the number of
 processes, and a resumed run needs only the step.
 """
 
@@ -36,7 +36,7 @@ DECODE_SLICE = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """This process' share of the prompts of a step (captions, or `Example`s of a language task); ids number all samples
+    """This process' share of the prompts of a step (captions, or `Example`s of a language task). ids number all samples
     of the run."""
 
     step: int
@@ -83,11 +83,11 @@ class TrainContext(Generic[S, T]):
         return student
 
     def policy(self, name: str) -> AbstractContextManager[Any]:
-        """Use the ``current``, ``old`` or ``reference`` weights of the student meanwhile."""
+        """Use the ``current``, ``old`` or ``reference`` weights of the student within this context."""
         return self.policies.use(name)
 
     def gathered(self) -> AbstractContextManager[None]:
-        """Keep the student whole on this process meanwhile (ZeRO-3); around rollouts."""
+        """Keep the student whole on this process within this context (ZeRO-3); around rollouts."""
         return self.roles.engines["student"].gathered()
 
     @property
@@ -123,7 +123,7 @@ class TrainContext(Generic[S, T]):
         return scores
 
     def judge(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
-        """Every reward ``[N]`` that a request asks for, by name."""
+        """Every reward ``[N]`` of a request, by name."""
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
         own = replace(self, rewards=self.rewards.part(dict.fromkeys(request.rewards, 1.0))) if request.rewards else self
         return own.score(request.clips, request.prompt_of_clip)

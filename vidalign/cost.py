@@ -1,11 +1,12 @@
 """What one training step costs, said by the objective itself and compared with what a benchmark counts.
 
-Unit of a forward: one chunk of one clip through the network of the student (any of its weight sets) or of a further
-trained role. A pass of teacher forcing over n chunks takes 2 n - 1: the clean past goes through the network too.
+Unit of a forward: one chunk of one clip through a network. It is that of the student (any of its weight sets) or of a
+further trained role. A pass of teacher forcing over n chunks takes 2 n - 1: the clean past goes through the network
+too.
 
-For language students: one response with its prompt through the student, whether it is generated (with a key-value
-cache every position goes through the network once) or scored. Lengths are not known beforehand, so numbers of
-tokens are not part of it: forwards of language and of video students are not comparable with each other.
+For language students: one response with its prompt through the student, whether it is generated or scored. (With a
+key-value cache every position goes through the network once.) Lengths are not known beforehand, so numbers of tokens
+are not part of it. Forwards of language and of video students are not comparable with each other.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def cannot_count(objective: Any) -> NoReturn:
 
 @dataclass(frozen=True)
 class StepSizes:
-    """What `Objective.cost` may ask about a step; names are those of `TrainContext`."""
+    """What `Objective.cost` may read about a step; names are those of `TrainContext`."""
 
     seed: int
     step: int
@@ -68,7 +69,7 @@ class StepSizes:
     reward_weights: Mapping[str, float]
     """Rewards that the recipe names, with their weights."""
     sampler: Sampler
-    """Of a video student; one step for a language student, whose objectives do not ask."""
+    """Of a video student; one step for a language student, whose objectives do not read it."""
 
     count: Callable[[StepSizes, Any], Cost] | None = None
     """Counts one step of an objective on a small stand-in of the student, see `dry_step`."""

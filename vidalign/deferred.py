@@ -1,7 +1,7 @@
 """A library that is imported when it is used first: `import torch` costs a second, and most recipes need none of it.
 
-`defer` puts an empty module in its place. The first attribute that is asked of it, a submodule or a name of
-``from LIBRARY import NAME`` included, runs the library in that very module, which is an ordinary one from then on.
+`defer` puts an empty module in its place. The first access to an attribute, a submodule or a name of
+``from LIBRARY import NAME`` included, runs the library in that very module. It is an ordinary one from then on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _Deferred(ModuleType):
-    """Knows its name, its file and its spec, which importing asks for, and nothing else."""
+    """Holds its name, its file and its spec, which importing needs, and nothing else."""
 
     def __getattr__(self, name: str) -> Any:
-        if not _run(self):  # asked by the library itself, which has no such name yet
+        if not _run(self):  # read by the library itself, which has no such name yet
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)
 
@@ -55,15 +55,15 @@ class _Submodules(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if type(self.library) is not _Deferred or not name.startswith(f"{self.library.__name__}."):
             return None
-        found = sys.modules.get(name) if _run(self.library) else None
-        if found is None or found.__spec__ is None:
+        module = sys.modules.get(name) if _run(self.library) else None
+        if module is None or module.__spec__ is None:
             return None
-        spec = copy.copy(found.__spec__)
-        spec.loader, found.__spec__ = _Found(found), spec  # importing prefers the module's own to what is returned
+        spec = copy.copy(module.__spec__)
+        spec.loader, module.__spec__ = _Loaded(module), spec  # importing prefers the module's own to what is returned
         return spec
 
 
-class _Found(Loader):
+class _Loaded(Loader):
     """Stands for a submodule that is there by now."""
 
     def __init__(self, module: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """Mistakes that a user can repair, each reported as: what - where - why - fix.
 
-Broken invariants of our own code are `assert`; everything here is shown without a traceback and ends
-the command with its exit code (2: the recipe or the command line, 3: the run).
+Broken invariants of our own code are `assert`. Everything here is shown without a traceback and ends the command with
+its exit code (2: the recipe or the command line, 3: the run).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PluginError(UserError):
 
 
 class Interrupted(UserError):
-    """Ctrl-C while training: no mistake, but the user needs to know what is saved and how to go on."""
+    """Ctrl-C while training: no mistake, but the message says what is saved and how to go on."""
 
     exit_code = 130
     label = "interrupted"

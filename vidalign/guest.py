@@ -13,7 +13,7 @@ from vidalign.errors import PluginError, UserError
 
 
 def is_foreign(plugin: Any) -> bool:
-    """Whether a plugin (or its class) is none of the built-ins, whose failures are faults of ours."""
+    """Whether a plugin (or its class) is none of the built-ins, whose failures are faults of vidalign."""
     return not _class_of(plugin).__module__.startswith("vidalign.")
 
 
@@ -48,8 +48,8 @@ def _inside(kind: str, name: str, plugin: Any, method: Callable[..., Any]) -> Ca
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         with guest(kind, name, plugin):
-            found = method(*args, **kwargs)
-            return list(found) if inspect.isgenerator(found) else found  # its body runs in here too
+            result = method(*args, **kwargs)
+            return list(result) if inspect.isgenerator(result) else result  # its body runs in here too
 
     return call
 

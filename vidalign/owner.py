@@ -52,7 +52,7 @@ class Process:
 
 @contextmanager
 def owned(folder: Path, lock: str = LOCK) -> Iterator[None]:
-    """Nobody else writes to `folder` meanwhile; of several processes of one command, the first holds the lock.
+    """No other command writes to `folder` within this context; the first process of a command holds the lock.
 
     lock: name of the file; another one owns a single file or cell in the folder. Raises `UsageError` naming the owner.
     """
@@ -97,11 +97,12 @@ def beside(path: Path, *, sweep: bool = True) -> Path:
 
 
 def is_left_over(draft: Path) -> bool:
-    """Whether nobody works on a draft any more: its name holds the process, and one of this host can be looked up."""
-    found = TAG.search(draft.name.removesuffix(".partial"))
-    if found is None:
+    """Whether no process works on a draft any more. Its name holds the process, and one of this host can be looked
+    up."""
+    match = TAG.search(draft.name.removesuffix(".partial"))
+    if match is None:
         return True  # of a version that gave all processes the same name
-    process = Process(found["host"].rpartition("-step-")[0] or found["host"], int(found["pid"]), found["started"])
+    process = Process(match["host"].rpartition("-step-")[0] or match["host"], int(match["pid"]), match["started"])
     if process.host == socket.gethostname():
         return process == Process.current() or process.has_ended()
     try:

@@ -12,16 +12,16 @@ from pathlib import Path
 from vidalign import registry
 
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
-Found = tuple[ast.ClassDef | ast.FunctionDef, ast.Module]
+Definition = tuple[ast.ClassDef | ast.FunctionDef, ast.Module]
 """A definition and the module that holds it."""
 
 
 def describe(kind: str, name: str) -> str:
     """What a plugin is, in one line: the first sentence of its docstring, or its module's, and the papers it names."""
-    found = _definition(kind, name)
-    if found is None:
+    definition = _definition(kind, name)
+    if definition is None:
         return ""
-    own, module = (ast.get_docstring(node) or "" for node in found)
+    own, module = (ast.get_docstring(node) or "" for node in definition)
     sentence = _first_sentence(own or module)
     paragraphs = "\n\n".join(module.split("\n\n")[:2])
     numbers = dict.fromkeys(ARXIV.findall(f"{own} {paragraphs}"))
@@ -31,8 +31,8 @@ def describe(kind: str, name: str) -> str:
 
 def settings(kind: str, name: str) -> list[str]:
     """Keys of the plugin's nested ``Config``; inherited ones and those of a class without source are left out."""
-    found = _definition(kind, name)
-    for inner in found[0].body if found else ():
+    definition = _definition(kind, name)
+    for inner in definition[0].body if definition else ():
         if isinstance(inner, ast.ClassDef) and inner.name == "Config":
             fields = [entry.target for entry in inner.body if isinstance(entry, ast.AnnAssign)]
             return [field.id for field in fields if isinstance(field, ast.Name)]
@@ -50,7 +50,7 @@ def _first_sentence(text: str) -> str:
     return re.split(r"\. (?=[A-Z0-9`])", paragraph)[0].removesuffix(".")
 
 
-def _definition(kind: str, name: str) -> Found | None:
+def _definition(kind: str, name: str) -> Definition | None:
     module, _, attribute = registry.target(kind, name).partition(":")
     file = _file(module)
     return _in_file(file, attribute) if file is not None else None
@@ -75,7 +75,7 @@ def _file(module: str) -> Path | None:
     return None
 
 
-def _in_file(file: Path, attribute: str) -> Found | None:
+def _in_file(file: Path, attribute: str) -> Definition | None:
     """The definition in a file, or where the file imports it from."""
     tree = _parsed(file)
     for node in tree.body:
@@ -83,8 +83,8 @@ def _in_file(file: Path, attribute: str) -> Found | None:
             return node, tree
     for module in _homes(tree, attribute):
         home = _file(module)
-        if home is not None and home != file and (found := _in_file(home, attribute)):
-            return found
+        if home is not None and home != file and (definition := _in_file(home, attribute)):
+            return definition
     return None
 
 

@@ -1,4 +1,4 @@
-"""The plugin files of a run, RUN/plugins.json: whoever opens it again need not name them."""
+"""The plugin files of a run, RUN/plugins.json: they are loaded with it and need not be named again."""
 
 from __future__ import annotations
 

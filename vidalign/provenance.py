@@ -25,7 +25,7 @@ def commit() -> str:
     """Commit of the checkout that the package runs from, with ``+changes`` if it is dirty; '' outside of one."""
     folder = Path(__file__).parent
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"],
             cwd=folder,
             capture_output=True,
@@ -35,7 +35,7 @@ def commit() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def refuse_unclean(out: Path) -> None:
@@ -78,7 +78,7 @@ def command() -> str:
 
 
 def without_run_folder(line: str) -> str:
-    """A command line without the folders of runs: where a run lies on somebody's disk is nobody else's matter."""
+    """A command line without the folders of runs: local paths are stripped."""
     return re.sub(r"\s--(?:run|semi|on-policy|out)[ =]\S+", "", line)
 
 

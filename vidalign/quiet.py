@@ -1,4 +1,4 @@
-"""Libraries that load a model draw bars on standard error; ours are enough."""
+"""Libraries that load a model draw progress bars on standard error; those of vidalign are enough."""
 
 from __future__ import annotations
 

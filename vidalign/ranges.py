@@ -31,7 +31,7 @@ def require(
 
 
 def _words(above: float | None, least: float | None, below: float | None, most: float | None) -> str:
-    """What a range asks for: "be positive", "lie in 0..1, 1 excluded"."""
+    """What a range requires: "be positive", "lie in 0..1, 1 excluded"."""
     low, high = above if least is None else least, below if most is None else most
     if high is None:
         return "be positive" if above == 0 else f"be at least {low}" if above is None else f"be above {low}"

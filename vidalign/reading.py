@@ -9,7 +9,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value; `ValueError` for whatever is wrong, a nesting that no file of ours has included."""
+    """The value; `ValueError` for whatever is wrong, a nesting that no file of vidalign has included."""
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -1,9 +1,9 @@
 """Plugins by kind and name: a static table of built-ins, entry points, and files given with --plugin.
 
-Nothing is imported before it is asked for: built-ins are "module:attribute" strings, entry points
-(groups `vidalign.objectives`, `vidalign.rewards`, ...) are read from the metadata of installed distributions.
-A plugin that cannot be imported is reported with its distribution, target and cause, and only when that very
-name is asked for. A built-in name cannot be taken by anybody else.
+Nothing is imported before it is used: built-ins are "module:attribute" strings, entry points (groups
+`vidalign.objectives`, `vidalign.rewards`, ...) are read from the metadata of installed distributions. A plugin that
+cannot be imported is reported with its distribution, target and cause, and only when that very name is used. A built-in
+name cannot be taken by a plugin.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ ASKED = {
     "trackers": ("Config", "start"),
     "callbacks": ("Config", "on_start"),
 }
-"""What the class of a plugin must have: asked for before one is made."""
+"""What the class of a plugin must have: checked before one is made."""
 MODULE = "vidalign_plugin_"
 """How the modules of plugin files are called."""
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
@@ -137,14 +137,14 @@ def get(kind: str, name: str) -> Any:
         return _load(kind, EntryPoint(name, _BUILTIN[kind][name], f"vidalign.{kind}"), "vidalign")
     if name in _registered[kind]:
         return _complete(kind, name, *_registered[kind][name])
-    found = [point for point in _entry_points(kind) if point.name == name]
-    if len(found) > 1:
-        owners = ", ".join(_owner(point) for point in found)
+    points = [point for point in _entry_points(kind) if point.name == name]
+    if len(points) > 1:
+        owners = ", ".join(_owner(point) for point in points)
         raise PluginError(
             f"two installed packages offer {name!r} among {kind}", where=owners, fix="uninstall one of them"
         )
-    if found:
-        return _complete(kind, name, _load(kind, found[0], _owner(found[0])), _owner(found[0]))
+    if points:
+        return _complete(kind, name, _load(kind, points[0], _owner(points[0])), _owner(points[0]))
     known = names(kind)
     close = nearest(name, known)
     fix = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
@@ -154,10 +154,10 @@ def get(kind: str, name: str) -> Any:
 def names(kind: str) -> dict[str, str]:
     """Every name of this kind and where it comes from: "vidalign", a distribution, or a file."""
     assert kind in KINDS, f"{kind!r} is no kind of plugin; the kinds are {KINDS}"
-    found = {point.name: _owner(point) for point in _entry_points(kind)}
-    found |= {name: source for name, (_, source) in _registered[kind].items()}
-    found |= dict.fromkeys(_BUILTIN[kind], "vidalign")
-    return dict(sorted(found.items()))
+    sources = {point.name: _owner(point) for point in _entry_points(kind)}
+    sources |= {name: source for name, (_, source) in _registered[kind].items()}
+    sources |= dict.fromkeys(_BUILTIN[kind], "vidalign")
+    return dict(sorted(sources.items()))
 
 
 def target(kind: str, name: str) -> str:
@@ -236,7 +236,7 @@ def plugin_files() -> list[str]:
 
 
 def _complete(kind: str, name: str, plugin: Any, owner: str) -> Any:
-    """The plugin of somebody else; `PluginError` when its class lacks what its kind has."""
+    """A third party's plugin; `PluginError` when its class lacks what its kind has."""
     missing = [attribute for attribute in ASKED.get(kind, ()) if not hasattr(plugin, attribute)]
     if missing:
         raise PluginError(

@@ -64,7 +64,7 @@ class Trainer:
                 fix=f"use a multiple of {distributed.world_size()}",
             )
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
-        saved = self.checkpoints.found()
+        saved = self.checkpoints.all_steps()
         if saved and not resume:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
@@ -246,8 +246,8 @@ class Trainer:
         if not self._skipping():
             self._suspects.clear()
             return
-        asked = {"step": batch.step, "ids": batch.ids, "prompts": [str(prompt) for prompt in batch.prompts]}
-        self._suspects = [*self._suspects, asked][-self.recipe.trainer.max_skipped :]
+        suspect = {"step": batch.step, "ids": batch.ids, "prompts": [str(prompt) for prompt in batch.prompts]}
+        self._suspects = [*self._suspects, suspect][-self.recipe.trainer.max_skipped :]
         worst = max(engine.skipped_in_row for engine in self.ctx.roles.engines.values())
         if worst >= self.recipe.trainer.max_skipped:
             if warning := skipped_updates(metrics):
@@ -351,17 +351,17 @@ def judge_experience(ctx: TrainContext, objective: Objective, experience: Experi
         raise UserError(
             f"the reward {learning[0].name!r} cannot learn from {objective.name!r}",
             where="objective.name",
-            why="the objective calls ctx.score in collect instead of asking for a judgement",
+            why="the objective calls ctx.score in collect instead of requesting a judgement",
             fix="return what is judged in Experience.request and give it digest, see docs/adding_an_objective.md",
         )
     for reward in learning:
-        asked = [part.request for part in parts if part.request and part.request.judged_by(reward.name)]
-        if asked:
+        requests = [part.request for part in parts if part.request and part.request.judged_by(reward.name)]
+        if requests:
             with ctx.tracker.phase(reward.role):
-                reward.learn(asked[0])
+                reward.learn(requests[0])
     with ctx.tracker.phase("judge"):
         for part in parts:
-            assert part.request is not None, "it is one of those that ask"
+            assert part.request is not None, "it is one of those that request"
             part.scores = ctx.judge(part.request)
         experience = objective.digest(ctx, experience)
     for part in experience.requesting():

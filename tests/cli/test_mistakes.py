@@ -149,7 +149,7 @@ MISTAKES = {
     "train recipe.yaml --run notes.txt": "notes.txt is not a folder",
     "train recipe.yaml --run RUN": "already holds a run",
     "train recipe.yaml --gpus 2": "several processes need the name of their run folder",
-    "train recipe.yaml trainer.prompts_per_step=4 --gpus 2 --nodes 2 --run x": "2 machines do not know where to meet",
+    "train recipe.yaml trainer.prompts_per_step=4 --gpus 2 --nodes 2 --run x": "2 machines have no address to meet at",
     "train nope": "there is no recipe 'nope'",
     "validate recipe.yaml --nope": "No such option",
 }

@@ -340,7 +340,7 @@ def test_training_on_prompts_without_judges_ends_well(recipe_folder: Path, capsy
     asked = ("evaluation.prompts=prompts.txt", "trainer.steps=1", "trainer.eval_every=1", "trainer.micro_batch=2")
     assert train("objective={name: sft}", "teacher.name=world", "rewards={}", *asked) == 0
     told = capsys.readouterr()
-    assert told.err.count("nothing can judge the evaluation prompts") == 1 and "report.html" in told.out
+    assert told.err.count("nothing judges the evaluation prompts") == 1 and "report.html" in told.out
     assert Path("run/student.safetensors").is_file()
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "a whale sings" in report and "after against before" not in report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from objective_helpers import make_network, sections
+from objective_helpers import sections
 
 from vidalign import registry
 from vidalign.objectives import (
@@ -28,6 +28,7 @@ from vidalign.objectives import (
     weigh_candidates,
 )
 from vidalign.recipe import load_recipe
+from vidalign.testing.recipes import save_video_network
 from vidalign.trainer import Trainer
 
 
@@ -65,7 +66,7 @@ class AFDInX0(Objective):
 def test_a_rollout_a_judge_and_a_loss_of_different_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
     registry.register("objectives", "afd_in_x0")(AFDInX0)
-    make_network(tmp_path / "student.safetensors", 1)
+    save_video_network(tmp_path / "student.safetensors", 1)
     (tmp_path / "recipe.yaml").write_text(sections(tmp_path, "afd_in_x0"), encoding="utf-8")
     recipe = load_recipe(tmp_path / "recipe.yaml", ["trainer.prompts_per_step=2", "trainer.learning_rate=1e-2"])
     trainer = Trainer(recipe, tmp_path / "run")

@@ -43,7 +43,7 @@ def velocities(ctx: TrainContext, data: Experience) -> tuple[Tensor, Tensor, Ten
     columns: list[list[Tensor]] = [[], [], []]
     teacher = ctx.roles._frozen["teacher"].network
     for n in range(len(data)):
-        own_text, bare = data["privilege"][n : n + 1], data.text[int(data.group[n])][None]  # type: ignore[index]
+        own_text, bare = data["privilege"][n : n + 1], data.text[int(data.group_index[n])][None]  # type: ignore[index]
         for k, (network, text) in enumerate(
             ((network_of(ctx), bare), (network_of(ctx), own_text), (teacher, own_text))
         ):
@@ -158,7 +158,8 @@ def test_privilege_never_enters_the_students_own_cache(
     """The student's forward is the same function whatever the privilege says; the privileged ones are not."""
     objective, ctx = dopd(folder, f"privilege={privilege}")
     data = collect(objective, ctx)
-    changed = Experience(data.tensors | {"privilege": data["privilege"] + 1.0}, data.group, data.text, data.prompts)
+    tensors = data.tensors | {"privilege": data["privilege"] + 1.0}
+    changed = Experience(tensors, data.group_index, data.text, data.prompts)
     with torch.no_grad():
         for privileged in (False, True):
             first, second = (objective._velocity(ctx, ctx.student, d, privileged=privileged) for d in (data, changed))
@@ -323,3 +324,5 @@ def test_consistency_has_a_floor_of_the_rollouts_variance() -> None:
     for error, bare, expected in ((0.04, 0.0, 0.5), (0.36, 0.0, 0.1), (0.36, 0.16, 0.5), (0.0, 0.0, 1.0), (0, 1, 1)):
         found = policy.consistency(final + bare**0.5, final - error**0.5, final)
         assert float(found) == pytest.approx(expected)
+    still = torch.zeros(1, 4, dtype=torch.float64)
+    assert float(policy.consistency(still + 1e-6, still + 3**0.5 * 1e-6, still)) == pytest.approx(0.5)

@@ -129,7 +129,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         return str(error.value)
 
     assert "did you mean 'train'" in refused("data.prompts=tokens:trian")
-    assert "it gives captions, and the student is asked examples" in refused("data.prompts=world:train")
+    assert "it gives captions, and the student takes examples" in refused("data.prompts=world:train")
     assert "does not support the student 'video'" in refused("student.name=video")
     assert "unknown key 'student.init.tokeniser'" in refused("student.init.tokeniser=tasks")
     assert "privileged_share must lie in 0..1" in refused("objective.privileged_share=2")

@@ -29,7 +29,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(name: str, folder: Pa
     objective, ctx = make(folder, name, *clips.get(name, []))
     data = collect(objective, ctx, captions.prompts("basic/train")[:4])
     if name == "flow_grpo":
-        data["advantage"][data.group == 0] = 0
+        data["advantage"][data.group_index == 0] = 0
     if name == "ar_copo":
         data.shared["advantage"][0] = 0
     nudge(network_of(ctx), 0.1)
@@ -201,5 +201,5 @@ def test_micro_batches_hold_whole_groups_or_parts_of_one(wanted: int, pieces: in
     assert torch.cat([p.data["x0"] for p in found]).tolist() == list(range(12))
     for piece in found:
         assert piece.index == piece.data["x0"][0] and piece.weight == pytest.approx(len(piece.data) / 12)
-        own = [int(piece.data.prompts[g]) for g in piece.data.group]
-        assert own == (piece.data["x0"] // 4).tolist() == piece.data.text[piece.data.group].tolist()
+        own = [int(piece.data.prompts[g]) for g in piece.data.group_index]
+        assert own == (piece.data["x0"] // 4).tolist() == piece.data.text[piece.data.group_index].tolist()

@@ -80,9 +80,9 @@ def test_log_probabilities_are_of_the_draws_that_were_made(folder: Path) -> None
     """The state after a step is the old policy's mean plus sigma' times standard normal noise."""
     objective, ctx = baseline("flow_grpo", folder)
     data = collect(objective, ctx)
-    index = (data.group, data["video"], data["step"])
+    index = (data.group_index, data["video"], data["step"])
     level = data["sigma_next"][:, :, None, None, None]
-    x_next = data.shared["states.x_t"][data.group, data["video"], data["step"] + 1]
+    x_next = data.shared["states.x_t"][data.group_index, data["video"], data["step"] + 1]
     draws = (x_next - (1 - level) * data.shared["states.x0"][index]) / level
     assert abs(float(draws.mean())) < 0.01 and float(draws.std()) == pytest.approx(1, abs=0.01)
     assert data["sigma_next"][:3, 0].tolist() == ctx.sigmas[1:] and data["sigma"][:3, 0].tolist() == ctx.sigmas[:-1]

@@ -37,7 +37,7 @@ def logits(policy: Any, data: Experience, n: int, privileged: str | None) -> Ten
     """``[T, V]`` of one response, scored alone: no padding anywhere."""
     keep = data["response"][n : n + 1]
     length = int(keep.sum())
-    example = data.prompts[int(data.group[n])]
+    example = data.prompts[int(data.group_index[n])]
     batch = policy.compose(
         [example],
         data["response_ids"][n : n + 1, :length],
@@ -126,7 +126,7 @@ def test_baselines_are_the_formula(name: str, kind: Any, folder: Path) -> None:
     student, values = network_of(ctx), []
     for n in range(len(data)):
         target = student if name == "opsd" else teacher_of(ctx)
-        hint = data.prompts[int(data.group[n])].privileged if name == "opsd" else None
+        hint = data.prompts[int(data.group_index[n])].privileged if name == "opsd" else None
         ours, theirs = logits(student, data, n, None), logits(target, data, n, hint)
         values.append(divergence(ours, theirs, kind, beta=0.3))
     assert whole(objective, ctx, data).loss.item() == pytest.approx(mean_of_means(values), rel=1e-6)
@@ -162,7 +162,7 @@ def test_gkd_mixes_written_and_sampled_responses(share: float, expected: int | N
     assert data.metrics["objective/on_policy/mean"] == pytest.approx(float(sampled.double().mean()))
     texts = ctx.student.chat.decode(data["response_ids"], data["response"])
     for n in range(len(data)):
-        written = data.prompts[int(data.group[n])].response
+        written = data.prompts[int(data.group_index[n])].response
         assert (texts[n] == written.strip()) == (not bool(sampled[n]))
 
 
@@ -180,7 +180,7 @@ def dopd_by_hand(ctx: TrainContext, data: Experience, config: Any) -> tuple[floa
     student, teacher = network_of(ctx), teacher_of(ctx)
     rows = []
     for n in range(len(data)):
-        hint = data.prompts[int(data.group[n])].privileged
+        hint = data.prompts[int(data.group_index[n])].privileged
         ids = data["response_ids"][n][data["response"][n]]
         found = [logits(student, data, n, None), logits(student, data, n, hint), logits(teacher, data, n, hint)]
         at = torch.arange(len(ids))

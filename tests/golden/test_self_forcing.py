@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_wan import OriginalWan
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -34,14 +35,22 @@ def reference() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module", params=["diffusers", "wan"])
 def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
+    return imported(reference, tmp_path_factory.mktemp("public"), request.param)
+
+
+def imported(reference: dict, folder: Path, numerics: str, dtype: torch.dtype = torch.float32) -> VideoStudent:
+    """The original's weights through `vidalign import`."""
+    prefix, file = "sf_state_dict/", folder / "original.safetensors"
+    save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, file)
+    options = ImportOptions(heads=config()["num_attention_heads"], height=48, width=64)
+    made = import_checkpoint("self_forcing", str(file), folder / "student", options).folder
+    return VideoStudent.load(made, dtype=dtype, spec=replace(Video.read_spec(made), numerics=numerics))
+
+
+def config() -> dict:
+    """The configuration of the network of the fixture."""
     with safe_open(FIXTURE, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-    path = tmp_path_factory.mktemp("public") / "original.safetensors"
-    prefix = "sf_state_dict/"
-    save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, path)
-    options = ImportOptions(heads=config["num_attention_heads"], height=48, width=64)
-    folder = import_checkpoint("self_forcing", str(path), path.parent / "student", options).folder
-    return VideoStudent.load(folder, spec=replace(Video.read_spec(folder), numerics=request.param))
+        return json.loads(file.metadata()["config"])
 
 
 def error(student: VideoStudent, found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -99,3 +108,19 @@ def test_whole_sampler(student: VideoStudent, reference: dict) -> None:
 
 def test_scheduler_table(reference: dict) -> None:
     assert (scheduler_sigmas(5.0) - reference["scheduler/sigmas5"]).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numerics", ["wan", "diffusers"])
+def test_a_whole_rollout_in_bf16_rounds_as_the_original_does(numerics: str, reference: dict, tmp_path: Path) -> None:
+    """Bit for bit with `numerics: wan`; stock numerics are as close to fp32, and other numbers."""
+    student = imported(reference, tmp_path, numerics, torch.bfloat16)
+    prefix = "sf_state_dict/model."
+    twin = OriginalWan({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, config())
+    renoise = torch.stack([reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)])
+    renoise = renoise.unflatten(0, (3, 3)).transpose(0, 1).flatten(1, 2).unsqueeze(0).bfloat16()
+    noise, text = reference["c_sf_rollout/noise"].bfloat16(), reference["inputs/context"].bfloat16()
+    expected = twin.sample(noise, renoise, text, student.spec.sampler.sigmas, 3)
+    out = student.rollout(text, RolloutPlan(0, 3), Noise(noise, renoise).to("cpu", student.latent_dtype)).latents
+    assert torch.equal(out.to(expected), expected) == (numerics == "wan")
+    assert (out.float() - reference["c_sf_rollout/latents"]).abs().max() < 0.5, "rounding, not another network"

@@ -135,15 +135,17 @@ def start(launch: Launch, folder: Path, root: Path) -> str:
     with open(log, "ab") as file:
         started = [
             subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-            for environment in environments(launch.processes, root)
+            for environment in environments(launch.processes, root, folder)
         ]
         wait(started)
     return log.read_text(encoding="utf-8", errors="replace")
 
 
-def environments(processes: int, root: Path) -> Iterator[dict[str, str]]:
+def environments(processes: int, root: Path, folder: Path) -> Iterator[dict[str, str]]:
     """Of each process: the tree's code first, one thread, and the rendezvous that a launcher would set."""
-    common = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": str(root)}
+    common = (
+        {"OMP_NUM_THREADS": "1"} | dict(os.environ) | {"PYTHONPATH": str(root), "VIDALIGN_CACHE": str(folder / "cache")}
+    )
     if processes == 1:
         yield common
         return

@@ -358,7 +358,7 @@ def test_names_that_differ_by_case_only(tmp_path: Path, monkeypatch: pytest.Monk
     rows: list[dict[str, Any]] = [{"file": f"videos/{x} fantasy landscape-0.mp4"} for x in "Aa"]
     Folder(tmp_path, {}, {}, rows).open()
     (tmp_path / "MANIFEST.JSON").touch()  # as a file system that ignores case answers
-    with pytest.raises(UserError, match="'A fantasy landscape-0.mp4' from 'a fantasy landscape-0.mp4'"):
+    with pytest.raises(UserError, match="'A fantasy landscape-0.mp4' for 'a fantasy landscape-0.mp4'"):
         Folder(tmp_path, {}, {}, rows).open()
 
 

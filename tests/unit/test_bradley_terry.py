@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidalign.losses.bradley_terry import bradley_terry_loss, margin_advantage, pair_accuracy
+from vidalign.losses.bradley_terry import bradley_terry_loss, gan_loss, margin_advantage, pair_accuracy
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -37,6 +37,15 @@ def test_gradient_is_the_saturation() -> None:
     with torch.no_grad():
         slope = (bradley_terry_loss(margin + step) - bradley_terry_loss(margin - step)) / (2 * step)
     torch.testing.assert_close(found, slope, rtol=1e-8, atol=1e-9)
+
+
+def test_gan_loss_is_binary_cross_entropy() -> None:
+    teacher, student = numbers(6), numbers(6, seed=1)
+    expected = [
+        -math.log(1 / (1 + math.exp(-t))) - math.log(1 - 1 / (1 + math.exp(-s)))
+        for t, s in zip(teacher.tolist(), student.tolist(), strict=True)
+    ]
+    assert gan_loss(teacher, student).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_constant_of_the_prompt_has_no_gradient() -> None:

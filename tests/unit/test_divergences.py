@@ -88,7 +88,7 @@ def test_js_is_symmetric_and_at_most_ln_2() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("top_k", [None, 3, V - 1, V + 5])
+@pytest.mark.parametrize("top_k", [None, 3, V - 1, V, V + 5])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.0])
 def test_gradients_are_finite_differences(kind: Any, top_k: int | None, temperature: float) -> None:
     s, t = logits(4, V, seed=7), logits(4, V, seed=8)
@@ -249,3 +249,5 @@ def test_cross_entropy_in_chunks_is_that_of_torch() -> None:
 def test_no_rows_are_no_loss() -> None:
     student, teacher, ours, theirs = heads()
     assert projected_divergence(ours[:0], student, theirs[:0], teacher).shape == (0,)
+    losses, right = projected_cross_entropy(ours[:0], student, torch.arange(0))
+    assert losses.shape == right.shape == (0,) and losses.dtype == torch.float64

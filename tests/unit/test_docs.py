@@ -218,7 +218,7 @@ def test_the_example_of_a_door_trains_and_is_judged(
         "sunrise.py": set(),
     }[plugin]
     assert expected <= set(values)
-    assert ("nothing can judge the evaluation prompts" in told.err) == (not values)
+    assert ("nothing judges the evaluation prompts" in told.err) == (not values)
 
 
 def test_the_remote_reward_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidalign.engine.checkpoint import Checkpoints, check_shapes, read_tensors, verify, write_tensors
+from vidalign.engine.checkpoint import Checkpoints, check_shapes, read_manifest, read_tensors, verify, write_tensors
 from vidalign.errors import CheckpointError
 
 
@@ -56,7 +58,7 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     path = save(tmp_path, 3, scores={3: 0.5}).path(3)
     manifest = json.loads((path / "manifest.json").read_text())
     assert sorted(manifest["files"]) == ["a/value.pt", "state.pt"]
-    assert (manifest["step"], manifest["score"], manifest["world_size"]) == (3, 0.5, 1)
+    assert (manifest["format"], manifest["step"], manifest["score"], manifest["world_size"]) == (1, 3, 0.5, 1)
     found = subprocess.run(["sha256sum", path / "a/value.pt"], capture_output=True, text=True, check=True).stdout
     assert manifest["files"]["a/value.pt"]["sha256"] == found.split()[0]
 
@@ -144,6 +146,102 @@ def test_a_checkpoint_without_a_whole_manifest_is_never_loaded(content: bytes | 
     assert save(tmp_path, 3, scores={3: -1.0}, keep_last=1).best() == 1, "and it does not stop later saves"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {}},
+        {"files": {"state.pt": {"size": 1}}},
+        {"files": {"state.pt": {"size": 1, "sha256": ""}, "/etc/hosts": {"size": 1, "sha256": ""}}},
+        {"files": {"state.pt": {"size": 1, "sha256": ""}, "a/../../b": {"size": 1, "sha256": ""}}},
+        {"score": "high"},
+        {"sound": 1},
+    ],
+    ids=str,
+)
+def test_entries_that_no_save_writes_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    manifest = save(tmp_path, 1, 2).path(2) / "manifest.json"
+    read_manifest(manifest.parent)
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        read_manifest(manifest.parent)
+    assert Checkpoints(tmp_path).newest_sound() == 1 and load(tmp_path) == (1, 1.0)
+
+
+def test_only_folders_of_checkpoints_are_looked_at(tmp_path: Path) -> None:
+    """One that has lost its manifest is found, so that loading can say so; a file and a folder of the user are not."""
+    checkpoints = save(tmp_path, 1, 2)
+    (checkpoints.path(2) / "manifest.json").unlink()
+    (tmp_path / "step-00000007").write_text("notes")
+    (tmp_path / "step-by-step").mkdir()
+    assert checkpoints.steps() == [1] and checkpoints.found() == [1, 2]
+
+
+def test_what_killed_saves_left_is_swept_by_the_next(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2, keep_last=3)
+    for name in (".draft-step-00000003", ".trash-step-00000009", ".replaced-step-00000001"):
+        shutil.copytree(checkpoints.path(1), tmp_path / name)
+    (tmp_path / "step-00000002").rename(tmp_path / ".replaced-step-00000002")
+    assert checkpoints.steps() == [1, 2] and load(tmp_path) == (2, 2.0), "moved aside is still there"
+    assert checkpoints.path(1).name == "step-00000001", "the new one is in its place"
+    save(tmp_path, 3, keep_last=3)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [".replaced-step-00000002", "step-00000001", "step-00000003"]
+    save(tmp_path, 2, keep_last=3)
+    assert sorted(path.name for path in tmp_path.iterdir())[0] == "step-00000001" and load(tmp_path, 2) == (2, 2.0)
+
+
+def test_a_replacement_that_lost_its_manifest_is_replaced(tmp_path: Path) -> None:
+    path = save(tmp_path, 1).path(1)
+    shutil.copytree(path, tmp_path / ".replaced-step-00000001")
+    (path / "manifest.json").unlink()
+    save(tmp_path, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"] and load(tmp_path) == (1, 1.0)
+
+
+def test_what_cannot_be_removed_is_removed_by_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError("busy")
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    save(tmp_path, 2, keep_last=1)
+    assert {p.name for p in tmp_path.iterdir()} == {".trash-step-00000001", "step-00000002"}
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    assert Checkpoints(tmp_path, keep_last=2).save(3, {"cursor": 3}, {}).is_dir()
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
+
+
+class Shards(Store):
+    """A part with a file as DeepSpeed writes them."""
+
+    def save(self, directory: Path) -> None:
+        super().save(directory)
+        (directory / "deepspeed").mkdir()
+        (directory / "deepspeed" / "shard.pt").write_bytes(b"")
+
+
+def test_shards_fit_as_many_processes_and_their_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    manifests = {}
+    for step, part in ((1, Store()), (2, Shards())):
+        manifests[step] = checkpoints.save(step, {"cursor": step}, {"a": part}) / "manifest.json"
+    assert load(tmp_path) == (2, 0.0)
+    with monkeypatch.context() as other:
+        other.setattr(os, "getuid", lambda: manifests[2].stat().st_uid + 1)
+        assert load(tmp_path, 1) == (1, 0.0)
+        with pytest.raises(CheckpointError, match="a ZeRO checkpoint of another user"):
+            load(tmp_path, 2)
+        assert checkpoints.load({"a": Store()}, 2, trust=True)[0] == 2
+    for manifest in manifests.values():
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 2}))
+    assert load(tmp_path, 1) == (1, 0.0)
+    with pytest.raises(CheckpointError, match="checkpoint of 2 processes, run of 1"):
+        load(tmp_path, 2)
+
+
 def test_a_missing_checkpoint_says_where(tmp_path: Path) -> None:
     for step in (None, 4):
         with pytest.raises(CheckpointError) as error:
@@ -205,6 +303,30 @@ def test_a_full_disk_at_the_first_save_speaks_of_no_older_checkpoint(tmp_path: P
     told = str(error.value)
     assert "step 1 was not saved; there is no older one" in told and "start again" in told
     assert "intact" not in told and "trainer.keep" not in told
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        ("", "RuntimeError ("),
+        ("two\nlines", "two ("),
+        ("[enforce fail at inline_container.cc:664]", "a write stopped early, as on a full disk ("),
+    ],
+)
+def test_a_part_that_fails_says_why(message: str, why: str, tmp_path: Path) -> None:
+    class Failing(Store):
+        def save(self, directory: Path) -> None:
+            raise RuntimeError(message)
+
+    with pytest.raises(CheckpointError) as error:
+        Checkpoints(tmp_path).save(1, {}, {"a": Failing()})
+    assert error.value.problems[0].why.startswith(why)
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    save(tmp_path, 1, 2)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from engine_helpers import Net, net, numbers, setup, train
 
-from vidalign.engine.base import Dispatch, View
+from vidalign.engine import distributed
+from vidalign.engine.base import Dispatch, View, build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.plain import average_gradients
 from vidalign.errors import CheckpointError, UserError
 
 
@@ -65,8 +68,15 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> 
     before = weights(network)
     assert not math.isfinite(train(engine, torch.full((4, 3), bad)))
     assert all(torch.equal(before[name], w) for name, w in weights(network).items())
-    assert engine.steps == 2
+    assert (engine.steps, engine.skipped, engine.skipped_in_row) == (2, 1, 1)
     assert math.isfinite(train(engine, numbers(1, 4, 3)))
+    assert (engine.skipped, engine.skipped_in_row) == (1, 0)
+
+
+def test_a_first_step_that_is_not_finite_makes_torch_say_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(setup()[2], torch.full((4, 3), math.nan))
 
 
 def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
@@ -83,6 +93,25 @@ def test_bf16_computes_low_and_keeps_fp32_masters() -> None:
     assert all((weights(network)[n] != before[n]).all() for n in up), "a step below bf16's resolution is kept"
 
 
+def test_ranks_average_their_gradients_and_begin_with_the_weights_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks in one process: the mean is made up, and whatever is sent is noted."""
+    sent: list[tuple[torch.Tensor, int]] = []
+    alone = train(setup()[2], numbers(0, 4, 3))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_mean", lambda flat: 3 * flat)
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append((tensor, src)))
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    build_engine(EngineConfig(), OptimizerConfig(), network, 5)
+    assert {src for _, src in sent} == {0}
+    assert [t.data_ptr() for t, _ in sent] == [t.data_ptr() for t in (*network.parameters(), *network.buffers())]
+    assert train(setup()[2], numbers(0, 4, 3)) == pytest.approx(3 * alone)
+    mixed = [torch.nn.Parameter(torch.ones(2, 3, dtype=d)) for d in (torch.float32, torch.float64, torch.float32)]
+    for n, parameter in enumerate(mixed[:2]):
+        parameter.grad = torch.full_like(parameter, n + 1)
+    average_gradients(mixed)
+    assert [p.grad if p.grad is None else p.grad.unique().tolist() for p in mixed] == [[3.0], [6.0], None]
+
+
 def test_fp64_is_fp64_throughout() -> None:
     network, _, engine = setup(AdapterConfig(rank=2), "fp64")
     assert {p.dtype for p in network.parameters()} == {torch.float64}
@@ -94,6 +123,9 @@ def test_schedule_closed_form() -> None:
     half = 0.5 + 0.5 * math.sqrt(0.5)
     assert found == pytest.approx([0.5, 1.0, 1.0, half, 0.5, 1 - half, 0.0, 0.0])
     assert [OptimizerConfig(warmup_steps=0).factor(step, 6) for step in (0, 9)] == [1.0, 1.0]
+    short = OptimizerConfig(warmup_steps=2, schedule="cosine")
+    assert [short.factor(step, 3) for step in range(4)] == pytest.approx([0.5, 1.0, 1.0, 0.0])
+    assert short.factor(2, 2) == 1.0, "warm-up alone"
     _, _, engine = setup(learning_rate=0.4, warmup_steps=2, schedule="cosine")
     rates = []
     for step in range(3):
@@ -114,6 +146,7 @@ def test_save_and_load(adapter: AdapterConfig | None, tmp_path: Path) -> None:
         assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(weights(second[0])[name], w) for name, w in weights(first[0]).items())
     assert second[2].steps == 2
+    assert second[2].learning_rate == first[2].learning_rate == 0.1, "after warm-up, which the schedule remembers"
 
 
 def test_load_into_another_network_names_the_weight(tmp_path: Path) -> None:
@@ -157,13 +190,34 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         (lambda: EngineConfig(name="deepspeed", precision="fp64"), "engine.precision"),
         (lambda: EngineConfig(name="deepspeed", zero_stage=2, offload="parameters"), "engine.offload"),
         (lambda: EngineConfig(offload="optimizer"), "engine.offload"),
+        (lambda: EngineConfig(name="deepspeed", zero_stage=0, offload="optimizer"), "engine.offload"),
         (lambda: AdapterConfig(rank=0), "student.adapter.rank"),
+        (lambda: AdapterConfig(alpha=0.0), "student.adapter.alpha"),
     ],
 )
 def test_bad_settings_are_refused(make: object, where: str) -> None:
     with pytest.raises(UserError) as error:
         make()  # type: ignore[operator]
     assert error.value.problems[0].where == where
+
+
+def test_the_ends_of_the_ranges_are_settings() -> None:
+    for stage in range(4):
+        assert EngineConfig(zero_stage=stage).zero_stage == stage
+    EngineConfig(name="deepspeed", zero_stage=1, offload="optimizer")
+    EngineConfig(name="deepspeed", zero_stage=3, offload="parameters")
+    OptimizerConfig(betas=(0.0, 0.999), learning_rate=0.0, clip=0.0)
+    AdapterConfig(rank=1, alpha=0.5)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_norm_of_all_trained_weights(divided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process holds all parts of a divided parameter, which then count like whole ones."""
+    network, _, engine = setup()
+    monkeypatch.setattr("vidalign.engine.zero3.is_divided", lambda parameter: divided)
+    monkeypatch.setattr("vidalign.engine.zero3.own_part", lambda parameter: parameter)
+    expected = math.sqrt(sum(float(p.detach().square().sum()) for p in network.parameters()))
+    assert engine.weight_norm() == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_plain_process_imports_no_deepspeed_and_opens_no_group() -> None:

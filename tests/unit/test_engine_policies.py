@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +14,9 @@ from engine_helpers import Net, net, numbers, setup, train
 
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.plain import PlainEngine
 from vidalign.engine.policies import Policies, linear_layers, match_targets
+from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
 
 LORA, FULL = AdapterConfig(rank=2, alpha=6.0), None
@@ -91,6 +97,70 @@ def test_weights_are_those_of_a_plain_network(adapter: AdapterConfig | None) -> 
 
 
 @BOTH
+def test_snapshots_are_taken_once_and_of_full_fine_tuning_alone(adapter: AdapterConfig | None) -> None:
+    network, policies, engine = setup(adapter)
+    before = outputs(network, policies, "old")["old"]
+    train(engine, X)
+    policies.attach()
+    assert torch.equal(outputs(network, policies, "old")["old"], before)
+    assert len(policies._snapshots) == (0 if adapter else 2) and policies.adapted_layers == (4 if adapter else 0)
+
+
+def test_deepspeed_hears_whether_weights_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only full fine-tuning with weight sets swaps what ZeRO divides."""
+    heard: list[bool] = []
+
+    class Engine(PlainEngine):
+        def __init__(self, *arguments: Any, weights_are_swapped: bool) -> None:
+            super().__init__(*arguments)
+            heard.append(weights_are_swapped)
+
+    monkeypatch.setitem(sys.modules, "vidalign.engine.deepspeed", SimpleNamespace(DeepSpeedEngine=Engine))
+    for adapter in (None, LORA, FULL):
+        network = net()
+        policies = Policies(network, ("old",), adapter) if heard else None
+        build_engine(EngineConfig(name="deepspeed"), OptimizerConfig(), network, 5, policies)
+    assert heard == [False, False, True]
+
+
+@BOTH
+def test_the_ends_of_a_moving_average(adapter: AdapterConfig | None) -> None:
+    """Decay 0 is a copy even over what is not finite, decay 1 changes nothing."""
+    network, policies, engine = setup(adapter)
+    train(engine, X)
+    before = outputs(network, policies, "old")["old"]
+    policies.ema_update("old", "current", 1.0)
+    assert torch.equal(outputs(network, policies, "old")["old"], before)
+    for tensor in policies._named("old").values():
+        tensor.fill_(torch.nan)
+    policies.ema_update("old", "current", 0.0)
+    assert len({str(out) for out in outputs(network, policies, "old", "current").values()}) == 1
+
+
+def test_peft_reads_a_saved_adapter(tmp_path: Path) -> None:
+    import peft
+
+    network, policies, engine = setup(LORA)
+    for step in range(2):
+        train(engine, numbers(step, 4, 3))
+    for name in ("current", "old", "current"):
+        policies.save_adapter(name, tmp_path / "exports" / name)
+    for name, out in outputs(network, policies, "current", "old").items():
+        found = peft.PeftModel.from_pretrained(net(), str(tmp_path / "exports" / name))  # type: ignore[arg-type]
+        with torch.no_grad():
+            assert torch.allclose(found.base_model.model.velocity(X), out, atol=1e-6), name
+
+
+def test_adapters_are_on_again_after_they_were_off() -> None:
+    network, policies, engine = setup(LORA)
+    train(engine, X)
+    train(engine, X)
+    trained = outputs(network, policies, "current")["current"]
+    assert not torch.equal(outputs(network, policies, "base")["base"], trained)
+    assert torch.equal(outputs(network, policies, "current")["current"], trained)
+
+
+@BOTH
 def test_switching_between_forward_and_backward_does_not_matter(adapter: AdapterConfig | None) -> None:
     def gradients(switch: bool) -> list[torch.Tensor]:
         network, policies, engine = setup(adapter)
@@ -149,6 +219,8 @@ def test_fresh_adapters_depend_on_the_seed_alone() -> None:
     downs = [key for key in one if "lora_A" in key]
     assert not any(torch.equal(one[key], other[key]) for key in downs)
     assert not torch.equal(one["blocks.0.up.lora_A.current.weight"], one["blocks.1.up.lora_A.current.weight"])
+    drawn = torch.empty(2, 6).uniform_(-1, 1, generator=generator(1, "adapter blocks.0.up", 0)) / 6**0.5
+    assert torch.equal(one["blocks.0.up.lora_A.current.weight"], drawn)
     bound = 1.0 / 6**0.5
     assert all(0.5 * bound < one[key].abs().max() <= bound for key in downs if ".up." in key)
 
@@ -210,6 +282,17 @@ def test_targets(targets: str | list[str], expected: list[str]) -> None:
     assert match_targets(LAYERS, targets) == expected
     policies = Policies(net(), (), AdapterConfig(rank=1, targets=targets))
     assert policies.adapted_layers == len(expected)
+
+
+def test_blocks_are_those_of_transformers_too() -> None:
+    layers = ["lm_head", "model.layers.0.up", "model.layers.11.down"]
+    assert match_targets(layers, "blocks") == layers[1:]
+
+
+def test_several_adapters_make_peft_say_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setup(LORA)
 
 
 def test_a_pattern_that_matches_no_layer_lists_those_that_exist() -> None:

@@ -69,6 +69,21 @@ def test_frozen_networks_stay_frozen_but_let_gradients_through() -> None:
         assert not r.module("teacher").training
 
 
+def test_an_engine_that_was_left_open_is_frozen() -> None:
+    engine = setup()[2]
+    engine.unfreeze()
+    Roles({"student": engine})
+    assert not any(p.requires_grad for p in engine.trainable)
+
+
+def test_frozen_weights_that_are_not_finite_are_named() -> None:
+    r = roles()
+    assert r.not_finite() == {"teacher": []}
+    with torch.no_grad():
+        r.module("teacher").head.weight[0, 0] = torch.inf
+    assert r.not_finite() == {"teacher": ["head.weight"]}
+
+
 def test_misuse_is_caught() -> None:
     r = roles()
     with pytest.raises(AssertionError, match="own phase"):

@@ -19,7 +19,7 @@ from vidalign.evaluation import evaluator, judging
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.objectives.base import Objective
 from vidalign.recipe import load_recipe
-from vidalign.recipe.schema import RewardChoice
+from vidalign.recipe.schema import Choice, RewardChoice
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import choose
 from vidalign.rewards.base import CompositeReward, ScoreRequest, TrainableReward
@@ -196,8 +196,8 @@ def test_a_pipeline_that_fails(made: Any, tmp_path: Path) -> None:
 
 def test_settings_that_fail_are_a_mistake_of_the_recipe() -> None:
     problems: list[Any] = []
-    made = choose("metrics", Node({"name": Node("settings", "line 2")}, "line 1"), "metric", problems)
-    assert made.name == "" and len(problems) == 1
+    made = choose("metrics", Node({"name": Node("settings", "line 2")}, "line 1"), "metric", problems, Choice)
+    assert made is not None and made.name == "" and len(problems) == 1
     assert "the metric 'settings' failed" in problems[0].what and "line 2" in problems[0].where
 
 

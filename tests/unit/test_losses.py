@@ -238,6 +238,7 @@ def test_whitening() -> None:
     assert (whiten(torch.full((4,), 2.0)) == 0).all()
     lone = whiten(torch.tensor([torch.nan, 4.0]))
     assert lone[0].isnan() and lone[1] == 0
+    assert whiten(torch.tensor([1.0, 3.0]), eps=1.0).tolist() == [-0.5, 0.5]
 
 
 def test_combining_rewards() -> None:
@@ -311,3 +312,8 @@ def test_flow_matching_gradient() -> None:
     torch.testing.assert_close(leaf.grad, 2 * (velocity - (noise - x0)) / 4, **EXACT)
     perfect = flow_matching_loss(noise - x0, x0, noise, torch.tensor([0.5, 1.0]), sigma_floor=0.1)
     assert (perfect == 0).all()
+
+
+def test_without_a_floor_clean_frames_count_like_all_others() -> None:
+    velocity, nought = torch.full((1, 2, 1, 1, 1), 3.0), torch.zeros(1, 2, 1, 1, 1)
+    assert flow_matching_loss(velocity, nought, nought, torch.tensor([[0.0, 1.0]]), sigma_floor=0.0).tolist() == [9.0]

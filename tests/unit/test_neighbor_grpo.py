@@ -108,6 +108,8 @@ def test_a_clipped_ratio_has_no_gradient() -> None:
     assert ratio.grad is not None and ratio.grad.tolist() == [1.0, 0.0, 1.0, 0.0, -1.0]
     assert float(clip_fraction(ratio, advantage, 0.1)) == pytest.approx(0.4)
     assert clip_fraction(ratio, advantage, None) == 0 == clip_fraction(ratio, 0 * advantage, 0.1)
+    at_bounds = clip_fraction(torch.tensor([1.5, 0.5]), torch.tensor([1.0, -1.0]), 0.5)
+    assert at_bounds == 0 and clip_fraction(torch.tensor([2.0]), torch.tensor([1.0]), 0.5) == 1
     assert clipped_surrogate(ratio, advantage, None).tolist() == [0.5, -0.5, 1.0, 1.5, -1.5]
 
 
@@ -123,7 +125,10 @@ def test_quasi_norm() -> None:
     found = quasi_normalise(advantage, 0.8)
     assert found[0].tolist() == pytest.approx([2 / 4**1.25 * s for s in (1, -1, 1, -1)])
     assert (found[2] == 0).all()
-    torch.testing.assert_close(quasi_normalise(7 * advantage, 0.8), found)
+    for factor in (7, 0.01):
+        torch.testing.assert_close(quasi_normalise(factor * advantage, 0.8), found)
+    nine = torch.tensor([[2.0] * 8 + [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(quasi_normalise(nine, 2.0)[:, :8], torch.full((1, 8), 3 / 8**0.5).double())
 
 
 def test_log_probability_of_renoising_is_the_gaussians() -> None:

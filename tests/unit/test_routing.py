@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vidalign.losses.routing import (
-    GAP_EDGES,
     Regime,
     Thresholds,
     fractions,
@@ -78,6 +77,7 @@ def test_corners_by_hand() -> None:
     assert route_tokens(even, even, Thresholds(0.0, 1.0)).tolist() == [Regime.HT], (
         "equal to the mean is high, ties go to T"
     )
+    assert route_tokens(even, even, Thresholds(1.0, 2.0)).tolist() == [Regime.LH]
 
 
 def test_a_few_outliers_move_no_threshold() -> None:
@@ -97,13 +97,15 @@ def test_thresholds_of_the_batch_are_not_those_of_its_parts() -> None:
 
 def test_shares() -> None:
     assert fractions(torch.tensor([[0, 1], [3, 0]])).tolist() == [0.5, 0.25, 0, 0.25]
+    assert fractions(torch.tensor([3])).tolist() == [0, 0, 0, 1]
     assert fractions(torch.tensor([], dtype=torch.int64)).tolist() == [0, 0, 0, 0]
 
 
 def test_histogram_of_gaps() -> None:
     found = gap_histogram(torch.tensor([0.0, 0.005, 0.01, 0.5, 2.9, 3.0, 100.0], dtype=torch.float64))
-    assert list(found) == ["0", *(f"{edge:g}" for edge in GAP_EDGES)] and sum(found.values()) == pytest.approx(1.0)
+    assert list(found) == ["0", "0.01", "0.03", "0.1", "0.3", "1", "3"] and sum(found.values()) == pytest.approx(1.0)
     assert [round(7 * share) for share in found.values()] == [2, 1, 0, 0, 1, 1, 2]
+    assert list(gap_histogram(torch.zeros(1)).values()) == [1, 0, 0, 0, 0, 0, 0]
 
 
 def test_the_confidence_bar_trims_each_policy_by_itself() -> None:

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from vidalign.losses.selective_kl import adapt_rho, mean_gap, rank_discrepancy, ranks, uncertain
+from vidalign.losses.selective_kl import (
+    BUFFER,
+    RHO_RANGE,
+    RHO_START,
+    adapt_rho,
+    mean_gap,
+    rank_discrepancy,
+    ranks,
+    uncertain,
+)
 
 NAN = math.nan
 
@@ -77,6 +86,7 @@ def test_agreement_selects_nothing_and_ties_stand_or_fall_together() -> None:
 
 
 def test_threshold_adaptation_by_hand() -> None:
+    assert (RHO_START, RHO_RANGE, BUFFER) == (0.1, (0.02, 0.2), 20)
     assert adapt_rho(0.1, 7.0, []) == 0.1
     assert adapt_rho(0.1, 7.0, [3.0, 6.0]) == pytest.approx(0.11)
     assert adapt_rho(0.1, 2.0, [3.0, 6.0]) == pytest.approx(0.09)

@@ -52,6 +52,16 @@ def test_a_share_of_zero_trains_on_all_that_differ() -> None:
     given = scores(0.25, 0.001, 0.0)
     judged = compute_advantages(context(SignalFloor(0.0)), given, combination="whitened", normalise="group")
     assert judged.has_signal.tolist() == [[True, True, False]]
+    rounding = {"bright": torch.tensor([[-1e-6, 1e-6]], dtype=torch.float64)}
+    judged = compute_advantages(context(SignalFloor(0.0)), rounding, combination="raw_sum", normalise="none")
+    assert judged.has_signal.tolist() == [[False]], "the largest spread that is none"
+
+
+def test_groups_that_do_not_differ_neither_train_nor_count() -> None:
+    """The median of all five spreads would be 0."""
+    found = SignalFloor().has_signal(torch.tensor([0.0, 0.0, 0.0, 1.0, 0.05]), "a")
+    assert found.tolist() == [False, False, False, True, False]
+    assert SignalFloor(0.0).has_signal(torch.tensor([0.0, 0.1]), "a").tolist() == [False, True]
 
 
 def test_the_memory_survives_a_resume_and_sets_of_rewards_do_not_mix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -85,8 +86,19 @@ def test_chunk_forwards_match_the_published_counts() -> None:
     for plan, count in (
         (RolloutPlan(3, 1, 3, 12, keep_final=True), 255),
         (RolloutPlan(0, 7, 0, 12, keep_final=True), 420),
+        (RolloutPlan(0, 2, 0, 2), 18),  # without a clean pass of the last chunk
     ):
         assert network.rollout(text, plan, network.draw_noise(plan, seeds(1))).chunk_forwards == count
+
+
+def test_forwards_and_seconds_are_those_of_a_prompt_and_of_the_call() -> None:
+    text, network = inputs(3, batch=2)[2], student()
+    plan = RolloutPlan(0, 2)
+    noise, start = network.draw_noise(plan, seeds(2)), time.perf_counter()
+    out = network.rollout(text, plan, noise)
+    elapsed = time.perf_counter() - start
+    assert out.chunk_forwards == 9 and set(out.timings) == {"denoise", "clean"}
+    assert min(out.timings.values()) > 0 and sum(out.timings.values()) < elapsed
 
 
 def test_recorded_states_replay_bit_for_bit() -> None:
@@ -154,6 +166,17 @@ def test_neighbours_are_standard_normal_with_the_stated_correlation() -> None:
     assert abs(others.mean().item() - (1 - 0.6**2)) < 0.01
 
 
+def test_neighbours_at_distance_0_and_1_are_the_centre_and_draws_of_their_own() -> None:
+    plan = RolloutPlan(0, 1, group_size=2)
+    near, far = (Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour_all", scale=s) for s in (0, 1))
+    own = Noise.draw(plan, SHAPE, 2, seeds(1))
+    assert torch.equal(near.initial[0], near.initial[1]) and torch.equal(near.renoise[0], near.renoise[1])
+    assert torch.equal(far.initial, own.initial) and torch.equal(far.renoise, own.renoise)
+    for scale in (-0.1, 1.1):
+        with pytest.raises(UserError, match="neighbour scale"):
+            Noise.draw(plan, SHAPE, 2, seeds(1), branch="neighbour", scale=scale)
+
+
 def test_renoise_can_be_neighbours_too() -> None:
     plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=30)
     noise = Noise.draw(plan, (3, 16, 16, 16), 2, seeds(1), branch="neighbour_all", scale=0.6, suffix="shared")
@@ -166,6 +189,12 @@ def test_renoise_can_be_neighbours_too() -> None:
     assert abs(noise.renoise[:, 0, 3:6].std().item() - 1) < 0.01
 
 
+def test_one_independent_video_takes_the_first_draws() -> None:
+    noise, numbers = Noise.draw(RolloutPlan(0, 2), SHAPE, 2, seeds(1)), seeds(1)[0]
+    assert torch.equal(noise.initial[0], torch.randn(6, *SHAPE[1:], generator=numbers))
+    assert torch.equal(noise.renoise[0], torch.randn(1, 6, *SHAPE[1:], generator=numbers))
+
+
 def test_the_original_draw_order() -> None:
     """Self-Forcing: randn([B, F, C, H, W]), then randn([B * F_chunk, C, H, W]) per non-final step,
     chunk-major.
@@ -173,6 +202,7 @@ def test_the_original_draw_order() -> None:
     noise = Noise.like_original(torch.Generator().manual_seed(5), 2, 2, SHAPE, 4)
     torch.manual_seed(5)
     assert torch.equal(noise.initial, torch.randn(2, 6, 16, 6, 8))
+    assert noise.renoise.shape == (2, 3, 6, 16, 6, 8)
     for chunk in range(2):
         for step in range(3):
             draw = torch.randn(6, 16, 6, 8).view(2, 3, 16, 6, 8)
@@ -180,8 +210,9 @@ def test_the_original_draw_order() -> None:
 
 
 def test_impossible_plans_are_refused() -> None:
-    with pytest.raises(UserError, match="impossible"):
-        RolloutPlan(prefix=1, branch=0)
+    for lengths in ({"branch": 0}, {"prefix": -1}, {"suffix": -1}, {"group_size": 0}):
+        with pytest.raises(UserError, match="impossible"):
+            RolloutPlan(**{"prefix": 1, "branch": 1, **lengths})
     with pytest.raises(UserError, match="cannot record"):
         RolloutPlan(prefix=1, branch=1, record=(2,))
     with pytest.raises(UserError, match="noise"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from vidalign.build import build_student
 from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.load import Recipe
@@ -29,7 +31,7 @@ OF_VIDEOS = {"preset", "codec", "text", "height", "width", "fps", "numerics", "d
 
 def test_a_student_has_only_its_own_keys() -> None:
     shared = {"name", "path", "init", "adapter", "checkpointing"}
-    assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, "cache", *OF_VIDEOS}
+    assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, "cache", "attention", *OF_VIDEOS}
     assert load_recipe("tokens/opd").plain()["student"].keys() == {*shared, "chat", "sampling"}
 
 
@@ -59,8 +61,39 @@ def test_an_old_recipe_is_read(name: str, tmp_path: Path) -> None:
     check_same_recipe(file, recipe)
 
 
+def test_keys_that_came_since_have_their_defaults(tmp_path: Path) -> None:
+    """A run that began before them goes on, unless they are set otherwise now."""
+    recipe = load_recipe("world/astrolabe")
+    plain = recipe.plain()
+    del plain["student"]["attention"], plain["objective"]["weighting"], plain["trainer"]["signal_floor"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    check_same_recipe(file, recipe)
+    with pytest.raises(UserError, match=r"objective\.weighting: none -> adaptive"):
+        check_same_recipe(file, load_recipe("world/astrolabe", ["objective.weighting=adaptive"]))
+
+
 def test_a_value_that_is_read_is_another_recipe(tmp_path: Path) -> None:
     recipe = load_recipe("world/astrolabe_long")
     file = saved(recipe, tmp_path, cache={"window": 6})
     with pytest.raises(UserError, match=r"student\.cache"):
         check_same_recipe(file, recipe)
+
+
+def test_attention_is_dispatched_to_the_kernels_that_are_named() -> None:
+    """The kernels of torch by name give what the usual ones give."""
+    plain = build_student(load_recipe("world/astrolabe"))
+    x_t = torch.randn(1, 3, *plain.chunk_shape[1:], generator=torch.Generator().manual_seed(0))
+    inputs = (x_t, torch.full((1,), 0.5), torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(1)))
+    native = build_student(load_recipe("world/astrolabe", ["student.attention=native"]))
+    assert native.base.blocks[0].attn1.processor._attention_backend == "native"
+    assert plain.base.blocks[0].attn1.processor._attention_backend is None
+    with torch.no_grad():
+        torch.testing.assert_close(native.velocity(*inputs), plain.velocity(*inputs))
+
+
+def test_kernels_that_are_not_installed_are_refused() -> None:
+    with pytest.raises(UserError, match="the attention kernels 'sage' cannot be used - student.attention"):
+        build_student(load_recipe("world/astrolabe", ["student.attention=sage"]))
+    with pytest.raises(RecipeError, match=r"student\.attention must be one of 'auto'.*did you mean 'flash'"):
+        load_recipe("world/astrolabe", ["student.attention=flsh"])

@@ -123,12 +123,12 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
 
 def off_prediction(cell: Cell) -> list[str]:
     """What was spent by more than 1 % off the cost model: such a budget is not equal to the others."""
-    found = []
+    deviations = []
     for name in ("forwards", "reward_calls", "teacher_calls", "responses"):
         spent, predicted = getattr(cell.spent, name), getattr(cell.predicted, name)
         if abs(spent - predicted) > 0.01 * predicted:
-            found.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
-    return found
+            deviations.append(f"cost: {spent:g} {name} were counted, {predicted:g} predicted")
+    return deviations
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:
@@ -149,7 +149,7 @@ def run_reference(protocol: Protocol, row: str) -> Cell:
 
 
 def _truth(protocol: Protocol) -> Source:
-    """The worked answers of examples, else the ground truth that the prompts' source knows."""
+    """The worked answers of examples, else the ground truth of the prompts' source."""
     if protocol.examples:
         return Source(lambda examples, _: [example.response for example in examples])
     source, evaluation = open_source(protocol.prompts.source, 0), protocol.evaluation
@@ -158,7 +158,7 @@ def _truth(protocol: Protocol) -> Source:
 
 
 def _judge(protocol: Protocol, student: Student[Any], metrics: list[Metric]) -> Judged:
-    """A student by everything that the protocol asks for."""
+    """A student by everything that the protocol sets."""
     evaluation, student = protocol.evaluation, student.eval()
     long = student.sampler(evaluation.frames * evaluation.long_factor) if evaluation.long_factor else None
     return judge(
@@ -247,8 +247,8 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
     """Whatever a row is: an objective, a reference, or the examination of the judges."""
     if row == "health":
         source = open_source(protocol.prompts.source, 0)
-        found = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
-        health = sealed_health(found)
+        examination = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
+        health = sealed_health(examination)
         write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
     elif row in protocol.objectives:
         run_row(protocol, row, seed)
@@ -257,7 +257,7 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
 
 
 def main() -> None:
-    """Run one cell; a mistake of the user ends with its own exit code and is reported on the last lines of stderr."""
+    """Run one cell. A mistake of the user ends with its own exit code and is reported on the last lines of stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("protocol")
     parser.add_argument("--row", required=True)

@@ -54,14 +54,14 @@ def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torc
 
 def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
     """Every metric of every row, rows in the order of the cells; metrics without a value are left out."""
-    found = []
+    rows = []
     for row in results.row_names():
         cells = results.of_row(row)
         for metric in metric_names(cells):
             values = values_of(cells, metric, split)
             if values.isfinite().any():
-                found.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
-    return found
+                rows.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
+    return rows
 
 
 def metric_names(cells: Sequence[Cell]) -> list[str]:
@@ -72,22 +72,22 @@ def metric_names(cells: Sequence[Cell]) -> list[str]:
 def compare(results: Results, a: str, b: str, other: Results | None = None, split: str = HELD_OUT) -> list[Difference]:
     """Every metric of row `b` (of `other`, by default of the same result) minus that of row `a`.
 
-    Trained rows are paired by training seed and compared on the seeds that both have; a reference row has one cell,
+    Trained rows are paired by training seed and compared on the seeds that both have. A reference row has one cell,
     which is paired with every seed. Raises `UserError` for an unknown row, and for results of different protocols.
     """
     other = other if other is not None else results
     check_same_protocol(results, other)
     check_split(results, split)
     first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
-    found = []
+    differences = []
     for metric in metric_names(second):
         difference = values_of(second, metric, split) - values_of(first, metric, split)
         if difference.isfinite().any():
             low, high = hierarchical_interval(difference)
             judged = int(difference.isfinite().any(0).sum())
             verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
-            found.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
-    return found
+            differences.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
+    return differences
 
 
 def goal_row(results: Results) -> str:
@@ -139,15 +139,15 @@ def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[lis
         return a[:1] * len(b), b
     if b[0].kind == "reference":
         return a, b[:1] * len(a)
-    ours, theirs = {cell.seed: cell for cell in a}, {cell.seed: cell for cell in b}
-    seeds = sorted(ours.keys() & theirs.keys())
+    first, second = {cell.seed: cell for cell in a}, {cell.seed: cell for cell in b}
+    seeds = sorted(first.keys() & second.keys())
     if not seeds:
         raise UserError(
             f"{name_a!r} and {name_b!r} have no training seed in common",
-            why=f"{sorted(ours)} and {sorted(theirs)}",
+            why=f"{sorted(first)} and {sorted(second)}",
             fix="measure one of them with the other's seeds",
         )
-    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
 
 
 def varied(seeds: int) -> str:

@@ -34,11 +34,11 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
     learning = {n: kind for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, TrainableReward)}
     counted: dict[int, Cost] = {}
 
-    def once(sizes: StepSizes, asked: Objective) -> Cost:
+    def once(sizes: StepSizes, other: Objective) -> Cost:
         """One dry step of an objective: all of its steps cost the same."""
-        if id(asked) not in counted:
-            counted[id(asked)] = dry_step(recipe, asked, sizes)
-        return counted[id(asked)]
+        if id(other) not in counted:
+            counted[id(other)] = dry_step(recipe, other, sizes)
+        return counted[id(other)]
 
     prompts, weights = recipe.trainer.prompts_per_step, recipe.reward_weights
     for step in count():

@@ -49,7 +49,7 @@ class Counter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens meanwhile: evaluation is no part of a budget."""
+        """Leave out what happens within this context: evaluation is no part of a budget."""
         before, self._on = self._on, False
         try:
             yield

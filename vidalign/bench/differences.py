@@ -9,15 +9,15 @@ from vidalign.recipe.differences import differences
 from vidalign.recipe.source_map import parse_yaml
 
 
-def first_difference(ours: str, theirs: str) -> str:
-    """`key: ours, not theirs` of the first value in which two YAML texts differ; '' when they are equal.
+def first_difference(expected: str, actual: str) -> str:
+    """`key: expected, not actual` of the first value in which two YAML texts differ; '' when they are equal.
 
     The other text comes from a file that may have been damaged since: what is wrong with it is a difference too.
     """
     problems: list[Problem] = []
-    found = parse_yaml(theirs, "line", problems).plain()
-    if problems or not isinstance(found, dict):
+    content = parse_yaml(actual, "line", problems).plain()
+    if problems or not isinstance(content, dict):
         return f"it cannot be read: {problems[0] if problems else 'it is no mapping'}"
-    for path, here, there in differences(yaml.safe_load(ours), found):
+    for path, here, there in differences(yaml.safe_load(expected), content):
         return f"{path}: {here!r}, not {there!r}"
     return ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 EACH = ("clips", "answers")
-"""What a metric judges that is asked for every seed by itself."""
+"""What a metric judges that is called for every seed by itself."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Judged:
 
 
 def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judged:
-    """Generate and judge everything that the protocol asks for."""
+    """Generate and judge everything that the protocol sets."""
     evaluation, asked, metrics = protocol.evaluation, protocol.asked, list(metrics)
     out, kept = Judged(), []
     sums: dict[str, list[torch.Tensor]] = {}
@@ -58,8 +58,8 @@ def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judg
         kept += [outputs] if together else []
     out.metrics = {name: torch.stack(values).nanmean(0).tolist() for name, values in sums.items()}
     for metric in together:
-        found = scored(metric, torch.cat(kept), asked * len(evaluation.seeds), len(asked))
-        out.metrics |= {name: values.tolist() for name, values in found.items()}
+        scores = scored(metric, torch.cat(kept), asked * len(evaluation.seeds), len(asked))
+        out.metrics |= {name: values.tolist() for name, values in scores.items()}
     if evaluation.long_factor and source.long is not None:
         _judge_long(source.long, protocol, [m for m in metrics if m.judges == "long"], out)
     return out
@@ -69,8 +69,8 @@ def judge_few(generate: Generate, protocol: Protocol, metrics: Iterable[Metric])
     """Means over a few held-out prompts and one seed, for the curve during training."""
     few = protocol.asked[: min(protocol.evaluation.curve_prompts, len(protocol.held_out))]
     outputs = outputs_of(generate, few, protocol.evaluation.seeds[0])
-    found = [scored(metric, outputs, few, len(few)) for metric in metrics if metric.judges in EACH]
-    return {name: float(values.nanmean()) for values_of in found for name, values in values_of.items()}
+    scores = [scored(metric, outputs, few, len(few)) for metric in metrics if metric.judges in EACH]
+    return {name: float(values.nanmean()) for values_of in scores for name, values in values_of.items()}
 
 
 def save_clips(path: Path, clips: torch.Tensor) -> None:

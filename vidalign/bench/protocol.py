@@ -1,9 +1,9 @@
 """Protocols: one strict, typed YAML says under which conditions objectives are compared.
 
-`load_protocol` reads a file or a shipped one (``quickstart``), lays overrides and on demand its ``small`` section over
-it, and pins what the file only names: prompts, start weights, sampler, world and metric versions go into the hash.
-The rows under ``objectives`` and the teacher do not: a later one joins a protocol without making the earlier ones
-incomparable, and every cell carries the hash of its own recipe or weights.
+`load_protocol` reads a file or a shipped one (``quickstart``). It lays overrides and on demand its ``small`` section
+over it, and pins what the file only names. Prompts, start weights, sampler, world and metric versions go into the hash.
+The rows under ``objectives`` and the teacher do not: a later one joins a protocol and the earlier ones stay comparable.
+Every cell carries the hash of its own recipe or weights.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class BudgetConfig:
     """What every objective may spend on training."""
 
     currency: Literal["forwards", "calls", "seconds", "responses"]
-    """`forwards` of one chunk of one clip through trained networks; `calls` of rewards and teacher; `seconds` of
-    training on this device; `responses` that a language student generates."""
+    """What is counted. `forwards`: one chunk of one clip through trained networks. `calls`: those of rewards and
+    teacher. `seconds`: training on this device. `responses`: what a language student generates."""
     amount: float
     """How much of it."""
 
@@ -185,7 +185,7 @@ class Protocol(ProtocolSections):
     far: list[str] = field(default_factory=list, init=False)
     """The out-of-domain prompts."""
     examples: list[Example] = field(default_factory=list, init=False)
-    """What a student is asked that is asked examples, those of `held_out` first; else empty."""
+    """The examples of a student that takes examples, those of `held_out` first; else empty."""
     pinned: dict[str, Any] = field(default_factory=dict, init=False)
     """What is hashed, as plain data."""
 
@@ -216,7 +216,7 @@ class Protocol(ProtocolSections):
 
     @property
     def asked(self) -> list[Any]:
-        """What a student is asked: examples, or the prompts themselves."""
+        """What a student takes: examples, or the prompts themselves."""
         return self.examples or self.all_prompts
 
     @property
@@ -323,28 +323,28 @@ def teacher_hash(teacher: TeacherWeights) -> str:
 
 
 def _check_student(protocol: Protocol, tree: Node) -> None:
-    """The start weights are of a student that is asked such prompts."""
+    """The start weights are of a student that takes such prompts."""
     asked, gives = protocol.student_kind.asked, protocol.source.gives
     if asked != gives:
         raise UserError(
-            f"a {protocol.student_name} student is not asked {gives}",
+            f"a {protocol.student_name} student does not take {gives}",
             where=tree.locate("student"),
-            why=f"{protocol.prompts.source} gives {gives}, and {protocol.student.path} is asked {asked}",
+            why=f"{protocol.prompts.source} gives {gives}, and {protocol.student.path} takes {asked}",
             fix="name other prompts, or other start weights",
         )
 
 
 def _sampler_levels(protocol: Protocol, tree: Node) -> list[float]:
-    """Noise levels of the start weights' sampler; `UserError` when the protocol wants others."""
-    expected, found = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
-    if expected and expected != found:
+    """Noise levels of the start weights' sampler; `UserError` when the protocol sets others."""
+    expected, levels = protocol.evaluation.sigmas, protocol.student_kind.levels(protocol.student.path)
+    if expected and expected != levels:
         raise UserError(
             "the start weights have another sampler than the protocol",
             where=tree.locate("evaluation.sigmas"),
-            why=f"{protocol.student.path} visits {found}, the protocol {expected}",
+            why=f"{protocol.student.path} visits {levels}, the protocol {expected}",
             fix="name other start weights, or their levels",
         )
-    return found
+    return levels
 
 
 def find_teacher(protocol: Protocol) -> Path | None:
@@ -375,23 +375,23 @@ def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list
         raise UserError("one protocol judges videos or answers, not both", where=where, fix=fix)
     if Path(config.source).is_file() and config.sha256:
         _same_hash(Path(config.source), config.sha256, where)
-    found = open_source(config.source, 0).first(config.count)
+    items = open_source(config.source, 0).first(config.count)
     if protocol.source.gives == "examples":
-        protocol.examples += found
-    return [str(getattr(one, "prompt", one)) for one in found]
+        protocol.examples += items
+    return [str(getattr(one, "prompt", one)) for one in items]
 
 
 def _same_hash(path: Path, expected: str, where: str) -> str:
     """SHA-256 of a file; `DataError` when it does not begin with `expected`."""
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
-    if not found.startswith(expected):
+    if not digest.startswith(expected):
         raise DataError(
             f"{path.name} is not the file that the protocol pins",
             where=where,
-            why=f"its sha256 is {found[:12]}, the protocol says {expected[:12]}",
+            why=f"its sha256 is {digest[:12]}, the protocol says {expected[:12]}",
             fix="restore the file",
         )
-    return found
+    return digest

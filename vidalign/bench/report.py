@@ -105,9 +105,9 @@ def _label(cell: Cell) -> str:
 def _bench_rows(results: Results, splits: Sequence[str]) -> list[Row]:
     scores: dict[str, dict[Metric, Score]] = {name: {} for name in results.row_names()}
     for split in splits:
-        for found in summaries(results, split):
-            seeds = values_of(results.of_row(found.row), found.metric, split).nanmean(1).tolist()
-            scores[found.row][_metric(found.metric, split)] = Score(found.mean, found.interval, tuple(seeds))
+        for summary in summaries(results, split):
+            seeds = values_of(results.of_row(summary.row), summary.metric, split).nanmean(1).tolist()
+            scores[summary.row][_metric(summary.metric, split)] = Score(summary.mean, summary.interval, tuple(seeds))
     rows = []
     for name in results.row_names():
         first = next(cell for cell in results.cells if cell.row == name)
@@ -121,13 +121,13 @@ def _bench_rows(results: Results, splits: Sequence[str]) -> list[Row]:
 
 def _costs(cells: Sequence[Cell]) -> dict[Metric, Score]:
     """What training took, mean over seeds."""
-    found = {}
+    costs = {}
     for name in COSTS:
         values = tuple(float(getattr(cell.spent, name)) for cell in cells)
         if name == "responses" and not any(values):
             continue  # a student of videos
-        found[Metric("cost", name, higher_is_better=False)] = Score(sum(values) / len(values), seeds=values)
-    return found
+        costs[Metric("cost", name, higher_is_better=False)] = Score(sum(values) / len(values), seeds=values)
+    return costs
 
 
 def _made(first: Cell, cells: Sequence[Cell]) -> dict[str, str]:
@@ -149,7 +149,7 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
     pairs = []
     for before, after in names:
         closing = before == BASE and after not in REFERENCES
-        found = [
+        comparisons = [
             EvaluationRow(
                 (metric := _metric(d.metric, split)).name,
                 means.get((split, before, d.metric), math.nan),
@@ -164,14 +164,14 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
             for split in splits
             for d in compare(results, before, after, split=split)
         ]
-        pairs.append(Pair(before, after, found))
+        pairs.append(Pair(before, after, comparisons))
     return pairs
 
 
 def _clear_gaps(results: Results, goal: str, splits: Sequence[str]) -> set[tuple[str, str]]:
     """Splits and metrics in which the base student falls short of the row `goal`: there is a gap to close."""
-    found = ((split, d) for split in splits for d in compare(results, BASE, goal, split=split))
-    return {(split, d.metric) for split, d in found if d.verdict == "better"}
+    differences = ((split, d) for split in splits for d in compare(results, BASE, goal, split=split))
+    return {(split, d.metric) for split, d in differences if d.verdict == "better"}
 
 
 def _bench_paths(cells: Sequence[Cell], keys: Watched) -> list[TrainingPath]:
@@ -228,19 +228,19 @@ def _bench_drift(cells: Sequence[Cell]) -> list[Chart]:
 
 def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
     """The clips of each row's first seed that has some."""
-    found: list[tuple[Cell, np.ndarray]] = []
+    samples: list[tuple[Cell, np.ndarray]] = []
     for name in results.row_names():
         cell = next((cell for cell in results.of_row(name) if cell.clips), None)
         if cell is None or cell.clips is None:
             continue
         try:
             with np.load(regular(inside(folder, cell.clips))) as file:
-                found.append((cell, file["clips"]))
+                samples.append((cell, file["clips"]))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("The report shows no clips of %s: %s", name, error)
-    count = min((len(clips) for _, clips in found), default=0)
+    count = min((len(clips) for _, clips in samples), default=0)
     return [
-        ShownPrompt(results.prompts[n], [Pane(cell.row, clips[n], _clip_scores(cell, n)) for cell, clips in found])
+        ShownPrompt(results.prompts[n], [Pane(cell.row, clips[n], _clip_scores(cell, n)) for cell, clips in samples])
         for n in range(count)
     ]
 
@@ -302,11 +302,11 @@ def _cost_table(results: Results) -> Table:
 
 def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
     rows: list[tuple[str, list[float | str]]] = []
-    for reward, found in probe.items():
-        scores = [_number(found[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
-        low, high = (_number(end) for end in found["interval"])
-        separated = "yes" if found["told_apart"] else "no"
-        rows.append((reward, [*scores, _number(found["excess"]), low, high, separated]))
+    for reward, outcome in probe.items():
+        scores = [_number(outcome[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
+        low, high = (_number(end) for end in outcome["interval"])
+        separated = "yes" if outcome["told_apart"] else "no"
+        rows.append((reward, [*scores, _number(outcome["excess"]), low, high, separated]))
     columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
     columns += ["excess", "low", "high", "separated"]
     note = (
@@ -321,8 +321,8 @@ def _number(value: Any) -> float:
 
 
 def _budget_of(results: Results) -> dict[str, Any]:
-    found: dict[str, Any] = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
-    return found
+    budget: dict[str, Any] = (yaml.safe_load(results.protocol.text) or {}).get("budget", {})
+    return budget
 
 
 def _budget(results: Results) -> str:

@@ -1,6 +1,6 @@
 """The result file of a benchmark, ``benchmarks/results/PROTOCOL.json``: protocol, machine, one cell a row and seed.
 
-Every cell carries a digest of its contents, and the file one of all, so that a number changed by hand is found when the
+Every cell carries a digest of its contents, and the file one of all. So a number changed by hand is detected when the
 file is read.
 """
 
@@ -29,7 +29,7 @@ class Spent:
     reward_calls: float = 0.0
     """Clips that were judged in training, once for each reward."""
     teacher_calls: float = 0.0
-    """Clips that the teacher made, or velocities of one clip that it was asked for."""
+    """Clips that the teacher made, or velocities of one clip that it predicted."""
     seconds: float = 0.0
     """Wall time of the training steps."""
     peak_memory_mib: float = 0.0

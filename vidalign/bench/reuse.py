@@ -1,8 +1,8 @@
 """Finished cells of other protocols under the same conditions are taken over instead of being run again.
 
 A protocol's hash covers everything that cells depend on but their recipe. So two cells with the same protocol hash,
-recipe hash and training seed are the same measurement, whatever their protocols and rows are called. They are sought
-in the folders beside the protocol's own, and in result files, such as the one that a bench is about to write.
+recipe hash and training seed are the same measurement, whatever their protocols and rows are called. They are sought in
+the folders beside the protocol's own, and in result files. One of those is the file that a bench is about to write.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Finished:
         """Write the finished cell of a row into the protocol's folder; False when there is none."""
         if row == "health":
             return self._write(row, {"health": sealed_health(self.health)}) if self.health is not None else False
-        found = self.cells.get(self._key(row, seed))
-        if found is None:
+        cell = self.cells.get(self._key(row, seed))
+        if cell is None:
             return False
-        return self._write(f"{row}-{seed}", {"cell": asdict(replace(found, row=row).sealed())})
+        return self._write(f"{row}-{seed}", {"cell": asdict(replace(cell, row=row).sealed())})
 
     def _write(self, name: str, content: dict[str, Any]) -> bool:
         write_json(self.protocol.folder / f"{name}.json", {"protocol": self.protocol.hash, **content})

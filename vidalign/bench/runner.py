@@ -122,7 +122,7 @@ class BenchRun:
     def collect(self) -> Results:
         """The finished cells of every row and seed in the folder, and the failures of this call."""
         protocol = self.protocol
-        stored = {int(found[1]) for file in self.folder.glob("*-*.json") if (found := SEED.search(file.name))}
+        stored = {int(match[1]) for file in self.folder.glob("*-*.json") if (match := SEED.search(file.name))}
         seeds = sorted({*protocol.seeds, *self.chosen_seeds, *stored})
         cells = []
         health = self._health()
@@ -196,8 +196,8 @@ class BenchRun:
                 self._fail(("teacher", 0), str(error))
 
     def _take_over(self, finished: Finished) -> None:
-        """What was measured elsewhere under the same conditions is not measured again, and a result file that is
-        written anew loses none of its cells."""
+        """What was measured elsewhere under the same conditions is not measured again. A result file that is written
+        anew loses none of its cells."""
         if self.protocol.budget.currency == "seconds":
             return  # seconds of another run are not seconds of this one
         jobs = [*self.jobs_left(), *((row, seed) for row in self.protocol.objectives for seed in finished.seeds)]
@@ -327,7 +327,7 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
     """The content of a file that a cell wrote last."""
     try:
         document: dict[str, Any] = read_json(file)
-        made_by, found = document["protocol"], document[content]
+        made_by, value = document["protocol"], document[content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
     if made_by != protocol.hash:
@@ -337,20 +337,20 @@ def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
             why=f"{made_by}, not {protocol.hash}",
             fix="remove it to measure again",
         )
-    return found
+    return value
 
 
 def _check_same_hash(file: Path, recipe_hash: str) -> None:
     """A cell that was taken over has no run folder to compare with. Raises `UserError` for another recipe's."""
     try:
-        found = read_json(file)["cell"]["recipe_hash"]
+        digest = read_json(file)["cell"]["recipe_hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # reported when the cell is read
-    if found != recipe_hash:
+    if digest != recipe_hash:
         raise UserError(
             "the cell was measured with another recipe",
             where=str(file),
-            why=f"its hash is {found}, the row's is {recipe_hash}",
+            why=f"its hash is {digest}, the row's is {recipe_hash}",
             fix="remove the file to measure anew",
         )
 

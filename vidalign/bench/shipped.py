@@ -1,4 +1,4 @@
-"""The protocols that come with the package; found without loading any."""
+"""The protocols that come with the package; listed without loading any."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def training_report(
 
 
 def _place(folder: Path) -> str:
-    """A run's folder as an argument, without where it lies on somebody's disk."""
+    """A run's folder as an argument, without local paths."""
     return shlex.quote(folder.name if folder.is_absolute() else str(folder))
 
 

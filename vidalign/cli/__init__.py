@@ -1,7 +1,7 @@
 """The command `vidalign`: one verb a file, the same words as the Python API.
 
-Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running,
-130 interrupted. Mistakes of the user are reported without a traceback; a traceback means a fault of ours.
+Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 130 interrupted.
+Mistakes of the user are reported without a traceback; a traceback means a fault of vidalign.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 import vidalign
-from vidalign.cli import bench, collect, evaluate, export, import_, list_, merge, sample, show, train, validate
+from vidalign.cli import bench, collect, evaluate, export, import_, list_, merge, prepare, sample, show, train, validate
 from vidalign.cli.launch import leave_mistake
 from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
@@ -50,6 +50,7 @@ def options(
     """Align causal video students on-policy."""
 
 
+app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
@@ -107,7 +108,7 @@ def _leave(error: UserError) -> NoReturn:
 
 
 def _leave_fault(error: Exception) -> None:
-    """A fault of ours: one process of several ends here, and the one that started them shows the traceback."""
+    """A fault of vidalign: one process of several ends here, and the one that started them shows the traceback."""
     if leave_mistake(error, FAULT):
         sys.exit(FAULT)
 

@@ -87,14 +87,16 @@ def compare(
     from vidalign.workflows.compare import compare as compare_rows
 
     with before_work():
-        found = compare_rows(a, b, split)
-    table = Table(title=f"{found.b} minus {found.a}, {split} prompts, 95 % intervals over {varied(found.seeds)}")
+        comparison = compare_rows(a, b, split)
+    table = Table(
+        title=f"{comparison.b} minus {comparison.a}, {split} prompts, 95 % intervals over {varied(comparison.seeds)}"
+    )
     for column in ("metric", "difference", "95 % interval", ""):
         table.add_column(column, overflow="fold")
-    for one in found.differences:
+    for one in comparison.differences:
         low, high = one.interval
         table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
-    if any(one.verdict == TOO_FEW for one in found.differences):
+    if any(one.verdict == TOO_FEW for one in comparison.differences):
         table.caption = TOO_FEW_WHY
     Console().print(table)
 

@@ -39,7 +39,7 @@ Rendezvous = Annotated[
 def torchrun_command(
     arguments: Sequence[str], gpus: int, nodes: int, rendezvous: str | None, run: Path | None
 ) -> list[str] | None:
-    """The torchrun command for `arguments` of `vidalign`, or None where this process is all that is asked for.
+    """The torchrun command for `arguments` of `vidalign`, or None where this process is the only one.
 
     Raises `UsageError` for several machines without a meeting point or a run folder that they share.
     """
@@ -47,7 +47,7 @@ def torchrun_command(
         return None
     if nodes > 1 and not rendezvous:
         raise UsageError(
-            f"{nodes} machines do not know where to meet",
+            f"{nodes} machines have no address to meet at",
             where="--rendezvous",
             fix="add --rendezvous HOST:PORT, the address of one of them, on each",
         )
@@ -77,11 +77,11 @@ def check_processes(recipe: Recipe, gpus: int, nodes: int = 1) -> None:
 
 
 def relaunch(gpus: int, nodes: int, rendezvous: str | None, run: Path | None) -> None:
-    """Where several processes are asked for, run them, and leave with their exit code; return otherwise."""
+    """Where several processes are requested, run them, and leave with their exit code; return otherwise."""
     command = torchrun_command(sys.argv[1:], gpus, nodes, rendezvous, run)
     if command is None:
         return
-    assert run is not None, "torchrun_command asks for it"
+    assert run is not None, "torchrun_command requires it"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -111,7 +111,7 @@ def leave_mistake(error: BaseException, code: int) -> bool:
 
 
 def _told(failures: dict[int, Any], run: Path) -> UserError:
-    """The mistake that came first: a lost process, else what a process left; a fault of ours has its traceback."""
+    """The mistake that came first: a lost process, else what a process left; a fault of vidalign has its traceback."""
     killed = [r for r, f in failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
     rank = killed[0] if killed else min(failures, key=lambda r: failures[r].timestamp)
     failure = failures[rank]

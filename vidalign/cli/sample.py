@@ -20,7 +20,7 @@ def sample(
     frames: Annotated[int | None, typer.Option(min=1, help="Length in frames; default as in training.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another clip.")] = 0,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="Picture that a vision-language student is asked about.")
+        list[Path] | None, typer.Option("--image", help="Picture that a vision-language student sees.")
     ] = None,
     step: Step = None,
     best: Best = False,

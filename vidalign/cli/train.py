@@ -89,7 +89,7 @@ def _check_folder(run: Path | None, resume: bool) -> None:
     refuse_owned(run)
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is not a folder", where="--run", fix="name another one")
-    saved = Checkpoints(run / "checkpoints").found()
+    saved = Checkpoints(run / "checkpoints").all_steps()
     if saved and not resume:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",

@@ -135,8 +135,8 @@ class WanCodec(Codec):
         return self._decode_chunk(latents, cache, first=False)
 
     def stream(self) -> Callable[[Tensor], Tensor]:
-        """A decoder with a feature cache of its own; chunk after chunk it returns what one call on all
-        latents would: 9, 12, 12, ... frames for chunks of 3 latents."""
+        """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:
+        9, 12, 12, ... frames for chunks of 3 latents."""
         cache, started = self._empty_cache(), False
 
         def decode_chunk(latents: Tensor) -> Tensor:
@@ -181,9 +181,9 @@ def to_unit(x: Tensor) -> Tensor:
     return ((x + 1) / 2).clamp(0, 1)
 
 
-def check_downscale(stated: int, found: int) -> None:
+def check_downscale(stated: int, actual: int) -> None:
     """The spec states the factor so that shapes are known without building the codec; it must be right."""
-    if stated != found:
+    if stated != actual:
         raise UserError(
-            f"the autoencoder shrinks by {found}, the spec says {stated}", where="student.init.codec.downscale"
+            f"the autoencoder shrinks by {actual}, the spec says {stated}", where="student.init.codec.downscale"
         )

@@ -32,12 +32,12 @@ class GroupedPrompts(PromptSource):
 
     def first(self, count: int) -> list[str]:
         """The first `count` prompts without repetitions; all of them where there are fewer."""
-        found: dict[str, None] = {}
+        prompts: dict[str, None] = {}
         for n in range(64 * len(self)):
-            if len(found) == min(count, len(self)):
+            if len(prompts) == min(count, len(self)):
                 break
-            found.setdefault(self[n])
-        return list(found)
+            prompts.setdefault(self[n])
+        return list(prompts)
 
     def _permutation(self, purpose: str, epoch: int, key: int, length: int) -> list[int]:
         return torch.randperm(length, generator=generator(self.seed, purpose, epoch, key)).tolist()
@@ -50,8 +50,8 @@ class GroupedPrompts(PromptSource):
         return group[self._epoch(epoch, index, len(group))[position]]
 
     def _epoch(self, epoch: int, index: int, length: int) -> list[int]:
-        """Order of a group's captions. Blocks of captions keep their places and are shuffled anew inside, so that
-        from one epoch to the next a caption comes back after at least ``length - block + 1`` turns."""
+        """Order of a group's captions. Blocks of captions keep their places and are shuffled anew inside. So from one
+        epoch to the next a caption comes back after at least ``length - block + 1`` turns."""
         block = max(1, length - self.turns + 1)
         fixed, shuffled = self._order("prompt blocks", 0, index, length), self._order("prompts", epoch, index, length)
         return sorted(range(length), key=lambda i: (fixed[i] // block, shuffled[i]))

@@ -1,6 +1,6 @@
 """The contract of a prompt source, and how a recipe's text such as ``world:train`` finds one.
 
-A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``; a path without a name chooses by its
+A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``. A path without a name chooses by its
 suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`). The long form is a mapping with
 ``name``, the argument under the name that the source gives it, and its further settings.
 """
@@ -26,7 +26,7 @@ TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet
 
 
 class PromptSource(ABC):
-    """What sample n of a run is asked: a caption, or an `Example` (language students).
+    """The prompt of sample n of a run: a caption, or an `Example` (language students).
 
     Sample n is a pure function of the seed and n: the same on any number of processes and after a resume.
     """
@@ -35,11 +35,11 @@ class PromptSource(ABC):
     """What the long form calls the argument of the short form. Further settings are those of a nested dataclass
     ``Config``, which has the argument too; they are handed to `open` by name."""
     gives: ClassVar[Literal["captions", "examples"]] = "captions"
-    """What a sample is: a text that says what to show, or an `Example`; students are asked one or the other."""
+    """What a sample is: a text that says what to show, or an `Example`; students take one or the other."""
     brings_pictures: ClassVar[bool] = False
-    """Whether every sample brings pictures: only students that see them can be asked."""
+    """Whether every sample brings pictures: only students that see them can take them."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Metrics, with their settings, that know what is right for its prompts; none where nobody does."""
+    """Metrics, with their settings, that have the right answers for its prompts; none where there are none."""
     version: ClassVar[str] = ""
     """Changes when its prompts or what its judges say of them change; part of what results are comparable by."""
 
@@ -90,7 +90,7 @@ class PromptSource(ABC):
         return None
 
     def describe(self, clips: torch.Tensor, prompts: Sequence[str]) -> list[str] | None:
-        """A prompt for what every clip ``[B, F, 3, H, W]`` shows, whatever was asked; None where it cannot say."""
+        """A prompt for what every clip ``[B, F, 3, H, W]`` shows, whatever its prompt; None if not describable."""
         return None
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
@@ -152,10 +152,10 @@ SOURCES = {
 """Which sources give what."""
 
 
-def check_gives(chosen: Chosen, student: str, asked: str) -> None:
-    """Raises `DataError` when a source gives other prompts than those that a kind of student is asked."""
+def check_gives(chosen: Chosen, student: str, takes: str) -> None:
+    """Raises `DataError` when a source gives other prompts than those that a kind of student takes."""
     kind, argument = find_source(chosen)
-    if kind.gives != asked:
+    if kind.gives != takes:
         shown = chosen if isinstance(chosen, str) else f"{chosen.get('name')}:{argument}"
-        why = f"it gives {kind.gives}, and the student is asked {asked}"
-        raise DataError(f"a {student} student cannot use {shown!r}", why=why, fix=SOURCES[asked])
+        why = f"it gives {kind.gives}, and the student takes {takes}"
+        raise DataError(f"a {student} student cannot use {shown!r}", why=why, fix=SOURCES[takes])

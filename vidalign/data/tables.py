@@ -82,8 +82,8 @@ class TableExamples(PromptSource):
             )
         given = values.get("images") or []
         images = tuple(_picture(item, self.where) for item in (given if isinstance(given, list) else [given]))
-        found = [values.get(name) for name in ("privileged", "answer", "response")]
-        hint, answer, response = ("" if value is None else str(value) for value in found)
+        entries = [values.get(name) for name in ("privileged", "answer", "response")]
+        hint, answer, response = ("" if value is None else str(value) for value in entries)
         return Example(values["prompt"], hint, images, answer, response)
 
 
@@ -94,7 +94,7 @@ class HubTable(TableExamples):
 
     @classmethod
     def listed(cls, argument: str) -> None:
-        """The hub is not asked."""
+        """The hub is not contacted."""
 
     @classmethod
     def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:

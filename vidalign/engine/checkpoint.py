@@ -60,7 +60,7 @@ class Checkpoints:
         """Steps with a visible checkpoint, ascending."""
         return sorted({_number(p) for p in self.root.glob("*step-*") if _is_visible(p)})
 
-    def found(self) -> list[int]:
+    def all_steps(self) -> list[int]:
         """`steps`, and those whose folder has lost its manifest."""
         lost = {_number(p) for p in self.root.glob("step-*") if NAME.fullmatch(p.name) and p.is_dir()}
         return sorted(lost | set(self.steps()))
@@ -112,7 +112,7 @@ class Checkpoints:
         Without `step` the newest intact checkpoint is taken, with a warning for each damaged one.
         """
         problems: list[str] = []
-        candidates = self.found()[::-1] if step is None else [step]
+        candidates = self.all_steps()[::-1] if step is None else [step]
         for candidate in distributed.broadcast_object(candidates):
             problem = distributed.broadcast_object(self._problem(candidate))
             if not problem:
@@ -304,10 +304,10 @@ def reading_state(where: Path) -> Iterator[None]:
         ) from error
 
 
-def check_shapes(where: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_shapes(where: Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """`CheckpointError` naming the first tensor whose name or shape is not the expected one."""
-    for name in sorted(set(found) | set(expected)):
-        got, want = (tuple(m[name].shape) if name in m else "nothing" for m in (found, expected))
+    for name in sorted(set(saved) | set(expected)):
+        got, want = (tuple(m[name].shape) if name in m else "nothing" for m in (saved, expected))
         if got != want:
             raise CheckpointError(
                 f"{name}: found {got}, expected {want}",

@@ -237,8 +237,8 @@ def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
         patterns = [targets] if isinstance(targets, str) else list(targets)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {name for name in layers if fnmatch.fnmatchcase(f".{name}", f"*.{pattern.lstrip('.')}")}
-        if not found:
+        matches = {name for name in layers if fnmatch.fnmatchcase(f".{name}", f"*.{pattern.lstrip('.')}")}
+        if not matches:
             kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in layers})
             near = nearest(pattern, kinds)
             raise UserError(
@@ -247,7 +247,7 @@ def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
                 why="linear layers of this network: " + ", ".join(kinds),
                 fix=f"did you mean {near!r}?" if near else "use 'blocks', or one of these names",
             )
-        chosen |= found
+        chosen |= matches
     return [name for name in layers if name in chosen]
 
 

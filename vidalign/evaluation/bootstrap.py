@@ -1,6 +1,6 @@
 """Percentile bootstrap intervals (Efron 1979) over prompts, or over prompts and training seeds.
 
-The hierarchical one draws both independently with replacement (Owen 2007, "The pigeonhole bootstrap"): all seeds meet
+The hierarchical one draws both independently with replacement (Owen 2007, "The pigeonhole bootstrap"). All seeds meet
 the same prompts, so both are sources of variance. With one seed only that of the prompts is seen.
 """
 

@@ -52,10 +52,10 @@ class Evaluation:
 
     def health(self) -> dict[str, float]:
         """What the monitors and the report's curves read; nothing where nothing could be judged."""
-        found = {"held_out": self.headline, "held_out_trained": (TRAINED, COMPOSITE)}
+        headlines = {"held_out": self.headline, "held_out_trained": (TRAINED, COMPOSITE)}
         return {
             f"health/{name}/mean": float(self.metrics[score].nanmean())
-            for name, score in found.items()
+            for name, score in headlines.items()
             if score in self.metrics
         }
 
@@ -92,13 +92,13 @@ class Evaluator:
         with torch.no_grad():
             for seed in range(seeds):
                 for part, outputs in batches(generate, prompts, seed):
-                    for name, found in self._judge(outputs, part).items():
-                        values.setdefault(name, []).append(found)
+                    for name, scores in self._judge(outputs, part).items():
+                        values.setdefault(name, []).append(scores)
                     if seed == 0 and (not first or isinstance(outputs, list)):
                         first.append(outputs if isinstance(outputs, list) else outputs[:SHOWN].cpu())
         means = {name: torch.cat(parts).view(seeds, -1).nanmean(0) for name, parts in values.items()}
-        judges = {judge for (judge, _), found in means.items() if bool(found.isfinite().any())}
-        means = {name: found for name, found in means.items() if name[0] in judges}
+        judges = {judge for (judge, _), scores in means.items() if bool(scores.isfinite().any())}
+        means = {name: scores for name, scores in means.items() if name[0] in judges}
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
         if isinstance(first[0], list):
             return Evaluation(texts, means, torch.empty(0, 0, 3, 0, 0), [], [text for part in first for text in part])
@@ -115,16 +115,16 @@ class Evaluator:
 
     def _judge(self, outputs: Any, prompts: Sequence[Any]) -> dict[Score, torch.Tensor]:
         """Every score ``[B]`` of clips or texts."""
-        found: dict[Score, torch.Tensor] = {}
+        out: dict[Score, torch.Tensor] = {}
         if self.rewards is not None:
             scores = self.rewards.score(outputs, prompts)
-            found |= {(TRAINED, name): values.float().cpu() for name, values in scores.items()}
+            out |= {(TRAINED, name): values.float().cpu() for name, values in scores.items()}
             if sum(self.rewards.weights.values()):
-                found[TRAINED, COMPOSITE] = self.rewards.total(scores).float().cpu()
+                out[TRAINED, COMPOSITE] = self.rewards.total(scores).float().cpu()
         for metric in self.metrics:
             for name, values in scored(metric, outputs, prompts, len(prompts)).items():
-                found[metric.name, name.removeprefix(f"{metric.name}/")] = values
-        return found
+                out[metric.name, name.removeprefix(f"{metric.name}/")] = values
+        return out
 
 
 def build_metrics(metrics: Mapping[str, Mapping[str, Any] | None]) -> list[Metric]:

@@ -22,7 +22,7 @@ Generate = Callable[[list[Any], list[torch.Generator]], Any]
 
 @without_gradient
 def outputs_of(generate: Generate, prompts: Sequence[Any], seed: int, purpose: str = "evaluation") -> Any:
-    """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt; the noise depends on seed and prompt number only."""
+    """One clip ``[P, F, 3, H, W]`` (on the CPU) or text a prompt. The noise depends on seed and prompt number only."""
     parts = [outputs for _, outputs in batches(generate, prompts, seed, purpose)]
     if torch.is_tensor(parts[0]):
         return torch.cat([clips.cpu() for clips in parts])
@@ -43,24 +43,24 @@ def scored(metric: Metric, outputs: Any, prompts: Sequence[Any], expected: int) 
     """What a metric says of clips, or of answers to examples, see `checked`."""
     with guest("metric", metric.name, metric):
         if metric.judges == "answers":
-            found = metric.grade(outputs, list(prompts))
+            scores = metric.grade(outputs, list(prompts))
         else:
             clips = outputs.cpu()
-            found = metric.score(clips.clone() if is_foreign(metric) else clips, list(prompts))
-    return checked(metric, found, expected)
+            scores = metric.score(clips.clone() if is_foreign(metric) else clips, list(prompts))
+    return checked(metric, scores, expected)
 
 
-def checked(metric: Metric, found: Any, expected: int) -> dict[str, torch.Tensor]:
+def checked(metric: Metric, scores: Any, expected: int) -> dict[str, torch.Tensor]:
     """Values by METRIC/NAME; `PluginError` when there is not one for each of `expected` prompts, or a series of other
     than long clips."""
-    if not isinstance(found, Mapping):
+    if not isinstance(scores, Mapping):
         raise PluginError(
-            f"the metric {metric.name!r} returned a {type(found).__name__}",
+            f"the metric {metric.name!r} returned a {type(scores).__name__}",
             where=type(metric).__qualname__,
             why="a metric returns a dict of values by name",
         )
     out = {}
-    for name, given in found.items():
+    for name, given in scores.items():
         values = as_numbers(given)
         if values is None:
             raise PluginError(

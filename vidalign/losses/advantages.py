@@ -47,29 +47,29 @@ def whiten(reward: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     return (reward - finite.mean()) / (finite.std(unbiased=False) + eps)
 
 
-def group_statistics(reward: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def group_statistics(reward: torch.Tensor, group_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and population std of each group over its finite entries: ``[N], [N] -> [P], [P]``."""
-    group, zeros = group.to(reward.device), reward.new_zeros(int(group.max()) + 1)
+    group_index, zeros = group_index.to(reward.device), reward.new_zeros(int(group_index.max()) + 1)
     finite = reward.isfinite()
     value = torch.where(finite, reward, torch.zeros_like(reward))
-    count = zeros.index_add(0, group, finite.to(reward.dtype)).clamp(min=1)
-    mean = zeros.index_add(0, group, value) / count
-    spread = torch.where(finite, (reward - mean[group]) ** 2, torch.zeros_like(reward))
-    std = (zeros.index_add(0, group, spread) / count).sqrt()
+    count = zeros.index_add(0, group_index, finite.to(reward.dtype)).clamp(min=1)
+    mean = zeros.index_add(0, group_index, value) / count
+    spread = torch.where(finite, (reward - mean[group_index]) ** 2, torch.zeros_like(reward))
+    std = (zeros.index_add(0, group_index, spread) / count).sqrt()
     return mean, std
 
 
 def group_advantage(
-    reward: torch.Tensor, group: torch.Tensor, *, normalise: str = "batch", eps: float = 1e-4
+    reward: torch.Tensor, group_index: torch.Tensor, *, normalise: str = "batch", eps: float = 1e-4
 ) -> torch.Tensor:
     """``A = R - mean_group(R)``, divided by a std: ``group``, ``batch`` (of R over the whole batch) or ``none``.
 
-    reward, group: ``[N]``. The result sums to zero in every group whose rewards are all finite.
+    reward, group_index: ``[N]``. The result sums to zero in every group whose rewards are all finite.
     """
-    mean, std = group_statistics(reward, group)
-    advantage = reward - mean[group]
+    mean, std = group_statistics(reward, group_index)
+    advantage = reward - mean[group_index]
     if normalise == "group":
-        advantage = advantage / (std[group] + eps)
+        advantage = advantage / (std[group_index] + eps)
     elif normalise == "batch":
         finite = reward[reward.isfinite()]
         advantage = advantage / ((finite.std(unbiased=False) if finite.numel() else 0.0) + eps)

@@ -31,20 +31,20 @@ def pair_accuracy(margin: torch.Tensor) -> torch.Tensor:
 
 
 def margin_advantage(
-    score: torch.Tensor, group: torch.Tensor, *, floor: float, std_of: Literal["batch", "group"] = "batch"
+    score: torch.Tensor, group_index: torch.Tensor, *, floor: float, std_of: Literal["batch", "group"] = "batch"
 ) -> torch.Tensor:
     """``A = (D - mean_group(D)) / max(std, floor)``, ``[N]``: the score less its prompt's baseline.
 
-    score, group: ``[N]``, over all processes; a score that is not finite gets 0. std is the standard deviation of the
-    *centred* scores over the whole batch, because c(y) is no signal, or that of each group. `floor`, in units of D:
+    score, group_index: ``[N]``, over all processes; a score that is not finite gets 0. std is the standard deviation of
+    the *centred* scores over the whole batch, because c(y) is no signal, or that of each group. `floor`, in units of D:
     where candidates differ by less, their differences are noise of D and are not blown up to unit size.
     """
-    mean, spread = group_statistics(score, group)
-    places = group.to(score.device)
+    mean, spread = group_statistics(score, group_index)
+    places = group_index.to(score.device)
     centred = score - mean[places]
     finite = centred.isfinite()
     centred = torch.where(finite, centred, torch.zeros_like(centred))
     if std_of == "group":
-        return centred / spread[places].nan_to_num(0.0).clamp(min=floor)
+        return centred / spread[places].clamp(min=floor)
     std = (centred.square().sum() / finite.sum().clamp(min=1)).sqrt()
     return centred / std.clamp(min=floor)

@@ -15,8 +15,15 @@ def expand_sigma(sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-    """Noise clean latents ``[N, F, C, H, W]`` to level sigma in [0, 1]: ``[N]``, ``[N, F]`` or one number for all."""
-    level = expand_sigma(sigma, x0) if isinstance(sigma, torch.Tensor) else sigma
+    """Noise clean latents ``[N, F, C, H, W]`` to level sigma in [0, 1]: ``[N]``, ``[N, F]`` or one number for all.
+
+    Computed in fp32 or wider, and rounded to the dtype of `x0`.
+    """
+    wide = torch.promote_types(x0.dtype, torch.float32)
+    if x0.dtype != wide:  # a level that is a number, or of no dimension, would leave the sum in bf16
+        each = torch.as_tensor(sigma, dtype=wide, device=x0.device)
+        return add_noise(x0.to(wide), noise.to(wide), each.reshape(-1) if each.ndim == 0 else each).to(x0.dtype)
+    level: torch.Tensor | float = expand_sigma(sigma, x0) if isinstance(sigma, torch.Tensor) else sigma
     return (1 - level) * x0 + level * noise
 
 

@@ -79,11 +79,11 @@ def route(gap: Tensor, confidence: Tensor, endorsed: Tensor, gap_mean: Tensor, c
     return torch.where(gap < gap_mean, low, high)
 
 
-def route_tokens(teacher: Tensor, student: Tensor, found: Thresholds) -> Tensor:
+def route_tokens(teacher: Tensor, student: Tensor, limits: Thresholds) -> Tensor:
     """`route` of log-probabilities ``[...]`` of the sampled tokens."""
     a, c = gap(teacher, student), confidence(teacher, student)
     # thresholds are float64 and so are the comparisons: a value equal to the mean counts as high on every rank
-    means = (torch.tensor(t, dtype=torch.float64, device=a.device) for t in (found.gap, found.confidence))
+    means = (torch.tensor(t, dtype=torch.float64, device=a.device) for t in (limits.gap, limits.confidence))
     return route(a.double(), c.double(), teacher >= student, *means)
 
 

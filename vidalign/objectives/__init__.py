@@ -1,7 +1,7 @@
 """Objectives: how a judgement becomes a gradient. What a new one imports stands here, see docs/adding_an_objective.md.
 
-The four methods and the mixture lie in this folder, those they are compared with in `baselines/`, what objectives share
-in `parts/`, what is in no paper in `experimental/`.
+The four methods and the mixture lie in this folder, and those they are compared with in `baselines/`. What objectives
+share is in `parts/`, and what is in no paper in `experimental/`.
 """
 
 from vidalign.context import Batch as Batch

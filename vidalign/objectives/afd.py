@@ -4,7 +4,7 @@ The teacher gives finished clips and nothing else. One step:
 1. `group_size` whole videos a prompt are rolled out by the `old` policy and decoded;
 2. the discriminator, a trainable reward with a role, an engine and a phase of its own (`rewards/discriminator.py`),
    takes a Bradley-Terry step on them against teacher clips of the same prompts,
-   ``-log sigmoid(D(x_T, y) - D(x_hat, y))``, then scores them; it is warmed up on the initial student;
+   ``-log sigmoid(D(x_T, y) - D(x_hat, y))``, then scores them. It is warmed up on the initial student;
 3. ``A = (D(x_hat, y) - mean_group D) / max(std, std_floor)``, ``w = 1/2 + clip(A, -A_max, A_max) / (2 A_max)``
                                                                                   (`losses/bradley_terry.py`);
 4. the videos are noised to the sampler's own levels and predicted again, every chunk on the clean chunks before it:
@@ -13,14 +13,14 @@ The teacher gives finished clips and nothing else. One step:
 5. ``old <- old_decay old + (1 - old_decay) current``.
 No teacher clip enters the student, no gradient flows through D.
 
-What we changed: the paper leaves the baseline open; at the optimum of D its level is arbitrary for each prompt, so the
+What we changed: the paper leaves the baseline open. At the optimum of D its level is arbitrary for each prompt, so the
 baseline is the mean over the group, of at least 4. The standard deviation is that of the centred scores over all
-processes (`advantage_std`: or of each group) and has a floor, because a D that cannot separate clips gives noise.
-One noise level a chunk, not a video.
-Groups whose spread of D is below the signal floor of all objectives (`trainer.signal_floor`, a share of the running
-median spread) weigh 0 and are logged as `health/low_spread_groups`. Both floors are needed: `std_floor` is absolute and
-shows that D is blind everywhere, where every group is as large as the median; the signal floor is relative and finds
-single groups that `advantage_std: group` would blow up, at whatever scale D has arrived.
+processes (`advantage_std`: or of each group). It has a floor, because a D that cannot separate clips gives noise. One
+noise level a chunk, not a video.
+The signal floor of all objectives (`trainer.signal_floor`) is a share of the running median spread. Groups whose spread
+of D is below it weigh 0 and are logged as `health/low_spread_groups`. Both floors are needed. `std_floor` is absolute
+and shows that D is blind everywhere, where every group is as large as the median. The signal floor is relative: at any
+scale of D it finds single groups that `advantage_std: group` would blow up.
 Rewards other than `discriminator` are logged and must weigh 0; to train on both, use `astrolabe`.
 Knobs that matter: the discriminator's learning rate and warm-up, group_size, learning rate, beta, sigma_max, std_floor.
 """

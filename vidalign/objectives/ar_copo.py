@@ -1,9 +1,9 @@
 """AR-CoPO: contrastive policy optimisation at a pivot chunk (arXiv 2603.17461), on Neighbor GRPO (2511.16955).
 
-Few-step samplers are nearly deterministic after the first noise of a chunk, so candidates differ in that noise and no
+Few-step samplers are nearly deterministic after the first noise of a chunk, so candidates differ in that noise. No
 log-probability is needed. One step:
 1. a pivot chunk, the same on every rank; the chunks before it are rolled once with `old` and frozen as context h;
-2. fork: `group_size` neighbours of the pivot's initial noise, ``eps_i = sqrt(1 - s^2) eps* + s delta_i``; all other
+2. fork: `group_size` neighbours of the pivot's initial noise, ``eps_i = sqrt(1 - s^2) eps* + s delta_i``. All other
    noise, the pivot's re-noising too, is drawn once and shared. The pivot's states and predictions are recorded;
 3. every candidate finishes the video, the whole of which is scored; A = z-score in the group; groups without spread
    weigh nothing and are counted;
@@ -13,14 +13,14 @@ log-probability is needed. One step:
    `inner_updates` optimiser steps; rho == 1 is asserted before the first one;
 5. ``old <- current``.
 
-Semi-on-policy: with `buffer` the groups come from a folder written by ``vidalign collect`` and `old`, the student that
-the run began with, stays for good: the clip is a trust region around it. Train it as an adapter of its own and add the
+Semi-on-policy: with `buffer` the groups come from a folder written by ``vidalign collect``. `old` stays the student
+that the run began with, and the clip is a trust region around it. Train it as an adapter of its own and add the
 on-policy one with ``vidalign merge``.
 
-What we changed: the paper gives neither tau nor the reduction of distances (here 1 and the mean); rewards are
-whitened over the batch before they are added up (`combine`); all groups of a step share their pivot, also those drawn
-from a buffer; the re-noising of the pivot may differ too (`neighbours: all`) and the pivot may be kept to the first
-chunks (`pivots`), for students and worlds in which the first draw or a late fork decides nothing.
+What we changed: the paper gives neither tau nor the reduction of distances (here 1 and the mean). Rewards are whitened
+over the batch before they are added up (`combine`). All groups of a step share their pivot, also those drawn from a
+buffer. The re-noising of the pivot may differ too (`neighbours: all`), for students whose first draw decides nothing.
+The pivot may be kept to the first chunks (`pivots`), for worlds in which a late fork decides nothing.
 Knobs that matter: noise_scale, neighbours, pivots, clip, temperature, learning rate, group_size, inner_updates.
 """
 
@@ -149,25 +149,26 @@ class ARCoPO(Objective):
 
     def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, config = micro_batch.data, self.config
-        group = data.group.to(data["step"].device)
-        candidates = data.shared["x0"][group, :, data["step"]]  # (N, G, f, C, H, W)
+        group_index = data.group_index.to(data["step"].device)
+        candidates = data.shared["x0"][group_index, :, data["step"]]  # (N, G, f, C, H, W)
         current = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
         with torch.no_grad(), ctx.policy("old"):
             old = ctx.student.predict_x0(data["x_t"], data["sigma"], data.features, data.context)
-        found = neighbor_grpo_loss(
-            current, old, candidates, data.shared["advantage"][group], clip=config.clip, temperature=config.temperature
+        advantage = data.shared["advantage"][group_index]
+        result = neighbor_grpo_loss(
+            current, old, candidates, advantage, clip=config.clip, temperature=config.temperature
         )
-        gap = (found.ratio - 1).abs().max()
+        gap = (result.ratio - 1).abs().max()
         if ctx.update == 0 and (self.groups.rule == "current" or ctx.step == 0):
             assert gap <= RATIO_GAP, f"current and old agree before the first update, |ratio - 1| is {float(gap):.2g}"
-        recorded = candidates[torch.arange(len(group), device=group.device), data["anchor"]]
+        recorded = candidates[torch.arange(len(group_index), device=group_index.device), data["anchor"]]
         metrics = {
             "objective/ratio_gap/max": gap,
-            "objective/clip_fraction/mean": found.clipped,
+            "objective/clip_fraction/mean": result.clipped,
             "health/on_policy_gap/max": replay_gap(old, recorded),
         }
-        counts = {"objective/clip_fraction/mean": int((data.shared["advantage"][group] != 0).sum())}
-        return LossOut((data["weight"] * found.loss).mean(), metrics, counts=counts)
+        counts = {"objective/clip_fraction/mean": int((advantage != 0).sum())}
+        return LossOut((data["weight"] * result.loss).mean(), metrics, counts=counts)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """What the groups cost, and the current and old forwards of the pivot: a random one."""

@@ -2,7 +2,7 @@
 
 One step:
 1. every prompt's visual history (`prefix` chunks, a random number that all ranks share) is rolled once with the `old`
-   policy; its KV cache is the frozen, detached context, held once and broadcast over the group;
+   policy. Its KV cache is the frozen, detached context, held once and broadcast over the group;
 2. from it `group_size` candidate clips are rolled with independent noise and scored;
 3. each reward is whitened over the batch, weighted and summed; ``A = R - mean_group(R)``, divided by the batch std;
    ``r = clip(A / A_max, -1, 1) / 2 + 1/2``                                       (`losses/advantages.py`);
@@ -14,14 +14,14 @@ One step:
 5. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``; ``reference <- current`` when the penalty has
    grown beyond `kl.reset_drift` or after `kl.reset_every` steps.
 
-Streaming long tuning is the same step with videos of several training lengths and a student that rolls its cache:
+Streaming long tuning is the same step with videos of several training lengths. The student rolls its cache:
 `data.frames: 48`, `student.cache: {window: 12, sink: 3, rope: relative}`, `clip: {chunks: 2, score: clip}`. The history
-is streamed (noise drawn and latents dropped chunk by chunk), the window alone is scored, noised and predicted, so the
+is streamed (noise drawn and latents dropped chunk by chunk); the window alone is scored, noised and predicted. So the
 memory of a step does not depend on the length of the video (`benchmarks/long_tuning.py`).
 
 What we changed: statistics over distinct prompts, a chunk-causal loss on the clean cache, warped levels and whitened
-rewards (the released code repeats prompts, trains under a frame-causal mask on levels that its sampler never visits
-and adds raw scores). A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
+rewards. The released code repeats prompts and adds raw scores, and trains under a frame-causal mask on levels that its
+sampler never visits. A clip of several chunks is trained by teacher forcing on its own clean chunks. `score: video`
 judges history and clip together, for rewards that cannot read a law of motion from the clip alone. The drift that
 resets the reference is relative to the variance of what is predicted, not absolute (0.15 in the released code).
 Knobs that matter: learning rate, group_size, space, sigma_min, sigma_max, loss_noise, clip, beta, kl.
@@ -75,14 +75,14 @@ class Astrolabe(Objective):
         space: Literal["x0", "velocity"] = "x0"
         """Space of the loss; x0-space is sigma^2 times velocity-space."""
         sigma_min: float = 0.0
-        """Lowest of the sampler's noise levels to train on. At low levels a noised clip gives away its own reward, and
-        the update pulls predictions of good clips towards their mean: it blurs (`alpha` leaves 1/2 there)."""
+        """Lowest of the sampler's noise levels to train on. At low levels a noised clip is almost visible, so the loss
+        regresses good clips to their mean and blurs them (`alpha` leaves 1/2 there)."""
         sigma_max: float = 1.0
         """Highest of them. At high levels a noised clip says little about which candidate it came from, so the
         gradient is mostly noise when batches are small."""
         loss_noise: Literal["sample", "group"] = "sample"
-        """Who shares the noise and the level of the loss: nobody, or the candidates of a prompt, whose differences are
-        then seen through common random numbers."""
+        """What shares the noise and the level of the loss: nothing, or the candidates of a prompt. Their differences
+        are then seen through common random numbers."""
         weighting: Literal["none", "adaptive"] = "none"
         """adaptive: DiffusionNFT's division by the branch error; collapses distilled students."""
         kl: KLConfig = field(default_factory=KLConfig)

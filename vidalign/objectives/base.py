@@ -40,17 +40,17 @@ class LossOut:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Scalars that `Objective.after_step` finds in ``ctx.sums``, added up over micro-batches, updates and processes."""
     counts: dict[str, int] = field(default_factory=dict)
-    """How many entries a metric ``.../mean`` is over, where these are not all of the micro-batch in equal parts; what
-    is logged is the mean over the entries of all micro-batches, and nothing where there are none."""
+    """How many entries a metric ``.../mean`` is over, where these are not all of the micro-batch in equal parts. The
+    mean over the entries of all micro-batches is logged, and nothing where there are none."""
 
 
 @dataclass
 class Experience(Generic[K]):
-    """What `collect` found: tensors with N leading entries, candidates of one prompt adjacent.
+    """The result of `collect`: tensors with N leading entries, candidates of one prompt adjacent.
 
     ``Experience[Literal["x0", "sample"]]`` says which tensors an objective keeps: a misspelt key is then found by mypy.
 
-    group: ``[N]`` index of the prompt of each candidate, 0 .. P-1 in ascending order.
+    group_index: ``[N]`` index of the prompt of each candidate, 0 .. P-1 in ascending order.
     context: KV cache of the clean past, one entry per prompt (batch P), or None; it is held once per prompt and
     broadcast over the candidates.
     text: ``[P, L, D]`` features, one entry per prompt, or None where prompts are `Example`s of a language task.
@@ -61,7 +61,7 @@ class Experience(Generic[K]):
     """
 
     tensors: dict[K, torch.Tensor]
-    group: torch.Tensor
+    group_index: torch.Tensor
     text: torch.Tensor | None
     prompts: list[Any]
     context: Context | None = None
@@ -75,7 +75,7 @@ class Experience(Generic[K]):
         return [] if self.request is None else [self]
 
     def __len__(self) -> int:
-        return len(self.group)
+        return len(self.group_index)
 
     def __getitem__(self, name: K) -> torch.Tensor:
         return self.tensors[name]
@@ -88,7 +88,7 @@ class Experience(Generic[K]):
 
     @property
     def group_size(self) -> int:
-        return len(self.group) // len(self.prompts)
+        return len(self.group_index) // len(self.prompts)
 
     def slices(self, size: int) -> Iterator[tuple[int, int]]:
         """Start and stop of slices in order: whole groups, or equal parts of one, of at most `size` entries."""
@@ -106,7 +106,7 @@ class Experience(Generic[K]):
         return replace(
             self,
             tensors={name: t[start:stop] for name, t in self.tensors.items()},
-            group=self.group[start:stop] - first,
+            group_index=self.group_index[start:stop] - first,
             text=None if self.text is None else self.text[first:last],
             prompts=self.prompts[first:last],
             context=None if self.context is None else self.context.rows(slice(first, last)),
@@ -151,7 +151,7 @@ class Objective:
 
     @classmethod
     def check_fit(cls, draft: Draft) -> None:
-        """See `fit`; asked when nothing else is wrong."""
+        """See `fit`; called when nothing else is wrong."""
         if cls.fit is Objective.fit:
             return
         from vidalign.objectives.parts.around import around
@@ -207,7 +207,7 @@ class Objective:
         """What one step of a single process costs, known from the recipe alone; benchmarks set budgets by it.
 
         Counts a dry step on a small stand-in of the student. Override it where steps differ, by a random fork say, or
-        where a count cannot know. Raises `UserError` where no stand-in can be made.
+        where a count is not representative. Raises `UserError` where no stand-in can be made.
         """
         return sizes.dry_step(self)
 

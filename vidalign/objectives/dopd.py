@@ -2,9 +2,9 @@
 
 One step:
 1. the student S answers bare prompts, `group_size` times each;
-2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt;
-   with l_T, l_S the log-probabilities of a sampled token and q = exp(l): gap ``A = |l_T - l_S|``;
-3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %; they divide the tokens
+2. a frozen teacher T^p and the student's own weights S^p score the responses with privileged text p in the prompt. With
+   l_T, l_S the log-probabilities of a sampled token and q = exp(l), the gap is ``A = |l_T - l_S|``;
+3. thresholds are batch means of A and of ``q_S + q_T`` over all ranks without their top 5 %. They divide the tokens
    into four regimes (`losses/routing.py`), each with its target, divergence, support and weight:
    LH  low gap, sure       T^p       reverse KL, top-K + tail   0.6
    LL  low gap, unsure     sg[S^p]   reverse KL, top-K + tail   0.3
@@ -132,11 +132,11 @@ class DOPD(Objective):
     def _route(self, ctx: Context, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
         all_ranks = tokens.gather_tokens(ctx, teacher), tokens.gather_tokens(ctx, student)
-        found = routing.thresholds(*all_ranks, self.config.trim)
+        thresholds = routing.thresholds(*all_ranks, self.config.trim)
         uniform = self.config.routing == "uniform"
 
         def regimes(teacher: Tensor, student: Tensor) -> Tensor:
-            chosen = routing.route_tokens(teacher, student, found)
+            chosen = routing.route_tokens(teacher, student, thresholds)
             return torch.full_like(chosen, int(Regime.HT)) if uniform else chosen
 
         shares = routing.fractions(regimes(*all_ranks)).tolist()
@@ -144,8 +144,8 @@ class DOPD(Objective):
         metrics = {
             "objective/gap/mean": float(gaps.double().mean()),
             "objective/gap/max": float(gaps.max()),
-            "objective/gap_threshold/mean": found.gap,
-            "objective/confidence_threshold/mean": found.confidence,
+            "objective/gap_threshold/mean": thresholds.gap,
+            "objective/confidence_threshold/mean": thresholds.confidence,
         }
         metrics |= {f"objective/share_{name}/mean": share for name, share in zip(NAMES, shares, strict=True)}
         for edge, share in routing.gap_histogram(gaps).items():
@@ -159,7 +159,7 @@ class DOPD(Objective):
         tokenizer, shown = ctx.student.chat.tokenizer, []
         for n in list(range(0, len(data), max(1, len(data) // SHOWN)))[:SHOWN]:
             keep = data["response"][n]
-            example = data.prompts[int(data.group[n])]
+            example = data.prompts[int(data.group_index[n])]
             words = [tokenizer.decode([token]) for token in data["response_ids"][n][keep].tolist()]
             regimes = [NAMES[r] for r in data["regime"][n][keep].tolist()]
             shown.append(ColouredResponse(example.prompt, example.privileged, words, regimes, gap[n][keep].tolist()))
@@ -171,11 +171,11 @@ class DOPD(Objective):
         data, student = micro_batch.data, ctx.student
         mask = tokens.mask_of(data)
         regime = data["regime"][:, : mask.shape[1]][mask]
-        ours = tokens.states(ctx, student, data)
-        targets = self._targets(ctx, data, mask, regime, ours)
+        states = tokens.states(ctx, student, data)
+        targets = self._targets(ctx, data, mask, regime, states)
         weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
-        loss = 0.0 * student.project(ours[:1]).sum()  # every weight gets a gradient, whatever the regimes
-        metrics, counts = tokens.watch(ctx, data, ours)
+        loss = 0.0 * student.project(states[:1]).sum()  # every weight gets a gradient, whatever the regimes
+        metrics, counts = tokens.watch(ctx, data, states)
         metrics |= {f"objective/loss_{name}/mean": loss.detach() for name in NAMES}
         for name, rows, losses in targets:
             assert weights is not None, "there are weights where there are targets"
@@ -190,21 +190,21 @@ class DOPD(Objective):
         data: Experience,
         mask: Tensor,
         regime: Tensor,
-        ours: Tensor,
+        states: Tensor,
     ) -> list[tuple[str, Tensor, Tensor]]:
         """Name, rows and losses of every regime that occurs and counts; rows are selected before the projection."""
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
         rows = {name: index for name, index in rows.items() if len(index)}
         hidden = {
-            source: self._privileged(ctx, source, data, mask, ours)
+            source: self._privileged(ctx, source, data, mask, states)
             for source in dict.fromkeys(self._of(name).source for name in rows)
         }
-        found = []
+        targets = []
         for name, index in rows.items():
             one = self._of(name)
             target = ctx.teacher.model if one.source == "teacher" else ctx.student
             losses = projected_divergence(
-                ours[index],
+                states[index],
                 ctx.student.project,
                 hidden[one.source][index],
                 target.project,
@@ -213,8 +213,8 @@ class DOPD(Objective):
                 top_k=self.config.top_k if one.support == "top_k" else None,
                 temperature=tokens.temperature_of(ctx),
             )
-            found.append((name, index, losses))
-        return found
+            targets.append((name, index, losses))
+        return targets
 
     @without_gradient
     def _privileged(
@@ -223,17 +223,18 @@ class DOPD(Objective):
         source: str,
         data: Experience,
         mask: Tensor,
-        ours: Tensor,
+        states: Tensor,
     ) -> Tensor:
-        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are `ours`."""
-        texts = [data.prompts[group].privileged for group in data.group.tolist()]
+        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are
+        `states`."""
+        texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
         if source == "teacher":
             return tokens.states(ctx, ctx.teacher.model, data, texts)
         if not any(texts):
-            return ours.detach()
-        theirs = tokens.states(ctx, ctx.student, data, texts)
+            return states.detach()
+        privileged = tokens.states(ctx, ctx.student, data, texts)
         bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
-        return torch.where(bare[:, None], ours.detach(), theirs)
+        return torch.where(bare[:, None], states.detach(), privileged)
 
     def cost(self, sizes: StepSizes) -> Cost:
         """As if every regime occurred in every micro-batch, and every prompt had a privileged text."""

@@ -1,14 +1,14 @@
 """Several objectives in one run: ``L = sum_i w_i L_i`` on one student with one optimiser.
 
-Every objective collects its own experience from the prompts of the step, which its own rewards judge; the
-gradients of all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective
-takes part. What they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight
-sets `old` and `reference` are each objective's own, since one would move them under the other; only those that stay
-the initial student, or are the student after every step, are held once (`Blueprint.policies`). An `old` begins as
-the student is when its objective starts, or stays the initial student.
+Every objective collects its own experience from the prompts of the step, which its own rewards judge. The gradients of
+all add up before the optimiser steps once. From `start` up to `stop` (steps of training) an objective takes part. What
+they share: the prompts, and the counter RNG, so that equal objectives see equal rollouts. The weight sets `old` and
+`reference` are each objective's own, since one would move them under the other. Only those that stay the initial
+student, or are the student after every step, are held once (`Blueprint.policies`). An `old` begins as the student is
+when its objective starts, or stays the initial student.
 
 Knobs: `weight`, `start`, `stop`, `rewards` of each entry of the recipe's `objectives` section (no objective may have
-settings of these names); the label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
+settings of these names). The label of an entry names its metrics: `objective/LABEL_kl/mean`. A weight scales the loss;
 AdamW follows the direction of the sum alone, so weights matter against each other.
 """
 
@@ -59,14 +59,14 @@ class Mixture(Objective):
         super().__init__(None)
         self.objectives, self.parts = dict(objectives), dict(parts)
         self.sets = _weight_sets(self.objectives)
-        """Which weight set of the student stands in for each that an objective asks for, by label."""
+        """Which weight set of the student stands in for each that an objective uses, by label."""
         self.active: list[str] = []
         """Labels of the objectives that take part in the present step."""
 
     # --- roles ---
 
     def blueprint(self) -> Blueprint:
-        """Everything that its objectives ask for; a role but the student's belongs to one of them."""
+        """Everything that its objectives need; a role but the student's belongs to one of them."""
         policies: dict[str, PolicyRule] = {}
         roles: dict[str, TrainedRole] = {STUDENT: TrainedRole()}
         for label, objective in self.objectives.items():
@@ -84,8 +84,8 @@ class Mixture(Objective):
         return Blueprint(policies, roles)
 
     def phases(self, step: int) -> tuple[Phase, ...]:
-        """The phases of all that take part; the student's, which they share, lies between what comes before and after
-        it in any of them and has as many updates as the one with the most."""
+        """The phases of all that take part. They share the student's, which lies between what comes before and after it
+        in any of them. It has as many updates as the one with the most."""
         before: list[Phase] = []
         after: list[Phase] = []
         updates: list[int] = []
@@ -106,15 +106,15 @@ class Mixture(Objective):
     def collect(self, ctx: TrainContext, batch: Batch) -> Experience:
         self.active = self._taking_part(ctx.step)
         assert self.active, f"no objective takes part in step {ctx.step}: the recipe is checked for that"
-        found: dict[str, Experience] = {}
+        experiences: dict[str, Experience] = {}
         for label in self.active:
             part, objective = self.parts[label], self.objectives[label]
             with ctx.policies.aliased(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.blueprint().policies.get("old", "fixed") != "fixed":
-                    ctx.policies.copy("current", "old")  # nobody has moved it for this objective before
-                found[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
+                    ctx.policies.copy("current", "old")  # it has not been moved for this objective before
+                experiences[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
         nothing = torch.empty(0)
-        return MixedExperience({}, nothing, nothing, batch.prompts, parts=found)
+        return MixedExperience({}, nothing, nothing, batch.prompts, parts=experiences)
 
     def digest(self, ctx: TrainContext, experience: Experience) -> Experience:
         assert isinstance(experience, MixedExperience), "a mixture digests what it collected"
@@ -185,18 +185,18 @@ class Mixture(Objective):
         """``objective/kl/mean`` to ``objective/LABEL_kl/mean``; the other groups, which monitors read, stay."""
         return metric.replace("objective/", f"objective/{label}_", 1) if metric.startswith("objective/") else metric
 
-    def _merged(self, found: dict[str, Experience]) -> dict[str, float]:
+    def _merged(self, experiences: dict[str, Experience]) -> dict[str, float]:
         """Metrics of all collections; of those with one name the mean, or the largest of ``.../max``."""
         values: dict[str, list[float]] = defaultdict(list)
-        for label, experience in found.items():
+        for label, experience in experiences.items():
             for name, value in experience.metrics.items():
                 values[self._name(label, name)].append(value)
         return {name: max(v) if name.endswith("/max") else sum(v) / len(v) for name, v in values.items()}
 
 
 def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str]]:
-    """By label, the weight set behind each that an objective asks for: ``old``, and ``old_2`` and so on for those that
-    move otherwise."""
+    """By label, the weight set behind each that an objective uses: ``old``, and ``old_2`` and so on for those that move
+    otherwise."""
     owners: dict[str, list[str]] = defaultdict(list)
     sets: dict[str, dict[str, str]] = {}
     for label, objective in objectives.items():

@@ -1,8 +1,8 @@
 """Recipes: one strict, typed YAML file a run, with inheritance and overrides; all mistakes are shown at once.
 
-`marks` reads YAML and remembers file and line, `compose` merges parents and overrides, `typed` builds the
-dataclasses of `schema` and of the chosen plugins, `checks` asks whether the parts fit together, `load` runs
-these in order and `explain` prints a recipe with the docstring of every field.
+`marks` reads YAML and keeps file and line, `compose` merges parents and overrides. `typed` builds the dataclasses of
+`schema` and of the chosen plugins, and `checks` tests whether the parts fit together. `load` runs these in order, and
+`explain` prints a recipe with the docstring of every field.
 """
 
 from vidalign.recipe.compose import recipes_root, shipped_recipes

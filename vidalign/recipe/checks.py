@@ -104,7 +104,7 @@ def _objective(draft: Draft) -> None:
 
 
 def _fit(draft: Draft) -> None:
-    """The objective's settings fit the video, the sampler and the rewards; asked when nothing else is wrong."""
+    """The objective's settings fit the video, the sampler and the rewards; checked when nothing else is wrong."""
     chosen = draft.recipe.objective
     if draft.problems or chosen.config is None:
         return
@@ -138,11 +138,11 @@ def _teacher(draft: Draft) -> None:
     offers = getattr(_plugin(draft, "teachers", teacher.name), "offers", None)
     if offers is None:
         return  # reported where it was read
-    asked = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
+    required = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
     for name in draft.recipe.rewards:
         if offer := getattr(_plugin(draft, "rewards", name), "teacher_offers", ""):
-            asked.setdefault(offer, f"the {name}")
-    for offer, who in asked.items():
+            required.setdefault(offer, f"the {name}")
+    for offer, who in required.items():
         if offer not in offers:
             why = f"{who} needs {offer}, this one offers {', '.join(offers)}"
             draft.refuse(f"the teacher {teacher.name!r} does not fit", "teacher.name", why)

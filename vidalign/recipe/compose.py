@@ -108,11 +108,11 @@ def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) ->
             why = f"a recipe has at most {MAX_BASES} parents above it"
             problems.append(Problem("the chain of `base:` is too long", base.where, why, "copy the keys instead"))
             break
-        found = find_recipe(str(base.value), beside=path.parent)
-        if found is None:
+        parent = find_recipe(str(base.value), beside=path.parent)
+        if parent is None:
             problems.append(_not_found("base", str(base.value), base.where))
             break
-        path = found
+        path = parent
         layers.append(_spelled_out(current(read_yaml(path, problems))))
     merged = Node({}, layers[-1].where)
     for layer in reversed(layers):

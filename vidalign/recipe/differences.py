@@ -16,11 +16,11 @@ class Missing:
 MISSING = Missing()
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, our value and theirs (`MISSING` where there is none) of all that differs in nested mappings."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for key in [*ours, *(key for key in theirs if key not in ours)]:
+def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, the value of both (`MISSING` where there is none) of all that differs in nested mappings."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
             below = f"{path}.{key}" if path else str(key)
-            yield from differences(ours.get(key, MISSING), theirs.get(key, MISSING), below)
-    elif ours is MISSING or theirs is MISSING or ours != theirs:
-        yield path, ours, theirs
+            yield from differences(one.get(key, MISSING), other.get(key, MISSING), below)
+    elif one is MISSING or other is MISSING or one != other:
+        yield path, one, other

@@ -27,13 +27,13 @@ class Draft:
 
     @property
     def needs(self) -> Needs | None:
-        """What the chosen objective asks for; None when there is no such objective."""
+        """What the chosen objective needs; None when there is no such objective."""
         name = self.recipe.objective.name
         needs: Needs | None = registry.get("objectives", name).needs if name else None
         return needs
 
     def sound(self, section: str) -> bool:
-        """Whether a section was read without mistake: only then is it asked what was left out of it."""
+        """Whether a section was read without mistake: only then is it checked what was left out of it."""
         return section not in self.broken
 
     def settings(self, section: str, kind: type[T]) -> T:

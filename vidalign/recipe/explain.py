@@ -1,7 +1,7 @@
 """A recipe as YAML that can be run again, on demand with the docstring and the origin of every value.
 
-Field docstrings are the string literals under the fields of a dataclass; Python does not keep them, so they
-are read from the source.
+Field docstrings are the string literals under the fields of a dataclass. Python does not keep them, so they are read
+from the source.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a student that answers with text is asked and sampled: sections of recipes and of student files."""
+"""How a student that answers with text is prompted and sampled: sections of recipes and of student files."""
 
 from __future__ import annotations
 

@@ -27,6 +27,9 @@ LABELLED: dict[str, type[Choice]] = {
 }
 """Sections of labels that each name a plugin of the kind of that name."""
 
+LOCAL = (("data", "text_cache"),)
+"""Keys that say where something lies on this machine; no result depends on them."""
+
 
 @dataclass
 class Recipe(Sections):
@@ -37,7 +40,7 @@ class Recipe(Sections):
     callbacks: dict[str, Choice] = field(default_factory=dict)
     """Code that runs beside the loop, by a label of your choice (`name` if that is another): the settings of each."""
     name: str = field(default="", init=False)
-    """What the recipe was asked for as: a path or a shipped name."""
+    """The name that the recipe was loaded by: a path or a shipped name."""
     header: str = field(default="", init=False)
     """The comment at the top of the file."""
     tree: Node = field(default_factory=lambda: Node({}, ""), init=False, repr=False, compare=False)
@@ -61,7 +64,10 @@ class Recipe(Sections):
     @property
     def hash(self) -> str:
         """The first 12 hex digits of SHA-256 over the resolved values: equal runs have equal hashes."""
-        return hashlib.sha256(yaml.safe_dump(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+        values = self.plain()
+        for section, key in LOCAL:
+            del values[section][key]
+        return hashlib.sha256(yaml.safe_dump(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def sections() -> list[Field[Any]]:
@@ -79,7 +85,7 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     tree, path = composed.tree, composed.path
     if path is None:
         raise RecipeError(problems)
-    recipe, broken = _build_sections(tree, composed.whole, problems)
+    recipe, broken = build_sections(tree, composed.whole, problems)
     warnings = check(recipe, tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
@@ -95,11 +101,11 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
 
 
 def load_student_recipe(path: Path) -> Recipe:
-    """What a run's recipe says of its student: what taught or judged it is not asked for and need not be there."""
+    """What a run's recipe says of its student. What taught or judged it is not read and need not be there."""
     problems: list[Problem] = []
     composed = compose(str(path), [], CHOICES, problems)
     kept = {key: node for key, node in composed.tree.value.items() if key not in TEACHING}
-    recipe, _ = _build_sections(Node(kept, composed.tree.where), False, problems)
+    recipe, _ = build_sections(Node(kept, composed.tree.where), False, problems)
     if problems:
         raise RecipeError(_unique(problems))
     recipe.name = str(path)
@@ -123,7 +129,7 @@ def read_header(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
+def build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[Recipe, set[str]]:
     """The recipe and the names of its broken sections, for which defaults stand in."""
     known = get_type_hints(Recipe)
     hints = {spec.name: known[spec.name] for spec in sections()}
@@ -150,8 +156,8 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
         elif "plugin" in spec.metadata:
             kind, cls = spec.metadata["plugin"], spec.metadata["choice"]
             chosen = node or Node({}, tree.where)
-            found = choose(kind, chosen, name, problems, cls, CHOICES[name]) if node or whole else None
-            values[name] = cls(CHOICES[name]) if found is None else found
+            choice = choose(kind, chosen, name, problems, cls, CHOICES[name]) if node or whole else None
+            values[name] = cls(CHOICES[name]) if choice is None else choice
         elif node is not None:
             value = convert(hints[name], node, name, problems)
             values |= {} if value is WRONG else {name: value}
@@ -162,12 +168,12 @@ def _build_sections(tree: Node, whole: bool, problems: list[Problem]) -> tuple[R
 
 def _sections_with(key: str, hints: dict[str, Any]) -> list[str]:
     """The sections that have a setting of this name."""
-    found = []
+    names = []
     for section, hint in hints.items():
         kinds = [hint, *get_args(hint)]
         if any(is_dataclass(kind) and key in {f.name for f in fields(kind)} for kind in kinds):
-            found.append(section)
-    return sorted(found, key=lambda section: hints[section] is not TrainerConfig)
+            names.append(section)
+    return sorted(names, key=lambda section: hints[section] is not TrainerConfig)
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

@@ -58,13 +58,13 @@ def _node(chosen: Chosen, where: str) -> Node:
 
 def _own(tree: Node, section: str, old: set[str]) -> Node:
     """Without the keys of other plugins of the kind, which the one that was named did not read."""
-    found = tree.value.get(section) if isinstance(tree.value, dict) else None
-    if found is None or not isinstance(found.value, dict) or not found.value.keys() >= old:
+    node = tree.value.get(section) if isinstance(tree.value, dict) else None
+    if node is None or not isinstance(node.value, dict) or not node.value.keys() >= old:
         return tree
     try:
-        own = {f.name for f in fields(registry.get(f"{section}s", str(found.value["name"].value)).Config)}
+        own = {f.name for f in fields(registry.get(f"{section}s", str(node.value["name"].value)).Config)}
     except (UserError, TypeError):  # TypeError: its Config is no dataclass
         return tree  # reported with the section
     unread = old - own - {f.name for f in fields(CHOICES[section])}
-    kept = {key: child for key, child in found.value.items() if key not in unread}
-    return Node({**tree.value, section: Node(kept, found.where)}, tree.where)
+    kept = {key: child for key, child in node.value.items() if key not in unread}
+    return Node({**tree.value, section: Node(kept, node.where)}, tree.where)

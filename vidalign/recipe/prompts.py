@@ -65,7 +65,7 @@ def unscored(rewards: dict[str, Any], prompts: Iterator[tuple[str, Any]]) -> Pro
         return None
     for place, prompt in prompts:
         if not any(_can_score(name, kind, prompt) for name, kind in rewards.items()):
-            why = f"{' and '.join(rewards)} know no answer for it: {str(getattr(prompt, 'prompt', prompt))[:60]!r}"
+            why = f"{' and '.join(rewards)} have no answer for it: {str(getattr(prompt, 'prompt', prompt))[:60]!r}"
             fix = "leave it out, or add a reward that can"
             return Problem("no reward of the recipe can score a prompt", place, why, fix)
     return None
@@ -99,7 +99,7 @@ def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
 
 
 def _judged(draft: Draft) -> None:
-    """The metrics of the evaluation exist and fit the student; somebody judges the held-out prompts."""
+    """The metrics of the evaluation exist and fit the student; at least one judges the held-out prompts."""
     recipe, settings = draft.recipe, draft.recipe.evaluation
     source = settings.prompts or recipe.data.eval_prompts
     metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics

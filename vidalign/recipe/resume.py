@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vidalign.errors import Problem, UserError
 from vidalign.recipe.differences import differences
+from vidalign.recipe.load import build_sections
 from vidalign.recipe.older import current
-from vidalign.recipe.source_map import read_yaml
+from vidalign.recipe.source_map import Node, read_yaml
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 FREE_ON_RESUME = (
+    "data.text_cache",
     "trainer.steps",
     "trainer.micro_batch",
+    "trainer.rollout_batch",
     "trainer.save_every",
     "trainer.keep",
     "trainer.eval_every",
@@ -35,8 +38,8 @@ FREE_ON_RESUME = (
 def check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
     problems: list[Problem] = []
-    began, now = current(read_yaml(file, problems)).plain(), yaml.safe_load(recipe.to_yaml())
-    if problems or not isinstance(began, dict):
+    tree = current(read_yaml(file, problems))
+    if problems or not isinstance(tree.value, dict):
         first = problems[0] if problems else Problem("it is no recipe", str(file))
         raise UserError(
             "the recipe that the run began with cannot be read",
@@ -44,6 +47,7 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
             why=f"{first.what}: {first.why}",
             fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
         )
+    began, now = _with_defaults(tree), yaml.safe_load(recipe.to_yaml())
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
     if changed:
         raise UserError(
@@ -52,3 +56,12 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
             why="; ".join(changed),
             fix="resume with that recipe, or start anew in another --run",
         )
+
+
+def _with_defaults(tree: Node) -> dict[str, Any]:
+    """The values that a run began with; keys that have come since have their defaults. A recipe that cannot be built
+    today is taken as it was written."""
+    problems: list[Problem] = []
+    recipe, _ = build_sections(tree, True, problems)
+    values: dict[str, Any] = tree.plain() if problems else yaml.safe_load(recipe.to_yaml())
+    return values

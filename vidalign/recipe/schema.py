@@ -1,8 +1,7 @@
 """The sections of a recipe: dataclasses with a docstring under each field (see `vidalign show --explain`).
 
-A section raises ValueError from `__post_init__` for a value out of range; when the message begins with the
-name of a field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the
-chosen plugin.
+A section raises ValueError from `__post_init__` for a value out of range. When the message begins with the name of a
+field, the line of that field is shown. `plugin(kind)` marks a section whose keys are those of the chosen plugin.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class StudentChoice(Choice):
     name: str = "video"
     """Kind of student in the registry."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/student`; for language students also the folder or hub name
+    """A safetensors file or a shipped name such as `world/student`. For language students also the folder or hub name
     of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
@@ -94,13 +93,16 @@ class DataConfig:
     """Prompts, and the clips of objectives that learn from clips."""
 
     prompts: str | dict[str, Any] = "world:train"
-    """Training prompts: `world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`,
+    """Training prompts: `world:SPLIT` or a text file with one prompt a line. For language students `tokens:SPLIT`,
     `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`. The long form is a
     mapping with `name` and the settings of that source: `{name: tokens, split: train, privilege: hints}`."""
     eval_prompts: str | dict[str, Any] = "world:held_out"
     """Prompts that are never trained on, in the same form."""
     frames: int = 12
     """Length of a clip in frames."""
+    text_cache: str = ""
+    """Folder in which features of prompts are kept for all runs; empty = `$VIDALIGN_CACHE/text`, or
+    `~/.cache/vidalign/text`. It is no part of what makes two runs equal."""
 
     def __post_init__(self) -> None:
         require(self, "frames", least=1)
@@ -118,6 +120,8 @@ class TrainerConfig(OptimizerConfig):
     """Samples in one forward and backward pass; results do not depend on it."""
     weight_decay: float = 1e-4
     """Decoupled weight decay for adamw, L2 for sgd."""
+    rollout_batch: int = 0
+    """Most candidates that a rollout generates at once: bounds its memory; results do not depend on it. 0 = all."""
     signal_floor: float = 0.1
     """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0
@@ -138,7 +142,7 @@ class TrainerConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "signal_floor", "ema_decay", least=0, below=1)
-        require(self, "reward_timeout", "eval_every", least=0)
+        require(self, "rollout_batch", "reward_timeout", "eval_every", least=0)
         require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 
@@ -164,8 +168,8 @@ class EvaluationConfig:
     prompts: str | dict[str, Any] = ""
     """Prompts to judge on; empty means `data.eval_prompts`."""
     metrics: dict[str, dict[str, Any] | None] | None = None
-    """Metrics by name with their settings, beside the recipe's rewards; null = those that know the right answers for
-    the prompts, where their source offers some."""
+    """Metrics by name with their settings, beside the recipe's rewards; null = those that the prompts' source offers.
+    They grade against its right answers."""
     count: int = 64
     """Prompts taken from them."""
     seeds: int = 1
@@ -191,8 +195,8 @@ class Sections:
     student: StudentChoice = plugin("students", StudentChoice)
     """The model that is trained."""
     objectives: dict[str, Part] = field(default_factory=dict)
-    """Several objectives at once, instead of `objective`: a label of your choice to the settings of each, `name` (the
-    label if left out), `weight`, `start`, `stop` and `rewards`."""
+    """Several objectives at once, instead of `objective`. A label of your choice maps to the settings of each, `name`
+    (the label if left out), `weight`, `start`, `stop` and `rewards`."""
     seed: int = 0
     """Every random number of the run follows from it."""
     teacher: Choice | None = optional_plugin("teachers", usual="model")

@@ -1,7 +1,7 @@
 """YAML that remembers where each value was written: a tree of `Node`, one for every entry and item.
 
-The tree rather than plain data goes through inheritance and overrides, so that a mistake found at the very
-end still knows its file and line. Floats may be written 1e-4, which plain YAML 1.1 reads as text.
+The tree rather than plain data goes through inheritance and overrides. So a mistake detected at the very end still has
+its file and line. Floats may be written 1e-4, which plain YAML 1.1 reads as text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with floats as everybody writes them."""
+    """The safe loader with floats such as 1e-4."""
 
 
 _Loader.yaml_implicit_resolvers = {

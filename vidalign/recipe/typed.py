@@ -1,7 +1,7 @@
 """A tree of marked values -> dataclasses, with every misspelt key and wrong type collected on the way.
 
-Keys are checked against the dataclass fields, values are converted by OmegaConf's structured configs (which
-knows Literal, tuples, unions and enums), one value at a time so that one mistake does not hide the next.
+Keys are checked against the dataclass fields. Values are converted by OmegaConf's structured configs (which support
+Literal, tuples, unions and enums). That happens one at a time, so that one mistake does not hide the next.
 A section with mistakes is still built from its right values, so that the checks after it can go on.
 """
 
@@ -37,8 +37,8 @@ class NoSettings:
 def build(cls: type[T], node: Node, path: str, problems: list[Problem], default: Any = None) -> T | None:
     """An instance of the dataclass `cls`, or None when a required value is missing or wrong.
 
-    `path` is the dotted name of the section in messages. `default` is the instance that stands where the section is
-    not written: a section that is written in part keeps its other values.
+    `path` is the dotted name of the section in messages. `default` is the instance that stands where the section is not
+    written. A section that is written in part keeps its other values.
     """
     if not isinstance(node.value, dict):
         problems.append(Problem(f"{path} must be a mapping, not {node.plain()!r}", node.where))

@@ -103,7 +103,7 @@ def _plain(values: Iterable[float]) -> list[float | None]:
 
 def _hacking(report: Report, indices: dict[str, int]) -> dict[str, Any]:
     plot = report.hacking
-    assert plot is not None, "asked for only when there is one"
+    assert plot is not None, "called only when there is one"
     points = [
         {"row": index, "x": _point(row, plot.trained), "y": _point(row, plot.held_out)}
         for index, row in enumerate(report.rows)

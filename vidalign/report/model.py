@@ -1,5 +1,5 @@
-"""What the page shows, as plain data. A training run is a report of three rows: before, after and ground truth;
-a benchmark has a row for every objective and reference. Empty parts are left out of the page."""
+"""What the page shows, as plain data. A training run is a report of three rows: before, after and ground truth. A
+benchmark has a row for every objective and reference. Empty parts are left out of the page."""
 
 from __future__ import annotations
 

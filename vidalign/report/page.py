@@ -1,7 +1,7 @@
 """Renders a `Report` to one HTML file that needs no network.
 
-Tables are written here and work without JavaScript; the script sorts and filters them, draws the charts
-(plotly.js is inlined once, 4.8 MB) and plays all clips from one clock.
+Tables are written here and work without JavaScript. The script sorts and filters them, draws the charts (plotly.js is
+inlined once, 4.8 MB) and plays all clips from one clock.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def _colours(report: Report) -> dict[str, str]:
 
 def _metrics(report: Report) -> list[Metric]:
     """The columns of the leaderboard, those of the headline's judge first."""
-    found = list(dict.fromkeys(metric for row in report.rows for metric in row.scores))
-    judges = list(dict.fromkeys(metric.judge for metric in found))
+    metrics = list(dict.fromkeys(metric for row in report.rows for metric in row.scores))
+    judges = list(dict.fromkeys(metric.judge for metric in metrics))
     if report.headline and report.headline.judge in judges:
         judges.insert(0, judges.pop(judges.index(report.headline.judge)))
-    return sorted(found, key=lambda metric: (judges.index(metric.judge), metric != report.headline))
+    return sorted(metrics, key=lambda metric: (judges.index(metric.judge), metric != report.headline))
 
 
 def _board(report: Report) -> list[dict[str, Any]]:
@@ -174,8 +174,8 @@ def _axis(values: Sequence[float]) -> Place:
 def _by_judge(rows: Sequence[EvaluationRow], report: Report) -> dict[str, list[EvaluationRow]]:
     """Judge -> its rows, in the order of the leaderboard where it has them."""
     order = list(dict.fromkeys([*(metric.judge for metric in _metrics(report)), *(row.group for row in rows)]))
-    found = {judge: [row for row in rows if row.group == judge] for judge in order}
-    return {judge: members for judge, members in found.items() if members}
+    groups = {judge: [row for row in rows if row.group == judge] for judge in order}
+    return {judge: members for judge, members in groups.items() if members}
 
 
 def _curve_groups(report: Report, drawn: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:

@@ -35,8 +35,8 @@ class Reward(Protocol):
     declares none.
 
     Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
-    static method ``can_score(prompt)`` (of an `Example` for texts) may say for which prompts it knows an answer: a
-    training prompt that no reward of the recipe can score is refused.
+    static method ``can_score(prompt)`` (of an `Example` for texts) may say which prompts it can score. A training
+    prompt that no reward of the recipe can score is refused.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ScoreRequest:
     """``[N, F, 3, H, W]`` in [0, 1]."""
     prompts: list[Any]
     """One of each group."""
-    group: torch.Tensor
+    group_index: torch.Tensor
     """``[N]``, the place in `prompts` of the prompt of each clip."""
     first_frame: int = 0
     """Latent frame of the video that the clips begin with."""
@@ -67,7 +67,7 @@ class ScoreRequest:
     @property
     def prompt_of_clip(self) -> list[Any]:
         """The prompt of every clip."""
-        return [self.prompts[place] for place in self.group.tolist()]
+        return [self.prompts[place] for place in self.group_index.tolist()]
 
     def judged_by(self, name: str) -> bool:
         """Whether the reward `name` judges the clips."""
@@ -77,8 +77,8 @@ class ScoreRequest:
 class TrainableReward(ABC):
     """A reward that learns along the way: it brings a network, which gets a role and an engine of its own.
 
-    No objective knows of it: what an objective's `collect` asks to be judged, the trainer first lets the reward learn
-    from, in a phase of its own, and then judges by it.
+    Objectives are independent of it. The reward first learns from what an objective's `collect` submits for judgement,
+    in a phase of its own. Then the trainer judges by it.
     """
 
     name: ClassVar[str]
@@ -197,9 +197,9 @@ class CompositeReward:
         """
         out, self.logged = {}, {}
         for name, call in self._calls.items():
-            found = call(clips, prompts)
-            out[name] = found.pop(name)
-            self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in found.items()}
+            scores = call(clips, prompts)
+            out[name] = scores.pop(name)
+            self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in scores.items()}
         return out
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -32,10 +32,10 @@ class RewardCall:
         Scores are float32, or float64 for clips in float64.
         """
         with guest("reward", self.name, self.reward):
-            found = self._score(clips, prompts) if not self.seconds else self._score_in_time(clips, prompts)
-        if not isinstance(found, Mapping):
-            raise self._refusal(f"a {type(found).__name__}", f"a reward returns a dict with {self.name!r}")
-        out = {str(key): _beside(self._numbers(str(key), value), clips) for key, value in found.items()}
+            scores = self._score(clips, prompts) if not self.seconds else self._score_in_time(clips, prompts)
+        if not isinstance(scores, Mapping):
+            raise self._refusal(f"a {type(scores).__name__}", f"a reward returns a dict with {self.name!r}")
+        out = {str(key): _beside(self._numbers(str(key), value), clips) for key, value in scores.items()}
         values = out.pop(self.name, None)
         if values is None or tuple(values.shape) != (len(prompts),):
             what = "nothing" if values is None else f"a tensor of shape {tuple(values.shape)}"
@@ -52,7 +52,7 @@ class RewardCall:
         if clips.device.type == "cpu":  # a view in numpy is written to unseen
             return self.reward.score(clips.clone(), list(prompts))
         before = clips._version
-        found = self.reward.score(clips, list(prompts))
+        scores = self.reward.score(clips, list(prompts))
         if clips._version != before:
             raise PluginError(
                 f"the reward {self.name!r} changed the clips that it was given",
@@ -60,7 +60,7 @@ class RewardCall:
                 why="other rewards judge the same clips",
                 fix="change a copy, clips.clone()",
             )
-        return found
+        return scores
 
     def _score_in_time(self, clips: Any, prompts: Sequence[Any]) -> Any:
         """In a thread of its own, which cannot be ended: a reward that still works on old clips is not called again."""
@@ -72,7 +72,7 @@ class RewardCall:
         def work() -> None:
             try:
                 with torch.no_grad(), torch.cuda.device(clips.device) if on_cuda else nullcontext():
-                    result["found"] = self._score(clips, prompts)
+                    result["scores"] = self._score(clips, prompts)
             except BaseException as error:
                 result["error"] = error
 
@@ -84,7 +84,7 @@ class RewardCall:
             return self._late(len(prompts))
         if "error" in result:
             raise result["error"]
-        return result["found"]
+        return result["scores"]
 
     def _late(self, count: int) -> dict[str, torch.Tensor]:
         what = f"the reward {self.name!r} takes longer than {self.seconds:g} s"

@@ -1,15 +1,15 @@
 """The discriminator as a trainable reward (AFD, arXiv 2605.26105, section on the discriminator; GAN).
 
-What an objective asks to be judged is first compared with teacher clips of the same prompts by the Bradley-Terry loss
-(`losses/bradley_terry.py`), then scored: the trainer runs one step of the discriminator before the judgement, as in
-AFD, whichever the objective. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out
+What an objective submits for judgement is first compared with teacher clips of the same prompts by the Bradley-Terry
+loss (`losses/bradley_terry.py`), then scored. The trainer runs one step of the discriminator before the judgement, as
+in AFD, whichever the objective. Warm-up runs on rollouts of the initial student until the pair accuracy on held-out
 prompts is reached.
 
-What we changed: the loss is the mean over all teacher clips x candidates of a prompt; a share of the prompts, by hash,
+What we changed: the loss is the mean over all teacher clips x candidates of a prompt. A share of the prompts, by hash,
 is never trained on and measures the accuracy at no cost. In a mixture it learns from the first objective that it
-judges. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged: the
-fractions of a student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so
-clips must begin where the video begins (Astrolabe: ``clip.score: video``).
+judges. Stored clips have 256 levels a colour, so every clip is rounded to them before it is judged. The fractions of a
+student's would give it away. A clip that ends early is compared with the beginning of the teacher's, so clips must
+begin where the video begins (Astrolabe: ``clip.score: video``).
 Watch: held-out pair accuracy (memory against judgement), mean sigmoid of the margin (0 = saturated, 1/2 = blind).
 """
 
@@ -137,22 +137,22 @@ class DiscriminatorReward(TrainableReward):
     def teacher_clips(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], clips: torch.Tensor
     ) -> torch.Tensor:
-        """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its
-        autoencoder if the recipe wants that."""
+        """A clip of the teacher for every prompt, as long as those of the student, `clips`, and through its autoencoder
+        with `reencode`."""
         ctx = self.ctx
-        found: torch.Tensor = ctx.teacher.clips(prompts, generators)
-        if found.shape[1] < clips.shape[1] or found.shape[2:] != clips.shape[2:]:
+        samples: torch.Tensor = ctx.teacher.clips(prompts, generators)
+        if samples.shape[1] < clips.shape[1] or samples.shape[2:] != clips.shape[2:]:
             raise UserError(
-                f"the student's clips are {_size(clips)}, the teacher's {_size(found)}",
+                f"the student's clips are {_size(clips)}, the teacher's {_size(samples)}",
                 where="discriminator",
                 why="size and length would give the student away",
                 fix="normalise the teacher's clips to the student's size, and make them as long as what is scored",
             )
-        found = found[:, : clips.shape[1]].to(clips.device, clips.dtype)
+        samples = samples[:, : clips.shape[1]].to(clips.device, clips.dtype)
         if self.config.reencode:
             with torch.no_grad():
-                found = ctx.decode(ctx.encode(found)).to(clips.dtype)
-        return found
+                samples = ctx.decode(ctx.encode(samples)).to(clips.dtype)
+        return samples
 
     def learn(self, request: ScoreRequest) -> None:
         """`updates` steps on these clips of the student against fresh teacher clips."""
@@ -199,17 +199,17 @@ class DiscriminatorReward(TrainableReward):
         total = int(ctx.gather(trained.sum().unsqueeze(0)).sum())
         size = max(1, ctx.micro_batch // (1 + self.config.teacher_clips))
         distributed.check_equal(len(prompts), "the number of clips that the discriminator compares")
-        found = []
+        rows = []
         with torch.enable_grad(), ctx.roles.phase(self.role) as engine:
             for start in range(0, len(prompts), size):
                 part = slice(start, start + size)
-                winner, loser = self._pairs_of(clips[part], request.group[part], request.prompts, teacher)
+                winner, loser = self._pairs_of(clips[part], request.group_index[part], request.prompts, teacher)
                 losses = self._losses(winner, loser)
                 engine.backward((losses * trained[part].to(losses)).sum() * (ctx.world_size / max(total, 1)))
                 seen = torch.cat([winner - loser, losses.unsqueeze(1)], 1).detach()
-                found.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
+                rows.append(seen.to(torch.promote_types(seen.dtype, torch.float32)))
             norm = engine.step() if total else 0.0
-        all_ranks = ctx.gather(torch.cat(found))
+        all_ranks = ctx.gather(torch.cat(rows))
         metrics = self._measure(all_ranks[:, :-1], all_ranks[:, -1], ctx.gather(trained))
         return metrics | {"health/discriminator_grad_norm/mean": norm}
 
@@ -219,16 +219,16 @@ class DiscriminatorReward(TrainableReward):
         return pairs.mean(1)
 
     def _pairs_of(
-        self, clips: torch.Tensor, group: torch.Tensor, prompts: Sequence[str], teacher: torch.Tensor
+        self, clips: torch.Tensor, group_index: torch.Tensor, prompts: Sequence[str], teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``D(x_T, y)`` ``[N, teacher_clips]`` and ``D(x_hat, y)`` ``[N, 1]``, with gradient; one forward.
 
         teacher: of every group ``[P, teacher_clips, F, 3, H, W]``.
         """
-        present, place = group.unique(return_inverse=True)
+        present, place = group_index.unique(return_inverse=True)
         count = self.config.teacher_clips
         both = torch.cat([clips, teacher[present].flatten(0, 1)])
-        words = [prompts[g] for g in [*group.tolist(), *present.repeat_interleave(count).tolist()]]
+        words = [prompts[g] for g in [*group_index.tolist(), *present.repeat_interleave(count).tolist()]]
         scores = self.judge(both, words)
         student, winners = scores[: len(clips)], scores[len(clips) :].view(len(present), count)
         return winners[place], student.unsqueeze(1)
@@ -238,8 +238,8 @@ class DiscriminatorReward(TrainableReward):
         count = self.config.teacher_clips
         repeated = [p for p in prompts for _ in range(count)]
         draws = [generator(self.ctx.seed, f"teacher of {p}/{purpose}", step, k) for p in prompts for k in range(count)]
-        found: torch.Tensor = self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
-        return found
+        samples: torch.Tensor = self.teacher_clips(repeated, draws, clips).unflatten(0, (len(prompts), count))
+        return samples
 
     def _measure(self, margin: torch.Tensor, losses: torch.Tensor, trained: torch.Tensor) -> dict[str, float]:
         """What to log of the margins ``[N, teacher_clips]`` and losses ``[N]`` of all processes, before the update."""

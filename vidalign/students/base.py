@@ -47,6 +47,8 @@ class Student(nn.Module, ABC, Generic[SpecT]):
     """Class of `spec`."""
     spec: SpecT
     """All of it but the weights; written into the header of its file."""
+    rollout_batch: int = 0
+    """Most candidates that a rollout generates at once; 0 = all. A student that cannot slice ignores it."""
     __call__: Callable[..., Any]
     if TYPE_CHECKING:
         # torch says that a module has every attribute: then no misspelt method would ever be found
@@ -115,8 +117,8 @@ class Student(nn.Module, ABC, Generic[SpecT]):
         """Recompute activations in the backward pass; a student that cannot ignores it."""
 
     def on_pass(self, listener: Callable[[Pass], None]) -> None:
-        """Call `listener` at every pass through the network from now on; by default at every call of `forward`, whose
-        first argument has a row for each clip."""
+        """Call `listener` at every pass through the network from now on. By default that is every call of `forward`,
+        whose first argument has a row for each clip."""
         plain = self.forward
 
         def counted(first: Tensor, *args: Any, **kwargs: Any) -> Any:

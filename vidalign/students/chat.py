@@ -1,8 +1,8 @@
 """From an `Example` to token ids: chat template, privileged user turn, left padding.
 
 The prompt ends with the assistant marker. A privileged text stands in the user turn, hence before that marker, and
-never touches the ids of the response: `compose` puts the very ids that were sampled behind any other prompt, in the
-last columns of the batch, so that column j of the response is the same token under every prompt.
+never touches the ids of the response. `compose` puts the very ids that were sampled behind any other prompt, in the
+last columns of the batch. So column j of the response is the same token under every prompt.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ class ChatEncoder:
                 )
             return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
         pictures = {"images": list(example.images)} if example.images else {}
-        found = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
-        found.pop("attention_mask", None)
-        return found.pop("input_ids")[0], found
+        inputs = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        inputs.pop("attention_mask", None)
+        return inputs.pop("input_ids")[0], inputs
 
     @staticmethod
     def _stack(extras: Sequence[dict[str, Tensor]], length: int) -> dict[str, Tensor]:

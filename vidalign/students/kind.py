@@ -1,5 +1,5 @@
 """What the rest of the package asks of a kind of student. The registry holds a `StudentKind`; nothing else in the
-package knows which kinds there are.
+package depends on which kinds there are.
 
 A kind is light: a recipe is checked by it without the network, whose module it imports in `network`.
 """
@@ -80,6 +80,14 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return cls.load(student.path)
 
     @classmethod
+    def spec(cls, student: StudentChoice) -> SpecT:
+        """What a recipe makes of its student, without the weights. Raises `CheckpointError` as `read_spec` does."""
+        if student.init is not None:
+            made: SpecT = cls.spec_type.from_dict(dict(student.init))
+            return made
+        return cls.read_spec(student.path)
+
+    @classmethod
     def features(cls, spec: SpecT) -> PromptFeatures | None:
         """What turns prompts into features; None for a student that reads them itself."""
         return None
@@ -156,7 +164,7 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
 
     @classmethod
     def recognises(cls, path: str, spec: dict[str, Any]) -> bool:
-        """Whether weights are of this kind, by the specification in their header; it is empty for a `path` that is no
+        """Whether weights are of this kind, by the specification in their header. It is empty for a `path` that is no
         file, which may be the name of a model elsewhere."""
         return bool(spec) and spec.keys() == {field.name for field in fields(cls.spec_type)}
 

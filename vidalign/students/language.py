@@ -1,13 +1,13 @@
 """LanguageStudent: any causal language model or image-text-to-text model of transformers, as an on-policy student.
 
 - `prompts` writes examples with the model's chat template, left padded; `generate` samples responses with the model's
-  own cache; `compose` puts sampled responses behind other prompts (with or without privileged text), token for token.
-- `hidden` gives the last hidden states, `lm_head` / `head_weight` / `project` the way from there to logits, so that a
-  loss can select rows before it touches the vocabulary; `logprobs` scores responses the simple way.
+  own cache. `compose` puts sampled responses behind other prompts (with or without privileged text), token for token.
+- `hidden` gives the last hidden states, `lm_head` / `head_weight` / `project` the way from there to logits. So a loss
+  can select rows before it touches the vocabulary. `logprobs` scores responses the simple way.
 - A response is a pure function of weights, prompt and the sample's generator.
 
-What differs from `model.generate(do_sample=True)`: every sample has a generator of its own (see `sampling`), and
-defaults of the model's generation config other than its stop tokens do not apply.
+What differs from `model.generate(do_sample=True)`: every sample has a generator of its own (see `sampling`). Defaults
+of the model's generation config other than its stop tokens do not apply.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ class LanguageStudent(Student[LanguageSpec]):
     ) -> TokenBatch:
         """Responses to prompts (R = 0) with one CPU generator each: a batch with ids, masks and log-probabilities.
 
-        logprobs are those of the policy at the sampling temperature (1 when greedy), before top-p and top-k and
-        before placeholders of pictures are left out, which are never drawn.
+        logprobs are those of the policy at the sampling temperature (1 when greedy), before top-p and top-k. They are
+        also before placeholders of pictures are left out, which are never drawn.
         `generators` may be None when the temperature is 0.
         """
         assert prompts.response.shape[1] == 0, "generation begins where the prompt ends"

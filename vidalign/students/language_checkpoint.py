@@ -69,8 +69,8 @@ def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None
 
 
 def load(path: str) -> LanguageStudent:
-    """A file or shipped name, in the dtype of its configuration (fp32 without one); a transformers folder or hub name,
-    in the dtype in which it is stored.
+    """A file or shipped name is in the dtype of its configuration (fp32 without one). A transformers folder or hub name
+    is in the dtype in which it is stored.
     """
     import torch
 

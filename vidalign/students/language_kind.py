@@ -1,4 +1,4 @@
-"""The kind of student `language`, as the registry knows it: light, so that a recipe is checked without its network."""
+"""The kind of student `language`, as it is registered: light, so that a recipe is checked without its network."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
-        spec = LanguageSpec.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
-        own = student.config
+        spec, own = cls.spec(student), student.config
         spec = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
         return stand_in(spec), None, NoCodec()
 
@@ -121,7 +120,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
 
 def _check_pictures(draft: Draft) -> None:
-    """A plain language model is not asked about pictures."""
+    """A plain language model takes no pictures."""
     from vidalign.data.source import find_source
     from vidalign.recipe.prompts import sources
 

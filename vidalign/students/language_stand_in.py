@@ -20,7 +20,7 @@ class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not 
     """Reads token ids alone: pictures come in like any input and change nothing."""
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Inputs of every processor are welcome."""
+        """Inputs of every processor are accepted."""
 
 
 def stand_in(spec: LanguageSpec) -> LanguageStudent:

@@ -1,8 +1,8 @@
 """Drawing tokens from counter-based generators, inside transformers' own `generate` loop.
 
-`CounterSampler` is a logits processor that draws the token itself (inverse of the cumulative distribution, one
-uniform number a sample and position) and leaves nothing else possible, so that greedy decoding picks it. What a
-sample draws does not depend on the others in its batch.
+`CounterSampler` is a logits processor that draws the token itself (inverse of the cumulative distribution, one uniform
+number a sample and position). It leaves nothing else possible, so that greedy decoding picks it. What a sample draws
+does not depend on the others in its batch.
 """
 
 from __future__ import annotations

@@ -80,23 +80,23 @@ def spec_of(path: str | Path) -> dict[str, Any]:
 
 
 def kinds() -> dict[str, type[StudentKind[Any, Any]]]:
-    """The kinds of student by name, those of vidalign first; a plugin that cannot be imported is left out: it is
-    reported when its name is asked for."""
-    names, found = registry.names("students"), {}
+    """The kinds of student by name, those of vidalign first. A plugin that cannot be imported is left out: it is
+    reported when its name is used."""
+    names, classes = registry.names("students"), {}
     for name in sorted(names, key=lambda name: names[name] != "vidalign"):
         with suppress(PluginError):
-            found[name] = registry.get("students", name)
-    return found
+            classes[name] = registry.get("students", name)
+    return classes
 
 
 def kind_of(path: str | Path) -> str:
     """The kind of student that weights are of; `CheckpointError` for weights that no kind takes for its own."""
     known = kinds()
-    if found := next((name for name, kind in known.items() if kind.recognises(str(path), {})), None):
-        return found  # the name of a model elsewhere
+    if match := next((name for name, kind in known.items() if kind.recognises(str(path), {})), None):
+        return match  # the name of a model elsewhere
     spec = spec_of(path)
-    if found := next((name for name, kind in known.items() if kind.recognises(str(path), spec)), None):
-        return found
+    if match := next((name for name, kind in known.items() if kind.recognises(str(path), spec)), None):
+        return match
     raise CheckpointError(
         "the weights are of no known kind of student",
         where=str(path),

@@ -52,12 +52,12 @@ class ChoosyTeacher(Protocol):
     """Fits some students only."""
 
     def check_student(self, student: Any) -> None:
-        """Raise `UserError` for a student that it cannot teach; asked once, before training."""
+        """Raise `UserError` for a student that it cannot teach; called once, before training."""
         ...
 
 
 def network_of(teacher: Any) -> nn.Module | None:
-    """The network of its own that a teacher has as ``model``, if any: it is moved to the device and computes in the
+    """The network of its own that a teacher has as ``model``, if any. It is moved to the device and computes in the
     engine's precision."""
     model: nn.Module | None = getattr(teacher, "model", None)
     return model
@@ -66,11 +66,11 @@ def network_of(teacher: Any) -> nn.Module | None:
 def check_same(names: Sequence[str], student: Any, teacher: Any, fix: str) -> None:
     """Raise `UserError` for the first of these attributes in which two specifications differ; names may be dotted."""
     for name in names:
-        ours, theirs = (attrgetter(name)(spec) for spec in (student, teacher))
-        if ours != theirs:
+        expected, actual = (attrgetter(name)(spec) for spec in (student, teacher))
+        if expected != actual:
             raise UserError(
                 f"student and teacher differ in their {name}",
                 where="teacher.path",
-                why=f"the student has {ours}, the teacher {theirs}",
+                why=f"the student has {expected}, the teacher {actual}",
                 fix=fix,
             )

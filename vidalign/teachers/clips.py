@@ -43,7 +43,7 @@ class ClipShape:
 
 @dataclass
 class RawClip:
-    """A clip as it was found."""
+    """A clip as it is stored."""
 
     frames: torch.Tensor
     """``[F, 3, H, W]``, uint8."""

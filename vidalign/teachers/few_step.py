@@ -1,4 +1,4 @@
-"""A frozen few-step causal network as teacher: it has the student's own transport, on the same noise levels.
+"""A frozen few-step causal network as teacher, with the student's flow parameterisation and noise levels.
 
 A step-distilled or aligned student, or the student's own weights with privileged input. (Matching a few-step student
 to the posterior mean of a multi-step model would blur it.)

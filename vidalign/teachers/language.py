@@ -36,12 +36,12 @@ class LanguageTeacher:
         if not path or not is_transformers(path):
             check_teacher_weights(draft, path, "language")
         student = draft.recipe.student
-        ours, theirs = (written_config(p).get("vocab_size") for p in ("" if student.init else student.path, path))
-        if ours and theirs and ours != theirs:
+        expected, actual = (written_config(p).get("vocab_size") for p in ("" if student.init else student.path, path))
+        if expected and actual and expected != actual:
             draft.refuse(
                 "student and teacher have other vocabularies",
                 "teacher.path",
-                f"{ours} and {theirs} entries",
+                f"{expected} and {actual} entries",
                 "use a teacher of the same model family",
             )
 
@@ -52,8 +52,8 @@ class LanguageTeacher:
         return cls(LanguageStudent.load(config.path))
 
     def check_student(self, student: LanguageStudent) -> None:
-        """Raises `UserError` unless both have the same tokens, which the teacher scores by the student's own ids, and
-        heads with as many entries."""
+        """Raises `UserError` unless both have the same tokens and heads with as many entries. The teacher scores tokens
+        by the student's own ids."""
         own, other = (model.chat.tokenizer.get_vocab() for model in (student, self.model))
         if own != other:
             raise UserError(
@@ -62,11 +62,11 @@ class LanguageTeacher:
                 why=f"{len(own.items() ^ other.items())} tokens differ",
                 fix="use a teacher of the same model family",
             )
-        ours, theirs = student.lm_head.out_features, self.model.lm_head.out_features
-        if ours != theirs:
+        expected, actual = student.lm_head.out_features, self.model.lm_head.out_features
+        if expected != actual:
             raise UserError(
                 "student and teacher have heads of different sizes",
                 where="teacher.path",
-                why=f"{ours} and {theirs} entries, padding included",
+                why=f"{expected} and {actual} entries, padding included",
                 fix="use a teacher of the same model family",
             )

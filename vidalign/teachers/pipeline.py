@@ -1,6 +1,6 @@
 """A text-to-video pipeline of diffusers as a black-box teacher: sampled once, kept on disk, and read from there.
 
-Clip k of a prompt is a pure function of model, prompt, k and settings: its noise and its file name are the hash of
+Clip k of a prompt is a pure function of model, prompt, k and settings. Its noise and its file name are the hash of
 them. So an interrupted run goes on with the clips that are there, and the folder is a clip store of its own
 (`teachers/store.py`).
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PipelineTeacher:
-    """Samples `per_prompt` clips of a prompt when they are first asked for. Offers ``clips``.
+    """Samples `per_prompt` clips of a prompt when they are first needed. Offers ``clips``.
 
     build: makes the pipeline; called only when a clip is missing. options: further arguments of the pipeline's call,
     such as ``guidance_scale``; they may override size and length.

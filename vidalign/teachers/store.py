@@ -1,9 +1,9 @@
 """A black-box teacher as finished clips on disk, keyed by prompt: a folder of files, or a table of `datasets`.
 
-Folder: mp4, webm, gif, npz or safetensors files; which prompt a file belongs to stands in ``metadata.jsonl`` (lines
-with ``file_name`` and ``prompt``, the layout of a `datasets` video folder), else in the metadata of a safetensors file,
-else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk`` wrote,
-with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
+Folder: mp4, webm, gif, npz or safetensors files. The prompt of a file stands in ``metadata.jsonl`` (lines with
+``file_name`` and ``prompt``, the layout of a `datasets` video folder). Else it stands in the metadata of a safetensors
+file, else in its name, ``PROMPT.mp4`` or ``PROMPT-3.mp4``. Table: a parquet file or what ``Dataset.save_to_disk``
+wrote, with the columns ``prompt`` and ``video`` (the path of a file, or its bytes).
 """
 
 from __future__ import annotations
@@ -117,15 +117,15 @@ class ClipStore:
                 close = nearest(prompt, self.entries)
                 fix = f"did you mean {close!r}?" if close else "train on prompts that have clips"
                 raise DataError(f"the teacher has no clip for {prompt!r}", where=str(self.path), fix=fix)
-            found = self.entries[prompt]
-            chosen.append(self._clip(found[int(torch.randint(len(found), (), generator=generator))]))
+            entries = self.entries[prompt]
+            chosen.append(self._clip(entries[int(torch.randint(len(entries), (), generator=generator))]))
         return torch.stack(chosen).float() / 255
 
     def _read(self, entry: Entry) -> torch.Tensor:
         return normalise(read_clip(entry.load(), entry.kind), self.shape, self.fps)
 
     def _warn_of_rate(self, entry: Entry) -> None:
-        """Frames are taken as they are: say so if the clips know how fast they are to be shown."""
+        """Frames are taken as they are: a warning if the clips carry a frame rate."""
         times = read_clip(entry.load(), entry.kind).times
         if times is not None and len(times) > 1:
             rate = (len(times) - 1) / float(times[-1] - times[0])
@@ -143,23 +143,23 @@ class ClipStore:
                 self._read(entry)
             except DataError as error:
                 own[entry.name] = str(error)
-        found: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for part in distributed.all_gather_object(own):
-            found |= part
-        return dict(sorted(found.items()))
+            reasons |= part
+        return dict(sorted(reasons.items()))
 
 
 def _check_prompts(draft: Draft, path: str) -> None:
     try:
         known = {entry.prompt for entry in index_clips(Path(path))}
-        asked = listed(draft.recipe.data.prompts) or []
+        prompts = listed(draft.recipe.data.prompts) or []
     except UserError as error:
         draft.refuse_as(error, "teacher.path")
         return
-    missing = [prompt for prompt in asked if prompt not in known]
+    missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
         shown = ", ".join(repr(prompt) for prompt in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        why = f"{len(missing)} of {len(asked)} training prompts: {shown}"
+        why = f"{len(missing)} of {len(prompts)} training prompts: {shown}"
         draft.refuse("the teacher's store lacks clips", "teacher.path", why, "train on prompts that have clips")
 
 

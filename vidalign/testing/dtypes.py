@@ -26,7 +26,7 @@ LATENTS = 3
 
 
 class MixedDtypes(TorchFunctionMode):
-    """Watches what runs inside; `found` then has a line of the file of `plugin` for each operation that mixes types.
+    """Watches what runs inside; `problems` then has a line of the file of `plugin` for each operation that mixes types.
 
     Operations of vidalign's losses and of the parts that objectives share count where the plugin calls them.
     """
@@ -34,7 +34,7 @@ class MixedDtypes(TorchFunctionMode):
     def __init__(self, plugin: type) -> None:
         super().__init__()
         self.file = inspect.getfile(plugin)
-        self.found: list[str] = []
+        self.problems: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = _caller(sys._getframe(1))
@@ -43,7 +43,7 @@ class MixedDtypes(TorchFunctionMode):
             dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
             if len(dtypes) > 1:
                 mixed = " and ".join(sorted(str(dtype) for dtype in dtypes))
-                self.found.append(f"{self.file}:{own.f_lineno} ({func.__name__} of {mixed})")
+                self.problems.append(f"{self.file}:{own.f_lineno} ({func.__name__} of {mixed})")
         return func(*args, **(kwargs or {}))
 
 

@@ -99,12 +99,12 @@ def with_failing(items: Items, failing: tuple[Any, Any] | None) -> tuple[Items, 
     return items.pick(range(len(items) - 1)), (output, prompt)
 
 
-def values_of(name: str, found: Any, count: int) -> dict[str, Tensor]:
+def values_of(name: str, scores: Any, count: int) -> dict[str, Tensor]:
     """What a judge returned, as tensors of `count` entries, in fp64 on the CPU."""
-    if not isinstance(found, dict) or not found:
-        broken(name, f"returns {found!r:.80} where a dict of values by name is promised")
+    if not isinstance(scores, dict) or not scores:
+        broken(name, f"returns {scores!r:.80} where a dict of values by name is promised")
     values = {}
-    for key, given in found.items():
+    for key, given in scores.items():
         numbers = as_numbers(given)
         if numbers is None:
             broken(name, f"returns {type(given).__name__} under {key!r} where real numbers are promised")
@@ -122,10 +122,10 @@ def check_items(name: str, judge: Judge, items: Items, failing: tuple[Any, Any] 
 
     def judged(some: Items) -> dict[str, Tensor]:
         given, before = some.given(), some.given()
-        found = values_of(name, judge(given, some.prompts * some.seeds), len(some))
+        scores = values_of(name, judge(given, some.prompts * some.seeds), len(some))
         if isinstance(given, Tensor) and not torch.equal(given.nan_to_num(-1), before.nan_to_num(-1)):
             broken(name, "changes the clips that it is given: others judge them too")
-        return found
+        return scores
 
     items, (output, prompt) = with_failing(items, failing)
     with own_numbers(name):
@@ -141,19 +141,19 @@ def check_items(name: str, judge: Judge, items: Items, failing: tuple[Any, Any] 
     }
     _same(name, joined, values, "depends on the other items of its batch")
     place = len(items) // 2
-    found = judged(items.with_failing(place, output, prompt))
+    scores = judged(items.with_failing(place, output, prompt))
     others = [n for n in range(len(items) + 1) if n != place]
-    _same(name, {key: value[others] for key, value in found.items()}, values, "lets a failing item change the others")
-    for key, value in found.items():
+    _same(name, {key: value[others] for key, value in scores.items()}, values, "lets a failing item change the others")
+    for key, value in scores.items():
         if not value[place].isnan().all():
             broken(name, f"gives a failing item {value[place].tolist()} under {key!r} where NaN is promised")
     return values
 
 
-def _same(name: str, found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+def _same(name: str, actual: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
     """Values agree entry by entry, NaN with NaN; a name that is not there is NaN everywhere."""
     for key, values in expected.items():
-        others = found.get(key, torch.full_like(values, torch.nan))
+        others = actual.get(key, torch.full_like(values, torch.nan))
         differs = ~torch.isclose(others, values, rtol=RTOL, atol=ATOL, equal_nan=True)
         if differs.any():
             n = int(differs.flatten(1).any(1).nonzero()[0]) if differs.ndim > 1 else int(differs.nonzero()[0])

@@ -84,15 +84,15 @@ def _micro_batches(trial: Trial) -> None:
 
 def _random_numbers(trial: Trial) -> None:
     """A step is a function of seed and step: it gives the same numbers again."""
-    found = []
+    runs = []
     for _ in range(2):
         objective, ctx = trial.start()
         ctx.step = 1
         with own_numbers(trial.name):
-            found.append(_numbers(objective, ctx))
-    for what, number in found[0].items():
-        if number != found[1][what]:
-            broken(trial.name, f"has a {what} of {number:.8g}, and {found[1][what]:.8g} when the step is repeated")
+            runs.append(_numbers(objective, ctx))
+    for what, number in runs[0].items():
+        if number != runs[1][what]:
+            broken(trial.name, f"has a {what} of {number:.8g}, and {runs[1][what]:.8g} when the step is repeated")
 
 
 def _ranks(trial: Trial) -> None:
@@ -139,9 +139,9 @@ def _cost(trial: Trial) -> None:
         broken(trial.name, f"says nothing of its cost: {error}")
     counted = trial.straight.cost
     for unit in ("forwards", "reward_calls", "teacher_calls", "responses"):
-        said, found = getattr(expected, unit), getattr(counted, unit)
-        if not _near(found, said, rel=1e-9):
-            broken(trial.name, f"takes {found:g} {unit} in {STEPS} steps, but its cost() says {said:g}")
+        said, actual = getattr(expected, unit), getattr(counted, unit)
+        if not _near(actual, said, rel=1e-9):
+            broken(trial.name, f"takes {actual:g} {unit} in {STEPS} steps, but its cost() says {said:g}")
 
 
 def _device(trial: Trial) -> None:
@@ -158,15 +158,15 @@ def _device(trial: Trial) -> None:
                 loss = objective.loss(ctx, MicroBatch(data, 1.0), phase).loss
             if loss.dtype != torch.float64 or loss.device.type != ctx.device.type:
                 broken(trial.name, f"gives a loss of {loss.dtype} on {loss.device} for weights of fp64 on {ctx.device}")
-    if watch.found:
-        broken(trial.name, f"mixes precisions at {watch.found[0]}: make tensors with the dtype and device of others")
+    if watch.problems:
+        broken(trial.name, f"mixes precisions at {watch.problems[0]}: make tensors with the dtype and device of others")
     if ctx.device.type != "cpu":
-        found = _numbers(*trial.start("engine.precision=fp64"))
+        numbers = _numbers(*trial.start("engine.precision=fp64"))
         with on_the_cpu():
             expected = _numbers(*trial.start("engine.precision=fp64"))
         for what, number in expected.items():
-            if not _near(found[what], number, rel=1e-3, floor=1e-6):
-                broken(trial.name, f"has a {what} of {found[what]:.8g} on the accelerator, {number:.8g} on the CPU")
+            if not _near(numbers[what], number, rel=1e-3, floor=1e-6):
+                broken(trial.name, f"has a {what} of {numbers[what]:.8g} on the accelerator, {number:.8g} on the CPU")
 
 
 PROMISES: dict[str, Callable[[Trial], None]] = {
@@ -183,40 +183,40 @@ PROMISES: dict[str, Callable[[Trial], None]] = {
 
 def _numbers(objective: Objective, ctx: TrainContext) -> dict[str, float]:
     """Loss and norm of the gradient of every role, for two prompts."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     data = collected(objective, ctx, [ctx.prompts[n] for n in range(2)])
     for phase in objective.phases(ctx.step):
         whole = in_pieces(objective, ctx, data, phase, len(data))
-        found |= {f"{phase.role} loss": whole.loss, f"{phase.role} gradient": _norm(whole.gradient)}
-    return found
+        numbers |= {f"{phase.role} loss": whole.loss, f"{phase.role} gradient": _norm(whole.gradient)}
+    return numbers
 
 
 def _is_narrow(value: Tensor) -> bool:
     return value.is_floating_point() and value.dtype != torch.float64
 
 
-def _near(found: float, expected: float, rel: float = 1e-5, floor: float = 1e-9) -> bool:
-    return abs(found - expected) <= rel * abs(expected) + floor
+def _near(actual: float, expected: float, rel: float = 1e-5, floor: float = 1e-9) -> bool:
+    return abs(actual - expected) <= rel * abs(expected) + floor
 
 
 def _norm(gradient: Mapping[str, Tensor]) -> float:
     return float(torch.stack([value.double().norm() for value in gradient.values()]).norm())
 
 
-def _furthest(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rel: float) -> tuple[str, float] | None:
+def _furthest(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], rel: float) -> tuple[str, float] | None:
     """The tensor that differs by more than `rel` of its largest entry, and by how much; None where all agree."""
     for name, value in expected.items():
-        apart = float((found[name] - value).abs().max())
+        apart = float((actual[name] - value).abs().max())
         if not apart <= rel * float(value.abs().max()) + 1e-9:
             return name, apart
     return None
 
 
-def _same_log(name: str, found: Mapping[str, float], expected: Mapping[str, float], where: str) -> None:
+def _same_log(name: str, actual: Mapping[str, float], expected: Mapping[str, float], where: str) -> None:
     """What is logged, time and memory left out, is the same."""
     for key, value in expected.items():
-        if key.startswith("perf/") or (key not in found and value != value):
+        if key.startswith("perf/") or (key not in actual and value != value):
             continue
-        if key not in found or not _near(found[key], value, rel=1e-3):
-            one = f"{found[key]:.6g}" if key in found else "not logged"
+        if key not in actual or not _near(actual[key], value, rel=1e-3):
+            one = f"{actual[key]:.6g}" if key in actual else "not logged"
             broken(name, f"logs {key} as {one} {where.format(f'{value:.6g}')}")

@@ -23,7 +23,7 @@ def broken(name: str, what: str) -> NoReturn:
 
 @contextmanager
 def lent(kind: str, plugin: Any) -> Iterator[str]:
-    """The name under which `plugin`, a class or a registered name, is found in the registry meanwhile."""
+    """The name that `plugin`, a class or a registered name, has in the registry within this context."""
     if isinstance(plugin, str):
         registry.get(kind, plugin)
         yield plugin
@@ -41,7 +41,7 @@ def lent(kind: str, plugin: Any) -> Iterator[str]:
 
 @contextmanager
 def on_the_cpu() -> Iterator[None]:
-    """Runs are on the CPU meanwhile, whatever the machine has: accelerators add numbers in any order."""
+    """Runs are on the CPU within this context, whatever the machine has: accelerators add numbers in any order."""
     own = distributed.device
     distributed.device = lambda: torch.device("cpu")
     try:
@@ -75,7 +75,7 @@ def check_config(name: str, plugin: Any, needed: bool = True) -> None:
 
 @contextmanager
 def own_numbers(name: str) -> Iterator[None]:
-    """Refuse draws from the global generators of torch, numpy and Python meanwhile."""
+    """Refuse draws from the global generators of torch, numpy and Python within this context."""
     before = _states()
     yield
     for place, state in _states().items():

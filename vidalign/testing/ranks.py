@@ -107,13 +107,13 @@ def _rank(rank: int, size: int, port: int, job: Job) -> None:
 
 
 def _plugin(job: Job) -> Any:
-    """The class of the objective, found again."""
+    """The class of the objective, imported again."""
     for file in job.plugins:
         registry.load_plugin_file(file)
-    found: Any = importlib.import_module(job.module)
+    plugin: Any = importlib.import_module(job.module)
     for part in job.qualname.split("."):
-        found = getattr(found, part)
-    return found
+        plugin = getattr(plugin, part)
+    return plugin
 
 
 def _free_port() -> int:

@@ -73,7 +73,7 @@ def _default(prompts: Any, judges: str) -> Items:
 
 
 def _check_name(name: str, made: Any, kind: Any, items: Items) -> None:
-    """It is called as it is registered, and can score what it is asked to."""
+    """It is called as it is registered, and can score its prompts."""
     if made.name != name:
         broken(name, f"calls itself {made.name!r}: its scores stand under that name")
     able = getattr(kind, "can_score", lambda prompt: True)
@@ -84,7 +84,7 @@ def _check_name(name: str, made: Any, kind: Any, items: Items) -> None:
 
 def _check_tensors(name: str, made: Any, clips: Tensor, prompts: list[Any], expected: Tensor) -> None:
     """Clips of another type, or elsewhere, get the same scores."""
-    found = values_of(name, made.score(clips, prompts), len(prompts))[name]
-    apart = float((found - expected).abs().nan_to_num(0).max())
-    if not torch.equal(found.isnan(), expected.isnan()) or apart > 1e-3:
+    scores = values_of(name, made.score(clips, prompts), len(prompts))[name]
+    apart = float((scores - expected).abs().nan_to_num(0).max())
+    if not torch.equal(scores.isnan(), expected.isnan()) or apart > 1e-3:
         broken(name, f"gives scores that differ by {apart:.2e} for {clips.dtype} clips on {clips.device}")

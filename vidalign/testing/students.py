@@ -108,21 +108,21 @@ def _check_clips(name: str, network: Any, prompts: list[Any], frames: int, expec
     if not 0 <= float(expected.min()) <= float(expected.max()) <= 1:
         broken(name, f"makes clips in [{float(expected.min()):g}, {float(expected.max()):g}]: [0, 1] is promised")
     for place, dtype in ((torch.device("cpu"), torch.float64), (distributed.device(), torch.float32)):
-        found = _outputs(network.to(place, dtype), prompts, frames, list(range(len(prompts))))
-        apart = float((found.cpu().double() - expected.cpu().double()).abs().max())
-        if found.device.type != place.type or apart > 1e-2:
-            broken(name, f"makes clips on {found.device} that differ by {apart:.2e} in {dtype} on {place}")
+        clips = _outputs(network.to(place, dtype), prompts, frames, list(range(len(prompts))))
+        apart = float((clips.cpu().double() - expected.cpu().double()).abs().max())
+        if clips.device.type != place.type or apart > 1e-2:
+            broken(name, f"makes clips on {clips.device} that differ by {apart:.2e} in {dtype} on {place}")
     network.to("cpu", torch.float32)
 
 
-def _near(found: Any, expected: Any) -> bool:
-    if isinstance(found, Tensor):
-        return torch.allclose(found, expected, rtol=0, atol=1e-4)
-    return bool(found == expected)
+def _near(actual: Any, expected: Any) -> bool:
+    if isinstance(actual, Tensor):
+        return torch.allclose(actual, expected, rtol=0, atol=1e-4)
+    return bool(actual == expected)
 
 
-def _by(found: Any, expected: Any) -> str:
+def _by(actual: Any, expected: Any) -> str:
     """By how much two clips differ; two texts themselves."""
-    if isinstance(found, Tensor):
-        return f": pixels differ by up to {float((found - expected).abs().max()):.2e}"
-    return f": {found!r:.60} instead of {expected!r:.60}"
+    if isinstance(actual, Tensor):
+        return f": pixels differ by up to {float((actual - expected).abs().max()):.2e}"
+    return f": {actual!r:.60} instead of {expected!r:.60}"

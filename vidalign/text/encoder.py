@@ -13,22 +13,28 @@ from torch import Tensor, nn
 
 
 class TextEncoder(nn.Module):
-    """Prompts to features `[B, length, dim]` (fp32, zero at the padding), without gradient."""
+    """Prompts to the features of their tokens, without gradient; the padding is left to who reads them.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, length: int, key: str) -> None:
+    length: tokens to which prompts are padded before the network, and to which `padded` brings their features.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, length: int) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.length = length
-        self.key = key
-        """Identity of the encoder, part of the key of cached features."""
 
     @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Tensor:
-        """`[B, length, dim]` for B prompts; longer ones are truncated."""
+    def encode(self, prompts: list[str]) -> list[Tensor]:
+        """`[tokens, dim]` of each prompt, in the type that the network computes; longer prompts are truncated."""
         batch = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(next(self.model.parameters()).device)
         out = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        features: Tensor = out.last_hidden_state.float() * batch["attention_mask"].unsqueeze(-1)
-        return features
+        kept = batch["attention_mask"].bool()
+        return [features[mask] for features, mask in zip(out.last_hidden_state, kept, strict=True)]
+
+
+def padded(features: Tensor, length: int) -> Tensor:
+    """`[tokens, dim]` to `[length, dim]`: zeros after the tokens."""
+    return torch.cat([features, features.new_zeros(length - len(features), features.shape[1])])

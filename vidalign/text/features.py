@@ -1,80 +1,108 @@
-"""Features of prompts, computed once and kept in memory and optionally on disk; the encoder is released
-afterwards.
-"""
+"""Features of prompts: each prompt is encoded once, by an encoder that is in memory only meanwhile."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import gc
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vidalign.owner import beside
-from vidalign.text.encoder import TextEncoder
+from vidalign.engine import distributed
+from vidalign.text.base import TextPlugin
+from vidalign.text.cache import MEMORY, Encoded, FeatureFiles, FeatureMemory, default_folder
+from vidalign.text.encoder import padded
+
+TOKENS = 512
+"""Tokens that the encoder reads at once: one prompt of Wan. More gain nothing, as one fills a GPU already."""
 
 
 class PromptFeatures:
-    """Look-up from prompts to features `[B, L, D]` on the CPU.
+    """Look-up from prompts to features `[B, L, D]` on the CPU, in the type of the encoder.
 
-    build: makes the encoder; called only when a prompt is not cached yet. key: identity of the encoder,
-    needed to find features on disk without building it; taken from the encoder when empty. folder: where
-    features are kept between runs, one safetensors file per encoder and prompt.
+    What is neither in memory nor on disk is encoded on this process' device: the encoder is built, and released at
+    once. `prepare` does so for all prompts of a run before there is a student. folder: where features are kept between
+    runs; None = that of the user (`default_folder`). memory: bytes of features kept in memory.
     """
 
-    def __init__(self, build: Callable[[], TextEncoder], key: str = "", folder: str | Path | None = None) -> None:
-        self._build = build
-        self._encoder: TextEncoder | None = None
-        self.key = key
-        self.folder = Path(folder) if folder else None
-        self._memory: dict[str, Tensor] = {}
+    def __init__(self, plugin: TextPlugin, folder: str | Path | None = None, memory: int = MEMORY) -> None:
+        self.plugin = plugin
+        self.folder = Path(folder) if folder else default_folder()
+        self.encoded = 0
+        """Prompts that this process has encoded."""
+        self._memory = FeatureMemory(memory)
+        self._files: FeatureFiles | None = None
+        self._reported: set[str] = set()
+
+    @property
+    def files(self) -> FeatureFiles:
+        """The files of this encoder in `folder`."""
+        if self._files is None or self._files.folder != self.folder:
+            self._files = FeatureFiles(self.folder, self.plugin.identity())
+        return self._files
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Features of `prompts` `[B, L, D]`, encoding those seen for the first time."""
-        self.prepare(prompts)
-        return torch.stack([self._memory[p] for p in prompts])
+        """Features of `prompts` `[B, L, D]`, zero at the padding."""
+        self._report(prompts)
+        known: dict[str, Encoded] = {}
+        for prompt in dict.fromkeys(prompts):
+            if (found := self._kept(prompt)) is not None:
+                known[prompt] = found
+        known |= dict(self._encode([prompt for prompt in dict.fromkeys(prompts) if prompt not in known]))
+        return torch.stack([padded(known[prompt].features, known[prompt].length) for prompt in prompts])
 
-    def prepare(self, prompts: Sequence[str], batch: int = 64) -> None:
-        """Make sure that all `prompts` are cached; call once with every prompt of a run, then `release`."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._memory and not self._load(p)]
-        for at in range(0, len(missing), batch):
-            some = missing[at : at + batch]
-            for prompt, features in zip(some, self._ready().encode(some).cpu(), strict=True):
-                self._memory[prompt] = features.clone()
-                self._store(prompt)
+    def prepare(self, prompts: Sequence[str]) -> int:
+        """Encode the prompts that are not on disk, shared out over all ranks, which all call it; returns their number.
 
-    def release(self) -> None:
-        """Drop the encoder; an unseen prompt builds it again."""
-        self._encoder = None
+        Where ranks do not see each other's disk, each encodes what it lacks.
+        """
+        self._report(prompts)
+        missing = distributed.broadcast_object([p for p in dict.fromkeys(prompts) if not self.files.has(p)])
+        for _ in self._encode(missing[distributed.rank() :: distributed.world_size()]):
+            pass
+        distributed.barrier()
+        for _ in self._encode([p for p in missing if self._memory.get(p) is None and not self.files.has(p)]):
+            pass
+        return len(missing)
 
-    def _ready(self) -> TextEncoder:
-        if self._encoder is None:
-            self._encoder = self._build()
-            self.key = self.key or self._encoder.key
-        return self._encoder
+    def _kept(self, prompt: str) -> Encoded | None:
+        """From memory or from disk."""
+        found = self._memory.get(prompt)
+        if found is None and (found := self.files.read(prompt)) is not None:
+            self._memory.add(prompt, found)
+        return found
 
-    def _file(self, prompt: str) -> Path | None:
-        if self.folder is None:
-            return None
-        key = self.key or self._ready().key
-        return self.folder / f"{hashlib.sha256(f'{key}|{prompt}'.encode()).hexdigest()[:32]}.safetensors"
+    def _encode(self, prompts: Sequence[str]) -> Iterator[tuple[str, Encoded]]:
+        """Each prompt with its features, kept in memory and on disk; the encoder is there only meanwhile."""
+        if not prompts:
+            return
+        place = distributed.device() if self.plugin.on_device else torch.device("cpu")
+        encoder = self.plugin.build().to(place)
+        at_once = max(1, TOKENS // encoder.length)
+        for at in range(0, len(prompts), at_once):
+            some = list(prompts[at : at + at_once])
+            for prompt, features in zip(some, encoder.encode(some), strict=True):
+                made = Encoded(features.cpu().clone(), encoder.length)
+                self._memory.add(prompt, made)
+                self.files.write(prompt, made)
+                self.encoded += 1
+                yield prompt, made
+        del encoder
+        _free(place)
 
-    def _load(self, prompt: str) -> bool:
-        from safetensors.torch import load_file
+    def _report(self, prompts: Sequence[str]) -> None:
+        """One warning for every word that the encoder does not know."""
+        unknown = sorted(set(self.plugin.unknown_words(list(prompts))) - self._reported)
+        if unknown:
+            self._reported.update(unknown)
+            what = f"words outside the text encoder's vocabulary are read as [UNK]: {', '.join(unknown)}"
+            warnings.warn(what, UserWarning, stacklevel=3)
 
-        file = self._file(prompt)
-        if file is None or not file.is_file():
-            return False
-        self._memory[prompt] = load_file(file)["features"]
-        return True
 
-    def _store(self, prompt: str) -> None:
-        from safetensors.torch import save_file
-
-        file = self._file(prompt)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = beside(file, sweep=False)
-            save_file({"features": self._memory[prompt]}, partial)
-            partial.replace(file)
+def _free(place: torch.device) -> None:
+    """Give the memory of what was deleted back to the device."""
+    if place.type != "cpu":
+        gc.collect()
+        torch.accelerator.empty_cache()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import UserError
@@ -16,16 +18,16 @@ if TYPE_CHECKING:
     from vidalign.text.encoder import TextEncoder
 
 
-def build_text_encoder(config: dict[str, Any]) -> TextEncoder:
-    """The encoder of a spec, such as `{"name": "transformers", "path": ..., "length": 512}`."""
+def text_plugin(config: dict[str, Any]) -> TextPlugin:
+    """The text encoder of a spec, such as `{"name": "transformers", "path": ..., "length": 512}`; it is not built."""
     settings = {key: value for key, value in config.items() if key != "name"}
     plugin: TextPlugin = make("text_encoders", config.get("name", "world"), settings, "student.init.text")
-    return plugin.build()
+    return plugin
 
 
 def build_features(config: dict[str, Any]) -> PromptFeatures:
-    """Prompt features of the encoder of a spec, which is built on first use."""
-    return PromptFeatures(lambda: build_text_encoder(config))
+    """Prompt features of the encoder of a spec, which is built when a prompt is new."""
+    return PromptFeatures(text_plugin(config))
 
 
 class PretrainedText(TextPlugin):
@@ -46,25 +48,50 @@ class PretrainedText(TextPlugin):
 
     config: Config
 
+    def identity(self) -> str:
+        """The commit of a hub repository; of a folder its place with sizes and times of its files."""
+        config, place = self.config, Path(self.config.path)
+        with self._reading():
+            settings = self._settings()
+        parts = [place / config.subfolder, place / "tokenizer"] if config.subfolder else [place]
+        commit = getattr(settings, "_commit_hash", None)
+        origin = [_state(part) for part in parts] if place.is_dir() else [config.path, commit]
+        return repr((origin, config.subfolder, config.dtype, config.length, settings.to_json_string()))
+
     def build(self) -> TextEncoder:
         import torch
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from vidalign.text.encoder import TextEncoder
 
-        path, subfolder, dtype = self.config.path, self.config.subfolder, self.config.dtype
-        try:
-            settings = AutoConfig.from_pretrained(path, subfolder=subfolder)
-            with no_bars("transformers"):
-                model = _encoder_class(settings.model_type).from_pretrained(
-                    path, subfolder=subfolder, dtype=getattr(torch, dtype)
-                )
+        path, subfolder = self.config.path, self.config.subfolder
+        with self._reading(), no_bars("transformers"):
+            dtype = getattr(torch, self.config.dtype)
+            network = _encoder_class(self._settings().model_type)
+            model = network.from_pretrained(path, subfolder=subfolder, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
+        return TextEncoder(model, tokenizer, self.config.length)
+
+    def _settings(self) -> Any:
+        """The configuration of the network."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.config.path, subfolder=self.config.subfolder)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What goes wrong inside is reported with the path."""
+        try:
+            yield
         except (OSError, ValueError, AttributeError) as error:
             why = str(error).splitlines()[0]
-            raise UserError("the text encoder cannot be loaded", where=path, why=why) from error
-        identity = repr((path, subfolder, dtype, self.config.length, settings.to_json_string()))
-        return TextEncoder(model, tokenizer, self.config.length, hashlib.sha256(identity.encode()).hexdigest()[:16])
+            raise UserError("the text encoder cannot be loaded", where=self.config.path, why=why) from error
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Place, size and time of the last change of every file in a folder and in those below it."""
+    files = sorted(file for file in folder.resolve().rglob("*") if file.is_file())
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _encoder_class(model_type: str) -> Any:

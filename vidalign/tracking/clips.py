@@ -96,7 +96,7 @@ def write_mp4(path: str | Path, clip: torch.Tensor, *, fps: float = DEFAULT_FPS,
 def write_clip(path: str | Path, clip: torch.Tensor, *, fps: float = DEFAULT_FPS, text: str = "") -> Path:
     """Write a GIF or MP4 by suffix and return the path written.
 
-    Where no MP4 encoder is installed, a GIF is written beside the asked name and a warning says so.
+    Where no MP4 encoder is installed, a GIF is written beside the requested name, with a warning.
     """
     path = Path(path)
     if path.suffix.lower() == ".gif":

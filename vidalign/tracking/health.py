@@ -179,13 +179,13 @@ def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
 
 
 def nobody_selected(metrics: Metrics) -> Health | None:
-    """A batch of 8 selects nobody in about one of seven steps."""
+    """A batch of 8 selects no sample in about one of seven steps."""
     empty = [n for n, share in metrics.items() if re.fullmatch(r"objective/(.+_)?selected/mean", n) and share == 0]
     if not empty:
         return None
     return Health(
         "nobody_selected",
-        f"{empty[0]} is 0: the rewards agree on all samples of this step, so the selective penalty held nobody back",
+        f"{empty[0]} is 0: the rewards agree on all samples of this step, so the selective penalty held no sample back",
         "raise trainer.prompts_per_step or objective.group_size, or use kl.mode: uniform",
     )
 
@@ -229,7 +229,7 @@ def discriminator_memorises(metrics: Metrics, gap: float = 0.25) -> Health | Non
 
 
 class Lasting:
-    """A monitor that speaks only when it would have for `patience` judgements in a row."""
+    """A monitor that reports only when it would have for `patience` judgements in a row."""
 
     def __init__(self, monitor: Monitor, patience: int = 5) -> None:
         self._monitor, self._patience, self._count = monitor, patience, 0

@@ -1,9 +1,9 @@
 """metrics.jsonl: the log that is always written, one flat JSON object a line, flushed at once.
 
-Three kinds of line: `header` (first line of every start), `metrics` and `health`. Non-finite numbers are
-written as the strings "NaN", "Infinity", "-Infinity" (as protobuf's JSON does), so every line is strict JSON
-and `float(value)` reads them back. A resumed run appends a header with the step it starts from; later steps
-of the interrupted run are then superseded and `read_history` leaves them out.
+Three kinds of line: `header` (first line of every start), `metrics` and `health`. Non-finite numbers are written as the
+strings "NaN", "Infinity", "-Infinity" (as protobuf's JSON does). So every line is strict JSON and `float(value)` reads
+them back. A resumed run appends a header with the step it starts from. Later steps of the interrupted run are then
+superseded and `read_history` leaves them out.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class JsonlTracker(TrackerPlugin):
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl; a last line cut short is left out. Raises `UserError` for one that is not ours."""
+    """All lines of a metrics.jsonl; a last line cut short is left out. Raises `UserError` for one of another format."""
     if not Path(path).is_file():
         raise _not_ours(str(path), "there is no such file, or it is not a regular one")
     *lines, last = Path(path).read_bytes().split(b"\n")

@@ -1,7 +1,7 @@
 """Progress for the person who waits: a live panel on a terminal, one plain line a log elsewhere.
 
-Both show step, rewards with their group std, loss, held-out score, phase times and time left; the live one the last
-warning too, which the tracker reports on standard error in any case. They read `reward/mean`,
+Both show step, rewards with their group std, loss, held-out score, phase times and time left. The live one also shows
+the last warning, which the tracker reports on standard error in any case. They read `reward/mean`,
 `reward/<component>/mean`, `reward/group_std`, `reward/<component>/group_std` (with or without `/mean`),
 `objective/loss/mean`, `health/held_out/mean` and `perf/<phase>/seconds`.
 """

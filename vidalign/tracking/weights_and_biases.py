@@ -1,7 +1,7 @@
 """Weights & Biases, an optional tracker: `pip install 'vidalign[wandb]'`, then ``trackers: {wandb: {project: NAME}}``.
 
 A resumed run goes on in the same W&B run: its id is kept in `wandb.id` in the run folder. The x axis is the metric
-``step``, since W&B drops values whose own step is behind, as those of a resumed run are.
+``step``. W&B drops values whose own step is behind, as those of a resumed run are.
 """
 
 from __future__ import annotations

@@ -41,15 +41,16 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
         )
     if groups < 1:
         raise UserError(f"cannot collect {groups} groups", where="--groups", fix="use 1 or more")
-    ctx = build_context(recipe, objective, Tracker.silent())
-    size, ranks = recipe.trainer.prompts_per_step, distributed.world_size()
+    size = recipe.trainer.prompts_per_step
+    sets = -(-groups // size)
+    ctx = build_context(recipe, objective, Tracker.silent(), samples=sets * size)
+    ranks = distributed.world_size()
     if size % ranks:
         raise UserError(
             f"{size} prompts a set cannot be shared out to {ranks} processes",
             where="trainer.prompts_per_step",
             fix=f"use a multiple of {ranks}",
         )
-    sets = -(-groups // size)
     student = weights_hash(ctx.policies.weights("old"))
     header = BufferHeader(student, recipe.hash, sets * size, objective.fresh.settings(ctx))
     if distributed.rank() == 0:

@@ -34,9 +34,9 @@ def compare(a: str, b: str, split: str = "held_out") -> Comparison:
     """
     first, row_a = _row(a, None)
     second, row_b = _row(b, first)
-    found = differences(first, row_a, row_b, second, split)
+    by_metric = differences(first, row_a, row_b, second, split)
     seeds = max(len(first.of_row(row_a)), len(second.of_row(row_b)))
-    return Comparison(row_a, row_b, split, seeds, found)
+    return Comparison(row_a, row_b, split, seeds, by_metric)
 
 
 def read_result(name: str) -> Results:

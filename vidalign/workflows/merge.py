@@ -1,9 +1,9 @@
 """Merging the adapters of two runs: ``W0 + dW_semi + s dW_on`` (AR-CoPO, 2603.17461), with the paper's choice of s.
 
-PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged with the same noise: in-domain
-by the rewards and the prompts of the on-policy recipe, out-of-domain by a metric that no run is trained on, on prompts
-of another kind (`merge_scores.py`). The rule: the largest s whose in-domain score beats that of W0 while the
-out-of-domain score does not fall below W0's.
+PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged with the same noise. In-domain
+it is judged by the rewards and the prompts of the on-policy recipe. Out-of-domain it is judged by a metric that no run
+is trained on, on prompts of another kind (`merge_scores.py`). The rule: the largest s whose in-domain score beats that
+of W0 while the out-of-domain score does not fall below W0's.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def merge_runs(
 ) -> Merge:
     """Merge the adapters of two runs into the run folder `out`, ready for ``sample``, ``evaluate`` and ``export``.
 
-    A single scale is taken as it is; of several, the rule chooses, after a table of all of them, with the scores of
-    `MergeScores`, to which `out_of_domain` (a source of prompts) and `judge` (a metric) go. Raises
-    `CheckpointError` for a run without an adapter, `UserError` for runs that began with different weights and when
-    no scale keeps the rule.
+    A single scale is taken as it is. Of several, the rule chooses, after a table of all of them, with the scores of
+    `MergeScores`. `out_of_domain` (a source of prompts) and `judge` (a metric) are passed to that. Raises
+    `CheckpointError` for a run without an adapter, `UserError` for runs that began with different weights and when no
+    scale keeps the rule.
     """
     console, out = console or Console(), Path(out)
     scales = sorted(set(scales), reverse=True)
@@ -106,7 +106,7 @@ def merge_runs(
             "no scale raises the trained rewards without lowering the out-of-domain score",
             where="--scale",
             why="the table shows what each of them does",
-            fix="give the one you want with --scale",
+            fix="choose one with --scale",
         )
     _add(network, scale)
     student = network.merge_and_unload(adapter_names=["merged"])

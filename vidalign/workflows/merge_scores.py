@@ -1,7 +1,7 @@
 """What a merge is judged by (AR-CoPO, 2603.17461): an in-domain and an out-of-domain score of every prompt.
 
 In-domain: the weighted mean of the rewards that the run was trained on, on its training prompts. Out-of-domain: a
-metric that no run is trained on, on prompts of another kind; for the embedded world its held-out auditor on
+metric that no run is trained on, on prompts of another kind. For the embedded world it is the held-out auditor on
 combinations that training never shows.
 """
 
@@ -57,7 +57,7 @@ class MergeScores:
             raise DataError(
                 "no out-of-domain prompt can be judged",
                 where="--judge",
-                why=f"the judge knows no answer for prompts such as {self.outside[0][0]!r}",
+                why=f"the judge has no answer for prompts such as {self.outside[0][0]!r}",
                 fix="name a metric that judges any prompt, such as clip_score; `vidalign list metrics` prints all",
             )
         return inside, outside
@@ -77,21 +77,21 @@ def _take(recipe: Recipe, source: Chosen) -> list[str]:
 
 
 def _unseen(source: Chosen) -> str:
-    """Prompts that are out of the domain of the training prompts, where their source knows some."""
+    """Prompts that are out of the domain of the training prompts, where their source has some."""
     kind, argument = find_source(source)
-    found = kind.out_of_domain(argument)
-    if not found:
+    unseen = kind.out_of_domain(argument)
+    if not unseen:
         raise UserError(
             "there are no out-of-domain prompts",
             where="--out-of-domain",
-            why=f"the run was trained on {source}, which knows nothing that lies beyond it",
+            why=f"the run was trained on {source}, which has no prompts beyond it",
             fix="name a file of prompts of another kind, and a --judge for them",
         )
-    return found
+    return unseen
 
 
 def _judge(source: Chosen) -> str:
-    """The first metric that knows what is right for the prompts of a source."""
+    """The first metric that has the right answers for the prompts of a source."""
     judges = find_source(source)[0].judges
     if not judges:
         raise UserError(
@@ -135,15 +135,15 @@ def _metric(judge: str) -> Score:
         )
 
     def score(clips: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        found = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
-        if not found:  # a metric of the world on prompts that are no captions
+        scores = {key.partition("/")[2]: v for key, v in scored(metric, clips.cpu(), prompts, len(prompts)).items()}
+        if not scores:  # a metric of the world on prompts that are no captions
             return torch.full((len(prompts),), torch.nan)
-        value = chosen or ("composite" if "composite" in found else next(iter(found)))
-        if value not in found:
-            close = nearest(value, found)
+        value = chosen or ("composite" if "composite" in scores else next(iter(scores)))
+        if value not in scores:
+            close = nearest(value, scores)
             raise UserError(
-                f"the metric {name!r} has no value {value!r}", where="--judge", fix=f"use {close or ', '.join(found)}"
+                f"the metric {name!r} has no value {value!r}", where="--judge", fix=f"use {close or ', '.join(scores)}"
             )
-        return found[value]
+        return scores[value]
 
     return score

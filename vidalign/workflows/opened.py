@@ -47,7 +47,7 @@ def open_run(
 ) -> FinishedRun:
     """Open a run with the student that is meant; raises `CheckpointError` naming what is missing.
 
-    student_only: its rewards, teacher and objective, and their plugins, are not asked for.
+    student_only: its rewards, teacher and objective, and their plugins, are not loaded.
     """
     folder = Path(folder)
     check_finished(folder, saved)

@@ -23,7 +23,7 @@ def sample_run(
     """Write what a run's student makes of every prompt, see `StudentKind.write_samples`; returns the files.
 
     A student of clips writes one a prompt; a language student answers every prompt, shown all `images`, into one text
-    file. The text encoder warns about words that it does not know. Raises `UserError` for an impossible length.
+    file. The text encoder warns about words outside its vocabulary. Raises `UserError` for an impossible length.
     """
     run = open_run(folder, saved=saved, student_only=True)
     length = run.recipe.data.frames if frames is None else frames

@@ -59,14 +59,14 @@ class Saved:
                 "no checkpoint carries a held-out score",
                 where=str(checkpoints.root),
                 why="scores are taken every trainer.eval_every steps, 0 for never, and kept with those weights",
-                fix=f"name a step: {_listed(checkpoints.found(), 0)}",
+                fix=f"name a step: {_listed(checkpoints.all_steps(), 0)}",
             )
-        if step not in (found := checkpoints.found()):
+        if step not in (steps := checkpoints.all_steps()):
             raise UsageError(
                 f"there is no checkpoint of step {step}",
                 where=str(checkpoints.root),
                 why="it was not kept, see trainer.save_every and trainer.keep",
-                fix=f"name one that there is: {_listed(found, step)}",
+                fix=f"name one that there is: {_listed(steps, step)}",
             )
         return checkpoints.path(step)
 

@@ -28,7 +28,7 @@ class Item:
     """One prompt of a suite."""
 
     prompt: str
-    """What the official scorer knows the videos by."""
+    """How the official scorer identifies the videos."""
     text: str
     """What the student reads: the prompt, or a rewritten one."""
     tags: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Suite:
         raise NotImplementedError
 
     def videos(self, item: Item, seeds: int) -> int:
-        """Videos that a prompt gets when ``seeds`` are asked for."""
+        """Videos that a prompt gets with ``seeds``."""
         return seeds
 
     def file_name(self, item: Item, index: int) -> str:
@@ -98,13 +98,13 @@ def sha256(file: Path) -> str:
 
 def distinct(items: Iterable[Item], file: Path) -> list[Item]:
     """One item a prompt, the first of its texts and all of its tags; `DataError` when there is none."""
-    found: dict[str, Item] = {}
+    by_prompt: dict[str, Item] = {}
     for item in items:
-        known = found.get(item.prompt, item)
-        found[item.prompt] = replace(known, tags=tuple(dict.fromkeys((*known.tags, *item.tags))))
-    if not found:
+        known = by_prompt.get(item.prompt, item)
+        by_prompt[item.prompt] = replace(known, tags=tuple(dict.fromkeys((*known.tags, *item.tags))))
+    if not by_prompt:
         raise DataError("the prompt file holds no prompt", where=str(file), fix="download it again")
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def check_names(suite: Suite, items: Sequence[Item], seeds: int) -> None:

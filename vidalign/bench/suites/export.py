@@ -1,9 +1,8 @@
 """Videos of a suite's prompts on disk, for its official scorer.
 
-Every video is written beside and renamed, so whatever lies in OUT/videos is whole; the same command goes on with what
-is missing. Video ``index`` of a prompt starts from noise that depends on prompt and index only: not on the prompt
-file, the batch or an interruption. The manifest holds everything that the videos depend on, and is compared before
-going on.
+Every video is written beside and renamed, so every file in OUT/videos is whole. The same command goes on with what is
+missing. Video ``index`` of a prompt starts from noise that depends on prompt and index only: not on the prompt file,
+the batch or an interruption. The manifest holds everything that the videos depend on, and is compared before going on.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def export_videos(
 
     recipe: how its evaluation samples the student. report: called with the number of videos that are there and of all.
     Raises `UserError` before any video is made when the prompt file cannot be used, no MP4 encoder is there, or OUT
-    holds something else; later when a video cannot be written.
+    holds something else. Raises it later when a video cannot be written.
     """
     encoder, config = _encoder(), config or ExportConfig()
     seeds = config.seeds or suite.seeds
@@ -168,11 +167,11 @@ def _quality(encoder: str) -> dict[str, str]:
 
 
 def _encoder() -> str:
-    found = mp4_encoder()
-    if not found:
+    encoder = mp4_encoder()
+    if not encoder:
         raise UserError(
             "no MP4 encoder is installed",
             why="the official scorers read .mp4 files",
             fix="pip install av, built with an H.264 or MPEG-4 encoder",
         )
-    return found
+    return encoder

@@ -2,7 +2,7 @@
 
 Prompt files: ``VBench_full_info.json``, a list of ``{"prompt_en", "dimension": [...], "auxiliary_info"}``, or a text
 file of the repository with one prompt a line (``all_dimension.txt``, ``prompts_per_dimension/DIMENSION.txt``). The
-scorer looks for ``{prompt}-{0..4}.mp4`` and knows nothing else about a video. For temporal_flickering it wants 25
+scorer looks for ``{prompt}-{0..4}.mp4`` and reads nothing else about a video. For temporal_flickering it expects 25
 videos of a prompt, of which its static filter keeps 5. Rewritten prompts (``all_dimension_longer.txt``) have a line for
 each entry; their videos keep the names of the original prompts.
 """

@@ -22,9 +22,9 @@ class Metric:
     name: ClassVar[str] = ""
     version: ClassVar[str] = "1"
     judges: ClassVar[Literal["clips", "seeds", "long", "answers"]] = "clips"
-    """What `score` is given: ``clips`` of one evaluation seed, one a prompt; ``seeds``: the clips of all S seeds, seed
-    after seed, with the prompts repeated S times; ``long``: clips of the protocol's long evaluation; ``answers``: the
-    responses of a language student, through `grade`."""
+    """What `score` is given. ``clips``: those of one evaluation seed, one a prompt. ``seeds``: the clips of all S
+    seeds, seed after seed, with the prompts repeated S times. ``long``: clips of the protocol's long evaluation.
+    ``answers``: the responses of a language student, through `grade`."""
 
     trained: ClassVar[bool] = False
     """Whether its values are rewards that objectives train on: it then says nothing held out."""

@@ -10,7 +10,7 @@ One step:
    plus ``kl_weight |v_cur - v_ref|^2`` of the velocities, which is ``1 / sigma^2`` times that of x0;
 4. ``old <- d old + (1 - d) current`` with ``d = min(0.001 step, 0.5)``.
 
-What we changed: a causal student predicts all chunks in one teacher-forcing forward on the video's clean chunks; noise
+What we changed: a causal student predicts all chunks in one teacher-forcing forward on the video's clean chunks. Noise
 levels are the sampler's own few; rewards are whitened over the batch before they are added up.
 Adaptive weights collapse distilled students after some 50 steps (Astrolabe, section 4): that is the baseline.
 Knobs that matter: learning rate, group_size, beta, old_decay, kl_weight.

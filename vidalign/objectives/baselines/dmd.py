@@ -3,17 +3,17 @@ DMD2, arXiv 2405.14867).
 
 One step:
 1. the student rolls out whole videos with its own cached chunks; every sampler state is kept;
-2. each video draws one exit step k; its generated video x0 is what the sampler predicted at step k of every chunk;
+2. each video draws one exit step k. Its generated video x0 is what the sampler predicted at step k of every chunk;
 3. phase `fake_score`: a copy of the teacher learns those videos by flow matching, `fake_score.updates` times with
    fresh noise: ``|v(x_t, sigma) - (noise - x0)|^2``                           (`losses/flow_matching.py`);
 4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the
-   rollout's clean chunks; x0 is noised to a random level and denoised by the teacher and the fake score;
+   rollout's clean chunks. x0 is noised to a random level and denoised by the teacher and the fake score;
    ``dL/dx0 = (x0_fake - x0_real) / mean|x0 - x0_real|``                       (`losses/distribution_matching.py`).
 
-What we changed: the rollout runs to its last step and its clean chunks are the history of every exit step (the
-released code stops the rollout at the exit step, which makes half-denoised chunks the history); the weights that
-turn clean chunks into keys and values are trained too, as in teacher forcing (the released cache is detached); the
-exit step is drawn per video, not per batch; the fake score's updates share one rollout with the student's; no
+What we changed: the rollout runs to its last step and its clean chunks are the history of every exit step. (The
+released code stops the rollout at the exit step, which makes half-denoised chunks the history.) The weights that turn
+clean chunks into keys and values are trained too, as in teacher forcing (the released cache is detached). The exit step
+is drawn per video, not per batch; the fake score's updates share one rollout with the student's. There is no
 classifier-free guidance (a teacher trained without dropped captions has none to give).
 Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeScoreConfig:
-    """How the network that knows the student's own distribution is trained."""
+    """How the network that models the student's own distribution is trained."""
 
     updates: int = 5
     """Optimiser steps before each step of the student, on the same videos with fresh noise."""
@@ -67,12 +67,12 @@ class DMD(Objective):
         fake_score: FakeScoreConfig = field(default_factory=FakeScoreConfig)
         """Training of the fake score."""
         shift: float = 2.0
-        """Timestep shift of the levels at which the scores are compared and the fake score learns; above 1 it
-        favours high noise, where layout and motion are decided."""
+        """Timestep shift of the levels at which the scores are compared and the fake score learns. Above 1 it favours
+        high noise, where layout and motion are decided."""
         sigma_min: float = 0.02
         """Least of those levels: below it the scores differ by noise only."""
         sigma_max: float = 0.98
-        """Greatest of those levels: above it the teacher only knows the caption."""
+        """Greatest of those levels: above it the teacher sees little but the caption."""
 
         def __post_init__(self) -> None:
             require(self, "shift", above=0)

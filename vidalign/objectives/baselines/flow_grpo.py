@@ -10,8 +10,8 @@ actions are those draws. One step:
    ``L = -mean min(ratio A, clip(ratio, 1 +- eps) A)`` over chunks, steps and videos (`losses/policy_gradient.py`);
 4. ``old <- current``.
 
-What we changed: no ODE is turned into an SDE, as these samplers are stochastic already; the keys and values of clean
-chunks are part of the policy and trained too, as in teacher forcing; no KL term.
+What we changed: no ODE is turned into an SDE, as these samplers are stochastic already. The keys and values of clean
+chunks are part of the policy and trained too, as in teacher forcing. There is no KL term.
 Knobs that matter: initial_noise (shared: the re-noising alone separates candidates), clip, learning rate, group_size.
 """
 
@@ -69,12 +69,12 @@ class FlowGRPO(Objective):
     # --- collect ---
 
     def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
-        size = self.config.group_size
+        group_size = self.config.group_size
         text = ctx.text(batch.prompts)
-        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=size, record=tuple(range(ctx.chunks)))
+        plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=group_size, record=tuple(range(ctx.chunks)))
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
         if self.config.initial_noise == "shared":
-            noise = Noise(noise.initial[::size].repeat_interleave(size, 0), noise.renoise)
+            noise = Noise(noise.initial[::group_size].repeat_interleave(group_size, 0), noise.renoise)
         with ctx.policy("old"), ctx.gathered():
             rollout = ctx.student.rollout(text, plan, noise)
         data = self._experience(rollout, text, batch.prompts)
@@ -92,7 +92,7 @@ class FlowGRPO(Objective):
 
     def _experience(self, rollout: Rollout, text: torch.Tensor, prompts: list[str]) -> Experience:
         """One entry for every prompt, video and re-noising step; the videos' states are held once a prompt."""
-        count, size = len(prompts), self.config.group_size
+        count, group_size = len(prompts), self.config.group_size
         states = list(rollout.states.values())
         device = rollout.latents.device
         steps = _check_steps([len(state.sigmas) for state in states]) - 1
@@ -100,23 +100,25 @@ class FlowGRPO(Objective):
         levels = torch.tensor([state.sigmas for state in states], dtype=torch.float64, device=device)
         levels = levels.repeat_interleave(frames, 0).T  # (steps + 1, F)
         tensors = {
-            "video": torch.arange(size, device=device).repeat_interleave(steps).repeat(count),
-            "step": torch.arange(steps, device=device).repeat(count * size),
-            "sigma": levels[:-1].repeat(count * size, 1),
-            "sigma_next": levels[1:].repeat(count * size, 1),
+            "video": torch.arange(group_size, device=device).repeat_interleave(steps).repeat(count),
+            "step": torch.arange(steps, device=device).repeat(count * group_size),
+            "sigma": levels[:-1].repeat(count * group_size, 1),
+            "sigma_next": levels[1:].repeat(count * group_size, 1),
         }
-        shared = {"x0": rollout.latents.unflatten(0, (count, size))}
+        shared = {"x0": rollout.latents.unflatten(0, (count, group_size))}
         for name in ("x_t", "x0"):
-            shared[f"states.{name}"] = torch.cat([getattr(s, name) for s in states], 2).unflatten(0, (count, size))
-        group = torch.arange(count).repeat_interleave(size * steps)
-        return Experience(tensors, group, text, prompts, shared=shared)
+            shared[f"states.{name}"] = torch.cat([getattr(s, name) for s in states], 2).unflatten(
+                0, (count, group_size)
+            )
+        group_index = torch.arange(count).repeat_interleave(group_size * steps)
+        return Experience(tensors, group_index, text, prompts, shared=shared)
 
     # --- loss ---
 
     def loss(self, ctx: TrainContext[VideoStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, clip = micro_batch.data, self.config.clip
         step = data["step"]
-        place = (data.group.to(step.device), data["video"])
+        place = (data.group_index.to(step.device), data["video"])
         x_t, x_next = data.shared["states.x_t"][*place, step], data.shared["states.x_t"][*place, step + 1]
         clean, recorded = data.shared["x0"][place], data.shared["states.x0"][*place, step]
 

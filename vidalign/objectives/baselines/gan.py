@@ -1,18 +1,18 @@
 """Plain adversarial imitation of a black-box teacher: the sparse alternative that AFD (arXiv 2605.26105) is compared
-with; self-rollouts and exit steps as in Self-Forcing's GAN variant (arXiv 2506.08009).
+with. Self-rollouts and exit steps are those of Self-Forcing's GAN variant (arXiv 2506.08009).
 
 One step:
-1. the student rolls out whole videos; each draws one exit step, and its generated video x0 is what the sampler
+1. the student rolls out whole videos. Each draws one exit step, and its generated video x0 is what the sampler
    predicted at that step of every chunk (`objectives/baselines/dmd.py`);
 2. the discriminator, a trainable reward with a phase of its own (`rewards/discriminator.py`), takes a Bradley-Terry
    step on those videos against teacher clips of the same prompts;
 3. the exit steps are predicted again with gradient, decoded, and scored by the frozen discriminator D:
-   ``L = -log sigmoid(D(x0, y) - D(x_T, y))``, which is differentiated through D, straight through the rounding to
-   bytes, and the decoder.
+   ``L = -log sigmoid(D(x0, y) - D(x_T, y))``, which is differentiated through D, the rounding to bytes (straight
+   through) and the decoder.
 
-What we changed (the paper gives no details of its baseline): a relativistic loss, the mirror of the discriminator's;
-no gradient penalty; the discriminator is the one that AFD uses, so that the two differ in the student's update only.
-Needs a discriminator that can be differentiated (`spatiotemporal`). Rewards other than `discriminator` are logged.
+What we changed (the paper gives no details of its baseline): a relativistic loss, the mirror of the discriminator's; no
+gradient penalty. The discriminator is the one that AFD uses, so that the two differ in the student's update only. Needs
+a discriminator that can be differentiated (`spatiotemporal`). Rewards other than `discriminator` are logged.
 Knobs that matter: learning rate, the discriminator's learning rate and warm-up.
 """
 

@@ -1,7 +1,7 @@
 """GKD: generalised knowledge distillation of a language student (arXiv 2306.13649, algorithm 1).
 
 One step: a share `on_policy` of the samples are answered by the student, the others take the written response of the
-data; every response token costs ``JSD(beta)`` of student and bare teacher (equation 1), full vocabulary; mean over the
+data. Every response token costs ``JSD(beta)`` of student and bare teacher (equation 1), full vocabulary; mean over the
 tokens of a response, then over responses.
 
 What we changed: the coin is thrown per sample, not per batch.
@@ -60,7 +60,7 @@ class GKD(Objective):
     def _written(self, ctx: Context, data: Experience, written: Tensor) -> dict[str, Tensor]:
         """The tensors of the rollout with the responses of the data in the rows `written`."""
         chat = ctx.student.chat
-        examples = [data.prompts[group] for group in data.group[written].tolist()]
+        examples = [data.prompts[group] for group in data.group_index[written].tolist()]
         silent = next((example.prompt for example in examples if not example.response), None)
         if silent is not None:
             raise DataError(

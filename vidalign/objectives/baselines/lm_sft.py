@@ -1,8 +1,8 @@
 """Supervised training of a language student on written responses: pre-training and the supervised baseline.
 
 Loss: cross-entropy of the response tokens, mean over the tokens of a response, then over responses.
-``privileged_share`` of the samples have their privileged text in the user turn, so that the privileged policies of
-on-policy distillation (arXiv 2606.30626) are in distribution; everything else about them is the same.
+``privileged_share`` of the samples have their privileged text in the user turn. Then the privileged policies of
+on-policy distillation (arXiv 2606.30626) are in distribution. Everything else about them is the same.
 Knob that matters: ``privileged_share``.
 """
 
@@ -48,7 +48,7 @@ class LanguageSFT(Objective):
         draws = ctx.uniform((), ctx.generators("privileged", batch.ids))
         return Experience(
             tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},
-            group=torch.arange(len(batch.prompts)),
+            group_index=torch.arange(len(batch.prompts)),
             text=None,
             prompts=batch.prompts,
         )

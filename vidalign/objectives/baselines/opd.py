@@ -1,7 +1,7 @@
-"""OPD: on-policy distillation of a language student from a bare teacher (GKD, arXiv 2306.13649, with purely on-policy
-data; the vanilla baseline of DOPD, arXiv 2606.30626).
+"""OPD: on-policy distillation of a language student from a bare teacher. It is GKD (arXiv 2306.13649) with purely
+on-policy data, the vanilla baseline of DOPD (arXiv 2606.30626).
 
-One step: the student answers every prompt `group_size` times; every response token costs ``KL(S || T)`` of the two
+One step: the student answers every prompt `group_size` times. Every response token costs ``KL(S || T)`` of the two
 next-token distributions, full vocabulary; mean over the tokens of a response, then over responses. The teacher sees
 what the student sees. Back-propagated directly: no policy gradient, no clipping.
 

@@ -4,13 +4,13 @@ Loss (Lipman et al. 2210.02747; Self-Forcing 2506.08009, section 3, for the caus
 ``x_t = (1 - sigma) x0 + sigma noise``, ``L = |velocity - (noise - x0)|^2``.
 
 - ``attention: bidirectional`` trains a multi-step teacher: one sigma a clip, every frame sees every frame. With
-  ``continuation`` the chunks before a random one are clean, so that the teacher can also go on from a beginning
-  (levels per frame as in Diffusion Forcing 2407.01392, of which this is the case of a clean past).
+  ``continuation`` the chunks before a random one are clean, so that the teacher can also go on from a beginning.
+  (Levels per frame as in Diffusion Forcing 2407.01392, of which this is the case of a clean past.)
 - ``attention: causal`` trains a causal student by teacher forcing: one sigma a chunk, each noisy chunk sees the
   clean chunks before it and itself.
 
-What we changed: ``levels: sampler`` draws sigma from the student's own few noise levels, so that a small network
-spends its capacity where the sampler goes; ``sigma_floor`` tames the last levels of an x0-predicting network.
+What we changed: ``levels: sampler`` draws sigma from the student's own few noise levels, so that a small network spends
+its capacity where the sampler goes. ``sigma_floor`` tames the last levels of an x0-predicting network.
 Knobs that matter: ``levels``, ``shift``, ``sigma_floor``, ``continuation``.
 """
 
@@ -59,7 +59,7 @@ class SFT(Objective):
         clips = ctx.teacher.clips(batch.prompts, ctx.generators("teacher", batch.ids))
         return Experience(
             tensors={"x0": ctx.encode(clips), "sample": torch.tensor(batch.ids)},
-            group=torch.arange(len(batch.prompts)),
+            group_index=torch.arange(len(batch.prompts)),
             text=ctx.text(batch.prompts),
             prompts=batch.prompts,
         )

@@ -3,12 +3,12 @@ paper. Under the re-noising sampler the student is a Gaussian policy and a token
 denoising step).
 
 One step:
-1. the student rolls out whole videos; each draws one denoising step at which all of its chunks are predicted again, by
-   the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
+1. the student rolls out whole videos; each draws one denoising step. All of its chunks are predicted again at that step
+   by the student v_S, and with privileged input p by the same weights v_S^p and by a frozen few-step teacher v_T^p;
 2. exact split ``v_T^p - v_S = C + I``: capability ``C = v_T^p - v_S^p`` and information ``I = v_S^p - v_S``;
 3. per unit the gap ``A = w_k mean|C|^2`` (`losses/gaussian_policy.py`), c in [0, 1] how consistent p is with the
    rollout, g whether the rewards prefer the teacher's x0 to the privileged student's (without rewards: whether the
-   teacher is nearer to the student); trimmed means per step and chunk over all ranks route it to the target
+   teacher is nearer to the student). Trimmed means per step and chunk over all ranks route it to the target
    ``v_S + a C + b I``:
    LH  A low, c high   (1, c)  4x4-pooled KL      0.6
    LL  A low, c low    (0, c)  4x4-pooled KL      0.3
@@ -138,19 +138,19 @@ class DOPDVideo(Objective):
             distributed.check_others(around.prompts)
 
     def collect(self, ctx: Context, batch: Batch) -> Experience:
-        size, text = self.config.group_size, ctx.text(batch.prompts)
-        rollout = roll_videos(ctx, text, batch.ids, size)
-        samples = candidate_ids(batch.ids, size)
+        group_size, text = self.config.group_size, ctx.text(batch.prompts)
+        rollout = roll_videos(ctx, text, batch.ids, group_size)
+        samples = candidate_ids(batch.ids, group_size)
         tensors = states_at(rollout, ctx.uniform((), ctx.generators("step", samples.tolist()))) | {"sample": samples}
         tensors["weight"] = _weights(rollout, tensors["step"])
         tensors["privileged"] = torch.full((len(samples),), self._present(ctx))
-        group = torch.arange(len(batch.prompts)).repeat_interleave(size)
-        data = Experience(tensors, group, text, batch.prompts)
+        group_index = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
+        data = Experience(tensors, group_index, text, batch.prompts)
         clips = ctx.decode(rollout.latents)
         self._add_privilege(ctx, data, clips)
         data.tensors |= dict(zip(VELOCITIES, self._velocities(ctx, data), strict=True))
         data.metrics = motion(clips)
-        ctx.show(clips, [batch.prompts[g] for g in group.tolist()], {})
+        ctx.show(clips, [batch.prompts[g] for g in group_index.tolist()], {})
         data.request = self._request(ctx, data)
         return data
 
@@ -160,7 +160,7 @@ class DOPDVideo(Objective):
             return None
         level = expand_sigma(data["sigma"], data["x_t"])
         clips = [ctx.decode(data["x_t"] - level * data[name]) for name in ("teacher", "own")]
-        return ScoreRequest(torch.cat(clips), data.prompts, data.group.repeat(2))
+        return ScoreRequest(torch.cat(clips), data.prompts, data.group_index.repeat(2))
 
     def digest(self, ctx: Context, experience: Experience) -> Experience:
         velocities = [experience.tensors.pop(name) for name in VELOCITIES]
@@ -169,11 +169,11 @@ class DOPDVideo(Objective):
 
     def _add_privilege(self, ctx: Context, data: Experience, clips: Tensor) -> None:
         """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
-        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group.tolist()]
+        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group_index.tolist()]
         if kind == "none":
             return
         if kind == "future":
-            found = data["latents"]
+            privilege = data["latents"]
         else:
             texts = ctx.prompts.describe(clips, prompts) if kind == "caption" else self._dense(prompts)
             if texts is None:
@@ -183,11 +183,11 @@ class DOPDVideo(Objective):
                     why="only the embedded world can",
                     fix="use dense_prompt or future",
                 )
-            found = ctx.text(texts)
+            privilege = ctx.text(texts)
         if self.config.pairing == "shuffled":
-            groups = ctx.gather(found).unflatten(0, (-1, data.group_size))
-            found = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
-        data.tensors["privilege"] = found
+            groups = ctx.gather(privilege).unflatten(0, (-1, data.group_size))
+            privilege = groups[distributed.next_prompt_index(len(data.prompts))].flatten(0, 1)
+        data.tensors["privilege"] = privilege
 
     def _dense(self, prompts: list[str]) -> list[str]:
         return dense_prompts(prompts, self.config.dense_prompts)
@@ -215,12 +215,14 @@ class DOPDVideo(Objective):
 
     def _with_future(self, ctx: Context, network: VideoStudent, data: Experience) -> Tensor:
         """Chunk by chunk among its clean past and the clean future of `privilege`; the last chunk has no future."""
-        x_t, sigma, size = data["x_t"], data["sigma"], ctx.chunk_frames
-        last = x_t.shape[1] - size
+        x_t, sigma, chunk_frames = data["x_t"], data["sigma"], ctx.chunk_frames
+        last = x_t.shape[1] - chunk_frames
         chunks = []
-        for start in range(0, last, size):
-            here = slice(start, start + size)
-            frames = torch.cat([data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + size :]], 1)
+        for start in range(0, last, chunk_frames):
+            here = slice(start, start + chunk_frames)
+            frames = torch.cat(
+                [data["latents"][:, :start], x_t[:, here], data["privilege"][:, start + chunk_frames :]], 1
+            )
             levels = torch.zeros_like(sigma)
             levels[:, here] = sigma[:, here]
             chunks.append(network.bidirectional(frames, levels, data.features)[:, here])

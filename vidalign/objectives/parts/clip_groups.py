@@ -70,7 +70,7 @@ class ClipGroups:
         request, metrics = request_groups(ctx, judged, batch.prompts, history, first_frame=first)
         metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, self.group_size)
         tensors = {"x0": x0, "sample": candidate_ids(batch.ids, self.group_size)}
-        return Experience(tensors, request.group, text, batch.prompts, rollout.context, metrics, request=request)
+        return Experience(tensors, request.group_index, text, batch.prompts, rollout.context, metrics, request=request)
 
     def _roll(
         self, ctx: TrainContext[VideoStudent], plan: RolloutPlan, text: torch.Tensor, ids: list[int]

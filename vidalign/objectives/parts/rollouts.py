@@ -46,7 +46,7 @@ def video_groups(
     request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
     metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed, policy)
     tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, group_size)}
-    return Experience(tensors, request.group, text, batch.prompts, metrics=metrics, request=request)
+    return Experience(tensors, request.group_index, text, batch.prompts, metrics=metrics, request=request)
 
 
 def states_at(rollout: Rollout, uniform: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -47,8 +47,8 @@ def request_groups(
     them. first_frame: how many frames of the video come before.
     """
     clips = ctx.decode(latents, history)
-    group = torch.arange(len(prompts)).repeat_interleave(len(clips) // len(prompts))
-    return ScoreRequest(clips, prompts, group, first_frame), motion(clips)
+    group_index = torch.arange(len(prompts)).repeat_interleave(len(clips) // len(prompts))
+    return ScoreRequest(clips, prompts, group_index, first_frame), motion(clips)
 
 
 def motion(clips: torch.Tensor) -> dict[str, float]:
@@ -71,15 +71,15 @@ def compute_advantages(
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
     comparable inside a prompt only: the mean of the group is taken off before anything spans prompts.
     """
-    gathered, group = gather_scores(ctx, scores)
+    gathered, group_index = gather_scores(ctx, scores)
     compared = {
-        name: value - group_statistics(value, group)[0][group] if name in _learned(ctx) else value
+        name: value - group_statistics(value, group_index)[0][group_index] if name in _learned(ctx) else value
         for name, value in gathered.items()
     }
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
-    advantage = group_advantage(reward, group, normalise=normalise)
+    advantage = group_advantage(reward, group_index, normalise=normalise)
     total = combine(gathered, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
-    judged = keep_signal(ctx, gathered, group, advantage, reward=reward, total=total)
+    judged = keep_signal(ctx, gathered, group_index, advantage, reward=reward, total=total)
     shape = (ctx.world_size, *next(iter(scores.values())).shape)
     judged.scores = {name: value.view(shape) for name, value in compared.items()}
     return judged
@@ -88,7 +88,7 @@ def compute_advantages(
 def keep_signal(
     ctx: TrainContext,
     scores: dict[str, torch.Tensor],
-    group: torch.Tensor,
+    group_index: torch.Tensor,
     advantage: torch.Tensor,
     *,
     reward: torch.Tensor,
@@ -99,12 +99,12 @@ def keep_signal(
     reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, whose spread the
     signal floor looks at.
     """
-    spread = group_statistics(total, group)[1]
+    spread = group_statistics(total, group_index)[1]
     trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
     has_signal = ctx.signal.has_signal(spread, ",".join(trained))
-    has_signal &= group_statistics(reward, group)[1] > ZERO_SPREAD
-    advantage = advantage * has_signal[group]
-    metrics = score_metrics({"": total, **scores}, group) | advantage_metrics(reward, advantage, group)
+    has_signal &= group_statistics(reward, group_index)[1] > ZERO_SPREAD
+    advantage = advantage * has_signal[group_index]
+    metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
     prompts = len(has_signal) // ctx.world_size
     shape = (ctx.world_size, prompts, -1)
@@ -139,24 +139,24 @@ def _learned(ctx: TrainContext) -> set[str]:
 
 def gather_scores(ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Scores ``[N]`` of all ranks by reward and their groups ``[N]``, from this rank's scores ``[P, G]``."""
-    prompts, size = next(iter(scores.values())).shape
-    group = torch.arange(prompts * ctx.world_size).repeat_interleave(size)
-    return {name: ctx.gather(value.flatten()) for name, value in scores.items()}, group
+    prompts, group_size = next(iter(scores.values())).shape
+    group_index = torch.arange(prompts * ctx.world_size).repeat_interleave(group_size)
+    return {name: ctx.gather(value.flatten()) for name, value in scores.items()}, group_index
 
 
-def score_metrics(scores: dict[str, torch.Tensor], group: torch.Tensor) -> dict[str, float]:
+def score_metrics(scores: dict[str, torch.Tensor], group_index: torch.Tensor) -> dict[str, float]:
     """What to log of scores ``[N]`` by reward; the name '' is all rewards together."""
     metrics = {}
     for name, value in scores.items():
         prefix = f"reward/{name}/" if name else "reward/"
         metrics[f"{prefix}mean"] = float(value.nanmean())
-        metrics[f"{prefix}group_std"] = float(group_statistics(value, group)[1].mean())
+        metrics[f"{prefix}group_std"] = float(group_statistics(value, group_index)[1].mean())
     return metrics
 
 
-def advantage_metrics(reward: torch.Tensor, advantage: torch.Tensor, group: torch.Tensor) -> dict[str, float]:
+def advantage_metrics(reward: torch.Tensor, advantage: torch.Tensor, group_index: torch.Tensor) -> dict[str, float]:
     """What to log of advantages ``[N]`` and of the reward that they come from."""
-    spread = group_statistics(reward, group)[1]
+    spread = group_statistics(reward, group_index)[1]
     return {
         "health/reward_nan/mean": float((~reward.isfinite()).float().mean()),
         "health/zero_std_groups/mean": float((spread <= ZERO_SPREAD).float().mean()),

@@ -77,8 +77,8 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
         "logp": torch.cat([_widen(_sampled(part), width) for part in parts]),
         "sample": torch.tensor(samples),
     }
-    group = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
-    return Experience(tensors, group, None, batch.prompts, metrics=_lengths(ctx, tensors))
+    group_index = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
+    return Experience(tensors, group_index, None, batch.prompts, metrics=_lengths(ctx, tensors))
 
 
 def temperature_of(ctx: Context) -> float:
@@ -109,7 +109,7 @@ def states(ctx: Context, policy: LanguageStudent, data: Experience, privileged: 
     privileged: one text a sample. Prompts are written by the student's chat template for every policy.
     """
     mask = mask_of(data)
-    examples = [data.prompts[group] for group in data.group.tolist()]
+    examples = [data.prompts[group] for group in data.group_index.tolist()]
     batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
     return policy.response_hidden(batch)[batch.response]
 
@@ -135,15 +135,15 @@ def statistics(
     """
     logp = torch.zeros(data["response"].shape, device=ctx.device)
     spread, row = torch.zeros_like(logp), 0
-    texts = None if privileged is None else [privileged[group] for group in data.group.tolist()]
+    texts = None if privileged is None else [privileged[group] for group in data.group_index.tolist()]
     for start, stop in data.slices(ctx.micro_batch):
         part = data.candidates(start, stop)
         mask = mask_of(part)
         own = None if texts is None else texts[row : row + len(part)]
-        found = projected_statistics(
+        results = projected_statistics(
             states(ctx, policy, part, own), policy.project, tokens_of(part), temperature=temperature_of(ctx)
         )
-        for target, values in zip((logp, spread), found, strict=True):
+        for target, values in zip((logp, spread), results, strict=True):
             target[row : row + len(part), : mask.shape[1]][mask] = values.to(target.dtype)
         row += len(part)
     return logp, spread

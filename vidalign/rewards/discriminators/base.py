@@ -24,15 +24,15 @@ class WarmUpConfig:
     """Training on the initial student, before the student moves."""
 
     accuracy: float | None = 0.8
-    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1; null = after `max_steps`, so that its
-    cost is known beforehand, as equal budgets need it."""
+    """Pair accuracy on held-out prompts at which the warm-up ends, in 0.5..1. null = after `max_steps`: its cost is
+    then known beforehand, as equal budgets need it."""
     max_steps: int = 100
     """It ends here at the latest; 0 = no warm-up."""
     prompts: int = 16
     """Prompts, and clips of the student, in each of its steps, over all processes."""
     rollouts: int | None = None
-    """Steps with fresh videos of the student; later steps go through these again, against fresh teacher clips where
-    the teacher has more. null = all steps."""
+    """Steps with fresh videos of the student. Later steps go through these again, against fresh teacher clips where the
+    teacher has more. null = all steps."""
 
     def __post_init__(self) -> None:
         require(self, "accuracy", least=0.5, most=1)
@@ -51,10 +51,10 @@ class DiscriminatorConfig:
 
     learning_rate: float = 5e-6
     """Learning rate; other optimiser settings are the trainer section's. AFD: 5e-6 and 1e-5 work, 1e-6 saturates, 5e-5
-    kills the signal, 0 gets hacked (for LoRA on a 2B network). 0 is the control of that argument: the network stays as
+    kills the signal, 0 gets hacked (for LoRA on a 2B network). 0 is the control of that argument. The network stays as
     it is built, is measured as any other, and has no warm-up."""
     loss: Literal["bt", "gan"] = "bt"
-    """bt: Bradley-Terry, teacher against student clips of one prompt; gan: the control that separates the two without
+    """bt: Bradley-Terry, teacher against student clips of one prompt. gan: the control that separates the two without
     comparing them, ``-log sigmoid(D(x_T, y)) - log sigmoid(-D(x_hat, y))``."""
     warmup_steps: int = 0
     """Optimiser steps in which its learning rate rises to that, from the first of the warm-up on; constant then."""
@@ -65,7 +65,7 @@ class DiscriminatorConfig:
     reencode: bool = False
     """Pass the teacher's clips through the student's autoencoder, whose traces would give the student away."""
     held_out: float = 0.125
-    """Share of the prompts, by a hash of their text, that the discriminator is never trained on: its pair accuracy
+    """Share of the prompts, by a hash of their text, that the discriminator is never trained on. Its pair accuracy
     there separates judgement from memory."""
     warm_up: WarmUpConfig = field(default_factory=WarmUpConfig)
     """Training on the initial student, before the student moves."""
@@ -79,7 +79,7 @@ class DiscriminatorConfig:
 
 
 class DiscriminatorKind:
-    """A kind of discriminator as the registry knows it (kind ``discriminators``)."""
+    """A kind of discriminator as it is registered (kind ``discriminators``)."""
 
     Config: ClassVar[type[DiscriminatorConfig]]
 

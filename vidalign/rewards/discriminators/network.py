@@ -12,8 +12,8 @@ from vidalign.rewards.discriminators.base import DiscriminatorKind
 
 
 class Discriminator(DiscriminatorKind, nn.Module):
-    """Scores clips for prompts; the head has no bias, since its gradient is exactly 0 and Adam would make drift of
-    the rounding noise."""
+    """Scores clips for prompts. The head has no bias, since its gradient is exactly 0 and Adam would make drift of the
+    rounding noise."""
 
     differentiable: ClassVar[bool] = True
     """Whether scores have a gradient with respect to the clips."""
@@ -24,7 +24,7 @@ class Discriminator(DiscriminatorKind, nn.Module):
 
 
 def full_precision_head(head: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
-    """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight: bf16 has three digits, and the loss lives on
+    """Scores ``[B]`` of ``[B, D]`` in the precision of the head's weight. bf16 has three digits, and the loss lives on
     differences of scores."""
     with torch.autocast(pooled.device.type, enabled=False):
         scores: torch.Tensor = head(pooled.to(head.weight.dtype)).squeeze(1)

@@ -1,7 +1,7 @@
 """A small spatio-temporal discriminator for small clips; about 0.24 M parameters at its default width.
 
-Frames and their temporal differences go through three strided convolutions; the resulting cells of all frames, with
-sinusoidal (time, row, column) positions, attend each other and the features of the prompt; mean pooling and a
+Frames and their temporal differences go through three strided convolutions. The resulting cells of all frames, with
+sinusoidal (time, row, column) positions, attend each other and the features of the prompt. Then mean pooling and a
 bias-free head. Any number of frames; pictures of at least 16x16.
 """
 

@@ -1,12 +1,12 @@
 """Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, bias-free scalar head.
 
 AFD (arXiv 2605.26105) initialises from KlingTeam/VideoReward (Qwen2-VL-2B, LoRA of rank 64 on the language linears). A
-clip is shown as `frames` pictures in one user turn with the prompt; the head reads the last hidden state of the last
+clip is shown as `frames` pictures in one user turn with the prompt. The head reads the last hidden state of the last
 token. The vision tower and the embeddings stay as they are. Pictures go through the processor of the backbone as 8-bit
-pixels, so scores have no gradient with respect to the clips: `afd` and any reward-driven objective can use it, `gan`
+pixels, so scores have no gradient with respect to the clips. `afd` and any reward-driven objective can use it, `gan`
 cannot.
 
-What we changed: pictures instead of the video input, which only some backbones have; the last token instead of
+What we changed: pictures instead of the video input, which only some backbones have. The last token instead of
 VideoReward's three special tokens; the head is new, not its `rm_head`.
 Knobs that matter: learning_rate (5e-6; 5e-5 kills the signal), frames, rank.
 """

@@ -29,9 +29,9 @@ def sample_bidirectional(
 ) -> torch.Tensor:
     """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each.
 
-    The chunks that are not done yet go together from noise through `steps` levels, warped by `shift`, behind the ones
-    that are, which stay clean. eta in 0..1: how much fresh noise enters between two levels, as in DDIM (2010.02502):
-    with 0 they are Euler steps, with 1 the predicted x0 is noised anew, as in the student's sampler.
+    The chunks that are not done yet go together from noise through `steps` levels, warped by `shift`. The chunks that
+    are done stay clean before them. eta in 0..1: how much fresh noise enters between two levels, as in DDIM
+    (2010.02502). With 0 they are Euler steps; with 1 the predicted x0 is noised anew, as in the student's sampler.
     """
     grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     sigmas = warp_sigma(grid, shift).tolist()

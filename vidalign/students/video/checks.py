@@ -156,7 +156,7 @@ def _linear_layers(draft: Draft, spec: dict[str, Any] | None) -> list[str]:
 
 
 def _check_words(draft: Draft, spec: VideoStudentSpec) -> None:
-    """A warning of words that the student's text encoder does not know."""
+    """A warning of words outside the vocabulary of the student's text encoder."""
     name = spec.text.get("name", "")
     if name not in registry.names("text_encoders"):
         return

@@ -1,10 +1,9 @@
 """The frozen clean past of a rollout: an immutable value, never written in place.
 
-Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read.
-New contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A
-piece may have a smaller batch than the context: row n of the context reads row n // (batch // piece batch),
-which is how one prefix serves a whole group (candidates of a prompt are adjacent: index = prompt * group +
-g).
+Keys and values are stored per chunk ("piece") and un-roped; rotary positions are decided when they are read. New
+contexts share the pieces of old ones, so extending, forking, evicting and broadcasting copy nothing. A piece may have a
+smaller batch than the context: row n of the context reads row n // (batch // piece batch). So one prefix serves a whole
+group (candidates of a prompt are adjacent: index = prompt * group + g).
 """
 
 from __future__ import annotations
@@ -85,15 +84,35 @@ class Context:
         return replace(self, batch=self.batch * group)
 
     def rows(self, index: slice | list[int]) -> Context:
-        """The context of some rows of the batch (for micro-batches); copies the chosen rows only."""
+        """The context of some rows of the batch (for micro-batches): views for whole groups and for a part of one, else
+        a copy of the chosen rows."""
         chosen = list(range(self.batch))[index] if isinstance(index, slice) else list(index)
 
         def pick(piece: Piece) -> Piece:
             group = self.batch // piece.batch
-            at = torch.tensor([n // group for n in chosen], device=piece.keys[0].device)
+            rows = [n // group for n in chosen]
+            first, last = rows[0], rows[-1]
+            shared = len(chosen) // (last - first + 1)  # what each row is read by
+            if rows == [n for n in range(first, last + 1) for _ in range(shared)]:
+                return piece.map(lambda x: x[first : last + 1])
+            at = torch.tensor(rows, device=piece.keys[0].device)
             return piece.map(lambda x: x.index_select(0, at))
 
         return replace(self, batch=len(chosen), pieces=tuple(pick(p) for p in self.pieces))
+
+    @staticmethod
+    def cat(contexts: list[Context]) -> Context:
+        """The context of all rows, from those of parts of them; one context is not copied."""
+        first = contexts[0]
+        if len(contexts) == 1:
+            return first
+        pieces = []
+        for same in zip(*(context.pieces for context in contexts), strict=True):
+            batches = zip(same, (context.batch for context in contexts), strict=True)
+            full = [piece.map(lambda x, batch=batch: widen(x, batch)) for piece, batch in batches]
+            keys, values = zip(*((piece.keys, piece.values) for piece in full), strict=True)
+            pieces.append(replace(same[0], keys=_by_layer(keys), values=_by_layer(values)))
+        return replace(first, batch=sum(context.batch for context in contexts), pieces=tuple(pieces))
 
     def window(self, policy: CachePolicy) -> Context:
         """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
@@ -130,6 +149,11 @@ class Context:
         a, b = old[0], new[0]
         sink = replace(a, keys=tuple(map(mix, a.keys, b.keys)), values=tuple(map(mix, a.values, b.values)))
         return (sink, *(p for p in pieces if p.start >= policy.sink))
+
+
+def _by_layer(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:
+    """The tensors of every layer, rows of all parts one after the other."""
+    return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))
 
 
 def widen(x: Tensor, batch: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kind of student `video`, as the registry knows it: light, so that a recipe is checked without its network."""
+"""The kind of student `video`, as it is registered: light, so that a recipe is checked without its network."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """`wan` computes timesteps and positions in float64 as the original network; null = as the weights say."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Type of the frozen weights below an adapter; `bfloat16` halves their memory."""
+        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -66,18 +68,14 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     def build(cls, student: StudentChoice, seed: int) -> VideoStudent:
         import torch
 
-        spec, dtype = cls.spec_of(student), getattr(torch, student.config.dtype)
+        spec, dtype = cls.spec(student), getattr(torch, student.config.dtype)
         if student.init is not None:
-            return cls.from_spec(spec, seed).to(dtype)
-        return cls.network().load(student.path, dtype=dtype, spec=spec)
-
-    @classmethod
-    def spec_of(cls, student: StudentChoice) -> VideoStudentSpec:
-        """What a recipe makes of its student, without the weights. Raises `UserError`."""
-        from vidalign.students.video.changes import changed
-
-        own = cls.spec_type.from_dict(dict(student.init)) if student.init else cls.read_spec(student.path)
-        return changed(own, student.config)
+            made = cls.from_spec(spec, seed).to(dtype)
+        else:
+            made = cls.network().load(student.path, dtype=dtype, spec=spec)
+        if student.config.attention != "auto":
+            made.use_attention(student.config.attention)
+        return made
 
     @classmethod
     def features(cls, spec: VideoStudentSpec) -> PromptFeatures:
@@ -151,8 +149,14 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
-        spec = cls.spec_of(student)
+        spec = cls.spec(student)
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
+
+    @classmethod
+    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
+        from vidalign.students.video.changes import changed
+
+        return changed(super().spec(student), student.config)
 
     @classmethod
     def levels(cls, path: str | Path) -> list[float]:
@@ -160,8 +164,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
-        """A tiny student of the same chunks and sampler with random weights, its prompt features and codec; only the
+        """A tiny student of the same chunks and sampler with random weights, its prompt features and codec. Only the
         specification of the real one is read."""
         from vidalign.students.video.stand_in import stand_in
 
-        return stand_in(cls.spec_of(student))
+        return stand_in(cls.spec(student))

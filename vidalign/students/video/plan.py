@@ -1,11 +1,11 @@
 """Host-side attention plans: which tokens attend which, in Python ints, made once per forward and shared by
 all layers.
 
-A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A
-plan cuts the query frames into segments; each segment attends some context slots and some frames of the
-sequence, all of them fully. Block-causal patterns therefore need no mask: seven small unmasked attention
-calls for four chunks do a third of the work of one dense masked call, and keep the flash kernels usable.
-Layouts are pure functions of shapes and policy and are cached.
+A forward sees a sequence of frames (possibly [clean, noisy] for teacher forcing) behind a frozen context. A plan cuts
+the query frames into segments. Each segment attends some context slots and some frames of the sequence, all of them
+fully. Block-causal patterns therefore need no mask. Seven small unmasked attention calls for four chunks do a third of
+the work of one dense masked call, and keep the flash kernels usable. Layouts are pure functions of shapes and policy
+and are cached.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], sta
     """Past frames below `start` come from context slots, the others from the sequence at `clean_at`."""
     slot = {f: i for i, f in enumerate(kept)}
     missing = [f for f in past if f < start and f not in slot]
-    assert not missing, f"the context no longer holds the frames {missing} that the cache policy asks for"
+    assert not missing, f"the context no longer holds the frames {missing} that the cache policy needs"
     context = runs([slot[f] for f in past if f < start])
     sequence = runs(sorted([f - start + clean_at for f in past if f >= start] + list(range(*own))))
     return Segment(query, tuple(context), tuple(sequence))
@@ -99,7 +99,7 @@ def _denoise(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames:
 def _teacher_forcing(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
-    clean = frames - size  # nobody attends the last clean chunk: it is not computed
+    clean = frames - size  # nothing attends the last clean chunk: it is not computed
     segments = []
     for at in range(0, frames, size):
         past = cache.kept_frames(start + at, first)

@@ -1,15 +1,16 @@
 """Attention processors that put causality into a stock diffusers `WanTransformer3DModel`.
 
-The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row:
-modulation and norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention
-unfolds to `[N, F * tokens]`, reads the `AttentionPlan` that arrives in the place of the rotary embedding
-(gradient checkpointing saves it with the other arguments) and prepends the frozen context. Cross-attention
-folds back to the text's batch, so one set of text keys serves a whole group.
+The network is called with frames folded into the batch, `[N * F, C, 1, H, W]` with one timestep per row. Modulation and
+norms then broadcast per frame for free, and the stock forward stays untouched. Self-attention unfolds to
+`[N, F * tokens]`, reads the `AttentionPlan` and prepends the frozen context. The plan arrives in the place of the
+rotary embedding (gradient checkpointing saves it with the other arguments). Cross-attention folds back to the text's
+batch, so one set of text keys serves a whole group.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,8 +20,14 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor, nn
 
 from vidalign.students.video.context import Context, widen
-from vidalign.students.video.plan import AttentionPlan
+from vidalign.students.video.numerics import original_rms, round_as_original
+from vidalign.students.video.plan import AttentionPlan, Segment, Span
 from vidalign.students.video.rope import rotate
+
+Past = tuple[Tensor, Tensor] | None
+Norm = Callable[[nn.Module, Tensor], Tensor]
+COPY_BYTES = 2**30
+"""Most bytes of a shared past that are copied at once, in one layer."""
 
 
 class Runtime:
@@ -28,7 +35,7 @@ class Runtime:
 
     plan: AttentionPlan | None = None
     text: dict[int, tuple[Tensor, Tensor]] | None = None
-    """Cross-attention keys and values per layer, kept while a rollout asks for it; None = recompute."""
+    """Cross-attention keys and values per layer, kept while a rollout needs it; None = recompute."""
 
 
 class PlanCarrier(nn.Module):
@@ -50,8 +57,8 @@ class SelfAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, layer: int, rms: Norm) -> None:
+        self.layer, self.rms = layer, rms
 
     def __call__(
         self,
@@ -64,7 +71,7 @@ class SelfAttentionProcessor:
         plan = rotary_emb
         split = (attn.heads, -1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key = normed(attn.norm_q, query), normed(attn.norm_k, key)
+        query, key = self.rms(attn.norm_q, query), self.rms(attn.norm_k, key)
         query, key, value = (x.reshape(plan.batch, -1, x.shape[-1]).unflatten(2, split) for x in (query, key, value))
         if plan.collected is not None:
             plan.collected.append((key.type_as(value), value))
@@ -78,44 +85,38 @@ class SelfAttentionProcessor:
         assert plan.rotary is not None, "absolute positions are known before the first layer"
         queries = Frames(rotate(query, plan.rotary), plan)
         keys, values = Frames(rotate(key, plan.rotary), plan), Frames(value, plan)
-        past_key, past_value = self._context(plan, value)
+        past = self._context(plan, value)
         outs = [
-            attention(
-                queries.gather((segment.query,)),
-                keys.gather(segment.sequence, past_key, segment.context),
-                values.gather(segment.sequence, past_value, segment.context),
-                self,
-            )
+            _joined([attention(q, k, v, self) for q, k, v in _behind(plan, segment, queries, keys, values, past)])
             for segment in plan.layout.segments
         ]
         return _in_order(plan, outs)
 
     def _relative(self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         queries, keys, values = Frames(query, plan), Frames(key, plan), Frames(value, plan)
-        past_key, past_value = self._context(plan, value)
+        past = self._context(plan, value)
         outs = []
         for segment in plan.layout.segments:
             positions = tuple(range(segment.key_frames))
             factors = plan.tables.factors(positions, plan.grid, key.device)
-            q = queries.gather((segment.query,))
-            k = keys.gather(segment.sequence, past_key, segment.context)
-            v = values.gather(segment.sequence, past_value, segment.context)
-            outs.append(attention(rotate(q, factors[-q.shape[1] :]), rotate(k, factors), v, self))
+            rows = _behind(plan, segment, queries, keys, values, past)
+            parts = [attention(rotate(q, factors[-q.shape[1] :]), rotate(k, factors), v, self) for q, k, v in rows]
+            outs.append(_joined(parts))
         return _in_order(plan, outs)
 
-    def _context(self, plan: AttentionPlan, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The context's keys and values for this layer at full batch; keys roped when positions are
-        absolute.
-        """
+    def _context(self, plan: AttentionPlan, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The context's keys and values for this layer, with the rows that its pieces have: one a prompt where the
+        candidates of a prompt share their past. Keys are roped when positions are absolute."""
         if plan.context is None or not plan.context.pieces:
-            return None, None
+            return None
         if self.layer not in plan.read:
             plan.read[self.layer] = self._read(plan, plan.context, like)
         return plan.read[self.layer]
 
     def _read(self, plan: AttentionPlan, context: Context, like: Tensor) -> tuple[Tensor, Tensor]:
+        rows = max(piece.batch for piece in context.pieces)
         keys, values = (
-            torch.cat([widen(x.detach().to(like), plan.batch) for x in parts], 1)
+            torch.cat([widen(x.detach().to(like), rows) for x in parts], 1)
             for parts in zip(*((p.keys[self.layer], p.values[self.layer]) for p in context.pieces), strict=True)
         )
         if not plan.layout.relative:
@@ -123,30 +124,63 @@ class SelfAttentionProcessor:
         return keys, values
 
 
+def _behind(
+    plan: AttentionPlan, segment: Segment, queries: Frames, keys: Frames, values: Frames, past: Past
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries of a segment with everything that they attend, in slices of rows.
+
+    A past that candidates share is joined to the keys of each of them, which copies it: no more than `COPY_BYTES` at a
+    time.
+    """
+    query, key, value = queries.gather(segment.query), keys.gather(*segment.sequence), values.gather(*segment.sequence)
+    if past is None or not segment.context:
+        yield query, key, value
+        return
+    past_key, past_value = (_slots(x, segment.context, plan.tokens) for x in past)
+    group = len(query) // len(past_key)
+    for rows in _slices(len(query), group, past_key[0].nbytes + past_value[0].nbytes):
+        shared = slice(rows.start // group, -(-rows.stop // group))
+        count = rows.stop - rows.start
+        k, v = (
+            torch.cat([widen(x[shared].type_as(own), count), own[rows]], 1)
+            for x, own in ((past_key, key), (past_value, value))
+        )
+        yield query[rows], k, v
+
+
+def _slots(x: Tensor, spans: tuple[Span, ...], tokens: int) -> Tensor:
+    """The frames of `x` ``[N, frames * tokens, ...]`` in these spans; a view where they are one run."""
+    return _joined([x[:, a * tokens : b * tokens] for a, b in spans], 1)
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """The parts along a dimension; one part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _slices(rows: int, group: int, nbytes: int) -> Iterator[slice]:
+    """Slices of `rows`, whole groups or equal parts of one, with at most `COPY_BYTES` of `nbytes` a row."""
+    fits = max(1, COPY_BYTES // nbytes)
+    step = fits // group * group if fits >= group else max(k for k in range(1, fits + 1) if group % k == 0)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 class Frames:
     """A sequence `[N, frames * tokens, ...]` cut at the edges of the plan's spans.
 
-    Cut once and joined again, not sliced per segment: the backward pass of every slice of a tensor would fill
-    and add a full-size gradient (a quarter of a training step at the world's size).
+    Cut once and joined again, not sliced per segment. The backward pass of every slice of a tensor would fill and add a
+    full-size gradient (a quarter of a training step at the world's size).
     """
 
     def __init__(self, x: Tensor, plan: AttentionPlan) -> None:
         cuts = plan.layout.cuts
         sizes = [(b - a) * plan.tokens for a, b in itertools.pairwise(cuts)]
         self.parts = dict(zip(cuts, x.split(sizes, 1), strict=False))
-        self.tokens = plan.tokens
 
-    def gather(
-        self,
-        spans: tuple[tuple[int, int], ...],
-        past: Tensor | None = None,
-        slots: tuple[tuple[int, int], ...] = (),
-    ) -> Tensor:
-        """The context slots `slots` of `past`, then the frames of `spans`, along the token dimension."""
-        before = [past[:, a * self.tokens : b * self.tokens] for a, b in slots] if past is not None else []
-        own = [part for a, b in spans for at, part in self.parts.items() if a <= at < b]
-        parts = [x.type_as(own[0]) for x in before] + own
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def gather(self, *spans: Span) -> Tensor:
+        """The frames of `spans`, along the token dimension."""
+        return _joined([part for a, b in spans for at, part in self.parts.items() if a <= at < b], 1)
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -157,8 +191,8 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tensor:
-    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU, whose bf16 flash backward is
-    4-10 times slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
+    """`[N, S, heads, dim]` attention in the dtype of `value`; in fp32 on a CPU. Its bf16 flash backward is 4-10 times
+    slower than the fp32 one (23 against 6 ms for 48 x 192 tokens, 128 heads)."""
     dtype, on_cpu = value.dtype, value.device.type == "cpu"
     inner = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
     with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
@@ -173,10 +207,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, processor: Any) -> Tens
 
 
 def _in_order(plan: AttentionPlan, outs: list[Tensor]) -> Tensor:
-    if len(outs) == 1:
-        return outs[0]
     order = sorted(range(len(outs)), key=lambda i: plan.layout.segments[i].query)
-    return torch.cat([outs[i] for i in order], 1)
+    return _joined([outs[i] for i in order], 1)
 
 
 class CrossAttentionProcessor:
@@ -185,9 +217,8 @@ class CrossAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, layer: int, runtime: Runtime) -> None:
-        self.layer = layer
-        self.runtime = runtime
+    def __init__(self, layer: int, runtime: Runtime, rms: Norm) -> None:
+        self.layer, self.runtime, self.rms = layer, runtime, rms
 
     def __call__(
         self,
@@ -199,7 +230,7 @@ class CrossAttentionProcessor:
     ) -> Tensor:
         split = (attn.heads, -1)
         key, value = self._text(attn, encoder_hidden_states)
-        query = normed(attn.norm_q, attn.to_q(hidden_states))
+        query = self.rms(attn.norm_q, attn.to_q(hidden_states))
         query = query.reshape(encoder_hidden_states.shape[0], -1, query.shape[-1]).unflatten(2, split)
         out = (
             attention(query, key, value, self)
@@ -214,35 +245,21 @@ class CrossAttentionProcessor:
         if kept is not None and self.layer in kept:
             return kept[self.layer]
         value = attn.to_v(text)
-        key = normed(attn.norm_k, attn.to_k(text)).type_as(value)
+        key = self.rms(attn.norm_k, attn.to_k(text)).type_as(value)
         key, value = (x.unflatten(2, (attn.heads, -1)) for x in (key, value))
         if kept is not None:
             kept[self.layer] = (key, value)
         return key, value
 
 
-class Sinusoid64(nn.Module):
-    """Timestep features in float64, as the original Wan computes them; `[n] -> [n, channels]` fp32."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        half = self.channels // 2
-        powers = -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-        angles = torch.outer(timestep.double(), torch.pow(10000, powers))
-        return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-
-
 def install(transformer: WanTransformer3DModel, numerics: str) -> None:
     """Put the processors and the plan carrier into a stock network; its parameters stay as they are."""
     if transformer.config.added_kv_proj_dim is not None:
         raise NotImplementedError("image-conditioned Wan networks (added_kv_proj_dim) are not supported")
-    runtime = Runtime()
+    runtime, rms = Runtime(), original_rms if numerics == "wan" else normed
     for layer, block in enumerate(transformer.blocks):
-        block.attn1.set_processor(SelfAttentionProcessor(layer))
-        block.attn2.set_processor(CrossAttentionProcessor(layer, runtime))
+        block.attn1.set_processor(SelfAttentionProcessor(layer, rms))
+        block.attn2.set_processor(CrossAttentionProcessor(layer, runtime, rms))
     transformer.rope = PlanCarrier(runtime)
     if numerics == "wan":
-        transformer.condition_embedder.timesteps_proj = Sinusoid64(transformer.config.freq_dim)
+        round_as_original(transformer)

@@ -1,8 +1,8 @@
 """Rotary position embedding over (frame, row, column), with positions given at read time.
 
-As in Wan2.1: the head dimension is split into time, height and width parts, pairs of neighbouring channels
-are rotated. Angles are always computed in float64. `diffusers` numerics rotate in fp32 (or the tensor's own
-float64), `wan` rotates in complex128 as the original does: 7e-5 apart in an fp32 network.
+As in Wan2.1: the head dimension is split into time, height and width parts, pairs of neighbouring channels are rotated.
+Angles are always computed in float64. `diffusers` numerics rotate in fp32 (or the tensor's own float64), `wan` rotates
+in complex128 as the original does. They are 7e-5 apart in an fp32 network.
 """
 
 from __future__ import annotations

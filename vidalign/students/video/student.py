@@ -79,8 +79,8 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     @property
     def runtime(self) -> Runtime:
-        """What the patched parts of the network share; found through the network, so that it may be swapped
-        for a copy of itself."""
+        """What the patched parts of the network share. It is read through the network, so that it may be swapped for a
+        copy of itself."""
         runtime: Runtime = self.base.rope.runtime
         return runtime
 
@@ -97,12 +97,12 @@ class VideoStudent(Student[VideoStudentSpec]):
     ) -> Tensor:
         """Denoise `x_t` `[N, F, C, H, W]` at `sigma` `[N]` or `[N, F]` in 0..1 -> velocity or x0, like `x_t`.
 
-        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the
-        video. clean: the clean latents of the same frames, needed when F holds several chunks: each chunk
-        then attends the context, the clean chunks before it, and itself (teacher forcing). attention
-        "bidirectional": all frames attend all frames; "block_causal": chunks attend the earlier chunks of
-        `x_t` itself, at whatever noise they have (ODE initialisation of CausVid); both without context.
-        Differentiable in `x_t`, `clean` and the weights; the context gets no gradient.
+        text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
+        clean: the clean latents of the same frames, needed when F holds several chunks. Each chunk then attends the
+        context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
+        all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
+        initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context
+        gets no gradient.
         """
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":
@@ -173,9 +173,9 @@ class VideoStudent(Student[VideoStudentSpec]):
         """The context rebuilt under a new prompt (LongLive), from all clean latents so far `[N,
         context.frames, C, H, W]`.
 
-        The frames of the last window go through one bidirectional pass at t = 0, and the first of them become
-        the sink. With `global_sink`, a video that fills the window keeps its old sink instead: the pass
-        attends it in the place of the window's first frames.
+        The frames of the last window go through one bidirectional pass at t = 0, and the first of them become the sink.
+        With `global_sink`, a video that fills the window keeps its old sink instead. The pass attends it in the place
+        of the window's first frames.
         """
         cache, frames = self.spec.cache, context.frames
         assert latents.shape[:2] == (context.batch, frames), "recache needs the latents of every frame so far"
@@ -207,12 +207,13 @@ class VideoStudent(Student[VideoStudentSpec]):
         """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
 
         context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is
-        called as soon as a chunk is done, for streaming decode.
+        called as soon as a chunk is done, for streaming decode. No more than `rollout_batch` candidates go through the
+        network at once, unless it is 0.
         """
-        noise = noise.to(self.device)
-        self.runtime.text = {}
         try:
-            return rollout(self, text, plan, noise, context, on_chunk)
+            return rollout(
+                self, text, plan, noise.to(self.device), context, on_chunk, 0 if on_chunk else self.rollout_batch
+            )
         finally:
             self.runtime.text = None
 
@@ -257,7 +258,10 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     @property
     def latent_dtype(self) -> torch.dtype:
-        return torch.promote_types(self.base.patch_embedding.weight.dtype, torch.float32)
+        """Of the latents of a rollout: fp32, or fp64 where the weights are. With `numerics: wan` it is that of the
+        weights, to which the original rounds between steps."""
+        dtype: torch.dtype = self.base.patch_embedding.weight.dtype
+        return dtype if self.spec.numerics == "wan" else torch.promote_types(dtype, torch.float32)
 
     @property
     def chunk_frames(self) -> int:
@@ -277,6 +281,19 @@ class VideoStudent(Student[VideoStudentSpec]):
             listener(Pass(plan.batch, frames))
 
         self.base.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def use_attention(self, backend: str) -> None:
+        """Compute attention with the kernels of `backend`: ``native``, ``cudnn``, ``flash``, ``flash_3``, ``sage`` or
+        ``flex``. Raises `UserError` where they are not installed."""
+        try:
+            self.base.set_attention_backend({"cudnn": "_native_cudnn", "flash_3": "_flash_3"}.get(backend, backend))
+        except (RuntimeError, ImportError, ValueError, OSError) as error:
+            raise UserError(
+                f"the attention kernels {backend!r} cannot be used",
+                where="student.attention",
+                why=str(error).split("\n", 1)[0],
+                fix="install their package, or use auto",
+            ) from error
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
@@ -367,12 +384,15 @@ class VideoStudent(Student[VideoStudentSpec]):
             reader.read if reader else {},
         )
         dtype = base.patch_embedding.weight.dtype
-        out = self.transformer(
-            hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
-            timestep=(1000 * sigma).to(self.latent_dtype).flatten(),
-            encoder_hidden_states=text.to(dtype),
-            return_dict=False,
-        )[0]
+        try:
+            out = self.transformer(
+                hidden_states=x.flatten(0, 1).unsqueeze(2).to(dtype),
+                timestep=(1000 * sigma).to(torch.promote_types(dtype, torch.float32)).flatten(),
+                encoder_hidden_states=text.to(dtype),
+                return_dict=False,
+            )[0]
+        finally:
+            self.runtime.plan = None  # it holds keys and values of the past, which shall not outlive the call
         predicted: Tensor = out.squeeze(2).unflatten(0, (n, frames))
         return predicted
 

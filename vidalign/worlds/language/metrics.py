@@ -19,8 +19,8 @@ class ExactMatch(Metric):
 
     def grade(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         exact = grader.ExactMatch().score(responses, examples)[grader.ExactMatch.name]
-        found = {"all": exact}
+        scores = {"all": exact}
         for family in dict.fromkeys(example.family for example in examples if example.family):
             inside = torch.tensor([example.family == family for example in examples])
-            found[family] = exact.masked_fill(~inside, float("nan"))
-        return found
+            scores[family] = exact.masked_fill(~inside, float("nan"))
+        return scores

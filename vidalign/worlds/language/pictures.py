@@ -106,8 +106,8 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
         return f"where is the {one.label} ?", [one], one.where
     if family == "count":
         word = _counted(one, things, g)
-        found = [t for t in things if word in t.label.split()]
-        return f"how many objects are {word} ?", found, str(len(found))
+        objects = [t for t in things if word in t.label.split()]
+        return f"how many objects are {word} ?", objects, str(len(objects))
     others = [t for t in things if t is not one]
     assert others, "a relation needs two objects"
     other = others[_below(len(others), g)]
@@ -121,8 +121,8 @@ def question(family: str, one: Thing, things: list[Thing], g: torch.Generator) -
 
 
 def _counted(one: Thing, things: list[Thing], g: torch.Generator) -> str:
-    """A colour or shape to count: each number of objects that the scene allows is as likely; one of `one`'s own where
-    its pair is unseen."""
+    """A colour or shape to count: each number of objects that the scene allows is as likely. It is one of `one`'s own
+    where its pair is unseen."""
     if (one.colour, one.shape) in UNSEEN:
         return one.label.split()[_below(2, g)]
     by_count: dict[int, list[str]] = {}

@@ -1,9 +1,9 @@
 """Multi-step reasoning problems: a state, numbered steps listed in a shuffled order, and the exact result.
 
-Families: `chain` (modular arithmetic), `list` (operations on digits), `rewrite` (letters replaced by letters), `walk`
-(a small graph with coloured edges), and `word` (the list operations on letters: in no training split). Difficulty is
-the number of steps. The shuffled order is what a plan resolves: a hint without execution gives the steps in order and
-no state, a hint with execution gives every state too.
+Families: `chain` (modular arithmetic), `list` (operations on digits), `rewrite` (letters replaced by letters) and
+`walk` (a small graph with coloured edges). `word` (the list operations on letters) is in no training split. Difficulty
+is the number of steps. The shuffled order is what a plan resolves. A hint without execution gives the steps in order
+and no state; a hint with execution gives every state too.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Problem:
     @property
     def states(self) -> tuple[Words, ...]:
         """The state after every step."""
-        found, state = [], self.start
+        states, state = [], self.start
         for step in self.steps:
             state = apply(step, state, self.facts)
-            found.append(state)
-        return tuple(found)
+            states.append(state)
+        return tuple(states)
 
     @property
     def prompt(self) -> str:

@@ -41,8 +41,8 @@ class Tokens(PromptSource):
         return cls(argument, seed, privilege)
 
     def __getitem__(self, sample: int) -> Example:
-        asked: Example = self.problems.example(self.split, self.seed, sample, self.privilege)
-        return asked
+        example: Example = self.problems.example(self.split, self.seed, sample, self.privilege)
+        return example
 
 
 class Pictures(Tokens):

@@ -35,18 +35,18 @@ def problem(split: str, seed: int, sample: int) -> Problem:
     turn, place = divmod(sample, len(families))
     numbers = generator(seed, f"token world {split}", 0, sample)
     while True:
-        found = draw(families[place], steps[turn % len(steps)], numbers)
-        if (found.bucket(BUCKETS) == 0) == (split != "train"):
-            return found
+        candidate = draw(families[place], steps[turn % len(steps)], numbers)
+        if (candidate.bucket(BUCKETS) == 0) == (split != "train"):
+            return candidate
 
 
 def example(split: str, seed: int, sample: int, form: str) -> Example:
     """The problem with its privileged text; form `mixed` takes the turns of `MIXED`."""
-    found = problem(split, seed, sample)
+    task = problem(split, seed, sample)
     if form == "mixed":
         form = MIXED[sample // len(SPLITS[split][0]) // len(SPLITS[split][1]) % len(MIXED)]
-    steps = len(found.steps)
-    return Example(found.prompt, found.privileged(form), (), found.answer, found.response, found.family, steps)
+    steps = len(task.steps)
+    return Example(task.prompt, task.privileged(form), (), task.answer, task.response, task.family, steps)
 
 
 def check_split(split: str) -> None:

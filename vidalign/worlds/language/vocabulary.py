@@ -1,7 +1,7 @@
 """The word-level tokenizer of the embedded worlds, in transformers' own files with a chat template.
 
-`build` makes the tokenizer and the processor of the picture world; the shipped files in `weights/tasks/` are what
-`python -m vidalign.worlds.language.vocabulary` writes, and a test holds them to it.
+`build` makes the tokenizer and the processor of the picture world. The shipped files in `weights/tasks/` are what
+`python -m vidalign.worlds.language.vocabulary` writes, and a test compares them.
 """
 
 from __future__ import annotations

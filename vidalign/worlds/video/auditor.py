@@ -1,22 +1,21 @@
 """Auditor of the video world: the held-out judge, never a training signal.
 
-It looks by other means than the scorer: nearest colour in a small codebook, hard masks, medians, binary
-templates, finite differences (`kinematics.py`). Every metric is graded in [0, 1]; metrics of objects take the
-worse object in each frame, then the mean of the mean and the worst quarter of frames:
+It looks by other means than the scorer: nearest colour in a small codebook, hard masks, medians, binary templates,
+finite differences (`kinematics.py`). Every metric is graded in [0, 1]. Metrics of objects take the worse object in each
+frame, then the mean of the mean and the worst quarter of frames:
 
 - ``colour``: share of the object's pixels that carry the captioned colour;
 - ``count``: 1 without stray pixels, falling with their area against an object's;
 - ``shape``: overlap with the captioned template against that with the best other shape;
 - ``size``: area against the captioned one;
 - ``motion``: does the track do what the caption says;
-- ``physics``: does each frame follow from the ones before (and 0 where the captioned motion does not happen
-  at all, since a frozen clip breaks no law);
+- ``physics``: does each frame follow from the ones before. 0 where the captioned motion does not happen at all, since a
+  frozen clip breaks no law;
 - ``appearance``: clean ground, pure colour, sharp edges, silhouette equal to a template;
 - ``permanence``: the object is there in every frame and keeps its area.
 
-``composite`` is the geometric mean of motion, physics, appearance, permanence and content (itself the
-geometric mean of colour, count, shape and size), each at least .02; ``pass`` is 1 when all eight are at least
-.5.
+``composite`` is the geometric mean of motion, physics, appearance, permanence and content, each at least .02. Content
+is the geometric mean of colour, count, shape and size. ``pass`` is 1 when all eight are at least .5.
 """
 
 from __future__ import annotations

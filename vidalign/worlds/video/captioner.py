@@ -1,4 +1,4 @@
-"""Captions of what clips of the embedded world show, whatever was asked for: privileged text for video."""
+"""Captions of what clips of the embedded world show, whatever the prompt: privileged text for video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vidalign.worlds.video.scorer import score
 
 @without_gradient
 def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
-    """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever was asked for.
+    """A caption of what the clips ``[N, F, 3, H, W]`` of the embedded world show, whatever the prompt.
 
     The prompt, or the caption one attribute away (size, colour, shape or motion) that the world's scorer finds a
     better description. Raises `UserError` for prompts that are no captions of the world.
@@ -31,14 +31,14 @@ def rollout_captions(clips: torch.Tensor, prompts: Sequence[str]) -> list[str]:
         )
     candidates = [[str(spec) for spec in _neighbours(parse(prompt))] for prompt in prompts]
     rows = [n for n, texts in enumerate(candidates) for _ in texts]
-    found = score(clips[rows], [text for texts in candidates for text in texts])["text_alignment"]
-    parts = found.split([len(texts) for texts in candidates])
+    scores = score(clips[rows], [text for texts in candidates for text in texts])["text_alignment"]
+    parts = scores.split([len(texts) for texts in candidates])
     return [texts[int(values.argmax())] for texts, values in zip(candidates, parts, strict=True)]
 
 
 def _neighbours(spec: CaptionSpec) -> list[CaptionSpec]:
     """The caption itself, first, and those that differ from it in one attribute."""
-    found = [spec]
+    specs = [spec]
     kinds = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "motion": MOTIONS}
     for name, values in kinds.items():
         for value in values:
@@ -47,5 +47,5 @@ def _neighbours(spec: CaptionSpec) -> list[CaptionSpec]:
             if name == "colour" and value == spec.other_colour:
                 continue
             other = replace(spec, **{name: value})
-            found += [other] if other != spec else []
-    return found
+            specs += [other] if other != spec else []
+    return specs

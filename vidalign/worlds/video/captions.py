@@ -10,8 +10,8 @@ a vocabulary of 25 words. Splits of prompts:
 - ``train``: everything else,
 - ``held_out_speeds``: the training captions; their scenes move faster (see ``scenes.sample``).
 
-``basic/SPLIT`` keeps the captions of one large object that stays, glides or falls: the part of the world that small
-networks learn in minutes.
+``basic/SPLIT`` keeps the captions of one large object that stays, glides or falls. Small networks learn that part of
+the world in minutes.
 """
 
 from __future__ import annotations
@@ -104,11 +104,6 @@ def parse(caption: str) -> CaptionSpec:
 def is_caption(text: str) -> bool:
     """Whether `parse` would accept the text."""
     return " ".join(text.lower().replace(".", " ").split()) in _by_text()
-
-
-def unknown_words(text: str) -> list[str]:
-    """Words of a prompt that the world's vocabulary lacks."""
-    return [w for w in text.lower().replace(".", " ").split() if w not in VOCABULARY]
 
 
 def _unseen_combination(spec: CaptionSpec) -> bool:

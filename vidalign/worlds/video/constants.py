@@ -1,7 +1,7 @@
 """Constants of the embedded video world: the only thing that generator, scorer and auditor share.
 
-Lengths are pixels, times are frames, velocities pixels per frame; y points down, the origin is the top-left
-corner of the picture, pixel centres lie at half-integers.
+Lengths are pixels, times are frames, velocities pixels per frame. y points down, the origin is the top-left corner of
+the picture, pixel centres lie at half-integers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Are the judges of the embedded world fit to judge? Spoiled ground truth, and an adversary on one reward alone.
+"""Validation of the metrics of the embedded world: corrupted ground truth, and an adversary on one reward alone.
 
 `examine` returns ``perturbations``: the mean of every metric over ground-truth clips corrupted in each way of the
-world's table; ``falls``: by row, how far the auditor's composite falls below that of the same clips intact, with
-a 95 % interval over clips; ``hacking_probe``: by reward, what Adam on the pixels makes of that reward and of the
-held-out auditor, beside what both say of the ground truth. The auditor separates the adversary when the reward gains
-more than the auditor, with a 95 % interval over clips that excludes zero.
+world's table. ``falls``: by row, how far the auditor's composite falls below that of the same clips intact, with a 95 %
+interval over clips. ``hacking_probe``: by reward, that reward and the held-out auditor after Adam on the pixels, beside
+their values on the ground truth. The auditor separates the adversary when the reward gains more than the auditor, with
+a 95 % interval over clips that excludes zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REWARDS = scorer.SCORES[:3]
 
 
 def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthConfig) -> dict[str, Any] | None:
-    """Both examinations on held-out captions; None without captions or when a protocol asks for none."""
+    """Both examinations on held-out captions; None without captions or when a protocol turns them off."""
     captions = [prompt for prompt in prompts if is_caption(prompt)]
     if not captions or not settings.clips:
         return None
@@ -39,9 +39,9 @@ def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthC
     metrics = [metric for metric in metrics if metric.judges == "clips"]
     for row, clips, prompts in perturbations.table(corrupted, FRAMES, generator(0, "perturbations", 0)):
         values = [scored(metric, clips, prompts, len(prompts)) for metric in metrics]
-        table[row] = {name: float(v.nanmean()) for found in values for name, v in found.items()}
+        table[row] = {name: float(v.nanmean()) for scores in values for name, v in scores.items()}
         audited[row] = auditor.audit(clips, prompts)["composite"]
-    falls = {row: _fall(audited[perturbations.ROWS[0]] - found) for row, found in list(audited.items())[1:]}
+    falls = {row: _fall(audited[perturbations.ROWS[0]] - scores) for row, scores in list(audited.items())[1:]}
     attacked = [captions[n % len(captions)] for n in range(settings.probe_clips)]
     probe = {reward: hack(reward, attacked, settings.probe_steps) for reward in REWARDS if attacked}
     return {"perturbations": table, "falls": falls, "hacking_probe": probe}
@@ -68,10 +68,10 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
         (-score.clamp(min=1e-4).log().sum()).backward()
         optimiser.step()
     stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
-    found = {name: _both(reward, clips, captions) for name, clips in stages.items()}
-    gains = [after - before for before, after in zip(found["before"], found["after"], strict=True)]
+    scores = {name: _both(reward, clips, captions) for name, clips in stages.items()}
+    gains = [after - before for before, after in zip(scores["before"], scores["after"], strict=True)]
     low, high = interval(gains[0] - gains[1])
-    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in found.items()}
+    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in scores.items()}
     excess = float((gains[0] - gains[1]).mean())
     return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
 

@@ -1,8 +1,8 @@
 """Finite-difference judgement of motion and physics, for the auditor alone.
 
-`motion_score` asks whether a track does what the caption says (how far, which way, does it stop, does it
-rebound); `physics_score` takes positions and finite-difference velocities at one time, steps the law forward
-by brute force and compares with what the clip shows two frames later. Nothing is fitted.
+`motion_score` asks whether a track does what the caption says (how far, which way, does it stop, does it rebound).
+`physics_score` takes positions and finite-difference velocities at one time and steps the law forward by brute force.
+It compares with what the clip shows two frames later. Nothing is fitted.
 """
 
 from __future__ import annotations

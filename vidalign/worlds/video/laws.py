@@ -1,9 +1,8 @@
 """Least-squares fits of the world's laws of motion to measured tracks, for the scorer alone.
 
-Every law is fitted within the initial states that the world knows (a glide that does not glide, or a hit
-without an approach, is no fit). Laws linear in their unknowns are solved in closed form; the others by a
-table of their one or two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times
-are frames.
+Every law is fitted within the initial states of the world (a glide that does not glide, or a hit without an approach,
+is no fit). Laws linear in their unknowns are solved in closed form. The others are solved by a table of their one or
+two remaining unknowns, refined by a Gauss-Newton step. Tracks are pixels, y down; times are frames.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def tables(frames: int, device: torch.device) -> Tables:
     throws = torch.cartesian_prod(
         torch.linspace(*DROP, 25, dtype=torch.float64), torch.linspace(*LIFT, 19, dtype=torch.float64)
     )
-    found = (
+    tensors = (
         times,
         (heights - 0.5 * GRAVITY * times**2).clamp(min=0.0),
         _bounces(drops, times),
@@ -73,7 +72,7 @@ def tables(frames: int, device: torch.device) -> Tables:
         throws,
         torch.linspace(*CONTACT, 64, dtype=torch.float64) * (frames - 1),
     )
-    return Tables(*(each.to(device) for each in found))
+    return Tables(*(each.to(device) for each in tensors))
 
 
 def _nearest(observed: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

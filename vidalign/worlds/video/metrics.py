@@ -1,4 +1,4 @@
-"""Metrics of the embedded world. Each knows the answer for captions of the world only: other prompts are NaN.
+"""Metrics of the embedded world. Each has an answer for captions of the world only: other prompts are NaN.
 
 ``world_scorer``: the rewards that objectives train on. ``world_auditor``: the held-out judge. ``motion``: how much
 moves, against the world. ``diversity``: spread over seeds of a prompt. ``drift``, ``quarters``: how long clips hold.
@@ -32,8 +32,8 @@ def on_captions(judge: Judge, clips: torch.Tensor, prompts: Sequence[str]) -> di
     out: dict[str, torch.Tensor] = {}
     for part in (rows[k : k + BATCH] for k in range(0, len(rows), BATCH)):
         with torch.no_grad():
-            found = judge(clips[part].float(), [prompts[n] for n in part])
-        for name, values in found.items():
+            scores = judge(clips[part].float(), [prompts[n] for n in part])
+        for name, values in scores.items():
             whole = out.setdefault(name, torch.full((len(prompts), *values.shape[1:]), torch.nan))
             whole[part] = values.float().cpu()
     return out
@@ -46,8 +46,8 @@ class WorldScorer(Metric):
     trained = True
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        found = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)
-        return {name.replace(" ", "_"): values for name, values in found.items()}
+        scores = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)
+        return {name.replace(" ", "_"): values for name, values in scores.items()}
 
 
 class WorldAuditor(Metric):
@@ -60,7 +60,7 @@ class WorldAuditor(Metric):
 
 
 class Motion(Metric):
-    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1; a frozen clip
+    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1. A frozen clip
     has 0. Captions of objects at rest are not judged."""
 
     name = "motion"

@@ -16,7 +16,7 @@ UNSEEN = "held_out_combinations"
 
 
 class Captions(GroupedPrompts):
-    """Captions of a split; motions take turns. The world knows their ground truth and judges them."""
+    """Captions of a split; motions take turns. The world has their ground truth and judges them."""
 
     argument = "split"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"world_auditor": {}}

@@ -1,6 +1,6 @@
 """Anti-aliased renderer of the video world: signed distances become coverage, painted over the ground.
 
-Coverage of a pixel is ``clamp(1/2 - distance, 0, 1)`` with the distance from its centre to the outline, the
+Coverage of a pixel is ``clamp(1/2 - distance, 0, 1)`` with the distance from its centre to the outline. That is the
 exact area for a straight axis-parallel edge.
 """
 

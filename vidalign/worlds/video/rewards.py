@@ -1,7 +1,7 @@
 """Rewards of the embedded world: three views of one pass of its scorer (`vidalign.worlds.video.scorer`).
 
-The scorer runs once for a batch, whichever of the three is asked first. A prompt that is no caption of the
-world has no known answer: its clip is a failed item (NaN), and the first such prompt is warned about.
+The scorer runs once for a batch, whichever of the three is called first. A prompt that is no caption of the world has
+no known answer. Its clip is a failed item (NaN), and the first such prompt is warned about.
 """
 
 from __future__ import annotations

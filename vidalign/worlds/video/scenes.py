@@ -1,8 +1,8 @@
 """Scenes of the video world: initial states drawn from a caption, closed-form trajectories.
 
 Laws (constants in `constants.py`): still; glide at constant velocity; fall from rest, inelastic; bounce with
-restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses, in which
-the first object stops and the second goes on with its velocity.
+restitution .8; throw (ballistic, then it lies where it landed); elastic collision of equal masses. In that the first
+object stops and the second goes on with its velocity.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def bounce_height(height: torch.Tensor | float, times: torch.Tensor) -> torch.Te
 class _Integrator:
     """Draws the initial states of scenes of one motion and integrates them.
 
-    Every method takes `u` ``[n, draws]`` uniform in [0, 1] and extents ``[n, 2]`` and returns positions
-    ``[n, F, 2]`` of the first object, `hit` those of both.
+    Every method takes `u` ``[n, draws]`` uniform in [0, 1] and extents ``[n, 2]``. It returns positions ``[n, F, 2]``
+    of the first object, `hit` those of both.
     """
 
     def __init__(self, frames: int, speeds: tuple[float, float]) -> None:

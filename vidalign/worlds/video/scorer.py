@@ -1,15 +1,15 @@
 """Scorer of the video world: the training rewards, from pixels and the caption alone.
 
-Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`laws.py`) -> super-sampled
-re-render. Everything is judged per frame and per object, then pooled with a power mean of order -4, so that
-the worst frame of the worst object decides and the score stays climbable (and differentiable in the pixels):
+Palette un-mixing -> soft masks -> moments -> least-squares fits of the laws (`laws.py`) -> super-sampled re-render.
+Everything is judged per frame and per object, then pooled with a power mean of order -4. So the worst frame of the
+worst object decides and the score stays climbable (and differentiable in the pixels):
 
-- ``text_alignment``: geometric mean of colour, count, shape, size and motion; motion is the posterior of the
-  captioned law among all laws and "none of them".
+- ``text_alignment``: geometric mean of colour, count, shape, size and motion. Motion is the posterior of the captioned
+  law among all laws and "none of them".
 - ``motion_quality``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law (rms in picture widths,
   of the worse object), times permanence and presence.
-- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of
-  the objects; it does not look at the caption.
+- ``visual_quality``: ``1 / (1 + FVU / .06)``, energy off the manifold of renderable frames over the energy of the
+  objects. It does not look at the caption.
 - ``strict_pass``: 1 when all attributes are right in every frame and for every object, no frame leaves the
   trajectory, and motion and visual quality exceed .5. Select on this, train on the soft ones.
 
@@ -42,7 +42,7 @@ SLICE = 16
 
 
 @dataclass
-class Wanted:
+class Target:
     """What B captions say: colour, shape ``[B, 2]`` indices, radius ``[B]``, pair ``[B]``, law ``[B]``."""
 
     colour: torch.Tensor
@@ -104,13 +104,13 @@ def _read(prompt: str) -> tuple[tuple[int, int], tuple[int, int], float, bool, i
     )
 
 
-def _wanted(prompts: Sequence[str], clips: torch.Tensor) -> Wanted:
+def _targets(prompts: Sequence[str], clips: torch.Tensor) -> Target:
     colour, shape, radius, pair, law = zip(*(_read(prompt) for prompt in prompts), strict=True)
     device = clips.device
     shapes = torch.tensor(shape, device=device)
     radii = torch.tensor(radius, device=device)
     extent = torch.tensor([EXTENT[name] for name in SHAPES], device=device)
-    return Wanted(
+    return Target(
         torch.tensor(colour, device=device),
         shapes,
         radii,
@@ -123,8 +123,8 @@ def _wanted(prompts: Sequence[str], clips: torch.Tensor) -> Wanted:
 def _unmix(clips: torch.Tensor) -> torch.Tensor:
     """Coverage by every palette colour: ``[B, F, 3, H, W]`` -> ``[B, F, colours, H * W]`` in [0, 1].
 
-    A pixel between ground and a colour lies on a ray from the ground; a softmax over the squared sine of the
-    angle to each ray shares it out, its length along the ray is the coverage.
+    A pixel between ground and a colour lies on a ray from the ground. A softmax over the squared sine of the angle to
+    each ray shares it out. Its length along the ray is the coverage.
     """
     ground = clips.new_tensor(BACKGROUND)[:, None]
     rays = clips.new_tensor([PALETTE[name] for name in COLOURS]) - ground[:, 0]
@@ -232,12 +232,12 @@ def _worse(values: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
     return torch.where(pair[:, None], values.amin(-1), values[..., 0])
 
 
-def _attributes(captioned: Objects, total: torch.Tensor, asked: Wanted) -> Attributes:
+def _attributes(captioned: Objects, total: torch.Tensor, target: Target) -> Attributes:
     """Judge the captioned objects; captioned: ``[B, F, 2]`` each, total: all colours ``[B, F, colours]``."""
-    pair = asked.pair
-    area = (math.pi * asked.radius**2)[:, None, None]
+    pair = target.pair
+    area = (math.pi * target.radius**2)[:, None, None]
     presence = (captioned.mass / (0.6 * area)).clamp(0, 1)
-    own = torch.zeros_like(total[:, 0]).scatter(1, asked.colour, 1.0)[:, None]
+    own = torch.zeros_like(total[:, 0]).scatter(1, target.colour, 1.0)[:, None]
     wrong = (total * (1 - own)).sum(-1)
     seen = torch.where(pair[:, None], captioned.mass.sum(-1), captioned.mass[..., 0])
     stray = (total.sum(-1) - seen).clamp(min=0) / area[..., 0]
@@ -245,7 +245,7 @@ def _attributes(captioned: Objects, total: torch.Tensor, asked: Wanted) -> Attri
     colour = presence * (captioned.mass / (captioned.mass + wrong[..., None] + 1e-4))
     targets = total.new_tensor([HARMONIC[name] for name in SHAPES])
     weights = (1 + ((captioned.harmonic[..., None] - targets) / 0.05) ** 2) ** -2
-    likely = weights.gather(-1, asked.shape[:, None, :, None].expand(*weights.shape[:-1], 1))[..., 0]
+    likely = weights.gather(-1, target.shape[:, None, :, None].expand(*weights.shape[:-1], 1))[..., 0]
     shape = likely / (weights.sum(-1) + 0.002) / (1 + ((captioned.spread - 0.515).clamp(min=0) / 0.25) ** 2)
     off = (captioned.mass.clamp(min=1e-3) / area).log()
     size = (1 + (off / 0.35) ** 2) ** -2
@@ -265,30 +265,30 @@ def _attributes(captioned: Objects, total: torch.Tensor, asked: Wanted) -> Attri
     )
 
 
-def _posterior(track: torch.Tensor, asked: Wanted) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _posterior(track: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Posterior ``[B]`` of the captioned law, is it the likeliest, squared deviations ``[B, F, 2]``.
 
     A law's weight is ``(1 + mse / .4^2)^-3`` with the mse of its worse object; "no law" has an mse of 3.
     """
-    fitted = laws.fit(track.detach(), asked.extents)
+    fitted = laws.fit(track.detach(), target.extents)
     squares = (track.double()[:, None] - fitted).square().sum(-1)  # [B, laws, F, 2]
     error = squares.mean(2)
-    error = torch.where(asked.pair[:, None], error.amax(-1), error[..., 0])
+    error = torch.where(target.pair[:, None], error.amax(-1), error[..., 0])
     collisions = torch.tensor([law.startswith("hit") for law in laws.LAWS], device=track.device)
-    weight = (1 + error / 0.16) ** -3 * ~(collisions & ~asked.pair[:, None])
+    weight = (1 + error / 0.16) ** -3 * ~(collisions & ~target.pair[:, None])
     rows = torch.arange(len(track), device=track.device)
-    chosen = weight[rows, asked.law]
+    chosen = weight[rows, target.law]
     none = (1 + 3 / 0.16) ** -3
     return (
         chosen / (weight.sum(1) + none),
         chosen >= weight.amax(1).clamp(min=none),
-        squares[rows, asked.law],
+        squares[rows, target.law],
     )
 
 
 def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     """Measure clips ``[B, F, 3, H, W]`` in [0, 1] against their captions."""
-    asked = _wanted(prompts, clips)
+    target = _targets(prompts, clips)
     batch, frames, _, height, width = clips.shape
     cover = _unmix(clips)
     total = cover.sum(-1)
@@ -299,21 +299,21 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
             1, brightest.indices, total.amax(1).gather(1, brightest.indices) > 0.3 * SMALL_AREA
         )
         needed = drawn.clone()
-        needed[rows, asked.colour] = True
+        needed[rows, target.colour] = True
         clip, colour = needed.nonzero().unbind(1)
         place = torch.full_like(needed, -1, dtype=torch.long)
         place[clip, colour] = torch.arange(len(clip), device=clips.device)
         render = place[drawn]
     objects = _measure(cover.transpose(1, 2)[clip, colour].view(-1, frames, height, width))
-    slots = place[rows, asked.colour]  # [B, 2]
+    slots = place[rows, target.colour]  # [B, 2]
     captioned = Objects(*(getattr(objects, f.name)[slots].transpose(1, 2) for f in fields(Objects)))
-    posterior, law_right, deviation = _posterior(captioned.centre, asked)
+    posterior, law_right, deviation = _posterior(captioned.centre, target)
     shown = Objects(*(getattr(objects, f.name)[render] for f in fields(Objects)))
     return Advantages(
-        attributes=_attributes(captioned, total, asked),
+        attributes=_attributes(captioned, total, target),
         motion=posterior.to(clips.dtype),
         law_right=law_right,
-        deviation=torch.where(asked.pair[:, None, None], deviation, deviation[..., :1]).to(clips.dtype),
+        deviation=torch.where(target.pair[:, None, None], deviation, deviation[..., :1]).to(clips.dtype),
         visual=_visual(clips, shown, (clip[render], colour[render])),
     )
 

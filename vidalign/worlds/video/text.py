@@ -1,20 +1,19 @@
 """The text encoder of the embedded world: a one-layer BERT with frozen random weights and a word-level
 tokenizer.
 
-Random features are enough for a vocabulary of 25 words, as long as word order is visible (absolute
-positions): no weights to train or ship, they are rebuilt from a fixed seed. Words outside the vocabulary are
-read as [UNK], with one warning that names them.
+Random features are enough for a vocabulary of 25 words, as long as word order is visible (absolute positions). There
+are no weights to train or ship; they are rebuilt from a fixed seed. Words outside the vocabulary are read as [UNK],
+with one warning that names them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidalign.text.base import TextPlugin
-from vidalign.worlds.video.captions import VOCABULARY, unknown_words
+from vidalign.worlds.video.captions import VOCABULARY
 
 if TYPE_CHECKING:
     from vidalign.text.encoder import TextEncoder
@@ -24,9 +23,10 @@ SEED = 1234
 
 
 class WorldText(TextPlugin):
-    """Features `[B, length, dim]` of captions, the same on every machine; warns about words that it does not know."""
+    """Features `[B, length, dim]` of captions, the same on every machine; warns about words outside its vocabulary."""
 
     name = "world"
+    on_device = False
 
     @dataclass
     class Config:
@@ -39,13 +39,17 @@ class WorldText(TextPlugin):
 
     @classmethod
     def unknown_words(cls, prompts: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt)))
+        words = (word for prompt in prompts for word in prompt.lower().split())
+        return list(dict.fromkeys(word for word in words if word not in VOCABULARY))
+
+    def identity(self) -> str:
+        return repr(("world", self.config.length, self.config.dim, SEED, VOCABULARY))
 
     def build(self) -> TextEncoder:
         import torch
         from transformers import BertConfig, BertModel
 
-        from vidalign.worlds.video.encoder import WarnedEncoder
+        from vidalign.text.encoder import TextEncoder
 
         length, dim = self.config.length, self.config.dim
         settings = BertConfig(
@@ -60,9 +64,7 @@ class WorldText(TextPlugin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             model = BertModel(settings, add_pooling_layer=False)
-        identity = repr(("world", length, dim, SEED, VOCABULARY))
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return WarnedEncoder(model, world_tokenizer(), length, key)
+        return TextEncoder(model, world_tokenizer(), length)
 
 
 def world_tokenizer() -> Any:

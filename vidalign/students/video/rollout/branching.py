@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.losses.flow_matching import add_noise
+from vidalign.students.video.context import Context
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vidalign.students.video.context import Context
     from vidalign.students.video.student import VideoStudent
+
+
+OnChunk = Callable[[int, "Tensor"], None]
 
 
 def rollout(
@@ -30,38 +33,83 @@ def rollout(
     plan: RolloutPlan,
     noise: Noise,
     context: Context | None = None,
-    on_chunk: Callable[[int, Tensor], None] | None = None,
+    on_chunk: OnChunk | None = None,
+    rows: int = 0,
 ) -> Rollout:
-    """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`."""
-    size, group = student.spec.cache.chunk_frames, plan.group_size
-    assert noise.initial.shape[:2] == (len(text) * group, plan.chunks * size), "noise must match prompts and plan"
-    context = context if context is not None else student.begin(text)
-    out = Rollout(latents=torch.empty(0), context=context, branch=slice(plan.prefix * size, 0))
-    out.branch = slice(plan.prefix * size, (plan.prefix + plan.branch) * size)
-    out.timings = {"denoise": 0.0, "clean": 0.0}
-    chunks: list[Tensor] = []
-    for chunk in range(plan.chunks):
-        if chunk == plan.prefix:
-            out.context, context = context, context.expand(group)
-            chunks = [c.repeat_interleave(group, 0) for c in chunks]
-        rows = slice(None, None, group) if chunk < plan.prefix else slice(None)
-        frames = slice(chunk * size, (chunk + 1) * size)
-        with _Clock(out.timings, "denoise", noise.initial.device):
-            x0, states = _denoise(student, text, context, noise.initial[rows, frames], noise.renoise[rows, :, frames])
-        chunks.append(x0)
-        if chunk in plan.record:
-            out.states[chunk] = states
-        calls = len(states.sigmas)
-        if chunk < plan.chunks - 1 or plan.keep_final:
-            with _Clock(out.timings, "clean", noise.initial.device):
-                context = student.extend(context, x0, text)
-            calls += 1
-        out.chunk_forwards += calls * (len(x0) // len(text))
-        if on_chunk is not None:
-            on_chunk(chunk, x0)
-    out.latents = torch.cat(chunks, 1)
-    out.final = context if plan.keep_final else None
-    return out
+    """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`.
+
+    rows: most candidates in one call of the network behind the prefix, whole groups or an equal part of one; 0 takes
+    all of them. Results do not depend on it.
+    """
+    chunk_frames, group_size = student.spec.cache.chunk_frames, plan.group_size
+    total = len(text) * group_size
+    assert noise.initial.shape[:2] == (total, plan.chunks * chunk_frames), "noise must match prompts and plan"
+    assert on_chunk is None or not 0 < rows < total, "a stream is generated in one piece"
+    branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
+    head = _Run(student, text, context if context is not None else student.begin(text), plan, on_chunk)
+    head.generate(range(plan.prefix), noise[::group_size])
+    parts = []
+    for part in _parts(total, group_size, rows):
+        prompts = slice(part.start // group_size, -(-part.stop // group_size))
+        if len(text[prompts]) < len(text):
+            student.runtime.text = {}  # it holds the keys and values of other texts
+        behind = head.context.expand(group_size).rows(part) if rows else head.context.expand(group_size)
+        run = _Run(student, text[prompts], behind, plan, on_chunk)
+        run.generate(range(plan.prefix, plan.chunks), noise[part])
+        parts.append(run)
+    past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
+    own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
+    states = {chunk: ChunkStates.cat([run.states[chunk] for run in parts]) for chunk in parts[0].states}
+    return Rollout(
+        torch.cat([*past, *own], 1),
+        head.context,
+        branch,
+        head.states | states,
+        chunk_forwards=head.calls + parts[0].calls * group_size,
+        final=Context.cat([run.context for run in parts]) if plan.keep_final else None,
+        timings={name: sum(run.timings[name] for run in (head, *parts)) for name in head.timings},
+    )
+
+
+def _parts(total: int, group_size: int, rows: int) -> list[slice]:
+    """The candidates in parts of at most `rows`, whole groups or equal parts of one."""
+    step = total
+    if 0 < rows < total:
+        equal = max(k for k in range(1, rows + 1) if group_size % k == 0)
+        step = rows // group_size * group_size or equal
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
+
+
+class _Run:
+    """Chunks generated one after the other for the same rows."""
+
+    def __init__(
+        self, student: VideoStudent, text: Tensor, context: Context, plan: RolloutPlan, on_chunk: OnChunk | None
+    ) -> None:
+        self.student, self.text, self.context, self.plan, self.on_chunk = student, text, context, plan, on_chunk
+        self.chunks: list[Tensor] = []
+        self.states: dict[int, ChunkStates] = {}
+        self.calls = 0
+        self.timings = {"denoise": 0.0, "clean": 0.0}
+
+    def generate(self, chunks: range, noise: Noise) -> None:
+        """These chunks of the plan, from the noise of all of its frames."""
+        student, size = self.student, self.student.spec.cache.chunk_frames
+        for chunk in chunks:
+            frames = slice(chunk * size, (chunk + 1) * size)
+            with _Clock(self.timings, "denoise", noise.initial.device):
+                initial, renoise = noise.initial[:, frames], noise.renoise[:, :, frames]
+                x0, states = _denoise(student, self.text, self.context, initial, renoise)
+            self.chunks.append(x0)
+            if chunk in self.plan.record:
+                self.states[chunk] = states
+            self.calls += len(states.sigmas)
+            if chunk < self.plan.chunks - 1 or self.plan.keep_final:
+                with _Clock(self.timings, "clean", noise.initial.device):
+                    self.context = student.extend(self.context, x0, self.text)
+                self.calls += 1
+            if self.on_chunk is not None:
+                self.on_chunk(chunk, x0)
 
 
 def _denoise(

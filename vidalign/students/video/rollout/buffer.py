@@ -211,10 +211,10 @@ class Buffer:
 
     def read(self, numbers: Sequence[int]) -> ForkedGroups:
         """Groups of one pivot, on the CPU; `DataError` naming a file that is damaged."""
-        found = [self._read(n) for n in numbers]
-        assert len({one.pivot for one in found}) == 1, "groups read together fork at the same chunk"
-        tensors = {name: torch.cat([one.tensors()[name] for one in found]) for name in found[0].tensors()}
-        return ForkedGroups.from_tensors([one.prompts[0] for one in found], found[0].pivot, tensors)
+        groups = [self._read(n) for n in numbers]
+        assert len({one.pivot for one in groups}) == 1, "groups read together fork at the same chunk"
+        tensors = {name: torch.cat([one.tensors()[name] for one in groups]) for name in groups[0].tensors()}
+        return ForkedGroups.from_tensors([one.prompts[0] for one in groups], groups[0].pivot, tensors)
 
     def draw(self, count: int, generator: torch.Generator) -> list[int]:
         """`count` distinct groups that fork at the same chunk; a pivot comes up as often as it has groups."""

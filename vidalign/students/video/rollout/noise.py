@@ -64,15 +64,19 @@ class Noise:
     ) -> Noise:
         """The draw order of the public Self-Forcing code, for seed equality: all initial noise at once, then
         one draw `[batch * chunk_frames, C, H, W]` per non-final step, chunk after chunk."""
-        size = shape[0]
+        chunk_frames = shape[0]
         device = generator.device
-        initial = torch.randn(batch, chunks * size, *shape[1:], generator=generator, device=device)
-        renoise = initial.new_empty(batch, steps - 1, chunks * size, *shape[1:])
-        for at in range(0, chunks * size, size):
+        initial = torch.randn(batch, chunks * chunk_frames, *shape[1:], generator=generator, device=device)
+        renoise = initial.new_empty(batch, steps - 1, chunks * chunk_frames, *shape[1:])
+        for at in range(0, chunks * chunk_frames, chunk_frames):
             for step in range(steps - 1):
-                draw = torch.randn(batch * size, *shape[1:], generator=generator, device=device)
-                renoise[:, step, at : at + size] = draw.unflatten(0, (batch, size))
+                draw = torch.randn(batch * chunk_frames, *shape[1:], generator=generator, device=device)
+                renoise[:, step, at : at + chunk_frames] = draw.unflatten(0, (batch, chunk_frames))
         return cls(initial, renoise)
+
+    def __getitem__(self, rows: slice) -> Noise:
+        """The draws of some candidates."""
+        return Noise(self.initial[rows], self.renoise[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Noise:
         return Noise(self.initial.to(device, dtype), self.renoise.to(device, dtype))

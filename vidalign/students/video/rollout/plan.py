@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from vidalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ class ChunkStates:
     """`[N, steps, chunk_frames, C, H, W]`"""
     x0: Tensor
     """Predictions of x0, like x_t."""
+
+    @classmethod
+    def cat(cls, parts: list[ChunkStates]) -> ChunkStates:
+        """The states of all rows, from those of parts of them."""
+        return cls(parts[0].sigmas, torch.cat([p.x_t for p in parts]), torch.cat([p.x0 for p in parts]))
 
 
 @dataclass
