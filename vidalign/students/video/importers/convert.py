@@ -58,7 +58,7 @@ def import_checkpoint(name: str, checkpoint: str, out: Path, options: ImportOpti
     _check_network(spec, shapes, checkpoint)
     lora = None
     if options.lora:
-        lora = read_lora(_local(options.lora), names, options.lora_alpha, family.lora)
+        lora = read_lora(_local(options.lora), shapes, options.lora_alpha, family.lora)
     made = {"checkpoint": checkpoint, "preset": family.name} | ({"lora": options.lora} if lora else {})
     partial = beside(out)
     shutil.rmtree(partial, ignore_errors=True)
