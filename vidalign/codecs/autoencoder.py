@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vidalign.codecs.base import Codec
 from vidalign.errors import UserError
+from vidalign.reading import parse_json
 
 
 @dataclass
@@ -49,6 +51,18 @@ def _autoencoder(kind: str, config: AutoencoderConfig) -> Any:
         raise UserError("the autoencoder cannot be loaded", where=config.path, why=why) from error
 
 
+def _described(settings: dict[str, Any], usual: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Settings with ``config`` in the place of ``path``: that of its folder, or else the `usual` one."""
+    if settings.get("config"):
+        return settings
+    file = Path(settings.get("path", ""), settings.get("subfolder", ""), "config.json")
+    if not file.is_file() and usual is None:
+        raise UserError("the sizes of the autoencoder are unknown", where=str(file), fix="name a folder on this disk")
+    written = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else usual
+    config = {key: value for key, value in dict(written or {}).items() if not key.startswith("_")}
+    return {**settings, "path": "", "subfolder": "", "config": config}
+
+
 class FrameCodec(Codec):
     """A frame-wise autoencoder: one latent frame per pixel frame."""
 
@@ -58,6 +72,10 @@ class FrameCodec(Codec):
         """tiny (`AutoencoderTiny`) or kl (`AutoencoderKL`, encoded to the mode)."""
         slice_frames: int = 0
         """Frames per call of the network; 0 = all at once."""
+
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return _described(settings)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -109,6 +127,10 @@ class WanCodec(Codec):
     @dataclass
     class Config(AutoencoderConfig):
         """As every autoencoder."""
+
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return _described(settings, {"z_dim": 16})
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

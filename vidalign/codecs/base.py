@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vidalign import registry
 from vidalign.recipe.plugins import make
 
 
@@ -28,6 +29,11 @@ class Codec(nn.Module):
     """Pixel frames per latent frame after the first, which is one frame."""
     remembers: bool = False
     """Whether the frames of a latent depend on the latents before it."""
+
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a codec of the same sizes that reads no weights. Raises `UserError` where sizes are unknown."""
+        return settings
 
     def __init__(self, config: Any = None) -> None:
         super().__init__()
@@ -67,3 +73,10 @@ def build_codec(config: dict[str, Any]) -> Codec:
     settings = {key: value for key, value in config.items() if key != "name"}
     codec: Codec = make("codecs", config.get("name", "rgb"), settings, "student.init.codec")
     return codec
+
+
+def describe_codec(config: dict[str, Any]) -> dict[str, Any]:
+    """The codec of a spec with random weights of the same sizes: for shapes and memory alone."""
+    name = config.get("name", "rgb")
+    settings = {key: value for key, value in config.items() if key != "name"}
+    return {"name": name, **registry.get("codecs", name).described(settings)}

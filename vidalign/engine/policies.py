@@ -113,6 +113,10 @@ class Policies:
         """Number of layers that carry an adapter; 0 in full fine-tuning."""
         return len(self._layers) if self.adapter else 0
 
+    def nbytes(self, name: str) -> int:
+        """Bytes that weight set `name` takes on this rank."""
+        return sum(tensor.nbytes for tensor in self._tensors(name))
+
     def weights(self, name: str) -> dict[str, Tensor]:
         """State dict of the plain network with the weights of `name`, adapters merged in fp32, on the CPU.
 

@@ -169,3 +169,9 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.stand_in import stand_in
 
         return stand_in(cls.spec(student))
+
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
+        from vidalign.students.video.stand_in import unloaded
+
+        return unloaded(cls.spec(student))
