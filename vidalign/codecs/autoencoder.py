@@ -178,7 +178,7 @@ class WanCodec(Codec):
         for at, latent in enumerate(self._raw(latents).split(1, 2)):
             options = {"first_chunk": True} if first and at == 0 else {}
             clips.append(self.model.decoder(latent, feat_cache=cache, feat_idx=[0], **options))
-        return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2)).to(latents.dtype)
+        return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2).to(latents.dtype))
 
     def _raw(self, latents: Tensor) -> Tensor:
         x = latents.transpose(1, 2).to(self.model.dtype)

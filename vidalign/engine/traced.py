@@ -45,7 +45,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, *, last: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.held = self.peak = 0
         """Bytes alive now, and the most since `restart`."""
         self.last = last

@@ -50,6 +50,16 @@ def open_run(
     student_only: its rewards, teacher and objective, and their plugins, are not loaded.
     """
     folder = Path(folder)
+    recipe = open_recipe(folder, overrides, saved, student_only=student_only)
+    source = None if saved.final else saved.checkpoint(folder)
+    step = None if source is None else step_of(source)
+    return FinishedRun(folder, recipe, load_student_of(folder, recipe, saved), source, step)
+
+
+def open_recipe(
+    folder: Path, overrides: Sequence[str] = (), saved: Saved = FINAL, *, student_only: bool = False
+) -> Recipe:
+    """The recipe of a run, with its plugins loaded; see `open_run`."""
     check_finished(folder, saved)
     if student_only:
         if written(folder / "recipe.yaml", [], "student", "name") not in registry.names("students"):
@@ -62,12 +72,18 @@ def open_run(
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
-    if not saved.final:
-        source = saved.checkpoint(folder)
-        step = step_of(source)
-        return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
-    student = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
-    return FinishedRun(folder, recipe, student)
+    return recipe
+
+
+def load_student_of(folder: Path, recipe: Recipe, saved: Saved = FINAL) -> Student[Any]:
+    """The student of a run that is meant, on this process' device. Raises `CheckpointError`."""
+    if saved.final:
+        student: Student[Any] = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
+        return student
+    source = saved.checkpoint(folder)
+    step_of(source)  # raises for one that is not intact
+    found: Student[Any] = student_at(recipe, source, trust=saved.trust)
+    return found
 
 
 @before_work()

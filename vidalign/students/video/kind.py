@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vidalign.students.exchange import Card, Leaving
-from vidalign.students.kind import Sizes, StudentKind
+from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
+    from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.exchange import Imported, ImportOptions
+    from vidalign.students.samples import SampleRequest, Samples
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -157,6 +159,29 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.changes import changed
 
         return changed(super().spec(student), student.config)
+
+    @classmethod
+    def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
+        from vidalign.students.video.samples import check
+
+        check_clip_name(request.out)
+        check(spec, request)
+
+    @classmethod
+    def in_precision(cls, student: VideoStudent, precision: Precision) -> VideoStudent:
+        """Its weights are cast: half the memory in bf16."""
+        import torch
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+        return student.to(dtype=dtypes[precision])
+
+    @classmethod
+    def write_samples(
+        cls, student: VideoStudent, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> Samples:
+        from vidalign.students.video.samples import write
+
+        return write(student, request, features)
 
     @classmethod
     def levels(cls, path: str | Path) -> list[float]:
