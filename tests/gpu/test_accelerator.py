@@ -20,7 +20,7 @@ from vidalign.students.language_config import Sampling
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.testing import check_objective, check_reward, check_student
-from vidalign.text.pretrained import build_text_encoder
+from vidalign.text.pretrained import build_features
 from vidalign.worlds.video import captions
 
 OBJECTIVES = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
@@ -74,7 +74,7 @@ def roll(place: str, dtype: torch.dtype) -> Tensor:
     student = VideoStudent.load("world/student", place, dtype)
     plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=2)
     noise = student.draw_noise(plan, [torch.Generator().manual_seed(i) for i in range(2)])
-    text = build_text_encoder(student.spec.text).encode(list(captions.prompts("basic/train")[:2]))
+    text = build_features(student.spec.text)(list(captions.prompts("basic/train")[:2]))
     return student.rollout(text.to(place, dtype), plan, noise).latents.double().cpu()
 
 
