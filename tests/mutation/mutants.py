@@ -256,10 +256,13 @@ def exchange(file: str, module: CodeType, changed: CodeType) -> None:
                 yield constant
                 yield from codes(constant)
 
-    new = {old: code for old, code in zip(codes(module), codes(changed), strict=True) if old != code}
+    def place(code: CodeType) -> tuple[Any, ...]:  # codes that have run are equal to no fresh ones
+        return code.co_qualname, code.co_firstlineno, code.co_linetable
+
+    new = {place(old): code for old, code in zip(codes(module), codes(changed), strict=True)}
     for function in gc.get_objects():
         if isinstance(function, FunctionType) and function.__code__.co_filename == file:
-            function.__code__ = new.get(function.__code__, function.__code__)
+            function.__code__ = new[place(function.__code__)]
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
