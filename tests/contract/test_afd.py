@@ -60,6 +60,7 @@ def test_weights_are_the_formula(folder: Path) -> None:
     expected = 0.5 + (centred / std).clamp(-1.5, 1.5) / 3
     torch.testing.assert_close(data["reward_weight"], expected.double(), rtol=1e-6, atol=1e-6)
     assert data.metrics["objective/advantage/max"] == pytest.approx(5 / std)
+    assert data.metrics["objective/advantage_std/mean"] == pytest.approx(1.0)
     assert data.metrics["reward/discriminator/group_std"] == pytest.approx((0.5**0.5 + 20.5**0.5) / 2)
 
 
