@@ -93,6 +93,8 @@ class AdapterConfig:
     targets: str | list[str] = "blocks"
     """`blocks` = every linear layer of the transformer blocks; otherwise patterns of layer names: a tail
     (`attn1.to_q`) or a glob (`transformer.blocks.*.ffn.*`)."""
+    start: str = ""
+    """Folder of an adapter to go on from, as PEFT writes it, with this rank, alpha and layers; empty = a new one."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

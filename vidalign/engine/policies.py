@@ -24,6 +24,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.engine import distributed, rng, zero3
+from vidalign.engine.adapter_start import load_start
 from vidalign.engine.checkpoint import check_shapes, read_tensors, write_tensors
 from vidalign.engine.config import AdapterConfig
 from vidalign.errors import UserError, nearest
@@ -58,6 +59,8 @@ class Policies:
         self._snapshots: dict[str, list[Tensor]] = {}
         if adapter is not None:
             self._layers = inject_adapters(network, (CURRENT, *self.names), adapter, seed)
+            if adapter.start:
+                load_start(self._layers, Path(adapter.start))
             for parameter in self._parameters(CURRENT):
                 parameter.requires_grad_(True)
         self._trained = {key: p for key, p in network.named_parameters() if p.requires_grad}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vidalign.engine.adapter_start import patterns
 from vidalign.errors import CheckpointError, UsageError
 from vidalign.owner import beside
 from vidalign.students import hub
@@ -174,7 +175,8 @@ def _summary(spec: VideoStudentSpec) -> str:
 def _how_to_go_on(lora: Lora, out: Path) -> str:
     assert lora.uniform is not None, "only such a LoRA is kept"
     rank, alpha = lora.uniform
+    where = f"start: {out / ADAPTER}, targets: [{', '.join(patterns(set(lora.layers)))}]"
     return (
         f"the LoRA is kept beside the weights: go on with student.path={out} "
-        f"student.adapter={{rank: {rank}, alpha: {alpha:g}, start: {out / ADAPTER}}}"
+        f"'student.adapter={{rank: {rank}, alpha: {alpha:g}, {where}}}'"
     )
