@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ class Codec(nn.Module):
         adjacent; None = a video begins here. Its frames are not returned.
         """
         raise NotImplementedError
+
+    def behind(self, history: Tensor) -> Callable[[Tensor], Tensor]:
+        """A decoder of latents that follow `history`, see `decode`: any equal part of the candidates at a time."""
+        return lambda latents: self.decode(latents, history)
+
+    def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
+        """About how many bytes the decoding of one clip of `frames` latent frames ``(C, h, w)`` holds at its peak.
+        Clips are decoded in slices by it."""
+        return 4 * 4 * 3 * frames * frame[1] * frame[2] * self.downscale**2
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A function that decodes one stream of latents chunk by chunk; for frame-wise codecs, `decode`."""

@@ -120,14 +120,14 @@ class _Step:
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """Calls of the codec are a phase of their own."""
-        codec = self.ctx.codec
-        decode = codec.decode
+        ctx = self.ctx
+        decode = ctx.decode
 
-        def watched(*latents: torch.Tensor) -> torch.Tensor:
+        def watched(*latents: Any) -> torch.Tensor:
             with self.phase("decode"):
                 return decode(*latents)
 
-        with mock.patch.object(codec, "decode", watched):
+        with mock.patch.object(ctx, "decode", watched):
             yield
 
     def update(self) -> None:
