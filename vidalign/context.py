@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Student[Any]", default=Any)
 T = TypeVar("T", default=Any)
-DECODE_SLICE = 64
-"""Clips decoded at once: bounds the memory of the decoder."""
+DECODE_BYTES = 2**33
+"""What the decoding of a slice of clips may hold, about; a single clip is always decoded."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,15 @@ class TrainContext(Generic[S, T]):
 
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
+        one = self.codec.decode_bytes(latents.shape[2:], latents.shape[1])
+        fits = max(1, DECODE_BYTES // one)
         if history is None:
-            return torch.cat([self.codec.decode(part) for part in latents.split(DECODE_SLICE)])
-        groups = zip(latents.split(len(latents) // len(history)), history.split(1), strict=True)
-        parts = [(part, past) for group, past in groups for part in group.split(DECODE_SLICE)]
-        return torch.cat([self.codec.decode(part, past) for part, past in parts])
+            return torch.cat([self.codec.decode(part) for part in latents.split(fits)])
+        parts = []
+        for group, past in zip(latents.split(len(latents) // len(history)), history.split(1), strict=True):
+            decode = self.codec.behind(past)
+            parts += [decode(part) for part in group.split(fits)]
+        return torch.cat(parts)
 
     def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
         """One generator a sample, on the CPU; its key holds step and update."""

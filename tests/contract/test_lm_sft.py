@@ -64,13 +64,17 @@ def test_the_loss_is_the_cross_entropy_of_the_response(tmp_path: Path) -> None:
     assert isinstance(student, LanguageStudent)
     told = data["privileged"].tolist()
     assert 0 < sum(told) < 6, "some of the samples see their privileged text"
-    losses = []
+    losses, accuracies = [], []
     for example, hint in zip(data.prompts, told, strict=True):
         before = student.chat.tokenizer(student.chat.text(example, example.privileged if hint else "")).input_ids
         after = [*student.chat.tokenizer(example.response).input_ids, 2]
         logits = student.model(input_ids=torch.tensor([before + after])).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], torch.tensor(after)))
-    assert whole(objective, ctx, data).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+        accuracies.append((logits[len(before) - 1 : -1].argmax(-1) == torch.tensor(after)).double().mean())
+    out = whole(objective, ctx, data)
+    assert out.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+    accuracy = out.metrics["objective/token_accuracy/mean"].item()
+    assert accuracy == pytest.approx(torch.stack(accuracies).mean().item(), abs=1e-9)
 
 
 def test_every_or_no_sample_is_told(tmp_path: Path) -> None:

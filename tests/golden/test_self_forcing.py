@@ -33,21 +33,24 @@ def reference() -> dict[str, torch.Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}
 
 
-def imported(reference: dict, folder: Path, numerics: str) -> tuple[VideoStudent, dict[str, torch.Tensor], dict]:
-    """The student of the fixture, its weights under their original names, and the config of its network."""
-    with safe_open(FIXTURE, "pt") as file:
-        config = json.loads(file.metadata()["config"])
-    weights = {k.removeprefix("sf_state_dict/"): v for k, v in reference.items() if k.startswith("sf_state_dict/")}
-    save_file(weights, folder / "original.safetensors")
-    options = ImportOptions(heads=config["num_attention_heads"], height=48, width=64)
-    out = import_checkpoint("self_forcing", str(folder / "original.safetensors"), folder / "student", options).folder
-    spec = replace(Video.read_spec(out), numerics=numerics)
-    return VideoStudent.load(out, spec=spec), weights, config
-
-
 @pytest.fixture(scope="module", params=["diffusers", "wan"])
 def student(request: pytest.FixtureRequest, reference: dict, tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
-    return imported(reference, tmp_path_factory.mktemp("public"), request.param)[0]
+    return imported(reference, tmp_path_factory.mktemp("public"), request.param)
+
+
+def imported(reference: dict, folder: Path, numerics: str, dtype: torch.dtype = torch.float32) -> VideoStudent:
+    """The original's weights through `vidalign import`."""
+    prefix, file = "sf_state_dict/", folder / "original.safetensors"
+    save_file({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, file)
+    options = ImportOptions(heads=config()["num_attention_heads"], height=48, width=64)
+    made = import_checkpoint("self_forcing", str(file), folder / "student", options).folder
+    return VideoStudent.load(made, dtype=dtype, spec=replace(Video.read_spec(made), numerics=numerics))
+
+
+def config() -> dict:
+    """The configuration of the network of the fixture."""
+    with safe_open(FIXTURE, "pt") as file:
+        return json.loads(file.metadata()["config"])
 
 
 def error(student: VideoStudent, found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -111,9 +114,9 @@ def test_scheduler_table(reference: dict) -> None:
 @pytest.mark.parametrize("numerics", ["wan", "diffusers"])
 def test_a_whole_rollout_in_bf16_rounds_as_the_original_does(numerics: str, reference: dict, tmp_path: Path) -> None:
     """Bit for bit with `numerics: wan`; stock numerics are as close to fp32, and other numbers."""
-    student, weights, config = imported(reference, tmp_path, numerics)
-    student.to(torch.bfloat16)
-    twin = OriginalWan({name.removeprefix("model."): value for name, value in weights.items()}, config)
+    student = imported(reference, tmp_path, numerics, torch.bfloat16)
+    prefix = "sf_state_dict/model."
+    twin = OriginalWan({k[len(prefix) :]: v for k, v in reference.items() if k.startswith(prefix)}, config())
     renoise = torch.stack([reference[f"c_sf_rollout/renoise/{i}"] for i in range(9)])
     renoise = renoise.unflatten(0, (3, 3)).transpose(0, 1).flatten(1, 2).unsqueeze(0).bfloat16()
     noise, text = reference["c_sf_rollout/noise"].bfloat16(), reference["inputs/context"].bfloat16()

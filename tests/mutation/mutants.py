@@ -3,7 +3,7 @@
     python tests/mutation/mutants.py run [MODULE...] [--again]     try them; results in tests/mutation/results/
     python tests/mutation/mutants.py report [MODULE...] [--write]  what survived, and the numbers of `summary.md`
 
-A module is a key of `tests.yaml`, which names the files of tests that must notice. These are collected once, and run
+A module is a key of `tests.yaml`, which names the tests that must notice. These are collected once, and run
 once without a change to learn which lines every test reaches and how long it takes. A mutant lives in a fork: the code
 of its function is exchanged in place, and the tests that reach its statement run, the quickest first, until one fails.
 A change outside of functions needs a fork that has not imported the package yet. Nothing is written to the package.
@@ -136,8 +136,8 @@ class Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if session.testsfailed:
             raise session.Interrupted("the tests cannot be collected")
-        for item in session.items:
-            self.items[str(item.path.relative_to(ROOT))].append(item)
+        for name in {test for tests in self.modules.values() for test in tests}:
+            self.items[name] = [item for item in session.items if item.nodeid.partition("[")[0].startswith(name)]
         for module, tests in self.modules.items():
             self.trial(module, tests)
         return True
@@ -256,10 +256,13 @@ def exchange(file: str, module: CodeType, changed: CodeType) -> None:
                 yield constant
                 yield from codes(constant)
 
-    new = {old: code for old, code in zip(codes(module), codes(changed), strict=True) if old != code}
+    def place(code: CodeType) -> tuple[Any, ...]:  # codes that have run are equal to no fresh ones
+        return code.co_qualname, code.co_firstlineno, code.co_linetable
+
+    new = {place(old): code for old, code in zip(codes(module), codes(changed), strict=True)}
     for function in gc.get_objects():
         if isinstance(function, FunctionType) and function.__code__.co_filename == file:
-            function.__code__ = new.get(function.__code__, function.__code__)
+            function.__code__ = new[place(function.__code__)]
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -365,3 +365,13 @@ def test_a_sink_longer_than_a_chunk_is_refused_for_longlive(tmp_path: Path) -> N
     own.write_text(text)
     with pytest.raises(UserError, match="a sink of 6 frames is longer than a chunk of 3"):
         preset(str(own))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_views_and_shared_storages_are_read_as_they_are(tmp_path: Path, legacy: bool) -> None:
+    base = torch.randn(8, 6)
+    content = {"a": base[2:4], "b": base.T, "c": base, "d": base[:, 1], "e": torch.arange(3), "f": torch.empty(0, 4)}
+    content = {"generator": content, "optimizer": {"state": [torch.zeros(2)]}}
+    path = save(tmp_path / "x.pt", content, _use_new_zipfile_serialization=not legacy)
+    found = dict(files.open_checkpoint(path, ["generator"]).tensors(list("fedcba")))
+    assert_equal({k: found[k].clone() for k in "abcdef"}, {k: v.clone() for k, v in content["generator"].items()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,42 @@ def test_a_base_of_bfloat16_trains_an_adapter_that_is_not_lost_to_rounding() -> 
     assert up.abs().max() > 0
     torch.testing.assert_close(merged[f"{name}.weight"] - start, 2 * up @ down, atol=1e-7, rtol=1e-2)
     assert (2 * up @ down).abs().max() > 1e-6
+
+
+def test_a_kept_lora_is_gone_on_from(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the start of the run, and the export is the whole difference to the base."""
+    lora = export("blocks", "lora")
+    options = (
+        "--checkpoint",
+        "public.pt",
+        "--base",
+        "base",
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--out",
+        "kept-student",
+    )
+    assert (
+        vidalign(
+            "import", "self_forcing", *options, "--lora", str(lora / "original" / "lora.safetensors"), "--keep-lora"
+        )
+        == 0
+    )
+    said = capsys.readouterr().out.partition("go on with ")[2].splitlines()[0]
+    changes = shlex.split(said)
+    assert train("further", *changes, "trainer.learning_rate=1.0e-9") == 0
+    assert_trained(trained("further"), "blocks")
+    assert_equal(stored(Path("kept-student")), network().state_dict())
+    made = peft.PeftModel.from_pretrained(network(), str(export("further", "lora")))
+    torch.testing.assert_close(output(made), output(trained("further")), atol=1e-5, rtol=0)
+    for wrong, message in (
+        ("rank: 2", "rank is 2, that of the adapter to start from is 4"),
+        ("start: base", "no adapter"),
+    ):
+        key = wrong.partition(":")[0]
+        changed = [re.sub(rf"{key}: [^,}}]+", wrong, change) for change in changes]
+        assert message in refused(capsys, *changed)
+    assert train("other-layers", changes[0], re.sub(r"targets: .*\]", "targets: [attn1.to_q]", changes[1])) == 3
+    assert "the adapter to start from is on other layers" in capsys.readouterr().err

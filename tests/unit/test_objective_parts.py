@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from vidalign.cost import Cost
 from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.objectives.baselines.gan import GAN
 from vidalign.objectives.parts import tokens
 from vidalign.objectives.parts.around import Around, around
 from vidalign.objectives.parts.forward_process import old_rule
@@ -26,6 +28,7 @@ from vidalign.objectives.parts.scoring import (
     score_metrics,
 )
 from vidalign.objectives.parts.tokens import mask_of, token_weights
+from vidalign.students.video.rollout import RolloutPlan
 
 NAN = math.nan
 
@@ -190,3 +193,11 @@ def test_what_surrounds_an_objective_whose_student_cannot_be_read(monkeypatch: p
 
 def test_an_old_policy_without_decay_is_the_current_one() -> None:
     assert old_rule(0) == "current" and old_rule(0.5) == old_rule(None) == "own"
+
+
+def test_a_step_of_gan_costs_a_rollout_a_replay_and_a_teacher_clip() -> None:
+    asked: list[RolloutPlan] = []
+    sizes: Any = SimpleNamespace(prompts=2, chunks=3, rewards=4, teacher_forcing=lambda chunks: 2 * chunks)
+    sizes.rollout = lambda plan: asked.append(plan) or 100
+    assert GAN(GAN.Config()).cost(sizes) == Cost(forwards=100 + 2 * 6, reward_calls=8, teacher_calls=2)
+    assert asked == [RolloutPlan(prefix=0, branch=3)]

@@ -20,6 +20,7 @@ from vidalign.objectives.dopd import DOPD, RegimeConfig
 from vidalign.objectives.experimental.dopd_video import DOPDVideo, RegimeWeights
 from vidalign.objectives.parts.around import Around
 from vidalign.objectives.parts.clip_groups import ClipConfig
+from vidalign.objectives.parts.reference import KLConfig
 from vidalign.students.video import Sampler
 
 ABOVE_0: tuple[list[Any], list[Any]] = ([0, -1.0], [1e-6])
@@ -109,7 +110,15 @@ ONE, TWO, OTHER = Sampler(sigmas=[1.0]), Sampler(sigmas=[1.0, 0.5]), Sampler(sig
 
 @pytest.mark.parametrize(
     ("chunks", "sampler", "fits"),
-    [(3, TWO, True), (3, ONE, False), (3, OTHER, False), (1, OTHER, False), (0, ONE, True), (3, None, True)],
+    [
+        (3, TWO, True),
+        (3, ONE, False),
+        (3, OTHER, False),
+        (1, OTHER, False),
+        (1, TWO, True),
+        (0, ONE, True),
+        (3, None, True),
+    ],
 )
 def test_flow_grpo_needs_two_steps_in_every_chunk(chunks: int, sampler: Sampler | None, fits: bool) -> None:
     objective = FlowGRPO(FlowGRPO.Config())
@@ -118,3 +127,39 @@ def test_flow_grpo_needs_two_steps_in_every_chunk(chunks: int, sampler: Sampler 
     else:
         with pytest.raises(UserError, match="flow_grpo cannot train a sampler"):
             objective.fit(Around(chunks, (), 1, sampler))
+
+
+KL = KLConfig(mode="selective")
+FITS: list[tuple[Any, Any, Around, str]] = [
+    (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
+    (AFD, AFD.Config(sigma_max=0.5), Around(3, (), 1, TWO), ""),
+    (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
+    (Astrolabe, Astrolabe.Config(sigma_min=0.6, sigma_max=0.9), Around(3, (), 1, TWO), "no noise level"),
+    (Astrolabe, Astrolabe.Config(sigma_min=0.5, sigma_max=0.5), Around(3, (), 1, TWO), ""),
+    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, (), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=4)), Around(3, (), 1, None), "does not fit into a video of 3"),
+    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=3)), Around(3, (), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=4)), Around(0, (), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(kl=KL), Around(3, ("motion",), 1, None), "two rewards or more"),
+    (Astrolabe, Astrolabe.Config(kl=KL), Around(3, ("motion", "other"), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(), Around(3, ("motion",), 1, None), ""),
+    (ARCoPO, ARCoPO.Config(pivots=4), Around(3, (), 1, None), "cannot be one of 4 chunks"),
+    (ARCoPO, ARCoPO.Config(pivots=3), Around(3, (), 1, None), ""),
+    (ARCoPO, ARCoPO.Config(pivots=4), Around(0, (), 1, None), ""),
+    (DOPD, DOPD.Config(privilege="shuffled"), Around(0, (), 1, None), "needs another prompt"),
+    (DOPD, DOPD.Config(privilege="shuffled"), Around(0, (), 2, None), ""),
+    (DOPD, DOPD.Config(), Around(0, (), 1, None), ""),
+    (DOPDVideo, DOPDVideo.Config(pairing="shuffled"), Around(0, (), 1, None), "needs another prompt"),
+    (DOPDVideo, DOPDVideo.Config(pairing="shuffled"), Around(0, (), 2, None), ""),
+    (DOPDVideo, DOPDVideo.Config(), Around(0, (), 1, None), ""),
+]
+
+
+@pytest.mark.parametrize(("objective", "config", "around", "problem"), FITS)
+def test_settings_fit_what_surrounds_them(objective: Any, config: Any, around: Around, problem: str) -> None:
+    if problem:
+        with pytest.raises(UserError, match=problem):
+            objective(config).fit(around)
+    else:
+        objective(config).fit(around)

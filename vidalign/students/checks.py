@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from vidalign.engine.adapter_start import check_start
 from vidalign.engine.policies import match_targets
 from vidalign.errors import UserError
 from vidalign.reading import parse_json
@@ -76,6 +77,11 @@ def check_teacher_weights(draft: Draft, path: str, kind: str) -> None:
 def check_adapter(draft: Draft, layers: Sequence[str]) -> None:
     """Every adapter pattern matches a layer of the network; no `layers` where they are not known."""
     adapter = draft.recipe.student.adapter
+    if adapter is not None and adapter.start:
+        try:
+            check_start(adapter)
+        except UserError as error:
+            draft.refuse(error.problems[0].what, error.problems[0].where, error.problems[0].why, error.problems[0].fix)
     if adapter is None or adapter.targets == "blocks":
         return
     for pattern in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:

@@ -110,6 +110,17 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         made = cls.build(student, 0)
         return made, cls.features(made.spec), cls.codec(made.spec)
 
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[StudentT, Any, Codec]:
+        """The student of a recipe at its real size with weights on the meta device, its prompt features and its codec:
+        what a step holds in memory is traced on them. Only specifications are read. Raises `UserError` for a kind that
+        cannot be made so, by default."""
+        raise UserError(
+            f"students of the kind {student.name!r} cannot be planned",
+            where="student.name",
+            why="the kind makes no network without weights (StudentKind.unloaded)",
+        )
+
     # --- weights from elsewhere ---
 
     @classmethod

@@ -143,7 +143,8 @@ def _trained_lora(source: Source) -> Lora:
             else str(adapter),
             fix="use --to diffusers, or train with student.adapter={rank: 32}",
         )
-    return read_lora(adapter, source.weights.entries, None, LoraDefaults())
+    shapes = {name: entry.shape for name, entry in source.weights.entries.items()}
+    return read_lora(adapter, shapes, None, LoraDefaults())
 
 
 def _original_lora(lora: Lora, file: Path, source: Source) -> None:

@@ -87,4 +87,4 @@ def load_folder(path: str | Path, spec: VideoStudentSpec | None, dtype: torch.dt
     check_tensors(expected, weights.entries, str(path))
     with no_bars("diffusers"):
         network = WanTransformer3DModel.from_pretrained(folder / NETWORK, torch_dtype=dtype, local_files_only=True)
-    return VideoStudent(made, network.train())
+    return VideoStudent(made, network.train()).to(dtype)  # diffusers keeps norms in fp32, the families do not

@@ -43,8 +43,6 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
         cache: dict[str, Any] | None = None
         """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
-        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
-        """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
         preset: str = ""
         """Cache policy and sampler of this family, see `vidalign list presets`, or of a YAML file in the same form."""
         codec: dict[str, Any] | None = None
@@ -61,6 +59,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """`wan` computes timesteps and positions in float64 as the original network; null = as the weights say."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Type of the frozen weights below an adapter; `bfloat16` halves their memory."""
+        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -72,22 +72,14 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     def build(cls, student: StudentChoice, seed: int) -> VideoStudent:
         import torch
 
-        spec, own = cls.spec(student), student.config
-        dtype = getattr(torch, own.dtype)
+        spec, dtype = cls.spec(student), getattr(torch, student.config.dtype)
         if student.init is not None:
             made = cls.from_spec(spec, seed).to(dtype)
         else:
             made = cls.network().load(student.path, dtype=dtype, spec=spec)
-        if own.attention != "auto":
-            made.use_attention(own.attention)
+        if student.config.attention != "auto":
+            made.use_attention(student.config.attention)
         return made
-
-    @classmethod
-    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
-        """What a recipe makes of its student, without the weights. Raises `UserError`."""
-        from vidalign.students.video.changes import changed
-
-        return changed(super().spec(student), student.config)
 
     @classmethod
     def features(cls, spec: VideoStudentSpec) -> PromptFeatures:
@@ -165,6 +157,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         return Sizes(frames // spec.cache.chunk_frames, spec.sampler)
 
     @classmethod
+    def spec(cls, student: StudentChoice) -> VideoStudentSpec:
+        from vidalign.students.video.changes import changed
+
+        return changed(super().spec(student), student.config)
+
+    @classmethod
     def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
         from vidalign.students.video.samples import check
 
@@ -196,3 +194,9 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.stand_in import stand_in
 
         return stand_in(cls.spec(student))
+
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
+        from vidalign.students.video.stand_in import unloaded
+
+        return unloaded(cls.spec(student))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vidalign.engine.adapter_start import patterns
 from vidalign.errors import CheckpointError, UsageError
 from vidalign.owner import beside
 from vidalign.students import hub
@@ -58,7 +59,7 @@ def import_checkpoint(name: str, checkpoint: str, out: Path, options: ImportOpti
     _check_network(spec, shapes, checkpoint)
     lora = None
     if options.lora:
-        lora = read_lora(_local(options.lora), names, options.lora_alpha, family.lora)
+        lora = read_lora(_local(options.lora), shapes, options.lora_alpha, family.lora)
     made = {"checkpoint": checkpoint, "preset": family.name} | ({"lora": options.lora} if lora else {})
     partial = beside(out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -174,7 +175,8 @@ def _summary(spec: VideoStudentSpec) -> str:
 def _how_to_go_on(lora: Lora, out: Path) -> str:
     assert lora.uniform is not None, "only such a LoRA is kept"
     rank, alpha = lora.uniform
+    where = f"start: {out / ADAPTER}, targets: [{', '.join(patterns(set(lora.layers)))}]"
     return (
         f"the LoRA is kept beside the weights: go on with student.path={out} "
-        f"student.adapter={{rank: {rank}, alpha: {alpha:g}, start: {out / ADAPTER}}}"
+        f"'student.adapter={{rank: {rank}, alpha: {alpha:g}, {where}}}'"
     )

@@ -2,7 +2,7 @@
 folders.
 
 Files are mapped into memory and opened anew after every `WINDOW` bytes, so that pages that were read do not add up: a
-file of 28 GB takes no more memory than one of 4. A legacy `.pt` (torch before 1.6) cannot be mapped and is read whole.
+file of 28 GB takes no more memory than one of 4. A legacy `.pt` (torch before 1.6) cannot be mapped, see `legacy`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +24,12 @@ from vidalign.errors import CheckpointError
 from vidalign.reading import read_json
 from vidalign.students.streamed import CODES, INDEX, Entry
 from vidalign.students.video.importers.inert import allow_list
+from vidalign.students.video.importers.legacy import LegacyFile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 WINDOW = 2**28
 """Bytes read before a file is opened anew."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -84,24 +86,30 @@ class Pickled(Checkpoint):
         self.file, self.keys, self.key = file, keys, key
         _check_start(file)
         self.mapped = zipfile.is_zipfile(file)
-        self._legacy = None if self.mapped else self._open()
+        self._legacy = None if self.mapped else self._safely(lambda: LegacyFile(file))
         self.entries = {name: Entry(tuple(x.shape), x.dtype) for name, x in self._weights().items()}
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         for group in _windows(names, self.entries):
             weights = self._weights()
             for name in group:
-                yield name, weights.pop(name)
+                value = weights.pop(name)
+                yield name, self._legacy.read(value) if self._legacy else value
             del weights
 
     def _weights(self) -> dict[str, Tensor]:
-        return _chosen(self._legacy if self._legacy is not None else self._open(), self.keys, self.key, self.where)
+        content = self._legacy.content if self._legacy else self._safely(self._mapped)
+        return _chosen(content, self.keys, self.key, self.where)
 
-    def _open(self) -> Any:
+    def _mapped(self) -> Any:
+        return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+
+    def _safely(self, read: Callable[[], T]) -> T:
+        """What `read` gives, with the allow-list; its errors are ours."""
         try:
             with torch.serialization.safe_globals(allow_list()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch, about the form of old files
-                return torch.load(self.file, map_location="cpu", weights_only=True, mmap=self.mapped)
+                warnings.simplefilter("ignore")  # of torch, about the types of old storages
+                return read()
         except pickle.UnpicklingError as error:
             raise _refused(self.file, str(error)) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:

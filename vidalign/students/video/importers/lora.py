@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,15 @@ class Lora:
         return merged.to(value.dtype)
 
 
-def read_lora(path: Path, names: Iterable[str], alpha: float | None, family: LoraDefaults) -> Lora:
-    """The LoRA in a file or a PEFT folder, for the network whose tensors have these `names`.
+def read_lora(path: Path, shapes: Mapping[str, tuple[int, ...]], alpha: float | None, family: LoraDefaults) -> Lora:
+    """The LoRA in a file or a PEFT folder, for the network whose tensors have these `shapes`.
 
     alpha: instead of the file's own; family: what the preset knows of its files. Raises `CheckpointError` for a
     tensor that is none of a LoRA, a layer that the network does not have, and factors of other shapes; `UsageError`
     where alpha stands nowhere.
     """
     file = open_checkpoint(path, KEYS)
-    known = set(names)
+    known = set(shapes)
     layers = _layers(file, known)
     matched = {layer for layer in layers if f"{layer}.weight" in known or f"{layer}.bias" in known}
     if strange := sorted(layers.keys() - matched):
@@ -115,6 +115,7 @@ def read_lora(path: Path, names: Iterable[str], alpha: float | None, family: Lor
             fix="take the LoRA of this family and size; one of a text encoder is not merged",
         )
     made = Lora(file, layers)
+    _check_shapes(made, shapes)
     config = _config(path, file)
     made.root = bool(config.get("use_rslora"))
     for name, layer in layers.items():
@@ -165,6 +166,26 @@ def _check_factors(file: Checkpoint, name: str, layer: Layer) -> None:
             why=f"A is {list(shapes[0]) or 'missing'}, B is {list(shapes[1]) or 'missing'}",
             fix="download the file again",
         )
+
+
+def _check_shapes(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """B A is as large as the weight that it is added to, and so is a plain difference."""
+    for name, layer in lora.layers.items():
+        found = {f"{name}.weight": layer.weight, f"{name}.bias": layer.bias}
+        sizes = {key: lora.file.entries[stored].shape for key, stored in found.items() if stored}
+        if layer.down:
+            down, up = (lora.file.entries[key].shape for key in (layer.down, layer.up))
+            expected = shapes[f"{name}.weight"]
+            sizes[f"{name}.weight"] = (up[0], *(down[1:] if len(down) == len(expected) else (math.prod(down[1:]),)))
+        for key, size in sizes.items():
+            own = shapes.get(key, ())
+            if size != own and (len(own) <= 2 or math.prod(size) != math.prod(own)):
+                raise CheckpointError(
+                    f"the LoRA of {key!r} is of another size",
+                    where=lora.file.where,
+                    why=f"its update is {list(size)}, the weight is {list(own)}",
+                    fix="take the LoRA of this size of the family",
+                )
 
 
 def _config(path: Path, file: Checkpoint) -> dict[str, Any]:
