@@ -18,6 +18,8 @@ from vidalign.students.samples import SampleRequest, Samples
 from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
@@ -227,9 +229,10 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         cls.check_frames(spec, request.frames or request.latents, "--frames")
 
     @classmethod
-    def in_precision(cls, student: StudentT, precision: Precision) -> StudentT:
-        """The student as it samples in a precision; by default as it was loaded, in fp32."""
-        return student
+    def sampling_dtype(cls, precision: Precision) -> torch.dtype | None:
+        """In which type `load` gives weights that sample in ``fp32``, ``bf16`` or ``fp64``; by default as they are, and
+        `load` is not asked."""
+        return None
 
     @classmethod
     def write_samples(

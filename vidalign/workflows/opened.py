@@ -18,7 +18,10 @@ from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.students.base import Student
+    from vidalign.students.kind import StudentKind
 
 STUDENT = "student.safetensors"
 FINAL = Saved()
@@ -75,15 +78,26 @@ def open_recipe(
     return recipe
 
 
-def load_student_of(folder: Path, recipe: Recipe, saved: Saved = FINAL) -> Student[Any]:
-    """The student of a run that is meant, on this process' device. Raises `CheckpointError`."""
+def load_student_of(
+    folder: Path, recipe: Recipe, saved: Saved = FINAL, dtype: torch.dtype | None = None
+) -> Student[Any]:
+    """The student of a run that is meant, on this process' device; dtype: of its weights, None = as they are saved.
+
+    Raises `CheckpointError`.
+    """
     if saved.final:
-        student: Student[Any] = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
-        return student
+        return load_student(student_kind(recipe), folder / STUDENT, dtype)
     source = saved.checkpoint(folder)
     step_of(source)  # raises for one that is not intact
     found: Student[Any] = student_at(recipe, source, trust=saved.trust)
-    return found
+    return found if dtype is None else found.to(dtype)
+
+
+def load_student(kind: type[StudentKind[Any, Any]], path: str | Path, dtype: torch.dtype | None = None) -> Student[Any]:
+    """Saved weights on this process' device; dtype: see `load_student_of`."""
+    options = {} if dtype is None else {"dtype": dtype}
+    student: Student[Any] = kind.load(path, device=distributed.device(), **options)
+    return student
 
 
 @before_work()

@@ -11,10 +11,12 @@ from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import before_work
 from vidalign.students.weights import kind_of, kinds
-from vidalign.workflows.opened import FINAL, STUDENT, load_student_of, open_recipe
+from vidalign.workflows.opened import FINAL, STUDENT, load_student, load_student_of, open_recipe
 from vidalign.workflows.saved import Saved
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.engine.config import Precision
     from vidalign.students.base import Student
     from vidalign.students.kind import StudentKind
@@ -34,9 +36,11 @@ def sample_run(
     kind = student_kind(recipe)
     request = replace(request, latents=recipe.data.frames)
     spec = kind.read_spec(folder / STUDENT) if saved.final else kind.spec(recipe.student)
-    return _write(
-        kind, spec, request, precision or recipe.engine.precision, lambda: load_student_of(folder, recipe, saved)
-    )
+
+    def load(dtype: torch.dtype | None) -> Student[Any]:
+        return load_student_of(folder, recipe, saved, dtype)
+
+    return _write(kind, spec, request, precision or recipe.engine.precision, load)
 
 
 def sample_student(path: str, request: SampleRequest, *, precision: Precision = "auto") -> Samples:
@@ -44,7 +48,11 @@ def sample_student(path: str, request: SampleRequest, *, precision: Precision = 
     with before_work():
         kind = kinds()[kind_of(path)]
         spec = kind.read_spec(path)
-    return _write(kind, spec, request, precision, lambda: kind.load(path, device=distributed.device()))
+
+    def load(dtype: torch.dtype | None) -> Student[Any]:
+        return load_student(kind, path, dtype)
+
+    return _write(kind, spec, request, precision, load)
 
 
 def _write(
@@ -52,7 +60,7 @@ def _write(
     spec: Any,
     request: SampleRequest,
     precision: Precision,
-    load: Callable[[], Student[Any]],
+    load: Callable[[torch.dtype | None], Student[Any]],
 ) -> Samples:
     """Check, encode the prompts, and only then load the student: it is never in memory beside the text encoder."""
     with before_work():
@@ -60,5 +68,5 @@ def _write(
     features = kind.features(spec)
     if features is not None:
         features.prepare(request.texts)
-    student = kind.in_precision(load().eval(), distributed.resolve_precision(precision))
-    return kind.write_samples(student, request, features)
+    student = load(kind.sampling_dtype(distributed.resolve_precision(precision)))
+    return kind.write_samples(student.eval(), request, features)

@@ -12,6 +12,8 @@ from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
@@ -168,12 +170,10 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         check(spec, request)
 
     @classmethod
-    def in_precision(cls, student: VideoStudent, precision: Precision) -> VideoStudent:
-        """Its weights are cast: half the memory in bf16."""
+    def sampling_dtype(cls, precision: Precision) -> torch.dtype:
         import torch
 
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-        return student.to(dtype=dtypes[precision])
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
 
     @classmethod
     def write_samples(
