@@ -58,9 +58,11 @@ def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: boo
     from vidalign.engine import distributed
     from vidalign.trainer import Trainer
 
-    trainer, folder = Trainer(recipe, run_dir=run, resume=resume, trust_checkpoint=trust), None
+    with explaining_memory(recipe, distributed.world_size()):
+        trainer, folder = Trainer(recipe, run_dir=run, resume=resume, trust_checkpoint=trust), None
     try:
-        folder = trainer.fit()
+        with explaining_memory(recipe, distributed.world_size()):
+            folder = trainer.fit()
         if distributed.rank() == 0:
             _judge(folder)
     except KeyboardInterrupt:
