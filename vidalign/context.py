@@ -138,13 +138,19 @@ class TrainContext(Generic[S, T]):
         return self.features(list(prompts)).to(self.device, self.student.latent_dtype)
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents."""
-        return self.codec.encode(clips.to(self.device, self.student.latent_dtype))
+        """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents, a slice at a time."""
+        frames, side = clips.shape[1], self.codec.downscale
+        fits = self._fits((self.codec.channels, clips.shape[-2] // side, clips.shape[-1] // side), frames)
+        parts = [self.codec.encode(part.to(self.device, self.student.latent_dtype)) for part in clips.split(fits)]
+        return torch.cat(parts)
+
+    def _fits(self, frame: Sequence[int], frames: int) -> int:
+        """How many clips of so many latent frames ``(C, h, w)`` are decoded at once."""
+        return max(1, DECODE_BYTES // max(1, self.codec.decode_bytes(frame, frames)))
 
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
-        one = self.codec.decode_bytes(latents.shape[2:], latents.shape[1])
-        fits = max(1, DECODE_BYTES // one)
+        fits = self._fits(latents.shape[2:], latents.shape[1])
         if history is None:
             return torch.cat([self.codec.decode(part) for part in latents.split(fits)])
         parts = []

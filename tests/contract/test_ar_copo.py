@@ -293,8 +293,10 @@ def test_a_group_keeps_the_draws_of_its_pivots_own_levels(folder: Path) -> None:
         objective, ctx = ar_copo(folder, pivot=pivot)
         ctx.student.spec.sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
         with torch.no_grad():
-            groups = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1])).groups
-        assert groups.renoise.shape[2] == draws and groups.x0.shape[2] == draws + 1
+            forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+            data = objective._experience(ctx, forked)
+        assert forked.groups.renoise.shape[2] == draws and forked.groups.x0.shape[2] == draws + 1
+        assert data["sigma"].tolist() == ctx.student.spec.sampler.steps(pivot == 0) * 2 * len(PROMPTS), "two anchors"
 
 
 def test_the_trust_region_stays_around_the_reference(folder: Path, buffer: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from astrolabe_helpers import astrolabe
-from objective_helpers import CHUNK, GROUP, PROMPTS
+from objective_helpers import CHUNK, GROUP, PROMPTS, collect, whole
 
 from vidalign.context import Batch
 from vidalign.objectives.parts.clip_groups import _stream
+from vidalign.objectives.parts.forward_process import Noised, noise_again
 
 
 @pytest.mark.parametrize(("score", "first", "chunks"), [("clip", 2 * CHUNK, 1), ("video", 0, 3)])
@@ -32,3 +34,19 @@ def test_a_codec_that_remembers_gets_the_latents_of_the_history(folder: Path, mo
             context, kept[remembers] = _stream(ctx, text, 2, ctx.generators("history", [0, 1]))
         assert context.frames == 2 * CHUNK
     assert kept[False] is None and kept[True].shape == (2, 2 * CHUNK, *ctx.student.chunk_shape[1:])
+
+
+@pytest.mark.parametrize(("noise", "count"), [("sample", len(PROMPTS) * GROUP), ("group", len(PROMPTS))])
+def test_who_shares_the_noise_of_the_loss(
+    noise: str, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Noised] = []
+
+    def watched(*given: Any, **named: Any) -> Noised:
+        seen.append(noise_again(*given, **named))
+        return seen[-1]
+
+    monkeypatch.setattr("vidalign.objectives.astrolabe.noise_again", watched)
+    objective, ctx = astrolabe(folder, f"loss_noise={noise}")
+    whole(objective, ctx, collect(objective, ctx))
+    assert len({str(one) for one in seen[0].noise.flatten(1)[:, :4].tolist()}) == count

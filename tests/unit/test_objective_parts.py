@@ -13,6 +13,7 @@ import torch
 from vidalign.cost import Cost
 from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
+from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.objectives.baselines.gan import GAN
 from vidalign.objectives.parts import tokens
@@ -28,6 +29,7 @@ from vidalign.objectives.parts.scoring import (
     score_metrics,
 )
 from vidalign.objectives.parts.tokens import mask_of, token_weights
+from vidalign.students.video import Sampler
 from vidalign.students.video.rollout import RolloutPlan
 
 NAN = math.nan
@@ -201,3 +203,12 @@ def test_a_step_of_gan_costs_a_rollout_a_replay_and_a_teacher_clip() -> None:
     sizes.rollout = lambda plan: asked.append(plan) or 100
     assert GAN(GAN.Config()).cost(sizes) == Cost(forwards=100 + 2 * 6, reward_calls=8, teacher_calls=2)
     assert asked == [RolloutPlan(prefix=0, branch=3)]
+
+
+@pytest.mark.parametrize(("pivot", "steps"), [(0, 4), (1, 2), (2, 2)])
+def test_a_step_of_ar_copo_costs_its_groups_and_both_policies_at_every_state(pivot: int, steps: int) -> None:
+    objective = ARCoPO(ARCoPO.Config(anchors=3, inner_updates=5))
+    objective.groups = SimpleNamespace(cost=lambda sizes: (pivot, Cost(forwards=7, reward_calls=1)))  # type: ignore[assignment]
+    sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
+    sizes: Any = SimpleNamespace(prompts=2, sampler=sampler)
+    assert objective.cost(sizes) == Cost(forwards=7 + 2 * 5 * 2 * 3 * steps, reward_calls=1)

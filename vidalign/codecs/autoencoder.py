@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidalign.codecs.base import Codec
 from vidalign.errors import UserError
@@ -52,7 +52,7 @@ def _autoencoder(kind: str, config: AutoencoderConfig) -> Any:
         raise UserError("a codec needs either path or config", where="student.init.codec")
     if config.config:
         made = cls(**config.config)
-        return made if dtype == torch.float32 else made.to(dtype)
+        return made if dtype == torch.float32 else nn.Module.to(made, dtype)
     try:
         return cls.from_pretrained(config.path, subfolder=config.subfolder or None, torch_dtype=dtype)
     except (OSError, ValueError) as error:
@@ -112,7 +112,7 @@ class FrameCodec(Codec):
     def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
         pixels, size = frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
         at_once = min(frames, self.slice_frames or frames)
-        return pixels * size * (at_once * MAPS * self.width + 3 * 3 * frames)
+        return int(pixels * size * (at_once * MAPS * self.width + 3 * 3 * frames))
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
         out = self.model.encode(frames * 2 - 1)
@@ -182,7 +182,7 @@ class WanCodec(Codec):
 
     def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
         pixels, size = 4 * frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
-        return pixels * size * (WIDE * self.model.config.base_dim + 3 * 3 * frames)
+        return int(pixels * size * (WIDE * self.model.config.base_dim + 3 * frames))
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:

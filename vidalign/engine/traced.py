@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
         self.last = last
         self.drawn = False
         """Whether a number was drawn alone."""
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}
         self._plain: dict[Any, bool] = {}
         """Whether a function returns one tensor of its own."""
         self._outputs: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
@@ -96,7 +96,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _counted(self, out: Any) -> Any:
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.is_meta:
                 self._count(leaf)
         return out
@@ -118,13 +118,12 @@ class LiveBytes(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._seen:
-            self._seen.add(key)
             self.held += size
             self.peak = max(self.peak, self.held)
-            weakref.finalize(storage, self._freed, key, size)
+            self._seen[key] = weakref.ref(storage, lambda _: self._freed(key, size))
 
     def _freed(self, key: int, size: int) -> None:
-        self._seen.discard(key)
+        del self._seen[key]
         self.held -= size
 
 

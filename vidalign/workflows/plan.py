@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 
+WITH_GRADIENT = ("loss", "update")
+"""Phases that hold gradients."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Bytes of one step on one accelerator."""
@@ -44,23 +48,60 @@ class Plan:
     phases: dict[str, int]
     """The peak of every phase of the step, all that is held included."""
     parts: dict[str, int]
-    """What is known of the phases' own tensors: context, gradients."""
+    """What is known of the phases' own tensors: ``context``, which the rollout leaves, and ``gradients``."""
 
     @property
     def peak(self) -> int:
         """The most bytes alive at once."""
         return max(self.phases.values())
 
+    @property
+    def at(self) -> str:
+        """The phase with the largest peak."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def largest_phase(self) -> dict[str, int]:
+        """What the peak is made of beside `held`."""
+        with_gradient = self.at in WITH_GRADIENT
+        own = {name: size for name, size in self.parts.items() if name != "gradients" or with_gradient}
+        rest = self.peak - sum(self.held.values()) - sum(own.values())
+        return own | {f"tensors of `{self.at}`": rest}
+
 
 def plan_step(recipe: Recipe, gpus: int = 1) -> Plan:
     """The plan of a recipe on so many accelerators. Raises `UserError` for a kind of student that cannot be planned."""
-    with traced(last=True) as live:
-        plan = _Step(recipe, gpus, live).run()
-    if not live.drawn:
-        return plan
-    with traced(last=False) as live:
-        first = _Step(recipe, gpus, live).run()
-    return max(plan, first, key=lambda one: one.peak)
+    plan, drawn = trace_step(recipe, gpus, last=True)
+    return max(plan, trace_step(recipe, gpus, last=False)[0], key=lambda one: one.peak) if drawn else plan
+
+
+def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True) -> tuple[Plan, bool]:
+    """The plan with random forks at the last place (or the first one), and whether there is such a fork."""
+    with traced(last=last) as live:
+        return divided(_Step(recipe, gpus, live).run(), recipe.engine, gpus), live.drawn
+
+
+def divided(plan: Plan, engine: EngineConfig, gpus: int) -> Plan:
+    """The plan of one of several processes: DeepSpeed divides optimiser state (ZeRO 1), gradients (2) and weights (3);
+    a plain engine averages gradients in a flat copy. A rollout has whole weights, see `Engine.gathered`."""
+    held, phases, parts = dict(plan.held), dict(plan.phases), dict(plan.parts)
+    saved, away = 0, 1 - 1 / gpus
+    trained = [name for name in phases if name in WITH_GRADIENT]
+    if engine.name != "deepspeed":
+        phases |= {name: phases[name] + 2 * parts["gradients"] for name in phases if name == "update" and gpus > 1}
+        return Plan(held, phases, parts)
+    if engine.zero_stage >= 1 or engine.offload != "none":
+        saved = int(held["optimiser"] * (1 if engine.offload != "none" else away))
+        held["optimiser"] -= saved
+        phases = {name: size - saved for name, size in phases.items()}
+    if engine.zero_stage >= 2:
+        less = int(parts["gradients"] * away)
+        parts["gradients"] -= less
+        phases |= {name: phases[name] - less for name in trained}
+    if engine.zero_stage == 3:
+        weights = sum(size for name, size in held.items() if "weights" in name)
+        phases |= {name: phases[name] - int(weights * away) for name in trained}
+    return Plan(held, phases, parts)
 
 
 class _Step:
@@ -97,6 +138,7 @@ class _Step:
         """The step: an update, so that the optimisers have their state, then all that a later step does."""
         self.update()
         held = self.held()
+        self.parts["gradients"] = sum(p.nbytes for e in self.ctx.roles.engines.values() for p in e.trainable)
         with self.decoding(), self.phase("rollout"), torch.no_grad():
             experience = self.objective.collect(self.ctx, self.batch)
         with self.phase("judge"):
