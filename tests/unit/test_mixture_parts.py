@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from vidalign.objectives.base import STUDENT, Blueprint, Experience, Objective, Phase
-from vidalign.objectives.mixture import Mixture
+from vidalign.objectives.mixture import Mixture, _own_view
 
 
 class Fake(Objective):
@@ -84,3 +85,18 @@ def test_a_weight_set_is_shared_by_those_that_move_it_alike() -> None:
     plain = {"old": "old", "reference": "reference"}
     assert mixed.sets == {"a": {"old": "old"}, "b": {"old": "old_2", "reference": "reference"}, "c": plain}
     assert mixed.blueprint().policies == {"old": "current", "old_2": "own", "reference": "fixed"}
+
+
+@dataclass
+class Rewarded:
+    """A context with rewards."""
+
+    rewards: Any
+
+
+def test_an_objective_sees_its_own_rewards() -> None:
+    rewards = SimpleNamespace(part=lambda chosen: ("part", chosen))
+    all_of_them, nothing, own = SimpleNamespace(rewards=None), Rewarded(None), SimpleNamespace(rewards={"motion": 1.0})
+    given: Any = Rewarded(rewards)
+    assert _own_view(given, own).rewards == ("part", {"motion": 1.0})  # type: ignore[arg-type]
+    assert _own_view(given, all_of_them) is given and _own_view(nothing, own) is nothing  # type: ignore[arg-type]
