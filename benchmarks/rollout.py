@@ -28,6 +28,7 @@ from vidalign.losses.flow_matching import add_noise
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.presets import preset
 from vidalign.students.video.rollout import RolloutPlan
+from vidalign.students.video.rollout.clock import Clock, measured
 
 WORLD = {
     "patch_size": [1, 8, 8],
@@ -71,22 +72,24 @@ def phases(student: VideoStudent, text: Tensor, chunks: int, repeats: int) -> Ro
     noise = student.draw_noise(plan, seeds(len(text)))
     runs: dict[str, list[float]] = {"denoise": [], "clean": [], "decode": [], "first": []}
     for _ in range(repeats + 1):
-        begin, decode, spent = time.perf_counter(), codec.stream(), [0.0, 0.0]
+        clock, decode, first = Clock(student.device), codec.stream(), [0.0]
+        begin = clock.now()
 
         def on_chunk(
             index: int,
             x0: Tensor,
             begin: float = begin,
             decode: Callable = decode,
-            spent: list[float] = spent,
+            clock: Clock = clock,
+            first: list[float] = first,
         ) -> None:
-            start = time.perf_counter()
-            decode(x0).cpu()
-            spent[0] += time.perf_counter() - start
-            spent[1] = spent[1] or time.perf_counter() - begin
+            with measured(clock, "decode"):
+                decode(x0).cpu()
+            first[0] = first[0] or clock.now() - begin
 
-        out = student.rollout(text, plan, noise, on_chunk=on_chunk)
-        for name, value in (*out.timings.items(), ("decode", spent[0]), ("first", spent[1])):
+        student.rollout(text, plan, noise, on_chunk=on_chunk, clock=clock)
+        parts = {name: clock.total(name) for name in ("denoise", "clean", "decode")}
+        for name, value in (*parts.items(), ("first", first[0])):
             runs[name].append(value * 1000 / (1 if name == "first" else chunks))
     median = {name: round(statistics.median(values[1:]), 2) for name, values in runs.items()}
     return {

@@ -261,7 +261,9 @@ def assemble(
         settings = replace(recipe.trainer, **trained[name].optimizer)
         sets = policies if name == STUDENT else None
         engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
-    set_precision(codec.to(device).eval().requires_grad_(False), engine.precision)
+    codec.to(device).eval().requires_grad_(False)
+    if engine.precision == "fp64":
+        codec.double()  # else it computes in its own dtype
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if network_of(teacher) is not None:
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on

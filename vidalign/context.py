@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Student[Any]", default=Any)
 T = TypeVar("T", default=Any)
-DECODE_SLICE = 64
-"""Clips decoded at once: bounds the memory of the decoder."""
+DECODE_BYTES = 2**33
+"""What the decoding of a slice of clips may hold, about; a single clip is always decoded."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,26 @@ class TrainContext(Generic[S, T]):
         return self.features(list(prompts)).to(self.device, self.student.latent_dtype)
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents."""
-        return self.codec.encode(clips.to(self.device, self.student.latent_dtype))
+        """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents, a slice at a time."""
+        frames, side = clips.shape[1], self.codec.downscale
+        fits = self._fits((self.codec.channels, clips.shape[-2] // side, clips.shape[-1] // side), frames)
+        parts = [self.codec.encode(part.to(self.device, self.student.latent_dtype)) for part in clips.split(fits)]
+        return torch.cat(parts)
+
+    def _fits(self, frame: Sequence[int], frames: int) -> int:
+        """How many clips of so many latent frames ``(C, h, w)`` are decoded at once."""
+        return max(1, DECODE_BYTES // max(1, self.codec.decode_bytes(frame, frames)))
 
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
+        fits = self._fits(latents.shape[2:], latents.shape[1])
         if history is None:
-            return torch.cat([self.codec.decode(part) for part in latents.split(DECODE_SLICE)])
-        groups = zip(latents.split(len(latents) // len(history)), history.split(1), strict=True)
-        parts = [(part, past) for group, past in groups for part in group.split(DECODE_SLICE)]
-        return torch.cat([self.codec.decode(part, past) for part, past in parts])
+            return torch.cat([self.codec.decode(part) for part in latents.split(fits)])
+        parts = []
+        for group, past in zip(latents.split(len(latents) // len(history)), history.split(1), strict=True):
+            decode = self.codec.behind(past)
+            parts += [decode(part) for part in group.split(fits)]
+        return torch.cat(parts)
 
     def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
         """One generator a sample, on the CPU; its key holds step and update."""

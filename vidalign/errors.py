@@ -1,7 +1,7 @@
 """Mistakes that a user can repair, each reported as: what - where - why - fix.
 
 Broken invariants of our own code are `assert`. Everything here is shown without a traceback and ends the command with
-its exit code (2: the recipe or the command line, 3: the run).
+its exit code (2: the recipe or the command line, 3: the run, 4: memory).
 """
 
 from __future__ import annotations
@@ -71,6 +71,12 @@ class DataError(UserError):
 
 class PluginError(UserError):
     """A plugin that cannot be imported or does not keep its contract."""
+
+
+class DoesNotFit(UserError):
+    """A step needs more memory than the accelerator has, by its plan or at run time."""
+
+    exit_code = 4
 
 
 class Interrupted(UserError):

@@ -60,6 +60,7 @@ def test_weights_are_the_formula(folder: Path) -> None:
     expected = 0.5 + (centred / std).clamp(-1.5, 1.5) / 3
     torch.testing.assert_close(data["reward_weight"], expected.double(), rtol=1e-6, atol=1e-6)
     assert data.metrics["objective/advantage/max"] == pytest.approx(5 / std)
+    assert data.metrics["objective/advantage_std/mean"] == pytest.approx(1.0)
     assert data.metrics["reward/discriminator/group_std"] == pytest.approx((0.5**0.5 + 20.5**0.5) / 2)
 
 
@@ -223,12 +224,15 @@ def test_the_adversarial_loss_is_the_definition(folder: Path) -> None:
     with torch.no_grad():
         rounding = (decoded() * 255).round() / 255 - decoded()
 
+    margins: list[float] = []
+
     @torch.no_grad()
     def definition() -> float:
         """Rounded clips, whose rounding errors the gradient takes for constants."""
         teacher = [clips([p], 9, generator=g) for p, g in zip(PROMPTS, ctx.generators("teacher", [0, 1]), strict=True)]
         rounded = (torch.cat(teacher) * 255).round() / 255
         margin = score(decoded() + rounding, PROMPTS) - score(rounded, PROMPTS)
+        margins.append(-float(margin.mean()))
         return float(torch.log1p(torch.exp(-margin)).mean())
 
     with ctx.roles.phase("student") as engine:
@@ -237,6 +241,7 @@ def test_the_adversarial_loss_is_the_definition(folder: Path) -> None:
         gradient = student.base.proj_out.weight.grad.clone()
         assert all(p.grad is None for p in score.parameters())
     assert out.loss.item() == pytest.approx(definition(), rel=1e-6)
+    assert float(out.metrics["objective/margin/mean"]) == pytest.approx(margins[0], rel=1e-6), "the teacher's lead"
     place = divmod(int(gradient.abs().argmax()), gradient.shape[1])
     weight, step = student.base.proj_out.weight, 1e-4
     values = []

@@ -20,7 +20,7 @@ from vidalign.objectives.parts.groups import Forked
 from vidalign.objectives.parts.scoring import Advantages, group_weights
 from vidalign.provenance import weights_hash
 from vidalign.rewards.base import CompositeReward
-from vidalign.students.video import VideoStudent
+from vidalign.students.video import Sampler, VideoStudent
 from vidalign.students.video.rollout import Noise, Rollout
 from vidalign.students.video.rollout.buffer import Buffer, BufferHeader, ForkedGroups
 
@@ -277,6 +277,26 @@ def test_a_buffer_gives_the_numbers_of_the_rollout(folder: Path, buffer: Path) -
     fresh = judged(ctx, objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [2, 3]))).tensors()
     stored = Buffer.open(buffer).read([2, 3]).tensors()
     assert fresh.keys() == stored.keys() and all(torch.equal(fresh[name], stored[name]) for name in fresh)
+
+
+def test_a_buffer_is_compared_with_the_run_once(folder: Path, buffer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, ctx = ar_copo(folder, f"buffer='{buffer}'")
+    compared: list[str] = []
+    monkeypatch.setattr(Buffer, "check", lambda self, student, settings: compared.append(student))
+    for ctx.step in range(2):
+        collect(objective, ctx)
+    assert compared == [weights_hash(ctx.policies.weights("old"))]
+
+
+def test_a_group_keeps_the_draws_of_its_pivots_own_levels(folder: Path) -> None:
+    for pivot, draws in ((0, 3), (1, 1)):
+        objective, ctx = ar_copo(folder, pivot=pivot)
+        ctx.student.spec.sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
+        with torch.no_grad():
+            forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
+            data = objective._experience(ctx, forked)
+        assert forked.groups.renoise.shape[2] == draws and forked.groups.x0.shape[2] == draws + 1
+        assert data["sigma"].tolist() == ctx.student.spec.sampler.steps(pivot == 0) * 2 * len(PROMPTS), "two anchors"
 
 
 def test_the_trust_region_stays_around_the_reference(folder: Path, buffer: Path) -> None:

@@ -17,6 +17,7 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.objectives.base import Experience, Objective
 from vidalign.recipe import load_recipe
 from vidalign.students.language import LanguageStudent
+from vidalign.students.samples import SampleRequest
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import Trainer
 from vidalign.workflows.evaluate import evaluate_run
@@ -63,13 +64,17 @@ def test_the_loss_is_the_cross_entropy_of_the_response(tmp_path: Path) -> None:
     assert isinstance(student, LanguageStudent)
     told = data["privileged"].tolist()
     assert 0 < sum(told) < 6, "some of the samples see their privileged text"
-    losses = []
+    losses, accuracies = [], []
     for example, hint in zip(data.prompts, told, strict=True):
         before = student.chat.tokenizer(student.chat.text(example, example.privileged if hint else "")).input_ids
         after = [*student.chat.tokenizer(example.response).input_ids, 2]
         logits = student.model(input_ids=torch.tensor([before + after])).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits[len(before) - 1 : -1], torch.tensor(after)))
-    assert whole(objective, ctx, data).loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+        accuracies.append((logits[len(before) - 1 : -1].argmax(-1) == torch.tensor(after)).double().mean())
+    out = whole(objective, ctx, data)
+    assert out.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+    accuracy = out.metrics["objective/token_accuracy/mean"].item()
+    assert accuracy == pytest.approx(torch.stack(accuracies).mean().item(), abs=1e-9)
 
 
 def test_every_or_no_sample_is_told(tmp_path: Path) -> None:
@@ -102,7 +107,8 @@ def test_a_run_is_evaluated_and_answers(tmp_path: Path) -> None:
     values = json.loads((run / "evaluation.json").read_text())["values"]["after"]
     assert len(values["exact_match/all"]) == 8 and values["exact_match/chain"].count(None) == 6
     assert (run / "report.html").is_file()
-    (out,) = sample_run(run, ["chain : 7 | 1 : plus 5", "walk : p"], tmp_path / "answers.txt")
+    questions = ("chain : 7 | 1 : plus 5", "walk : p")
+    (out,) = sample_run(run, SampleRequest(questions, tmp_path / "answers.txt")).files
     lines = out.read_text().splitlines()
     assert lines[0] == "chain : 7 | 1 : plus 5" and lines[1].startswith("->") and len(lines) == 4
     final, step = open_run(run).student, Checkpoints(run / "checkpoints").steps()[-1]
@@ -110,7 +116,7 @@ def test_a_run_is_evaluated_and_answers(tmp_path: Path) -> None:
     assert saved.spec == final.spec and all(
         torch.equal(tensor, final.state_dict()[name]) for name, tensor in saved.state_dict().items()
     )
-    (out,) = sample_run(run, ["chain : 7 | 1 : plus 5", "walk : p"], tmp_path / "saved.txt", saved=Saved(step))
+    (out,) = sample_run(run, SampleRequest(questions, tmp_path / "saved.txt"), saved=Saved(step)).files
     assert out.read_text().splitlines() == lines
 
 

@@ -139,6 +139,24 @@ def test_supervised_levels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert both.shape == (16, 9) and both.unique().numel() == 16 and (both == both[:, :1]).all()
 
 
+@pytest.mark.parametrize(("attention", "called"), [("causal", "velocity"), ("bidirectional", "bidirectional")])
+def test_supervised_clips_are_seen_by_their_attention(
+    attention: str, called: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    for name in ("velocity", "bidirectional"):
+        plain = getattr(VideoStudent, name)
+
+        def watched(self: VideoStudent, *given: Any, name: str = name, plain: Any = plain, **named: Any) -> Tensor:
+            used.append(name)
+            return plain(self, *given, **named)
+
+        monkeypatch.setattr(VideoStudent, name, watched)
+    objective, ctx = make(folder, "sft", f"objective.attention={attention}")
+    whole(objective, ctx, collect(objective, ctx))
+    assert used[0] == called
+
+
 def test_a_clean_past_of_every_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ("objective.attention=bidirectional", "objective.continuation=true", "objective.sigma_floor=0.5")
     levels = levels_seen(monkeypatch, folder, *changes).unflatten(1, (3, CHUNK))

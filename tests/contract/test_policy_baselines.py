@@ -197,6 +197,17 @@ def test_no_reference_forward_without_its_weight(folder: Path, monkeypatch: pyte
         assert ("reference" in used) == wanted == ("objective/kl/mean" in out.metrics)
 
 
+def test_flow_grpo_asks_the_old_policy_after_the_first_update_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, ctx = baseline("flow_grpo", folder)
+    data, used, plain = collect(objective, ctx), [], ctx.policies.use
+    monkeypatch.setattr(ctx.policies, "use", lambda name: used.append(name) or plain(name))
+    for ctx.update, expected in ((0, []), (1, ["old"])):
+        whole(objective, ctx, data)
+        assert used == expected
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "step", "decay"),
     [

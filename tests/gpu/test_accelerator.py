@@ -17,11 +17,16 @@ from torch import Tensor
 from vidalign import registry
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
+from vidalign.students.samples import SampleRequest
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.testing import check_objective, check_reward, check_student
-from vidalign.text.pretrained import build_text_encoder
+from vidalign.text.features import PromptFeatures
+from vidalign.text.pretrained import build_features, text_plugin
+from vidalign.tracking.clips import ClipWriter
+from vidalign.workflows.sample import sample_student
 from vidalign.worlds.video import captions
+from vidalign.worlds.video.text import world_tokenizer
 
 OBJECTIVES = [name for name, source in registry.names("objectives").items() if source == "vidalign"]
 PLACES = ("cpu", "cuda")
@@ -74,7 +79,7 @@ def roll(place: str, dtype: torch.dtype) -> Tensor:
     student = VideoStudent.load("world/student", place, dtype)
     plan = RolloutPlan(prefix=1, branch=1, suffix=1, group_size=2)
     noise = student.draw_noise(plan, [torch.Generator().manual_seed(i) for i in range(2)])
-    text = build_text_encoder(student.spec.text).encode(list(captions.prompts("basic/train")[:2]))
+    text = build_features(student.spec.text)(list(captions.prompts("basic/train")[:2]))
     return student.rollout(text.to(place, dtype), plan, noise).latents.double().cpu()
 
 
@@ -83,6 +88,40 @@ def test_a_rollout_is_the_cpus() -> None:
     torch.testing.assert_close(roll("cuda", torch.float64), exact, rtol=0, atol=1e-4)  # some tables are fp32
     assert (roll("cuda", torch.float32) - exact).abs().max() < 1e-2
     assert (roll("cuda", torch.bfloat16) - exact).abs().mean() < 0.1
+
+
+def test_a_sample_is_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its command, in fp32; text encoder, network and codec are on the accelerator."""
+    found: dict[str, list[Tensor]] = {}
+    for place in PLACES:
+        parts = found.setdefault(place, [])
+        with monkeypatch.context() as patch:
+            patch.setattr("vidalign.engine.distributed.device", lambda place=place: torch.device(place, 0))
+            patch.setattr(ClipWriter, "add", lambda self, clip, parts=parts: parts.append(clip))
+            request = SampleRequest(("a large red circle falls",), tmp_path / "x.gif", frames=12, stats=True)
+            (times,) = sample_student("world/student", request, precision="fp32").times
+        assert [part.device.type for part in parts] == [place] * 4 and times.first_frames > 0
+    torch.testing.assert_close(torch.cat(found["cuda"]).cpu(), torch.cat(found["cpu"]), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_of_a_published_encoder_are_the_cpus(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on the accelerator and gives its memory back."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
+    UMT5EncoderModel(UMT5Config(**sizes)).save_pretrained(tmp_path)
+    world_tokenizer().save_pretrained(tmp_path)
+    plugin = text_plugin({"name": "transformers", "path": str(tmp_path), "length": 512, "dtype": dtype})
+    prompts, before = list(captions.prompts("basic/train")[:4]), torch.cuda.memory_allocated()
+    found = PromptFeatures(plugin, tmp_path / "cuda")(prompts)
+    assert torch.cuda.memory_allocated() == before and torch.cuda.max_memory_allocated() > before
+    monkeypatch.setattr("vidalign.engine.distributed.device", lambda: torch.device("cpu"))
+    expected = PromptFeatures(plugin, tmp_path / "cpu")(prompts)
+    assert found.dtype == getattr(torch, dtype) and found.device.type == "cpu"
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if dtype == "float32" else 0.1)
 
 
 def test_responses_are_the_cpus() -> None:

@@ -143,7 +143,7 @@ def _replacements(node: ast.AST) -> Iterator[ast.AST]:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int())):
             pass  # counted from the end: the number is changed
         case ast.UnaryOp() if isinstance(node.op, ast.Not | ast.USub | ast.Invert):
-            yield node.operand
+            yield copy.copy(node.operand)
         case ast.Constant() if isinstance(node.value, bool):
             yield other(value=not node.value)
         case ast.Constant() if isinstance(node.value, int | float):

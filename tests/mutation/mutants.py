@@ -3,7 +3,7 @@
     python tests/mutation/mutants.py run [MODULE...] [--again]     try them; results in tests/mutation/results/
     python tests/mutation/mutants.py report [MODULE...] [--write]  what survived, and the numbers of `summary.md`
 
-A module is a key of `tests.yaml`, which names the files of tests that must notice. These are collected once, and run
+A module is a key of `tests.yaml`, which names the tests that must notice. These are collected once, and run
 once without a change to learn which lines every test reaches and how long it takes. A mutant lives in a fork: the code
 of its function is exchanged in place, and the tests that reach its statement run, the quickest first, until one fails.
 A change outside of functions needs a fork that has not imported the package yet. Nothing is written to the package.
@@ -136,8 +136,8 @@ class Session:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if session.testsfailed:
             raise session.Interrupted("the tests cannot be collected")
-        for item in session.items:
-            self.items[str(item.path.relative_to(ROOT))].append(item)
+        for name in {test for tests in self.modules.values() for test in tests}:
+            self.items[name] = [item for item in session.items if item.nodeid.partition("[")[0].startswith(name)]
         for module, tests in self.modules.items():
             self.trial(module, tests)
         return True
@@ -203,12 +203,12 @@ class Session:
         print(f"  {test}: {len(self.items[test])} tests, {total:.1f} s", *broken, flush=True)
 
     def one(
-        self, module: str, tree: ast.Module, change: Change, items: list[pytest.Item], first: pytest.Item | None
+        self, name: str, tree: ast.Module, change: Change, items: list[pytest.Item], first: pytest.Item | None
     ) -> tuple[str, int, pytest.Item | None]:
         """Outcome of a change, the number of tests that reach it, and the test that failed."""
         if not change.function:
             return RELOAD, 0, None
-        file = str(file_of(module))
+        file = str(file_of(name))
         places = {(file, number) for number in change.lines}
         reach = [
             item for item in items if any(places & self.lines[n] for n in (item.nodeid, item.nodeid.split("::")[0]))
@@ -220,8 +220,9 @@ class Session:
             files[file_part(item)] += self.seconds[item.nodeid]  # its tests stay together: they may share fixtures
         keys = {item: (self.seconds[item.nodeid] > QUICK, files[file_part(item)], file_part(item)) for item in reach}
         order = sorted(reach, key=lambda item: (item is not first, *keys[item]))
+        module = compile(tree, file, "exec")
         change.put(change.new)
-        code = compile(tree, file, "exec")
+        changed = compile(tree, file, "exec")
         change.put(change.old)
         failing = tempfile.NamedTemporaryFile()
 
@@ -232,22 +233,22 @@ class Session:
         def work() -> int:
             self.on_failure = stop
             try:
-                exchange(file, code)
-            except ValueError:  # another set of free variables
+                exchange(file, module, changed)
+            except ValueError:  # other free variables, or a function less
                 return 3
             for item, following in zip(order, [*order[1:], None], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             return 0
 
         exit_code = forked(work, 20 + 8 * sum(self.seconds[item.nodeid] for item in order))
-        name = Path(failing.name).read_text(encoding="utf-8")
-        by = next((item for item in order if item.nodeid == name), None)
+        failed = Path(failing.name).read_text(encoding="utf-8")
+        by = next((item for item in order if item.nodeid == failed), None)
         assert exit_code != BROKEN, change.key
         return {None: HUNG, 0: SURVIVED, 3: RELOAD}.get(exit_code, KILLED), len(reach), by
 
 
-def exchange(file: str, changed: CodeType) -> None:
-    """Give every function of a file the code that it has in the changed module."""
+def exchange(file: str, module: CodeType, changed: CodeType) -> None:
+    """Give every function of a file the code that it has in the changed module; `ValueError` where that cannot be."""
 
     def codes(code: CodeType) -> Iterator[CodeType]:
         for constant in code.co_consts:
@@ -255,13 +256,13 @@ def exchange(file: str, changed: CodeType) -> None:
                 yield constant
                 yield from codes(constant)
 
-    new = {(code.co_qualname, code.co_firstlineno, code.co_name): code for code in codes(changed)}
+    def place(code: CodeType) -> tuple[Any, ...]:  # codes that have run are equal to no fresh ones
+        return code.co_qualname, code.co_firstlineno, code.co_linetable
+
+    new = {place(old): code for old, code in zip(codes(module), codes(changed), strict=True)}
     for function in gc.get_objects():
         if isinstance(function, FunctionType) and function.__code__.co_filename == file:
-            old = function.__code__
-            code = new.get((old.co_qualname, old.co_firstlineno, old.co_name))
-            if code is not None and code != old:
-                function.__code__ = code
+            function.__code__ = new[place(function.__code__)]
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -286,9 +287,10 @@ def reload(module: str, tests: list[str]) -> None:
     """Try the changes that need a fresh import, in forks that have none of the package's modules."""
     known = results_of(module)
     tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
-    for identity, change in identified(tree):
-        if known.get(identity, {}).get("outcome") != RELOAD:
-            continue
+    todo = [(name, one) for name, one in identified(tree) if known.get(name, {}).get("outcome") == RELOAD]
+    if todo and forked(lambda: int(pytest.main([*OPTIONS, "-x", *tests])), 900) != 0:
+        raise SystemExit(f"{module}: its tests fail without any change")
+    for identity, change in todo:
         change.put(change.new)
         code = compile(tree, str(file_of(module)), "exec")
         change.put(change.old)

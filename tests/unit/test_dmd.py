@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.baselines.dmd import DMD
+from vidalign.objectives.baselines.dmd import DMD, _new_fake_score
 from vidalign.objectives.parts.rollouts import states_at
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
@@ -150,6 +151,22 @@ def test_each_phase_trains_its_own_network_only(folder: Path) -> None:
         assert moved == {phase.role}
 
 
+def test_the_videos_of_a_step_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(TrainContext, "show", lambda self, clips, prompts, scores: shown.append((len(clips), prompts)))
+    context(folder)
+    assert shown == [(2, PROMPTS)]
+
+
+def test_the_fake_score_saves_memory_as_the_student_does(folder: Path) -> None:
+    student, teacher = (VideoStudent.load(folder / f"{name}.safetensors") for name in ("student", "teacher"))
+    for on in (False, True):
+        student.gradient_checkpointing(on)
+        fake_score = _new_fake_score(student, SimpleNamespace(model=teacher))
+        assert fake_score.base.is_gradient_checkpointing is on and fake_score is not teacher
+        assert all(p.requires_grad for p in fake_score.parameters())
+
+
 def test_equal_scores_leave_the_student_alone(folder: Path) -> None:
     objective, ctx, experience = context(folder)
     with ctx.roles.phase("student") as engine:  # the fake score is still the teacher
@@ -200,6 +217,9 @@ def test_student_gradient_equals_the_definition(folder: Path) -> None:
         x_t, level = (1 - sigma) * x0.detach() + sigma * noise, torch.full((1,), sigma)
         with torch.no_grad():
             real, wrong = (net.bidirectional(x_t, level, data.text, output="x0") for net in (teacher, fake))
+        for name, first in (("teacher_gap", x0.detach()), ("score_gap", wrong)):
+            expected = float((first - real).abs().mean())
+            assert float(out.metrics[f"objective/{name}/mean"]) == pytest.approx(expected, rel=1e-4)
         direction = (wrong - real) / (x0.detach() - real).abs().mean() / x0.numel()
         x0.backward(direction)
         cached = gradients(student)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from vidalign.cost import Cost
+from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
+from vidalign.objectives.ar_copo import ARCoPO
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.objectives.baselines.gan import GAN
+from vidalign.objectives.parts import tokens
+from vidalign.objectives.parts.around import Around, around
 from vidalign.objectives.parts.forward_process import old_rule
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.objectives.parts.rollouts import candidate_ids, replay_gap
@@ -22,6 +29,8 @@ from vidalign.objectives.parts.scoring import (
     score_metrics,
 )
 from vidalign.objectives.parts.tokens import mask_of, token_weights
+from vidalign.students.video import Sampler
+from vidalign.students.video.rollout import RolloutPlan
 
 NAN = math.nan
 
@@ -102,6 +111,40 @@ def test_weights_of_tokens_and_the_mask_of_the_longest() -> None:
     assert mask_of(data).shape == (1, 1)
 
 
+def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def generate(prompts: list[str], generators: list[int]) -> Any:
+        asked.append((prompts, generators))
+        ones = torch.ones(len(prompts), 3 - len(asked))
+        return SimpleNamespace(response=ones.bool(), response_ids=len(asked) * ones.long(), logprobs=-ones)
+
+    sampling = SimpleNamespace(max_new_tokens=2)
+    spec = SimpleNamespace(sampling=sampling)
+    ctx: Any = SimpleNamespace(
+        student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec),
+        generators=lambda purpose, ids: list(ids),
+        gathered=contextlib.nullcontext,
+        gather=lambda value: value,
+        roles=SimpleNamespace(engines={"student": SimpleNamespace(network=torch.nn.Linear(1, 1))}),
+    )
+    monkeypatch.setattr(tokens, "GENERATE_SLICE", 3)
+    batch: Any = SimpleNamespace(prompts=["a", "b"], ids=[3, 5])
+    data = tokens.sample(ctx, batch, 2)
+    assert asked == [(["a", "a", "b"], [6, 7, 10]), (["b"], [11])]
+    assert data["sample"].tolist() == [6, 7, 10, 11] and data.group.tolist() == [0, 0, 1, 1]
+    assert data["response"].int().tolist() == [[1, 1]] * 3 + [[1, 0]]
+    assert data["response_ids"].tolist() == [[1, 1]] * 3 + [[2, 0]]
+    assert data["logp"].tolist() == [[-1, -1]] * 3 + [[-1, 0]]
+    assert data.metrics == {"health/response_tokens/mean": 7 / 4, "health/at_length_limit/mean": 3 / 4}
+    for temperature, found in ((0.0, 1.0), (0.7, 0.7)):
+        sampling.temperature = temperature
+        assert tokens.temperature_of(ctx) == found, "greedy sampling counts as 1"
+    monkeypatch.setattr(tokens, "is_sharded", lambda network: True)
+    with pytest.raises(UserError, match="does not run under ZeRO-3"):
+        tokens.sample(ctx, batch, 2)
+
+
 def test_metrics_are_weighted_by_their_share_or_their_count() -> None:
     loss, one = torch.tensor(2.0), torch.tensor(1.0)
     out = LossOut(loss, {"a/mean": one, "b/mean": 3 * one, "c/mean": one}, counts={"b/mean": 5, "c/mean": 0})
@@ -123,5 +166,49 @@ def test_slices_are_whole_groups_or_equal_parts_of_one() -> None:
     assert slices(1, 6, 5) == slices(1, 6, 3) == [(0, 3), (3, 6)] and slices(1, 6, 1) == [(n, n + 1) for n in range(6)]
 
 
+def test_candidates_are_those_of_whole_groups_or_of_one() -> None:
+    data = Experience({"x": torch.arange(12)}, torch.arange(3).repeat_interleave(4), None, ["a", "b", "c"])
+    last, part = data.candidates(4, 12), data.candidates(5, 7)
+    assert last["x"].tolist() == list(range(4, 12)) and last.prompts == ["b", "c"]
+    assert last.group.tolist() == [0] * 4 + [1] * 4
+    assert part["x"].tolist() == [5, 6] and part.prompts == ["b"] and part.group.tolist() == [0, 0]
+    for start, stop in ((0, 6), (2, 8), (3, 5)):
+        with pytest.raises(AssertionError, match="whole groups or a part of one"):
+            data.candidates(start, stop)
+
+
+def test_what_surrounds_an_objective_whose_student_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes(*arguments: Any) -> None:
+        raise UserError("no such weights")
+
+    monkeypatch.setattr("vidalign.registry.get", lambda kind, name: SimpleNamespace(sizes=sizes))
+    recipe = SimpleNamespace(
+        objective=SimpleNamespace(rewards=None),
+        rewards={"bright": 1.0},
+        trainer=SimpleNamespace(prompts_per_step=3),
+        student=SimpleNamespace(name="video"),
+        data=SimpleNamespace(frames=9),
+    )
+    draft: Any = SimpleNamespace(recipe=recipe)
+    assert around(draft) == Around(0, ("bright",), 3, None)
+
+
 def test_an_old_policy_without_decay_is_the_current_one() -> None:
     assert old_rule(0) == "current" and old_rule(0.5) == old_rule(None) == "own"
+
+
+def test_a_step_of_gan_costs_a_rollout_a_replay_and_a_teacher_clip() -> None:
+    asked: list[RolloutPlan] = []
+    sizes: Any = SimpleNamespace(prompts=2, chunks=3, rewards=4, teacher_forcing=lambda chunks: 2 * chunks)
+    sizes.rollout = lambda plan: asked.append(plan) or 100
+    assert GAN(GAN.Config()).cost(sizes) == Cost(forwards=100 + 2 * 6, reward_calls=8, teacher_calls=2)
+    assert asked == [RolloutPlan(prefix=0, branch=3)]
+
+
+@pytest.mark.parametrize(("pivot", "steps"), [(0, 4), (1, 2), (2, 2)])
+def test_a_step_of_ar_copo_costs_its_groups_and_both_policies_at_every_state(pivot: int, steps: int) -> None:
+    objective = ARCoPO(ARCoPO.Config(anchors=3, inner_updates=5))
+    objective.groups = SimpleNamespace(cost=lambda sizes: (pivot, Cost(forwards=7, reward_calls=1)))  # type: ignore[assignment]
+    sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
+    sizes: Any = SimpleNamespace(prompts=2, sampler=sampler)
+    assert objective.cost(sizes) == Cost(forwards=7 + 2 * 5 * 2 * 3 * steps, reward_calls=1)

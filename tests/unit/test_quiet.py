@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from transformers.utils import logging
 
 from vidalign.quiet import no_bars
-from vidalign.text.pretrained import build_text_encoder
+from vidalign.text.pretrained import text_plugin
 
 
 def test_a_text_encoder_is_loaded_without_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -19,7 +19,7 @@ def test_a_text_encoder_is_loaded_without_bars(tmp_path: Path, capfd: pytest.Cap
     BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(tmp_path)
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     capfd.readouterr()
-    build_text_encoder({"name": "transformers", "path": str(tmp_path), "length": 4})
+    text_plugin({"name": "transformers", "path": str(tmp_path), "length": 4}).build()
     assert "Loading" not in capfd.readouterr().err
     assert logging.is_progress_bar_enabled(), "what the user's own code loads is not touched"
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vidalign.errors import DataError
+from vidalign.cost import Cost
+from vidalign.errors import DataError, UserError
+from vidalign.objectives.parts.groups import OnPolicyGroups, StoredGroups
 from vidalign.students.video.rollout.buffer import Buffer, BufferHeader, ForkedGroups
 
 HEADER = BufferHeader(student="s", recipe="r", groups=4, settings={"objective.group_size": 2})
@@ -90,3 +94,17 @@ def test_labels_that_no_collection_writes_are_refused(labels: dict[str, str], tm
     save_file(groups(1).tensors(), buffer.path(0), metadata=labels)
     with pytest.raises(DataError, match="lacks prompt, pivot or hash"):
         Buffer.open(tmp_path).pivots()
+
+
+def test_a_step_of_stored_groups_costs_their_clean_passes(tmp_path: Path) -> None:
+    fresh = OnPolicyGroups(group_size=2, noise_scale=0.5, neighbours="initial", pivots=0)
+    filled(tmp_path, 2)
+    sizes: Any = SimpleNamespace(prompts=1, shared_generator=lambda purpose: torch.Generator())
+    assert StoredGroups(str(tmp_path), fresh).cost(sizes) == (2, Cost(forwards=2))
+
+
+def test_the_pivot_is_one_of_the_chunks() -> None:
+    fresh = OnPolicyGroups(group_size=2, noise_scale=0.5, neighbours="initial", pivots=3)
+    fresh.check(3)
+    with pytest.raises(UserError, match="cannot be one of 3 chunks"):
+        fresh.check(2)

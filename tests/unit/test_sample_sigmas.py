@@ -81,6 +81,12 @@ def test_candidates_in_a_row_share_noise_and_levels(frames: int | None, begins: 
     assert levels(found.sigma) <= levels(alone) and bool(levels(found.sigma[:, 0]) <= set(USUAL)) is not begins
 
 
+def test_no_supervised_level_is_below_a_thousandth() -> None:
+    ctx: Any = SimpleNamespace(chunk_frames=CHUNK, uniform=lambda shape, generators: torch.zeros(1, *shape))
+    sigma = SFT(SFT.Config())._sigma(ctx, torch.zeros(1, 2 * CHUNK, 1, 1, 1), [torch.Generator()])
+    assert sigma.tolist() == [[pytest.approx(1e-3)] * 2 * CHUNK]
+
+
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_supervised_clips_have_them_too(attention: Any) -> None:
     objective = SFT(SFT.Config(attention=attention, levels="sampler"))

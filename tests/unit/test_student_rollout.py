@@ -13,6 +13,7 @@ from student_reference import inputs, student
 from vidalign.errors import UserError
 from vidalign.students.video import CachePolicy, Context, Sampler
 from vidalign.students.video.rollout import Noise, RolloutPlan
+from vidalign.students.video.rollout.clock import Clock
 
 SHAPE = (3, 16, 6, 8)
 
@@ -94,11 +95,21 @@ def test_chunk_forwards_match_the_published_counts() -> None:
 def test_forwards_and_seconds_are_those_of_a_prompt_and_of_the_call() -> None:
     text, network = inputs(3, batch=2)[2], student()
     plan = RolloutPlan(0, 2)
-    noise, start = network.draw_noise(plan, seeds(2)), time.perf_counter()
-    out = network.rollout(text, plan, noise)
+    noise, clock, start = network.draw_noise(plan, seeds(2)), Clock(network.device), time.perf_counter()
+    out = network.rollout(text, plan, noise, clock=clock)
     elapsed = time.perf_counter() - start
-    assert out.chunk_forwards == 9 and set(out.timings) == {"denoise", "clean"}
-    assert min(out.timings.values()) > 0 and sum(out.timings.values()) < elapsed
+    assert out.chunk_forwards == 9 and [name for name, _ in clock.parts] == ["denoise", "clean", "denoise"]
+    assert min(seconds for _, seconds in clock.parts) > 0 and clock.total("denoise") + clock.total("clean") < elapsed
+
+
+def test_keys_and_values_of_a_text_are_computed_once_a_rollout() -> None:
+    """Not once in each of the 14 calls of the network; nothing is kept afterwards."""
+    text, network = inputs(3)[2], student()
+    calls: list[int] = []
+    network.base.blocks[0].attn2.to_k.register_forward_hook(lambda *a: calls.append(1))
+    plan = RolloutPlan(0, 3)
+    out = network.rollout(text, plan, network.draw_noise(plan, seeds(1)))
+    assert out.chunk_forwards == 14 and len(calls) == 1 and network.runtime.text is None
 
 
 def test_recorded_states_replay_bit_for_bit() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
     student, features, codec = student_kind(recipe).stand_in(recipe.student)
     parts = Parts(
         student=student,
-        teacher=_teacher(recipe, objective, student, codec),
-        rewards=_rewards(sizes.reward_weights),
+        teacher=dry_teacher(recipe, objective, student, codec, _tiny(recipe)),
+        rewards=dry_rewards(sizes.reward_weights),
         prompts=open_source(recipe.data.prompts, recipe.seed, sizes.prompts),
         features=features,
         codec=codec,
@@ -86,20 +86,24 @@ def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
     return counter.total()
 
 
-def _rewards(weights: Mapping[str, float]) -> CompositeReward | None:
+def dry_rewards(weights: Mapping[str, float]) -> CompositeReward | None:
+    """Rewards of these names, none of which looks at a clip; None where there is no name."""
     return CompositeReward({name: DryReward(name) for name in weights}, weights) if weights else None
 
 
-def _teacher(recipe: Recipe, objective: Objective, student: Any, codec: Any) -> Any:
-    """What the objective needs, of the stand-in's own size."""
+def _tiny(recipe: Recipe) -> Callable[[], Any]:
+    return lambda: student_kind(recipe).stand_in(recipe.student)[0]
+
+
+def dry_teacher(recipe: Recipe, objective: Objective, student: Any, codec: Any, network: Callable[[], Any]) -> Any:
+    """What the objective needs, around a `network` of its own; None where it needs no teacher."""
     offer = objective.needs.teacher
     if not offer:
         return None
     if offer == "clips":
         _, channels, height, width = student.chunk_shape
-        latents = torch.zeros(1, recipe.data.frames, channels, height, width)
+        latents = torch.zeros(1, recipe.data.frames, channels, height, width, device=student.device)
         return DryClips(codec.decode(latents).shape[1:])
     if offer not in TEACHERS:
         cannot_count(objective)
-    network, *_ = student_kind(recipe).stand_in(recipe.student)
-    return registry.get("teachers", TEACHERS[offer])(network)
+    return registry.get("teachers", TEACHERS[offer])(network())

@@ -1,6 +1,7 @@
 """The command `vidalign`: one verb a file, the same words as the Python API.
 
-Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 130 interrupted.
+Exit codes: 0 done, 2 a mistake in the recipe or on the command line, 3 a mistake met while running, 4 too little
+memory on the accelerator, 130 interrupted.
 Mistakes of the user are reported without a traceback; a traceback means a fault of vidalign.
 """
 
@@ -17,7 +18,21 @@ import typer
 from rich.console import Console
 
 import vidalign
-from vidalign.cli import bench, collect, evaluate, export, import_, list_, merge, prepare, sample, show, train, validate
+from vidalign.cli import (
+    bench,
+    collect,
+    evaluate,
+    export,
+    import_,
+    list_,
+    merge,
+    plan,
+    prepare,
+    sample,
+    show,
+    train,
+    validate,
+)
 from vidalign.cli.launch import leave_mistake
 from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
@@ -62,6 +77,7 @@ app.add_typer(bench.bench, name="bench")
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
+app.command("plan")(plan.plan)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,38 +1,93 @@
-"""`vidalign sample`: clips of a trained student as GIF or MP4, answers of a language student as text."""
+"""`vidalign sample`: clips of a student as GIF or MP4, written as they come; answers of a language student as text."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Best, Plugins, RunFolder, Step, Trust
+from vidalign.cli.options import Best, Plugins, Step, Trust
+from vidalign.engine.config import Precision
 from vidalign.errors import UsageError
+
+THEN = re.compile(r"\s*(\d+\.?\d*)\s*s\s+(\S.*)", re.DOTALL)
 
 
 def sample(
-    run: RunFolder,
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to show; may be given several times.")],
     out: Annotated[
-        Path, typer.Option("--out", help="File to write: .gif, .mp4 where an encoder is there, .txt for answers.")
+        Path, typer.Option("--out", help="File to write: .mp4 where an encoder is there, .gif, .txt for answers.")
     ],
-    frames: Annotated[int | None, typer.Option(min=1, help="Length in frames; default as in training.")] = None,
+    student: Annotated[
+        str | None, typer.Argument(metavar="[STUDENT]", help="Weights, or a shipped name such as world/student.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="The folder of a run, instead of STUDENT.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Length in seconds.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Length in pixel frames; of a run by default as in training.")
+    ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option("--then", metavar="'2.5s TEXT'", help="Another prompt from this second on; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another clip.")] = 0,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="Picture that a vision-language student sees.")
+        list[Path] | None,
+        typer.Option("--image", help="First frame of a video, or the picture that a vision-language student sees."),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Print how long each part of a chunk takes.")] = False,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of weights and codec; by default that of the run's recipe, or auto.")
     ] = None,
     step: Step = None,
     best: Best = False,
     trust_checkpoint: Trust = False,
     plugin: Plugins = None,
 ) -> None:
-    """Generate clips, or answers of a language student, with the student of a run."""
+    """Generate clips, or answers of a language student."""
     if not all(text.strip() for text in prompt):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
-    from vidalign.workflows.sample import sample_run
+    if (student is None) == (run is None):
+        raise UsageError("one student is sampled", where="STUDENT", fix="name its weights, or a run with --run RUN")
+    if student is not None and (best or step is not None):
+        raise UsageError("weights have no steps", where="STUDENT", why="--best and --step are of a run's checkpoints")
+    from vidalign.students.samples import SampleRequest
+    from vidalign.workflows.sample import sample_run, sample_student
     from vidalign.workflows.saved import Saved
 
-    saved = Saved(step, best, trust_checkpoint)
-    for path in sample_run(run, prompt, out, frames=frames, seed=seed, images=image or [], saved=saved):
-        typer.echo(str(path))
+    request = SampleRequest(
+        tuple(prompt),
+        out,
+        frames=frames,
+        seconds=seconds,
+        seed=seed,
+        images=tuple(image or ()),
+        then=tuple(_change(text) for text in then or ()),
+        stats=stats,
+        say=lambda note: typer.echo(f"note: {note}", err=True),
+    )
+    if run is not None:
+        made = sample_run(run, request, precision=precision, saved=Saved(step, best, trust_checkpoint))
+    else:
+        assert student is not None, "one of both is given"
+        made = sample_student(student, request, precision=precision or "auto")
+    for file in made.files:
+        typer.echo(str(file))
+    for times in made.times:
+        typer.echo("\n".join(times.lines()))
+
+
+def _change(text: str) -> tuple[float, str]:
+    """Second and prompt of a change such as ``2.5s the panda sleeps``."""
+    if found := THEN.fullmatch(text):
+        return float(found[1]), found[2].strip()
+    raise UsageError(
+        f"a prompt change is {text[:60]!r}",
+        where="--then",
+        why="it begins with the second at which it comes",
+        fix="write '2.5s the panda sleeps'",
+    )

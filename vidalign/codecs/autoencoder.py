@@ -8,15 +8,23 @@ A config names either `path` (folder or hub name, with `subfolder`) or `config` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidalign.codecs.base import Codec
 from vidalign.errors import UserError
+from vidalign.reading import parse_json
+
+WIDE = 13
+"""Feature maps of four frames at full size, `base_dim` wide, that Wan's decoder holds at its peak, its cache included
+(traced by tests/unit/test_plan.py)."""
+MAPS = 4
+"""Feature maps of a frame at full size that a frame-wise decoder holds."""
 
 
 @dataclass
@@ -31,22 +39,37 @@ class AutoencoderConfig:
     """Settings of the class in diffusers."""
     downscale: int = 8
     """Pixels per latent position, stated so that shapes are known without building it."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What it computes in, whatever the precision of the engine; bf16 halves the memory of decoding."""
 
 
 def _autoencoder(kind: str, config: AutoencoderConfig) -> Any:
-    """A diffusers autoencoder of class `kind` in fp32."""
+    """A diffusers autoencoder of class `kind` in its dtype."""
     import diffusers
 
-    cls = getattr(diffusers, kind)
+    cls, dtype = getattr(diffusers, kind), torch.bfloat16 if config.dtype == "bf16" else torch.float32
     if bool(config.path) == bool(config.config):
         raise UserError("a codec needs either path or config", where="student.init.codec")
     if config.config:
-        return cls(**config.config)
+        made = cls(**config.config)
+        return made if dtype == torch.float32 else nn.Module.to(made, dtype)
     try:
-        return cls.from_pretrained(config.path, subfolder=config.subfolder or None, torch_dtype=torch.float32)
+        return cls.from_pretrained(config.path, subfolder=config.subfolder or None, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise UserError("the autoencoder cannot be loaded", where=config.path, why=why) from error
+
+
+def _described(settings: dict[str, Any], usual: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Settings with ``config`` in the place of ``path``: that of its folder, or else the `usual` one."""
+    if settings.get("config"):
+        return settings
+    file = Path(settings.get("path", ""), settings.get("subfolder", ""), "config.json")
+    if not file.is_file() and usual is None:
+        raise UserError("the sizes of the autoencoder are unknown", where=str(file), fix="name a folder on this disk")
+    written = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else usual
+    config = {key: value for key, value in dict(written or {}).items() if not key.startswith("_")}
+    return {**settings, "path": "", "subfolder": "", "config": config}
 
 
 class FrameCodec(Codec):
@@ -59,6 +82,10 @@ class FrameCodec(Codec):
         slice_frames: int = 0
         """Frames per call of the network; 0 = all at once."""
 
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return _described(settings)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         classes, kind = {"tiny": "AutoencoderTiny", "kl": "AutoencoderKL"}, config.kind
@@ -70,6 +97,7 @@ class FrameCodec(Codec):
         settings = self.model.config
         self.channels = settings.latent_channels
         blocks = settings.encoder_block_out_channels if kind == "tiny" else settings.block_out_channels
+        self.width = int(blocks[0])
         self.downscale = 2 ** (len(blocks) - 1)
         self.scale = float(settings.scaling_factor)
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
@@ -80,6 +108,11 @@ class FrameCodec(Codec):
 
     def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
         return self._sliced(self._decode_frames, latents)
+
+    def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
+        pixels, size = frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
+        at_once = min(frames, self.slice_frames or frames)
+        return int(pixels * size * (at_once * MAPS * self.width + 3 * 3 * frames))
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
         out = self.model.encode(frames * 2 - 1)
@@ -110,6 +143,10 @@ class WanCodec(Codec):
     class Config(AutoencoderConfig):
         """As every autoencoder."""
 
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return _described(settings, {"z_dim": 16})
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.model = _autoencoder("AutoencoderKLWan", config)
@@ -125,14 +162,27 @@ class WanCodec(Codec):
         return latents.to(clips.dtype)
 
     def decode(self, latents: Tensor, history: Tensor | None = None) -> Tensor:
-        cache = self._empty_cache()
-        if history is None or not history.shape[1]:
-            return self._decode_chunk(latents, cache, first=True)
+        if history is None:
+            return self._decode_chunk(latents, self._empty_cache(), first=True)
+        return self.behind(history)(latents)
+
+    def behind(self, history: Tensor) -> Callable[[Tensor], Tensor]:
+        past = self._empty_cache()
+        if not history.shape[1]:
+            return self.decode
         with torch.no_grad():
-            self._decode_chunk(history, cache, first=True)
-        group = len(latents) // len(history)
-        cache = [x.repeat_interleave(group, 0) if isinstance(x, Tensor) else x for x in cache]
-        return self._decode_chunk(latents, cache, first=False)
+            self._decode_chunk(history, past, first=True)
+
+        def decode(latents: Tensor) -> Tensor:
+            group = len(latents) // len(history)
+            cache = [x.repeat_interleave(group, 0) if isinstance(x, Tensor) else x for x in past]
+            return self._decode_chunk(latents, cache, first=False)
+
+        return decode
+
+    def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
+        pixels, size = 4 * frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
+        return int(pixels * size * (WIDE * self.model.config.base_dim + 3 * frames))
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:
@@ -156,7 +206,7 @@ class WanCodec(Codec):
         for at, latent in enumerate(self._raw(latents).split(1, 2)):
             options = {"first_chunk": True} if first and at == 0 else {}
             clips.append(self.model.decoder(latent, feat_cache=cache, feat_idx=[0], **options))
-        return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2)).to(latents.dtype)
+        return to_unit(self._pixels(torch.cat(clips, 2)).transpose(1, 2).to(latents.dtype))
 
     def _raw(self, latents: Tensor) -> Tensor:
         x = latents.transpose(1, 2).to(self.model.dtype)

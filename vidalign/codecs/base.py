@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from vidalign import registry
 from vidalign.recipe.plugins import make
 
 
@@ -29,6 +30,11 @@ class Codec(nn.Module):
     remembers: bool = False
     """Whether the frames of a latent depend on the latents before it."""
 
+    @classmethod
+    def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a codec of the same sizes that reads no weights. Raises `UserError` where sizes are unknown."""
+        return settings
+
     def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.config = config if config is not None else self.Config()
@@ -44,6 +50,15 @@ class Codec(nn.Module):
         adjacent; None = a video begins here. Its frames are not returned.
         """
         raise NotImplementedError
+
+    def behind(self, history: Tensor) -> Callable[[Tensor], Tensor]:
+        """A decoder of latents that follow `history`, see `decode`: any equal part of the candidates at a time."""
+        return lambda latents: self.decode(latents, history)
+
+    def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
+        """About how many bytes the decoding of one clip of `frames` latent frames ``(C, h, w)`` holds at its peak.
+        Clips are decoded in slices by it."""
+        return 4 * 4 * 3 * frames * frame[1] * frame[2] * self.downscale**2
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A function that decodes one stream of latents chunk by chunk; for frame-wise codecs, `decode`."""
@@ -67,3 +82,10 @@ def build_codec(config: dict[str, Any]) -> Codec:
     settings = {key: value for key, value in config.items() if key != "name"}
     codec: Codec = make("codecs", config.get("name", "rgb"), settings, "student.init.codec")
     return codec
+
+
+def describe_codec(config: dict[str, Any]) -> dict[str, Any]:
+    """The codec of a spec with random weights of the same sizes: for shapes and memory alone."""
+    name = config.get("name", "rgb")
+    settings = {key: value for key, value in config.items() if key != "name"}
+    return {"name": name, **registry.get("codecs", name).described(settings)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,14 +152,30 @@ class Engine(ABC):
             parameter.requires_grad_(True)
 
 
-def set_precision(network: nn.Module, precision: str) -> None:
-    """fp32 and fp64 cast the whole network; bf16 makes fp32 masters of what is trained, no more."""
+def set_precision(network: nn.Module, precision: str, keep: Collection[nn.Parameter] = ()) -> None:
+    """fp32 and fp64 cast the whole network. bf16 makes fp32 masters of what is trained, and keeps in bf16 the frozen
+    weights that autocast would cast to it at every use, those of linear and convolution layers: results stay the same.
+
+    keep: frozen weights that are left as they are.
+    """
     if precision != "bf16":
         network.to(torch.float64 if precision == "fp64" else torch.float32)
         return
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    low, other = set(), {id(parameter) for parameter in keep}
+    for module in network.modules():
+        own = {id(parameter) for parameter in module.parameters(recurse=False) if not parameter.requires_grad}
+        low |= own if isinstance(module, CAST) else set()
+        other |= set() if isinstance(module, CAST) else own  # an embedding may share its weights with the last layer
+    for parameter in network.parameters():
+        if id(parameter) in low - other:
+            parameter.data = parameter.data.bfloat16()
+
+
+CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers whose weights autocast reads in bf16."""
 
 
 def build_engine(
@@ -173,7 +190,7 @@ def build_engine(
     `policies` are the named weight sets of the same network, if it has any: full fine-tuning takes its
     snapshots here, when the weights lie as the engine keeps them. Imports DeepSpeed only when asked for.
     """
-    set_precision(network, config.precision)
+    set_precision(network, config.precision, policies.masters() if policies else ())
     engine: Engine
     if config.name == "deepspeed":
         from vidalign.engine.deepspeed import DeepSpeedEngine

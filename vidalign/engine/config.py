@@ -25,7 +25,8 @@ class EngineConfig:
     zero_stage: int = 2
     """ZeRO stage 0-3 of `deepspeed`. 2 suits LoRA up to 5B parameters; 3 divides the weights too."""
     precision: Precision = "fp32"
-    """Compute precision. Trained weights and optimiser state stay fp32 with `bf16` (autocast); `auto` is bf16 where the
+    """Compute precision. With `bf16` (autocast) trained weights and optimiser state stay fp32, and frozen weights are
+    kept in bf16, as they are computed with; `auto` is bf16 where the
     device computes it natively, else fp32; `fp64` is for comparing runs and needs `plain`."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What DeepSpeed keeps in host memory; `parameters` needs stage 3."""
@@ -95,6 +96,9 @@ class AdapterConfig:
     (`attn1.to_q`) or a glob (`transformer.blocks.*.ffn.*`)."""
     start: str = ""
     """Folder of an adapter to go on from, as PEFT writes it, with this rank, alpha and layers; empty = a new one."""
+    frozen_precision: Literal["fp32", "bf16"] = "fp32"
+    """What the adapters of weight sets that are not trained (`old`, `reference`) are kept in under `engine.precision:
+    bf16`. bf16 halves them and rounds what a decaying average gathers; the moving average of the weights stays fp32."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

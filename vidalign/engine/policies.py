@@ -32,7 +32,7 @@ from vidalign.errors import UserError, nearest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CURRENT, BASE = "current", "base"
+CURRENT, BASE, AVERAGE = "current", "base", "ema"
 
 
 class Policies:
@@ -57,6 +57,7 @@ class Policies:
         self.active = CURRENT
         self._aliases: dict[str, str] = {}
         self._snapshots: dict[str, list[Tensor]] = {}
+        self._dtypes = {key: value.dtype for key, value in network.state_dict().items()}
         if adapter is not None:
             self._layers = inject_adapters(network, (CURRENT, *self.names), adapter, seed)
             if adapter.start:
@@ -116,6 +117,16 @@ class Policies:
         """Number of layers that carry an adapter; 0 in full fine-tuning."""
         return len(self._layers) if self.adapter else 0
 
+    def masters(self) -> list[nn.Parameter]:
+        """Adapters that are kept in fp32: all of them, or those that gather small updates alone (`AdapterConfig`)."""
+        low = self.adapter is not None and self.adapter.frozen_precision == "bf16"
+        names = (CURRENT, *(name for name in self.names if not low or name == AVERAGE))
+        return [parameter for name in names for parameter in self._parameters(name)]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that weight set `name` takes on this rank."""
+        return sum(tensor.nbytes for tensor in self._tensors(name))
+
     def weights(self, name: str) -> dict[str, Tensor]:
         """State dict of the plain network with the weights of `name`, adapters merged in fp32, on the CPU.
 
@@ -129,7 +140,8 @@ class Policies:
             for key, value in zero3.named_full_tensors(self.network):
                 if ".lora_" not in key:
                     plain = key.replace(".base_layer.", ".")
-                    state[plain] = merged.get(plain, value)
+                    dtype = torch.promote_types(value.dtype, self._dtypes[plain])  # the engine may hold it in bf16
+                    state[plain] = merged.get(plain, value).to(dtype)
             return state
 
     def save_adapter(self, name: str, directory: Path) -> None:
@@ -215,7 +227,7 @@ class Policies:
             with zero3.gathered(layer.parameters()):
                 weight = layer.base_layer.weight.detach()
                 delta = 0.0 if name == BASE else layer.get_delta_weight(name)
-                merged[f"{key}.weight"] = (weight + delta).cpu()
+                merged[f"{key}.weight"] = (weight + delta).to(torch.promote_types(weight.dtype, torch.float32)).cpu()
         return merged
 
     def _file(self, directory: Path, sharded: bool) -> Path:

@@ -42,6 +42,10 @@ class Roles:
             return View(dispatch.network, dispatch)
         return self._engine(role).view(own_phase=role == self.active)
 
+    def networks(self) -> list[nn.Module]:
+        """Those of all roles, trained or frozen."""
+        return [engine.network for engine in self.engines.values()] + [one.network for one in self._frozen.values()]
+
     def not_finite(self) -> dict[str, list[str]]:
         """Names of the parameters that hold NaN or infinity, by the role of their frozen network."""
         networks = {role: dispatch.network for role, dispatch in self._frozen.items()}

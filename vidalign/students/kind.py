@@ -7,17 +7,21 @@ A kind is light: a recipe is checked by it without the network, whose module it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from vidalign.errors import UsageError, UserError
 from vidalign.students.exchange import Card, Leaving
+from vidalign.students.samples import SampleRequest, Samples
 from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.codecs.base import Codec
+    from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.base import Student
@@ -105,6 +109,17 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
         made = cls.build(student, 0)
         return made, cls.features(made.spec), cls.codec(made.spec)
+
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[StudentT, Any, Codec]:
+        """The student of a recipe at its real size with weights on the meta device, its prompt features and its codec:
+        what a step holds in memory is traced on them. Only specifications are read. Raises `UserError` for a kind that
+        cannot be made so, by default."""
+        raise UserError(
+            f"students of the kind {student.name!r} cannot be planned",
+            where="student.name",
+            why="the kind makes no network without weights (StudentKind.unloaded)",
+        )
 
     # --- weights from elsewhere ---
 
@@ -206,26 +221,31 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     # --- samples for the user ---
 
     @classmethod
-    def write_samples(
-        cls, student: StudentT, prompts: Sequence[str], out: Path, *, frames: int, seed: int, images: Sequence[Path]
-    ) -> list[Path]:
-        """Sample every prompt into files and return them; several prompts get numbered files.
+    def check_samples(cls, spec: SpecT, request: SampleRequest) -> None:
+        """Raise `UserError` for a request that it cannot fulfil; asked before its weights are loaded."""
+        why = "the student makes clips of a number of frames for a prompt, and no more"
+        request.refuse("seconds", "images", "then", "stats", why=why)
+        check_clip_name(request.out)
+        cls.check_frames(spec, request.frames or request.latents, "--frames")
 
-        frames: latent frames of a clip; images: shown to a student that sees pictures. Raises `UserError` for a
-        length or a file name that cannot be, before any work.
-        """
-        from vidalign.errors import before_work
+    @classmethod
+    def sampling_dtype(cls, precision: Precision) -> torch.dtype | None:
+        """In which type `load` gives weights that sample in ``fp32``, ``bf16`` or ``fp64``; by default as they are, and
+        `load` is not asked."""
+        return None
+
+    @classmethod
+    def write_samples(
+        cls, student: StudentT, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> Samples:
+        """Sample every prompt into files; features: those of `features`, which hold the prompts of the request."""
         from vidalign.tracking.clips import write_clip
 
-        with before_work():
-            _check_clip_name(out)
-            cls.check_frames(student.spec, frames, "--frames")
-        clips = student.sample(prompts, frames=frames, seed=seed)
-        targets = [out] if len(prompts) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-        return [write_clip(target, clip) for target, clip in zip(targets, clips, strict=True)]
+        clips = student.sample(request.prompts, frames=request.frames or request.latents, seed=request.seed)
+        return Samples([write_clip(file, clip) for file, clip in zip(request.files, clips, strict=True)])
 
 
-def _check_clip_name(out: Path) -> None:
+def check_clip_name(out: Path) -> None:
     """The file's name says a format that clips are written in."""
     if out.suffix.lower() not in (".gif", ".mp4"):
         raise UsageError(

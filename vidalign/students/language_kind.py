@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,14 @@ from vidalign.errors import DataError
 from vidalign.reading import regular
 from vidalign.students.kind import Sizes, StudentKind
 from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_transformers
+from vidalign.students.samples import SampleRequest, Samples
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.language import LanguageStudent
+    from vidalign.text.features import PromptFeatures
 
 
 class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
@@ -93,30 +94,28 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         return super().sizes(student, 0)
 
     @classmethod
+    def check_samples(cls, spec: LanguageSpec, request: SampleRequest) -> None:
+        request.refuse("frames", "seconds", "then", "stats", why="a language student answers with text")
+
+    @classmethod
     def write_samples(
-        cls,
-        student: LanguageStudent,
-        prompts: Sequence[str],
-        out: Path,
-        *,
-        frames: int,
-        seed: int,
-        images: Sequence[Path],
-    ) -> list[Path]:
+        cls, student: LanguageStudent, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> Samples:
         """Prompt and response of every prompt, shown all `images`, in one text file."""
         from PIL import Image
 
         from vidalign.data.examples import Example
 
         try:
-            pictures = tuple(Image.open(regular(path)).convert("RGB") for path in images)
+            pictures = tuple(Image.open(regular(path)).convert("RGB") for path in request.images)
         except OSError as error:
             raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
-        texts = student.sample([Example(prompt, images=pictures) for prompt in prompts], seed=seed)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lines = (f"{prompt}\n-> {text}\n" for prompt, text in zip(prompts, texts, strict=True))
-        regular(out).write_text("".join(lines), encoding="utf-8")
-        return [out]
+        examples = [Example(prompt, images=pictures) for prompt in request.prompts]
+        texts = student.sample(examples, seed=request.seed)
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{prompt}\n-> {text}\n" for prompt, text in zip(request.prompts, texts, strict=True))
+        regular(request.out).write_text("".join(lines), encoding="utf-8")
+        return Samples([request.out])
 
 
 def _check_pictures(draft: Draft) -> None:

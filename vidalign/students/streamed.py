@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
 }
-"""What the format calls the types of torch."""
+"""What the format calls the types of torch, which are named so that torch need not be imported."""
 SHARD = 5 * 2**30
 """Bytes of a file before the next one begins."""
 INDEX = ".safetensors.index.json"
@@ -66,7 +66,7 @@ def write_file(
     at = 0
     for name, entry in entries.items():
         header[name] = {
-            "dtype": CODES[entry.dtype],
+            "dtype": CODES[str(entry.dtype)],
             "shape": list(entry.shape),
             "data_offsets": [at, at := at + entry.size],
         }

@@ -11,10 +11,11 @@ import io
 import logging
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -98,21 +99,62 @@ def write_clip(path: str | Path, clip: torch.Tensor, *, fps: float = DEFAULT_FPS
 
     Where no MP4 encoder is installed, a GIF is written beside the requested name, with a warning.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".gif":
-        return write_gif(path, clip, fps=fps, text=text)
-    if path.suffix.lower() != ".mp4":
+    path = _clip_path(Path(path))
+    write = write_gif if path.suffix.lower() == ".gif" else write_mp4
+    return write(path, clip, fps=fps, text=text)
+
+
+def _clip_path(path: Path) -> Path:
+    """The path itself, or that of a GIF where an MP4 cannot be written; `UserError` for another format."""
+    if path.suffix.lower() not in (".gif", ".mp4"):
         raise UserError(
             f"unknown clip format '{path.suffix or path.name}'",
             where=str(path),
             why="clips are written as animated GIF or as MP4",
             fix="end the file name in .gif or .mp4",
         )
-    if mp4_encoder():
-        return write_mp4(path, clip, fps=fps, text=text)
+    if path.suffix.lower() == ".gif" or mp4_encoder():
+        return path
     fallback = path.with_suffix(".gif")
     log.warning("No MP4 encoder here (pip install av): writing %s instead of %s.", fallback, path)
-    return write_gif(fallback, clip, fps=fps, text=text)
+    return fallback
+
+
+class ClipWriter:
+    """A clip file that grows as its frames come: ``with ClipWriter(path, fps) as writer: writer.add(frames)``.
+
+    An MP4 is written in fragments of about a second, so it can be played while it grows, and what there is of it after
+    an interruption. A GIF, whose frames share a palette, is written at the end. Frames of small clips are enlarged.
+    Where no MP4 encoder is installed, a GIF is written beside the asked name and a warning says so.
+    """
+
+    def __init__(self, path: str | Path, fps: float = DEFAULT_FPS) -> None:
+        self.path, self.fps = _clip_path(Path(path)), fps
+        """The file that is written."""
+        self._frames: list[np.ndarray] = []
+        self._video: _Mp4 | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, clip: torch.Tensor) -> None:
+        """Append frames `[F, 3, H, W]` in [0, 1]."""
+        frames = _visible(clip, "")
+        if self.path.suffix.lower() == ".gif":
+            self._frames.append(frames)
+            return
+        with _writing(self.path):
+            if self._video is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._video = _Mp4(str(regular(self.path)), mp4_encoder(), self.fps, frames, fragments=True)
+            self._video.add(frames)
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if self._video is not None:
+            with _writing(self.path):
+                self._video.close()
+        elif kind is None and self._frames:
+            _write(self.path, gif_bytes(np.concatenate(self._frames), self.fps))
 
 
 def mp4_encoder() -> str:
@@ -149,25 +191,65 @@ def _visible(clip: torch.Tensor, text: str) -> np.ndarray:
 
 def mp4_bytes(frames: np.ndarray, encoder: str, fps: float, options: Mapping[str, str] | None = None) -> bytes:
     """uint8 `[F, H, W, 3]` as MP4 (4:2:0); odd sizes grow by one pixel. options: those of the encoder."""
-    import av
-
-    height, width = frames.shape[1:3]
-    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # 4:2:0 needs it
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1000)
-        stream: Any = container.add_stream(encoder, rate=rate, options=dict(options or {}))
-        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
-        for frame in even:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+    video = _Mp4(buffer, encoder, fps, frames, options)
+    video.add(frames)
+    video.close()
     return buffer.getvalue()
 
 
+class _Mp4:
+    """An open MP4 for frames like uint8 `[F, H, W, 3]`; fragments: one begins about every second."""
+
+    def __init__(
+        self,
+        file: str | io.BytesIO,
+        encoder: str,
+        fps: float,
+        like: np.ndarray,
+        options: Mapping[str, str] | None = None,
+        *,
+        fragments: bool = False,
+    ) -> None:
+        import av
+
+        flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"} if fragments else {}
+        own = {"tune": "zerolatency"} if fragments and encoder == "libx264" else {}  # it holds back 40 frames otherwise
+        self.container = av.open(file, "w", format="mp4", options=flags)
+        rate = Fraction(fps).limit_denominator(1000)
+        self.stream: Any = self.container.add_stream(encoder, rate=rate, options=own | dict(options or {}))
+        height, width = like.shape[1:3]
+        self.stream.height, self.stream.width = height + height % 2, width + width % 2
+        self.stream.pix_fmt = "yuv420p"
+        if fragments:
+            self.stream.gop_size = max(1, round(fps))
+
+    def add(self, frames: np.ndarray) -> None:
+        import av
+
+        height, width = frames.shape[1:3]
+        even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # 4:2:0 needs it
+        for frame in even:
+            self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def close(self) -> None:
+        """Write what the encoder still holds."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+
 def _write(path: Path, data: bytes) -> Path:
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         regular(path).write_bytes(data)
+    return path
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the disk refuses inside is reported with the path."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             "cannot write the clip",
@@ -175,4 +257,3 @@ def _write(path: Path, data: bytes) -> Path:
             why=error.strerror or str(error),
             fix="choose another path, or free some space there",
         ) from error
-    return path

@@ -18,7 +18,10 @@ from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.students.base import Student
+    from vidalign.students.kind import StudentKind
 
 STUDENT = "student.safetensors"
 FINAL = Saved()
@@ -50,6 +53,16 @@ def open_run(
     student_only: its rewards, teacher and objective, and their plugins, are not loaded.
     """
     folder = Path(folder)
+    recipe = open_recipe(folder, overrides, saved, student_only=student_only)
+    source = None if saved.final else saved.checkpoint(folder)
+    step = None if source is None else step_of(source)
+    return FinishedRun(folder, recipe, load_student_of(folder, recipe, saved), source, step)
+
+
+def open_recipe(
+    folder: Path, overrides: Sequence[str] = (), saved: Saved = FINAL, *, student_only: bool = False
+) -> Recipe:
+    """The recipe of a run, with its plugins loaded; see `open_run`."""
     check_finished(folder, saved)
     if student_only:
         if written(folder / "recipe.yaml", [], "student", "name") not in registry.names("students"):
@@ -62,12 +75,29 @@ def open_run(
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
-    if not saved.final:
-        source = saved.checkpoint(folder)
-        step = step_of(source)
-        return FinishedRun(folder, recipe, student_at(recipe, source, trust=saved.trust), source, step)
-    student = student_kind(recipe).load(folder / STUDENT, device=distributed.device())
-    return FinishedRun(folder, recipe, student)
+    return recipe
+
+
+def load_student_of(
+    folder: Path, recipe: Recipe, saved: Saved = FINAL, dtype: torch.dtype | None = None
+) -> Student[Any]:
+    """The student of a run that is meant, on this process' device; dtype: of its weights, None = as they are saved.
+
+    Raises `CheckpointError`.
+    """
+    if saved.final:
+        return load_student(student_kind(recipe), folder / STUDENT, dtype)
+    source = saved.checkpoint(folder)
+    step_of(source)  # raises for one that is not intact
+    found: Student[Any] = student_at(recipe, source, trust=saved.trust)
+    return found if dtype is None else found.to(dtype)
+
+
+def load_student(kind: type[StudentKind[Any, Any]], path: str | Path, dtype: torch.dtype | None = None) -> Student[Any]:
+    """Saved weights on this process' device; dtype: see `load_student_of`."""
+    options = {} if dtype is None else {"dtype": dtype}
+    student: Student[Any] = kind.load(path, device=distributed.device(), **options)
+    return student
 
 
 @before_work()

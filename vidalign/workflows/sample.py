@@ -1,31 +1,72 @@
-"""Clips or answers of a run's student for prompts of one's own."""
+"""Clips or answers for prompts of one's own, of a run's student or of saved weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vidalign.build import student_kind
-from vidalign.workflows.opened import FINAL, open_run
+from vidalign.engine import distributed
+from vidalign.errors import before_work
+from vidalign.students.weights import kind_of, kinds
+from vidalign.workflows.opened import FINAL, STUDENT, load_student, load_student_of, open_recipe
 from vidalign.workflows.saved import Saved
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidalign.engine.config import Precision
+    from vidalign.students.base import Student
+    from vidalign.students.kind import StudentKind
+    from vidalign.students.samples import SampleRequest, Samples
 
 
 def sample_run(
-    folder: str | Path,
-    prompts: Sequence[str],
-    out: Path,
-    *,
-    frames: int | None = None,
-    seed: int = 0,
-    images: Sequence[Path] = (),
-    saved: Saved = FINAL,
-) -> list[Path]:
-    """Write what a run's student makes of every prompt, see `StudentKind.write_samples`; returns the files.
+    folder: str | Path, request: SampleRequest, *, precision: Precision | None = None, saved: Saved = FINAL
+) -> Samples:
+    """Write what a run's student makes of a request; as long as in training where it gives no length.
 
-    A student of clips writes one a prompt; a language student answers every prompt, shown all `images`, into one text
-    file. The text encoder warns about words outside its vocabulary. Raises `UserError` for an impossible length.
+    precision: that of the run's recipe unless given. Raises `UserError` for what the student cannot do, before its
+    weights are loaded. The text encoder warns about words outside its vocabulary.
     """
-    run = open_run(folder, saved=saved, student_only=True)
-    length = run.recipe.data.frames if frames is None else frames
-    kind, student = student_kind(run.recipe), run.student.eval()
-    return kind.write_samples(student, prompts, out, frames=length, seed=seed, images=images)
+    folder = Path(folder)
+    recipe = open_recipe(folder, saved=saved, student_only=True)
+    kind = student_kind(recipe)
+    request = replace(request, latents=recipe.data.frames)
+    spec = kind.read_spec(folder / STUDENT) if saved.final else kind.spec(recipe.student)
+
+    def load(dtype: torch.dtype | None) -> Student[Any]:
+        return load_student_of(folder, recipe, saved, dtype)
+
+    return _write(kind, spec, request, precision or recipe.engine.precision, load)
+
+
+def sample_student(path: str, request: SampleRequest, *, precision: Precision = "auto") -> Samples:
+    """Write what saved weights make of a request, by their path or shipped name. Raises `UserError` as `sample_run`."""
+    with before_work():
+        kind = kinds()[kind_of(path)]
+        spec = kind.read_spec(path)
+
+    def load(dtype: torch.dtype | None) -> Student[Any]:
+        return load_student(kind, path, dtype)
+
+    return _write(kind, spec, request, precision, load)
+
+
+def _write(
+    kind: type[StudentKind[Any, Any]],
+    spec: Any,
+    request: SampleRequest,
+    precision: Precision,
+    load: Callable[[torch.dtype | None], Student[Any]],
+) -> Samples:
+    """Check, encode the prompts, and only then load the student: it is never in memory beside the text encoder."""
+    with before_work():
+        kind.check_samples(spec, request)
+    features = kind.features(spec)
+    if features is not None:
+        features.prepare(request.texts)
+    student = load(kind.sampling_dtype(distributed.resolve_precision(precision)))
+    return kind.write_samples(student.eval(), request, features)

@@ -84,14 +84,20 @@ def on_policy_gap(
     """How far the loss' forward is from the rollout of a policy on its own states, at the last denoising step of the
     recorded chunks, see `replay_gap`; about 0 when both see the same cache.
 
-    text: features ``[P, L, D]``. candidates: how many of the first prompt's are predicted again.
+    text: features ``[P, L, D]``. candidates: how many of the first prompt's are predicted again, no more at once than
+    the student rolls out (`Student.rollout_batch`).
     """
-    rows, states = slice(0, candidates), [rollout.states[chunk] for chunk in sorted(rollout.states)]
-    x_t = torch.cat([state.x_t[rows, -1] for state in states], 1)
-    recorded = torch.cat([state.x0[rows, -1] for state in states], 1)
+    states = [rollout.states[chunk] for chunk in sorted(rollout.states)]
     levels = [torch.full(state.x_t.shape[2:3], state.sigmas[-1], dtype=torch.float64) for state in states]
-    sigma = torch.cat(levels).expand(len(x_t), -1).to(x_t.device)
-    context, clean = rollout.context.rows(slice(0, 1)), rollout.latents[rows, rollout.branch]
-    with ctx.policy(policy):
-        replay = ctx.student.predict_x0(x_t, sigma, text[:1], context, clean=clean)
-    return float(replay_gap(replay, recorded))
+    context, most = rollout.context.rows(slice(0, 1)), ctx.student.rollout_batch or candidates
+    gaps = []
+    for start in range(0, candidates, most):
+        rows = slice(start, min(start + most, candidates))
+        x_t = torch.cat([state.x_t[rows, -1] for state in states], 1)
+        recorded = torch.cat([state.x0[rows, -1] for state in states], 1)
+        sigma = torch.cat(levels).expand(len(x_t), -1).to(x_t.device)
+        with ctx.policy(policy):
+            clean = rollout.latents[rows, rollout.branch]
+            replay = ctx.student.predict_x0(x_t, sigma, text[:1], context, clean=clean)
+        gaps.append(float(replay_gap(replay, recorded)))
+    return max(gaps)

@@ -10,6 +10,7 @@ import torch
 from vidalign.codecs import Codec, build_codec
 from vidalign.students.video.bidirectional import sample_bidirectional
 from vidalign.students.video.rollout import RolloutPlan
+from vidalign.students.video.streaming import OnChunk, Scene, stream
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_features
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vidalign.students.video.student import VideoStudent
 
 Sample = Callable[[Sequence[str], Sequence[torch.Generator]], torch.Tensor]
-OnChunk = Callable[[int, torch.Tensor], None]
 
 
 def clip_sampler(
@@ -35,24 +35,23 @@ def clip_sampler(
     causal sampler, is given the number and the clips of each chunk, which are then decoded one by one; steps: of
     `sample_bidirectional`. Raises `UserError` unless `frames` are whole chunks, where the student makes chunks.
     """
-    if method == "causal":
-        student.spec.check_frames(frames)
+    chunks = student.spec.chunks_in(frames) if method == "causal" else 0
     read = features or build_features(student.spec.text)
-    decoder = codec or build_codec(student.spec.codec).to(student.device, student.latent_dtype).eval()
+    decoder = codec or build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
 
     def causal(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        text, plan = read(prompts).to(student.device), RolloutPlan(prefix=0, branch=frames // student.chunk_frames)
-        noise = student.draw_noise(plan, list(generators))
+        text, plan = read(prompts).to(student.device), RolloutPlan(prefix=0, branch=chunks)
+        noise = student.draw_noise(plan, list(generators)).last(frames)
         if on_chunk is None:
             return decoder.decode(student.rollout(text, plan, noise).latents)
-        decode, clips = decoder.stream(), []
+        parts: list[torch.Tensor] = []
 
-        def finished(index: int, latents: torch.Tensor) -> None:
-            clips.append(decode(latents))
-            on_chunk(index, clips[-1])
+        def finished(index: int, clips: torch.Tensor) -> None:
+            parts.append(clips)
+            on_chunk(index, clips)
 
-        student.rollout(text, plan, noise, on_chunk=finished)
-        return torch.cat(clips, 1)
+        stream(student, [Scene(text, plan.branch)], noise, decoder.stream(), finished)
+        return torch.cat(parts, 1)
 
     def bidirectional(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
         text = read(prompts).to(student.device)

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vidalign.students.exchange import Card, Leaving
-from vidalign.students.kind import Sizes, StudentKind
+from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.codecs.base import Codec
+    from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.exchange import Imported, ImportOptions
+    from vidalign.students.samples import SampleRequest, Samples
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -159,6 +163,27 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         return changed(super().spec(student), student.config)
 
     @classmethod
+    def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
+        from vidalign.students.video.samples import check
+
+        check_clip_name(request.out)
+        check(spec, request)
+
+    @classmethod
+    def sampling_dtype(cls, precision: Precision) -> torch.dtype:
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[precision]
+
+    @classmethod
+    def write_samples(
+        cls, student: VideoStudent, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> Samples:
+        from vidalign.students.video.samples import write
+
+        return write(student, request, features)
+
+    @classmethod
     def levels(cls, path: str | Path) -> list[float]:
         return cls.read_spec(path).sampler.sigmas
 
@@ -169,3 +194,9 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.stand_in import stand_in
 
         return stand_in(cls.spec(student))
+
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
+        from vidalign.students.video.stand_in import unloaded
+
+        return unloaded(cls.spec(student))

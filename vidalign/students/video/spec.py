@@ -54,6 +54,9 @@ class CachePolicy:
     """Whether a prompt switch keeps the old sink once the video fills the window; see
     `VideoStudent.recache`.
     """
+    first_chunk: str = "whole"
+    """whole: a sampled video is whole chunks; remainder: its first chunk takes the frames that are left over, and may
+    be a given picture. Training is on whole chunks."""
 
     def __post_init__(self) -> None:
         where = "cache"
@@ -70,6 +73,11 @@ class CachePolicy:
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
             )
+        if self.first_chunk not in ("whole", "remainder"):
+            raise UserError(f"unknown first_chunk {self.first_chunk!r}", where=where, fix="whole or remainder")
+        if self.sink_decay and self.first_chunk == "remainder":
+            why = "an EMA sink takes up whole chunks"
+            raise UserError("sink_decay needs first_chunk: whole", where=where, why=why)
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
             raise UserError("sink_decay needs window, sink and rope: relative", where=where)
 
@@ -82,6 +90,16 @@ class CachePolicy:
             return list(range(first, start))
         local = self.window - self.chunk_frames - self.sink
         return [*range(first, first + self.sink), *range(start - local, start)]
+
+
+def no_switch() -> UserError:
+    """The error of a prompt switch under a policy that cannot be rebuilt."""
+    return UserError(
+        "a prompt switch cannot rebuild an EMA sink",
+        where="student.cache.sink_decay",
+        why="it holds a mean of evicted frames under the old prompt",
+        fix="use sink_decay: 0, or go on under the old prompt",
+    )
 
 
 @dataclass
@@ -240,6 +258,14 @@ class VideoStudentSpec(StudentSpec):
                 why="positions are absolute and grow with the length of the video",
                 fix=f"use at most {MAX_POSITIONS // size * size}, or student.cache={{window: N, rope: relative}}",
             )
+
+    def chunks_in(self, frames: int, where: str = "") -> int:
+        """Chunks of a sampled clip of `frames` latent frames, of which the first may be smaller where the cache policy
+        says so. Raises `UserError` as `check_frames`."""
+        size = self.cache.chunk_frames
+        chunks = -(-frames // size)
+        self.check_frames(chunks * size if self.cache.first_chunk == "remainder" else frames, where)
+        return chunks
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:

@@ -1,4 +1,4 @@
-"""A stand-in for a video student whose network is tiny: what an objective calls can be counted without its weights."""
+"""Stand-ins for a video student: a tiny network whose calls are counted, and the real one without its weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.codecs import build_codec
+from vidalign.codecs.base import describe_codec
 from vidalign.students.video.spec import VideoStudentSpec
 from vidalign.students.video.student import VideoStudent
 
@@ -41,3 +42,14 @@ def stand_in(spec: VideoStudentSpec) -> tuple[VideoStudent, Features, Codec]:
         return torch.zeros(len(prompts), 1, WIDTH)
 
     return VideoStudent.from_spec(small), features, build_codec(small.codec)
+
+
+def unloaded(spec: VideoStudentSpec) -> tuple[VideoStudent, Features, Codec]:
+    """The student of `spec` and its codec with weights on the meta device, and features of the real shape."""
+    length, width = int(spec.text.get("length", 1)), int(spec.transformer.get("text_dim", 4096))
+
+    def features(prompts: Sequence[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts), length, width)
+
+    with torch.device("meta"):
+        return VideoStudent.from_spec(spec), features, build_codec(describe_codec(spec.codec))

@@ -20,14 +20,16 @@ from vidalign.students.base import Pass, Student
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
-from vidalign.students.video.evaluation import OnChunk, Sample, clip_sampler
+from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install
 from vidalign.students.video.rollout.branching import rollout
+from vidalign.students.video.rollout.clock import Clock
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video.rope import RotaryTables
-from vidalign.students.video.spec import VideoStudentSpec
+from vidalign.students.video.spec import VideoStudentSpec, no_switch
+from vidalign.students.video.streaming import OnChunk
 
 EPS = 1e-3  # floor of sigma where x0 is turned into velocity
 
@@ -180,12 +182,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         cache, frames = self.spec.cache, context.frames
         assert latents.shape[:2] == (context.batch, frames), "recache needs the latents of every frame so far"
         if cache.sink_decay:
-            raise UserError(
-                "a prompt switch cannot rebuild an EMA sink",
-                where="student.cache.sink_decay",
-                why="it holds a mean of evicted frames under the old prompt",
-                fix="use sink_decay: 0, or go on under the old prompt",
-            )
+            raise no_switch()
         start = max(0, frames - cache.window) if cache.window else 0
         past = Context(context.batch, start, first=start)
         if cache.global_sink and cache.window and frames >= cache.window:
@@ -203,17 +200,20 @@ class VideoStudent(Student[VideoStudentSpec]):
         *,
         context: Context | None = None,
         on_chunk: Callable[[int, Tensor], None] | None = None,
+        clock: Clock | None = None,
     ) -> Rollout:
         """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
 
-        context: continue after these frames (the plan then counts chunks from there). on_chunk(index, x0) is
-        called as soon as a chunk is done, for streaming decode. No more than `rollout_batch` candidates go through the
-        network at once, unless it is 0.
+        noise may hold fewer frames than the plan has: the first chunk of the video is then smaller, see
+        `CachePolicy.first_chunk`. context: continue after these frames (the plan then counts chunks from there).
+        on_chunk(index, x0) is called as soon as a chunk is denoised, before its clean pass, for streaming decode.
+        clock: measures denoising and clean passes; the device is synchronised only for it. No more than
+        `rollout_batch` candidates go through the network at once, unless it is 0.
         """
+        self.runtime.text = {}
         try:
-            return rollout(
-                self, text, plan, noise.to(self.device), context, on_chunk, 0 if on_chunk else self.rollout_batch
-            )
+            rows = 0 if on_chunk else self.rollout_batch
+            return rollout(self, text, plan, noise.to(self.device), context, on_chunk, rows, clock)
         finally:
             self.runtime.text = None
 
@@ -233,9 +233,10 @@ class VideoStudent(Student[VideoStudentSpec]):
     ) -> Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] of B prompts, on the device of the student.
 
-        frames: latent frames, whole chunks; seed: another one gives other clips, the same on every machine.
-        on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are decoded. Raises `UserError`
-        for a length that is not whole chunks. `VideoStudent.load` and `vidalign.load_student` give a student.
+        frames: latent frames, whole chunks unless the first may be smaller; seed: another one gives other clips, the
+        same on every machine. on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are
+        decoded. Raises `UserError` for a length that is not whole chunks. `VideoStudent.load` and
+        `vidalign.load_student` give a student.
         """
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         streamed = on_chunk or (lambda index, clips: None)
@@ -257,10 +258,16 @@ class VideoStudent(Student[VideoStudentSpec]):
         return device
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """What the network, and a codec that is built for it, computes in."""
+        dtype: torch.dtype = self.base.patch_embedding.weight.dtype
+        return dtype
+
+    @property
     def latent_dtype(self) -> torch.dtype:
         """Of the latents of a rollout: fp32, or fp64 where the weights are. With `numerics: wan` it is that of the
         weights, to which the original rounds between steps."""
-        dtype: torch.dtype = self.base.patch_embedding.weight.dtype
+        dtype = self.weight_dtype
         return dtype if self.spec.numerics == "wan" else torch.promote_types(dtype, torch.float32)
 
     @property

@@ -15,11 +15,10 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vidalign.errors import CheckpointError
 from vidalign.reading import read_json
@@ -27,11 +26,14 @@ from vidalign.students.streamed import CODES, INDEX, Entry
 from vidalign.students.video.importers.inert import allow_list
 from vidalign.students.video.importers.legacy import LegacyFile
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
 WINDOW = 2**28
 """Bytes read before a file is opened anew."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-TYPES = {code: dtype for dtype, code in CODES.items()}
+NAMES = {code: name.removeprefix("torch.") for name, code in CODES.items()}
 SHOWN = 8
 NOT_SAVED = "it is truncated, or not a file of torch.save"
 
@@ -62,7 +64,7 @@ class Safetensors(Checkpoint):
                     self.metadata |= opened.metadata() or {}
                     for name in opened.keys():
                         piece = opened.get_slice(name)
-                        self.entries[name] = Entry(tuple(piece.get_shape()), TYPES[piece.get_dtype()])
+                        self.entries[name] = Entry(tuple(piece.get_shape()), getattr(torch, NAMES[piece.get_dtype()]))
                         self._homes[name] = file
             except (SafetensorError, OSError, KeyError) as error:
                 raise _unreadable(file, str(error)) from error
@@ -206,7 +208,7 @@ def _chosen(content: Any, keys: Sequence[str], key: str, where: str) -> dict[str
             content = content[part]
     while inner := next((content[name] for name in keys if isinstance(content.get(name), dict)), None):
         content = inner
-    flat = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    flat = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
     if not flat:
         listed = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(

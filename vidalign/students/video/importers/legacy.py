@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, _weights_only_unpickler
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+    from torch import Tensor
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 LENGTH = 8
@@ -53,7 +54,7 @@ class LegacyFile:
         if (_load(opened), _load(opened)) != (MAGIC, PROTOCOL):
             raise ValueError("it does not begin as a file of torch.save")
         _load(opened)  # of the machine that wrote it
-        unpickler = _weights_only_unpickler.Unpickler(opened, encoding="utf-8")
+        unpickler = torch._weights_only_unpickler.Unpickler(opened, encoding="utf-8")
         unpickler.persistent_load = self._storage  # type: ignore[method-assign]
         content = unpickler.load()
         keys, at = _load(opened), opened.tell()
@@ -76,4 +77,4 @@ class LegacyFile:
 
 
 def _load(opened: BinaryIO) -> Any:
-    return _weights_only_unpickler.load(opened, encoding="utf-8")
+    return torch._weights_only_unpickler.load(opened, encoding="utf-8")

@@ -7,7 +7,6 @@ runs once per prompt and is broadcast to the group without a copy.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 
 from vidalign.losses.flow_matching import add_noise
 from vidalign.students.video.context import Context
+from vidalign.students.video.rollout.clock import Clock, measured
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
 
@@ -35,6 +35,7 @@ def rollout(
     context: Context | None = None,
     on_chunk: OnChunk | None = None,
     rows: int = 0,
+    clock: Clock | None = None,
 ) -> Rollout:
     """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`.
 
@@ -43,19 +44,23 @@ def rollout(
     """
     chunk_frames, group_size = student.spec.cache.chunk_frames, plan.group_size
     total = len(text) * group_size
-    assert noise.initial.shape[:2] == (total, plan.chunks * chunk_frames), "noise must match prompts and plan"
+    context = context if context is not None else student.begin(text)
+    less = plan.chunks * chunk_frames - noise.initial.shape[1]  # frames that the first chunk of a video lacks
+    assert len(noise.initial) == total, "noise must match prompts and plan"
+    assert less == 0 or (0 < less < chunk_frames and context.frames == 0), "noise must match prompts and plan"
+    starts = [max(0, chunk * chunk_frames - less) for chunk in range(plan.chunks + 1)]
     assert on_chunk is None or not 0 < rows < total, "a stream is generated in one piece"
-    branch = slice(plan.prefix * chunk_frames, (plan.prefix + plan.branch) * chunk_frames)
-    head = _Run(student, text, context if context is not None else student.begin(text), plan, on_chunk)
-    head.generate(range(plan.prefix), noise[::group_size])
+    branch = slice(starts[plan.prefix], starts[plan.prefix + plan.branch])
+    head = _Run(student, text, context, plan, on_chunk, clock)
+    head.generate(range(plan.prefix), starts, noise[::group_size])
     parts = []
     for part in _parts(total, group_size, rows):
         prompts = slice(part.start // group_size, -(-part.stop // group_size))
         if len(text[prompts]) < len(text):
             student.runtime.text = {}  # it holds the keys and values of other texts
         behind = head.context.expand(group_size).rows(part) if rows else head.context.expand(group_size)
-        run = _Run(student, text[prompts], behind, plan, on_chunk)
-        run.generate(range(plan.prefix, plan.chunks), noise[part])
+        run = _Run(student, text[prompts], behind, plan, on_chunk, clock)
+        run.generate(range(plan.prefix, plan.chunks), starts, noise[part])
         parts.append(run)
     past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
     own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
@@ -67,7 +72,6 @@ def rollout(
         head.states | states,
         chunk_forwards=head.calls + parts[0].calls * group_size,
         final=Context.cat([run.context for run in parts]) if plan.keep_final else None,
-        timings={name: sum(run.timings[name] for run in (head, *parts)) for name in head.timings},
     )
 
 
@@ -84,32 +88,37 @@ class _Run:
     """Chunks generated one after the other for the same rows."""
 
     def __init__(
-        self, student: VideoStudent, text: Tensor, context: Context, plan: RolloutPlan, on_chunk: OnChunk | None
+        self,
+        student: VideoStudent,
+        text: Tensor,
+        context: Context,
+        plan: RolloutPlan,
+        on_chunk: OnChunk | None,
+        clock: Clock | None,
     ) -> None:
-        self.student, self.text, self.context, self.plan, self.on_chunk = student, text, context, plan, on_chunk
+        self.student, self.text, self.context, self.plan = student, text, context, plan
+        self.on_chunk, self.clock = on_chunk, clock
         self.chunks: list[Tensor] = []
         self.states: dict[int, ChunkStates] = {}
         self.calls = 0
-        self.timings = {"denoise": 0.0, "clean": 0.0}
 
-    def generate(self, chunks: range, noise: Noise) -> None:
-        """These chunks of the plan, from the noise of all of its frames."""
-        student, size = self.student, self.student.spec.cache.chunk_frames
+    def generate(self, chunks: range, starts: list[int], noise: Noise) -> None:
+        """These chunks of the plan, which begin at the frames `starts` of the noise."""
+        student = self.student
         for chunk in chunks:
-            frames = slice(chunk * size, (chunk + 1) * size)
-            with _Clock(self.timings, "denoise", noise.initial.device):
-                initial, renoise = noise.initial[:, frames], noise.renoise[:, :, frames]
-                x0, states = _denoise(student, self.text, self.context, initial, renoise)
+            draws = noise.frames(starts[chunk], starts[chunk + 1])
+            with measured(self.clock, "denoise"):
+                x0, states = _denoise(student, self.text, self.context, draws.initial, draws.renoise)
             self.chunks.append(x0)
             if chunk in self.plan.record:
                 self.states[chunk] = states
             self.calls += len(states.sigmas)
-            if chunk < self.plan.chunks - 1 or self.plan.keep_final:
-                with _Clock(self.timings, "clean", noise.initial.device):
-                    self.context = student.extend(self.context, x0, self.text)
-                self.calls += 1
             if self.on_chunk is not None:
                 self.on_chunk(chunk, x0)
+            if chunk < self.plan.chunks - 1 or self.plan.keep_final:
+                with measured(self.clock, "clean"):
+                    self.context = student.extend(self.context, x0, self.text)
+                self.calls += 1
 
 
 def _denoise(
@@ -127,21 +136,3 @@ def _denoise(
         if step + 1 < len(sigmas):
             x_t = add_noise(x0, renoise[:, step], sigmas[step + 1])
     return x0, ChunkStates(sigmas, torch.stack(seen, 1), torch.stack(predicted, 1))
-
-
-class _Clock:
-    """Adds wall time to `timings[name]`."""
-
-    def __init__(self, timings: dict[str, float], name: str, device: torch.device) -> None:
-        self.timings, self.name, self.device = timings, name, device
-
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
-
-    def __enter__(self) -> None:
-        self.start = self._now()
-
-    def __exit__(self, *exc: object) -> None:
-        self.timings[self.name] += self._now() - self.start

@@ -74,6 +74,14 @@ class Noise:
                 renoise[:, step, at : at + chunk_frames] = draw.unflatten(0, (batch, chunk_frames))
         return cls(initial, renoise)
 
+    def frames(self, start: int, stop: int) -> Noise:
+        """The draws of the frames start..stop."""
+        return Noise(self.initial[:, start:stop], self.renoise[:, :, start:stop])
+
+    def last(self, count: int) -> Noise:
+        """The draws of the last `count` frames."""
+        return self.frames(self.initial.shape[1] - count, self.initial.shape[1])
+
     def __getitem__(self, rows: slice) -> Noise:
         """The draws of some candidates."""
         return Noise(self.initial[rows], self.renoise[rows])

@@ -78,5 +78,3 @@ class Rollout:
     """Network calls on one chunk, per prompt."""
     final: Context | None = None
     """The clean past after the last chunk, when the plan keeps it."""
-    timings: dict[str, float] = field(default_factory=dict)
-    """Seconds spent in `denoise` and `clean`, on the host's clock with the device synchronised."""

@@ -1,0 +1,113 @@
+"""`vidalign sample` of a video student: each video is streamed, from the noise of a chunk to the frames of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from vidalign.codecs import build_codec
+from vidalign.engine.rng import generator
+from vidalign.errors import DataError
+from vidalign.reading import regular
+from vidalign.students.samples import ChunkTimes, SampleRequest, Samples, SampleTimes
+from vidalign.students.video.rollout.clock import Clock, measured
+from vidalign.students.video.rollout.plan import RolloutPlan
+from vidalign.students.video.spec import no_switch
+from vidalign.students.video.streaming import Scene, stream
+from vidalign.students.video.timeline import timeline
+from vidalign.text.pretrained import build_features
+from vidalign.tracking.clips import ClipWriter
+
+if TYPE_CHECKING:
+    from vidalign.codecs.base import Codec
+    from vidalign.students.video.spec import VideoStudentSpec
+    from vidalign.students.video.student import VideoStudent
+    from vidalign.text.features import PromptFeatures
+
+
+def check(spec: VideoStudentSpec, request: SampleRequest) -> None:
+    """Refuse what a video student cannot make of a request, and say what is rounded."""
+    if request.then and len(request.prompts) > 1:
+        request.refuse("then", why="prompts follow one --prompt, and there are several")
+    if request.then and spec.cache.sink_decay:
+        raise no_switch()
+    if len(request.images) > 1:
+        request.refuse("images", why="a video begins with one picture")
+    if request.images and spec.cache.chunk_frames > 1 and spec.cache.first_chunk == "whole":
+        request.refuse("images", why="the first chunk is whole: this student was not trained behind a single frame")
+    for path in request.images:
+        _picture(spec, path)
+    for note in timeline(spec, request).notes:
+        request.say(note)
+
+
+def write(student: VideoStudent, request: SampleRequest, features: PromptFeatures | None = None) -> Samples:
+    """One file for each prompt, video after video; features: of the student's spec, built here unless given.
+
+    Video n is that of `VideoStudent.sample` with the same seed for prompt n. Codec and network compute in the type of
+    the student's weights, on its device.
+    """
+    student.eval()
+    line, read = timeline(student.spec, request), features or build_features(student.spec.text)
+    codec = build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
+    plan = RolloutPlan(prefix=0, branch=line.chunks)
+    files, times = [], []
+    for number, (prompt, file) in enumerate(zip(request.prompts, request.files, strict=True)):
+        texts = read([prompt, *(text for _, text in request.then)]).to(student.device)
+        scenes = [Scene(text[None], chunks) for text, chunks in zip(texts, line.scenes, strict=True)]
+        noise = student.draw_noise(plan, [generator(request.seed, "sample", 0, number)]).last(line.latents)
+        given = _given(student, codec, request.images[0]) if request.images else None
+        with ClipWriter(file, student.spec.fps) as writer:
+            show = _Show(writer, Clock(student.device) if request.stats else None)
+            stream(student, scenes, noise, codec.stream(), show, show.clock, given)
+        files.append(writer.path)
+        if show.clock is not None:
+            times.append(show.times())
+    return Samples(files, times)
+
+
+class _Show:
+    """Writes the chunks of one video as they come, and remembers when."""
+
+    def __init__(self, writer: ClipWriter, clock: Clock | None) -> None:
+        self.writer, self.clock = writer, clock
+        self.began = clock.now() if clock else 0.0
+        self.first = 0.0
+        self.frames: list[int] = []
+
+    def __call__(self, index: int, clips: torch.Tensor) -> None:
+        if self.clock is not None and index == 0:
+            self.first = self.clock.now() - self.began
+        self.frames.append(clips.shape[1])
+        with measured(self.clock, "write"):
+            self.writer.add(clips[0])
+
+    def times(self) -> SampleTimes:
+        """What the clock measured, chunk by chunk; a rebuilt context counts for the chunk after it."""
+        assert self.clock is not None, "asked only where there is one"
+        chunks: list[dict[str, float]] = [{}]
+        for name, seconds in self.clock.parts:
+            if name in ("recache", "denoise") and "decode" in chunks[-1]:
+                chunks.append({})
+            chunks[-1][name] = seconds
+        return SampleTimes(self.first, [ChunkTimes(*pair) for pair in zip(self.frames, chunks, strict=True)])
+
+
+def _picture(spec: VideoStudentSpec, path: Path) -> torch.Tensor:
+    """A picture as the first frame ``[1, 1, 3, H, W]`` in [0, 1], scaled and cut to the size of the video."""
+    try:
+        image = Image.open(regular(path)).convert("RGB")
+    except OSError as error:
+        raise DataError("the picture cannot be read", where="--image", why=str(error)) from error
+    fitted = ImageOps.fit(image, (spec.width, spec.height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)[None, None].float() / 255
+
+
+@torch.no_grad()
+def _given(student: VideoStudent, codec: Codec, path: Path) -> torch.Tensor:
+    """The latent ``[1, 1, C, h, w]`` of the first frame."""
+    return codec.encode(_picture(student.spec, path).to(student.device, student.latent_dtype))
