@@ -212,6 +212,12 @@ def test_a_hub_that_refuses_leaves_the_export(capsys: pytest.CaptureFixture[str]
 # --- student.path and its keys ---
 
 
+def test_a_teacher_may_be_a_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
+    dmd = ("objective={name: dmd}", "teacher={name: model, path: student}", "rewards={}")
+    assert train("dmd", *dmd, "trainer.steps=1") == 0
+    assert "override 4 (public.pt) - it carries no specification" in refused(capsys, *dmd, "teacher.path=public.pt")
+
+
 def refused(capsys: pytest.CaptureFixture[str], *changes: str) -> str:
     capsys.readouterr()
     assert vidalign("validate", "recipe.yaml", "--plugin", "brightness.py", *changes) == 2

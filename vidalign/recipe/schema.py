@@ -78,8 +78,8 @@ class StudentChoice(Choice):
     name: str = "video"
     """Kind of student in the registry."""
     path: str = ""
-    """A safetensors file or a shipped name such as `world/student`. For language students also the folder or hub name
-    of a transformers model."""
+    """A safetensors file or a shipped name such as `world/student`. For video students also a folder of
+    `vidalign import` or a hub id, for language students the folder or hub name of a transformers model."""
     init: dict[str, Any] | None = None
     """Specification of a randomly initialised student, instead of `path`."""
     adapter: AdapterConfig | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from vidalign.students.checks import check_teacher_weights
+from vidalign.students.video.checks import check_weights
 from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class NetworkTeacher:
         """Where its weights are."""
 
         path: str = ""
-        """Weights: a safetensors file or a shipped name such as `world/teacher`."""
+        """Weights: a safetensors file, a folder of `vidalign import`, a hub id, or a shipped name such as
+        `world/teacher`."""
 
     def __init__(self, model: VideoStudent) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -33,7 +35,9 @@ class NetworkTeacher:
     @classmethod
     def check(cls, draft: Draft) -> None:
         """The weights can be read, and are those of a video network."""
-        check_teacher_weights(draft, draft.settings("teacher", cls.Config).path, "video")
+        path = draft.settings("teacher", cls.Config).path
+        if not path or not check_weights(draft, path, "teacher.path"):
+            check_teacher_weights(draft, path, "video")
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:

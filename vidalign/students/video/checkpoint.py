@@ -43,9 +43,10 @@ def written_spec(path: str | Path) -> dict[str, Any]:
     """The specification of a saved student, a file, a folder or a hub id, as it is written. Raises
     `CheckpointError`."""
     from vidalign.students.hub import is_student_folder
-    from vidalign.students.video.folder import read_folder
 
     if is_student_folder(path) or refuse_checkpoint(path):
+        from vidalign.students.video.folder import read_folder  # needs torch, which a file of ours does not
+
         return read_folder(path)[0]
     return spec_of(path)
 

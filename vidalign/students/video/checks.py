@@ -35,16 +35,19 @@ def check(draft: Draft) -> None:
     _check_dtype(draft)
 
 
-def check_weights(draft: Draft, path: str) -> bool:
-    """The check of weights that are no single file: a folder, a hub id, or a public checkpoint; False for a file."""
+def check_weights(draft: Draft, path: str, key: str) -> bool:
+    """The check of weights that are no single file: a folder, a hub id, or a public checkpoint; False for a file.
+
+    key: of the recipe, where they are named.
+    """
     from vidalign.students.hub import is_student_folder
     from vidalign.students.video.checkpoint import refuse_checkpoint
-    from vidalign.students.video.folder import NETWORK
 
     try:
         if is_student_folder(path):
             Video.read_spec(path)
             if Path(path).is_dir():
+                from vidalign.students.video.folder import NETWORK
                 from vidalign.students.video.importers.files import open_checkpoint
 
                 open_checkpoint(Path(path) / NETWORK)
@@ -52,10 +55,10 @@ def check_weights(draft: Draft, path: str) -> bool:
         if not refuse_checkpoint(path):
             return False
     except UserError as error:
-        draft.refuse_as(error, "student.path")
+        draft.refuse_as(error, key)
         return True
     why = "it is downloaded when training begins, and nothing of it is checked before"
-    draft.warnings.append(Problem(f"{path} is taken as a hub id", draft.tree.locate("student.path"), why))
+    draft.warnings.append(Problem(f"{path} is taken as a hub id", draft.tree.locate(key), why))
     return True
 
 

@@ -129,7 +129,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     def check_weights(cls, draft: Draft, path: str) -> None:
         from vidalign.students.video.checks import check_weights
 
-        if not check_weights(draft, path):
+        if not check_weights(draft, path, "student.path"):
             super().check_weights(draft, path)
 
     @classmethod
