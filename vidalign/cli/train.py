@@ -57,6 +57,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: boo
     """Train and judge; words: what the command line named, to say how to go on."""
     from vidalign.engine import distributed
     from vidalign.trainer import Trainer
+    from vidalign.workflows.fits import explaining_memory
 
     with explaining_memory(recipe, distributed.world_size()):
         trainer, folder = Trainer(recipe, run_dir=run, resume=resume, trust_checkpoint=trust), None

@@ -112,7 +112,7 @@ class FrameCodec(Codec):
     def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
         pixels, size = frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
         at_once = min(frames, self.slice_frames or frames)
-        return pixels * size * (at_once * MAPS * self.width + 3 * 3 * frames)
+        return int(pixels * size * (at_once * MAPS * self.width + 3 * 3 * frames))
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
         out = self.model.encode(frames * 2 - 1)
@@ -181,7 +181,7 @@ class WanCodec(Codec):
 
     def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
         pixels, size = 4 * frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
-        return pixels * size * (WIDE * self.model.config.base_dim + 3 * frames)
+        return int(pixels * size * (WIDE * self.model.config.base_dim + 3 * frames))
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:
