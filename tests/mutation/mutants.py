@@ -145,9 +145,13 @@ class Session:
     def trial(self, module: str, tests: list[str]) -> None:
         importlib.import_module(module)
         tree = self.trees[module]
-        known, reasons = results_of(module), explained().get(module, {}) if self.again else {}
-        tried = {name for name, one in known.items() if not self.again or one["outcome"] != SURVIVED}
-        todo = [(name, one) for name, one in identified(tree) if name not in tried and one.key not in reasons]
+        known, reasons = results_of(module), explained().get(module, {})
+
+        def is_open(name: str, change: Change) -> bool:
+            survived = name in known and known[name]["outcome"] == SURVIVED
+            return name not in known or (self.again and survived and change.key not in reasons)
+
+        todo = [(name, change) for name, change in identified(tree) if is_open(name, change)]
         if not todo:
             return
         start = time.monotonic()
