@@ -19,6 +19,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel
 from torch import Tensor, nn
 
+from vidalign.errors import UserError
 from vidalign.students.video.context import Context, widen
 from vidalign.students.video.numerics import original_rms, round_as_original
 from vidalign.students.video.plan import AttentionPlan, Segment, Span
@@ -263,3 +264,17 @@ def install(transformer: WanTransformer3DModel, numerics: str) -> None:
     transformer.rope = PlanCarrier(runtime)
     if numerics == "wan":
         round_as_original(transformer)
+
+
+def use_attention(transformer: WanTransformer3DModel, backend: str) -> None:
+    """Compute attention with the kernels of `backend`: ``native``, ``cudnn``, ``flash``, ``flash_3``, ``sage`` or
+    ``flex``. Raises `UserError` where they are not installed."""
+    try:
+        transformer.set_attention_backend({"cudnn": "_native_cudnn", "flash_3": "_flash_3"}.get(backend, backend))
+    except (RuntimeError, ImportError, ValueError, OSError) as error:
+        raise UserError(
+            f"the attention kernels {backend!r} cannot be used",
+            where="student.attention",
+            why=str(error).split("\n", 1)[0],
+            fix="install their package, or use auto",
+        ) from error

@@ -22,7 +22,7 @@ from vidalign.students.video import plan as plans
 from vidalign.students.video.context import Context, Piece
 from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
-from vidalign.students.video.processors import Runtime, install
+from vidalign.students.video.processors import Runtime, install, use_attention
 from vidalign.students.video.rollout.branching import rollout
 from vidalign.students.video.rollout.clock import Clock
 from vidalign.students.video.rollout.noise import Noise
@@ -290,17 +290,8 @@ class VideoStudent(Student[VideoStudentSpec]):
         self.base.register_forward_pre_hook(hook, with_kwargs=True)
 
     def use_attention(self, backend: str) -> None:
-        """Compute attention with the kernels of `backend`: ``native``, ``cudnn``, ``flash``, ``flash_3``, ``sage`` or
-        ``flex``. Raises `UserError` where they are not installed."""
-        try:
-            self.base.set_attention_backend({"cudnn": "_native_cudnn", "flash_3": "_flash_3"}.get(backend, backend))
-        except (RuntimeError, ImportError, ValueError, OSError) as error:
-            raise UserError(
-                f"the attention kernels {backend!r} cannot be used",
-                where="student.attention",
-                why=str(error).split("\n", 1)[0],
-                fix="install their package, or use auto",
-            ) from error
+        """See `processors.use_attention`."""
+        use_attention(self.base, backend)
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
