@@ -159,3 +159,18 @@ def test_each_process_encodes_its_share(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("vidalign.engine.distributed.barrier", other)
     assert second.prepare(prompts) == 10
     assert (first.encoded, second.encoded) == (5, 5)
+
+
+def test_a_rank_with_a_disk_of_its_own_encodes_what_it_lacks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank lacks two prompts, which this one has, and never writes to this disk."""
+    recipe = load_recipe("recipe.yaml")
+    prompts = build.asked_prompts(recipe, build.build_prompts(recipe))
+    here = build.prompt_features(recipe)
+    assert here is not None and here.prepare(prompts[:4]) == 4
+    monkeypatch.setattr("vidalign.engine.distributed.all_gather_object", lambda own: [prompts[2:], own])
+    monkeypatch.setattr("vidalign.engine.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("vidalign.engine.distributed.rank", lambda: 1)
+    monkeypatch.setattr("vidalign.engine.distributed.barrier", lambda: None)
+    fresh = build.prompt_features(recipe)
+    assert fresh is not None and fresh.prepare(prompts) == 8 and all(fresh.files.has(prompt) for prompt in prompts)
+    assert fresh.encoded == 4 + 3, "its half of the eight, and those of the other half that it lacks"

@@ -10,7 +10,7 @@ A change outside of functions needs a fork that has not imported the package yet
 
 A survivor is killed by a new test, or explained in `explained.yaml`: by function and by the line before and after the
 change. Names of local variables do not count there, so that an explanation outlives a renaming; `report` lists those
-that explain nothing any more. `run` skips what was tried, `run --again` tries the survivors anew.
+that explain nothing any more. `run` skips what was tried, `run --again` tries the survivors that nothing explains anew.
 """
 
 from __future__ import annotations
@@ -145,8 +145,13 @@ class Session:
     def trial(self, module: str, tests: list[str]) -> None:
         importlib.import_module(module)
         tree = self.trees[module]
-        tried = {name for name, one in results_of(module).items() if not self.again or one["outcome"] != SURVIVED}
-        todo = [(name, change) for name, change in identified(tree) if name not in tried]
+        known, reasons = results_of(module), explained().get(module, {})
+
+        def is_open(name: str, change: Change) -> bool:
+            survived = name in known and known[name]["outcome"] == SURVIVED
+            return name not in known or (self.again and survived and change.key not in reasons)
+
+        todo = [(name, change) for name, change in identified(tree) if is_open(name, change)]
         if not todo:
             return
         start = time.monotonic()
@@ -325,12 +330,20 @@ def run(table: dict[str, list[str]], again: bool) -> None:
         raise SystemExit(code)
 
 
+def explained() -> dict[str, dict[str, str]]:
+    """Why a change cannot be noticed, by module and key."""
+    found = yaml.safe_load((HERE / "explained.yaml").read_text(encoding="utf-8")) or {}
+    return {
+        module: {key(one["in"], one["before"], one["after"]): one["why"] for one in entries}
+        for module, entries in found.items()
+    }
+
+
 def report(table: dict[str, list[str]], write: bool) -> int:
     """Print survivors without an explanation and the numbers of every module; returns how many are open."""
-    explained = yaml.safe_load((HERE / "explained.yaml").read_text(encoding="utf-8")) or {}
-    rows, total = [], 0
+    reasons_of, rows, total = explained(), [], 0
     for module in table:
-        reasons = {key(one["in"], one["before"], one["after"]): one for one in explained.get(module, [])}
+        reasons = reasons_of.get(module, {})
         tally, known = Counter[str](), results_of(module)
         unused = set(reasons) if known else set()
         for identity, change in identified(ast.parse(file_of(module).read_text(encoding="utf-8"))):

@@ -53,15 +53,12 @@ def test_what_is_logged_of_scores() -> None:
 
 
 def test_what_is_logged_of_advantages() -> None:
-    """A group of equal rewards, and one whose spread is the largest that still counts as none."""
-    reward = torch.tensor([1.0, 1.0, 0.0, 2.0, -1e-6, 1e-6, NAN, 3.0], dtype=torch.float64)
-    advantage = torch.tensor([0.0, 0.0, -3.0, 2.0, 0.0, 0.0, 0.0, 0.0])
-    found = advantage_metrics(reward, advantage, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
-    assert found == {
-        "health/reward_nan/mean": 1 / 8,
-        "health/zero_std_groups/mean": 3 / 4,
-        "objective/advantage/max": 3,
-    }
+    """A group of equal rewards, one whose spread is the largest that still counts as none, and one a little wider."""
+    reward = torch.tensor([1.0, 1.0, 0.0, 2.0, -1e-6, 1e-6, NAN, 3.0, -1.5e-6, 1.5e-6], dtype=torch.float64)
+    advantage = torch.tensor([0.0, 0.0, -3.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    found = advantage_metrics(reward, advantage, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4]))
+    expected = {"health/reward_nan/mean": 0.1, "health/zero_std_groups/mean": 0.6, "objective/advantage/max": 3.0}
+    assert found == pytest.approx(expected)
 
 
 def test_scores_by_prompt_and_the_clips_that_are_shown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from vidalign.build import build_student
 from vidalign.errors import RecipeError
+from vidalign.objectives.parts.rollouts import on_policy_gap
 from vidalign.recipe import load_recipe
 from vidalign.students.video import CachePolicy, VideoStudent, processors
 from vidalign.students.video.context import Context
 from vidalign.students.video.rollout import RolloutPlan
+from vidalign.trainer import Trainer
 
 POLICY = CachePolicy(chunk_frames=3)
 GROUP = 4
@@ -143,3 +146,18 @@ def test_a_recipe_bounds_the_rollout() -> None:
     assert build_student(recipe).rollout_batch == 3
     with pytest.raises(RecipeError, match="trainer.rollout_batch must be at least 0"):
         load_recipe("world/astrolabe", ["trainer.rollout_batch=-1"])
+
+
+@pytest.mark.parametrize(("rows", "most"), [(0, 6), (2, 2), (4, 4)])
+def test_the_on_policy_gauge_runs_in_slices(rows: int, most: int, tmp_path: Path) -> None:
+    """It is small whatever the slices, and no forward of it is larger than the bound."""
+    recipe = load_recipe("world/astrolabe", [f"trainer.rollout_batch={rows}", "trainer.prompts_per_step=1"])
+    trainer = Trainer(recipe, tmp_path / "run")
+    ctx, batches = trainer.ctx, list[int]()
+    text, plan = ctx.text(["a red square moves to the right"]), RolloutPlan(0, 1, group_size=6, record=(0,))
+    noise = ctx.student.draw_noise(plan, [torch.Generator().manual_seed(0)])
+    with torch.no_grad():
+        rolled = ctx.student.rollout(text, plan, noise)
+        ctx.student.on_pass(lambda one: batches.append(one.rows))
+        assert on_policy_gap(ctx, rolled, text, 6) < 0.02
+    assert sum(batches) == 6 and max(batches) == most

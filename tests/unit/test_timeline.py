@@ -111,7 +111,8 @@ def test_prompts_change_where_chunks_begin() -> None:
         "the prompt changes at 2.81 s, where a chunk begins, not at 2.5 s",
         "the prompt changes at 4.31 s, where a chunk begins, not at 4.4 s",
     )
-    assert timeline(spec(REMAINDER), request(frames=49, then=((0.1, "b"),))).scenes == (1, 4), "after the remainder"
+    line = timeline(spec(REMAINDER), request(frames=49, then=((1 / 16, "b"), (25 / 16, "c"))))
+    assert line.scenes == (1, 2, 2) and line.notes == (), "chunks begin behind the remainder: at the frames 1, 13, 25"
 
 
 def test_frame_wise_presets_take_a_remainder_and_the_others_do_not() -> None:

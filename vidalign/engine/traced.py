@@ -159,6 +159,7 @@ READS: dict[str, Callable[..., Any]] = {
     "nonzero": _all_true,
     "index": _index,
     "_unique2": lambda x, *options: (torch.ones(1, dtype=x.dtype), torch.zeros(0), torch.zeros(0)),
+    "bincount": lambda x, weights=None, minlength=0: x.new_zeros(max(minlength, 1), dtype=torch.int64),
     "equal": lambda *tensors: True,
 }
 """What cannot be said without values, and what is said instead."""

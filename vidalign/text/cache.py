@@ -12,6 +12,7 @@ import os
 import warnings
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,8 @@ class FeatureFiles:
             save_file({"features": encoded.features.contiguous()}, partial, metadata=labels)
             partial.replace(file)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True) if file.parent.is_dir() else None
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:

@@ -54,12 +54,14 @@ class PromptFeatures:
         return torch.stack([padded(known[prompt].features, known[prompt].length) for prompt in prompts])
 
     def prepare(self, prompts: Sequence[str]) -> int:
-        """Encode the prompts that are not on disk, shared out over all ranks, which all call it; returns their number.
+        """Encode the prompts that some rank does not find on its disk, shared out over all ranks, which all call it;
+        returns their number.
 
-        Where ranks do not see each other's disk, each encodes what it lacks.
+        Where ranks do not see each other's disk, each encodes then what it still lacks.
         """
         self._report(prompts)
-        missing = distributed.broadcast_object([p for p in dict.fromkeys(prompts) if not self.files.has(p)])
+        lacked = distributed.all_gather_object([p for p in dict.fromkeys(prompts) if not self.files.has(p)])
+        missing = list(dict.fromkeys(prompt for own in lacked for prompt in own))
         for _ in self._encode(missing[distributed.rank() :: distributed.world_size()]):
             pass
         distributed.barrier()

@@ -26,6 +26,7 @@ from vidalign.context import Batch
 from vidalign.data.source import open_source
 from vidalign.engine.config import EngineConfig
 from vidalign.engine.traced import DEVICE, LiveBytes, traced
+from vidalign.errors import UserError
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import judge_experience
 
@@ -78,7 +79,12 @@ def plan_step(recipe: Recipe, gpus: int = 1) -> Plan:
 def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True) -> tuple[Plan, bool]:
     """The plan with random forks at the last place (or the first one), and whether there is such a fork."""
     with traced(last=last) as live:
-        return divided(_Step(recipe, gpus, live).run(), recipe.engine, gpus), live.drawn
+        try:
+            plan = _Step(recipe, gpus, live).run()
+        except NotImplementedError as error:
+            what = f"the step of {recipe.name} cannot be traced"
+            raise UserError(what, why=f"it needs values: {str(error).splitlines()[0][:160]}") from error
+    return divided(plan, recipe.engine, gpus), live.drawn
 
 
 def divided(plan: Plan, engine: EngineConfig, gpus: int) -> Plan:
@@ -109,13 +115,20 @@ class _Step:
 
     def __init__(self, recipe: Recipe, gpus: int, live: LiveBytes) -> None:
         self.live = live
+        student, features, codec = student_kind(recipe).unloaded(recipe.student)
         self.objective = build_objective(recipe)
+        if recipe.objectives or self.objective.needs.discriminator:
+            raise UserError(
+                f"the step of {recipe.name} cannot be planned",
+                where="objectives" if recipe.objectives else "objective.name",
+                why="several objectives, and those that need a discriminator, are not traced",
+                fix="plan a recipe with one of the objectives alone" if recipe.objectives else "",
+            )
         self.phases: dict[str, int] = {}
         self.parts: dict[str, int] = {}
         prompts = max(1, recipe.trainer.prompts_per_step // gpus)
         source = open_source(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.batch = Batch(0, [source[n] for n in range(prompts)], list(range(prompts)))
-        student, features, codec = student_kind(recipe).unloaded(recipe.student)
         student.gradient_checkpointing(recipe.student.checkpointing)
         student.rollout_batch = recipe.trainer.rollout_batch
         parts = Parts(

@@ -42,7 +42,8 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """Settings of a video student."""
 
         cache: dict[str, Any] | None = None
-        """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`): a rolling cache makes long videos."""
+        """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`, `first_chunk`): a rolling cache makes
+        long videos."""
         preset: str = ""
         """Cache policy and sampler of this family, see `vidalign list presets`, or of a YAML file in the same form."""
         codec: dict[str, Any] | None = None
