@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from run_helpers import vidalign
 from safetensors.torch import load_file
 from tiny_wan import assert_equal, network, stored, weights
 
+from vidalign import registry
 from vidalign.students.video.importers.names import rename
 
 LAYERS = 2 * 10
@@ -29,13 +29,14 @@ TARGETS = {"blocks": "blocks", "all": "['*']"}
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working folder of this module, with two runs: adapters in the blocks, and on every linear layer."""
-    made, before = tmp_path_factory.mktemp("real"), Path.cwd()
-    os.chdir(made)
-    prepare(made)
-    for name, targets in TARGETS.items():
-        assert train(name, ADAPTER.replace("TARGETS", targets)) == 0
-    yield made
-    os.chdir(before)
+    made = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+        patch.chdir(made)
+        prepare(made)
+        for name, targets in TARGETS.items():
+            assert train(name, ADAPTER.replace("TARGETS", targets)) == 0
+        yield made
 
 
 def trained(run: str = "blocks") -> WanTransformer3DModel:

@@ -141,7 +141,7 @@ class Policies:
                 if ".lora_" not in key:
                     plain = key.replace(".base_layer.", ".")
                     dtype = torch.promote_types(value.dtype, self._dtypes[plain])  # the engine may hold it in bf16
-                    state[plain] = merged.get(plain, value).to(dtype)
+                    state[plain] = merged[plain] if plain in merged else value.to(dtype)
             return state
 
     def save_adapter(self, name: str, directory: Path) -> None:
