@@ -92,7 +92,6 @@ def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStud
         live.restart()
         work()
         counted = live.restart() - before
-    print(counted / real)
     assert counted == pytest.approx(real, rel=0.05)
 
 
@@ -107,7 +106,7 @@ def self_forcing(group_size: int) -> Recipe:
         "evaluation.frames=21",
         f"objective.group_size={group_size}",
         "objective.clip={chunks: 1, score: clip}",
-        "trainer={prompts_per_step: 1, micro_batch: 1, rollout_batch: 4}",
+        "trainer={prompts_per_step: 1, micro_batch: 1}",
         "engine.precision=bf16",
     ]
     return load_recipe("world/astrolabe", changes)

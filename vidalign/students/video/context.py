@@ -151,6 +151,14 @@ class Context:
         return (sink, *(p for p in pieces if p.start >= policy.sink))
 
 
+class Reader:
+    """A context together with its keys as read (roped), shared by the passes over one chunk."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.read: dict[int, tuple[Tensor, Tensor]] = {}
+
+
 def _by_layer(parts: tuple[tuple[Tensor, ...], ...]) -> tuple[Tensor, ...]:
     """The tensors of every layer, rows of all parts one after the other."""
     return tuple(torch.cat(layer) for layer in zip(*parts, strict=True))

@@ -19,7 +19,7 @@ from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
-from vidalign.students.video.context import Context, Piece
+from vidalign.students.video.context import Context, Piece, Reader
 from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
 from vidalign.students.video.processors import Runtime, install, use_attention
@@ -32,16 +32,6 @@ from vidalign.students.video.spec import VideoStudentSpec, no_switch
 from vidalign.students.video.streaming import OnChunk
 
 EPS = 1e-3  # floor of sigma where x0 is turned into velocity
-
-
-class Reader:
-    """A context together with its keys as read (roped, at full batch), shared by the passes over one
-    chunk.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.read: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 class VideoStudent(Student[VideoStudentSpec]):
