@@ -35,6 +35,19 @@ def test_a_group_whose_spread_is_noise_weighs_nothing(normalise: str) -> None:
     assert judged.metrics["health/low_spread_groups/mean"] == pytest.approx(1 / 3)
 
 
+def test_every_rank_finds_its_own_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two ranks has a group of noise beside one of signal, the second the other way round."""
+    first, second = scores(0.25, 0.001)["bright"], scores(0.001, 0.5)["bright"]
+    for rank, own in enumerate((first, second)):
+        monkeypatch.setattr("vidalign.engine.distributed.rank", lambda rank=rank: rank)
+        ctx = context(SignalFloor())
+        ctx.world_size, ctx.gather = 2, lambda value: torch.cat([first, second]).flatten()
+        judged = compute_advantages(ctx, {"bright": own}, combination="raw_sum", normalise="none")
+        assert judged.has_signal.tolist() == [[True, False], [False, True]]
+        assert judged.advantage.abs().amax(1).tolist() == pytest.approx([0.25, 0.0] if rank == 0 else [0.0, 0.5])
+        assert group_weights(judged).tolist() == ([2.0, 0.0] if rank == 0 else [0.0, 2.0])
+
+
 def test_the_floor_remembers_earlier_steps() -> None:
     """A step that forks where nothing varies has no group to be compared with but those of earlier steps."""
     floor = SignalFloor()
