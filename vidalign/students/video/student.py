@@ -291,9 +291,7 @@ class VideoStudent(Student[VideoStudentSpec]):
             self.base.disable_gradient_checkpointing()
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """One safetensors file: merged weights, the spec as JSON under "spec", and `metadata`
-        (provenance).
-        """
+        """One safetensors file: merged weights, the spec as JSON under "spec", and `metadata` (provenance)."""
         checkpoint.save(self, Path(path), metadata or {})
 
     @classmethod
