@@ -18,7 +18,7 @@ from vidalign.engine.policies import Policies
 from vidalign.engine.traced import DEVICE, traced
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.students.video import CachePolicy, VideoStudent, VideoStudentSpec
-from vidalign.students.video.presets import WAN_CODEC, preset
+from vidalign.students.video.presets import preset
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.workflows.plan import trace_step
 
@@ -81,7 +81,7 @@ def learnt(network: VideoStudent) -> Callable[[], Any]:
 @pytest.mark.parametrize("prepare", [rolled, learnt])
 def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStudent], Callable[[], Any]]) -> None:
     spec = VideoStudentSpec(
-        transformer=SMALL, cache=CachePolicy(chunk_frames=3), height=128, width=128, codec={"name": "wan", **WAN_CODEC}
+        transformer=SMALL, cache=CachePolicy(chunk_frames=3), height=128, width=128, codec={"name": "wan"}
     )
     real = real_peak(prepare(VideoStudent.from_spec(spec)))
     with traced() as live:
@@ -97,7 +97,7 @@ def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStud
 
 def self_forcing(group_size: int) -> Recipe:
     """Astrolabe on Self-Forcing 1.3B: LoRA of rank 256, 21 latent frames at 480x832, one prompt a rank."""
-    init = preset("self_forcing").spec(WAN_1_3B, "diffusers", 480, 832).to_dict()
+    init = preset("self_forcing").spec(WAN_1_3B, height=480, width=832).to_dict()
     student = {"init": init, "adapter": {"rank": 256, "alpha": 256.0}, "checkpointing": True}
     changes = [
         "~student.path",
@@ -122,7 +122,7 @@ def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float
 
 
 def test_what_a_decoder_says_that_it_holds_is_what_it_holds() -> None:
-    spec = preset("self_forcing").spec(WAN_1_3B, "diffusers", 480, 832)
+    spec = preset("self_forcing").spec(WAN_1_3B, height=480, width=832)
     for dtype in ("fp32", "bf16"):
         with traced() as live, torch.no_grad():
             with torch.device(DEVICE):
