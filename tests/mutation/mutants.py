@@ -322,7 +322,9 @@ def run(table: dict[str, list[str]], again: bool) -> None:
     session = os.fork()
     if session == 0:
         files = sorted({test for tests in table.values() for test in tests})
-        os._exit(int(pytest.main([*OPTIONS, *files], plugins=[Session(table, again)])))
+        code = int(pytest.main([*OPTIONS, *files], plugins=[Session(table, again)]))
+        sys.stdout.flush()
+        os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(session, 0)[1])
     for module, tests in table.items():
         reload(module, tests)

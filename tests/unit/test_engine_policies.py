@@ -146,6 +146,8 @@ def test_peft_reads_a_saved_adapter(tmp_path: Path) -> None:
     for name in ("current", "old", "current"):
         policies.save_adapter(name, tmp_path / "exports" / name)
     for name, out in outputs(network, policies, "current", "old").items():
+        files = {"adapter_config.json", "adapter_model.safetensors"}
+        assert files <= {file.name for file in (tmp_path / "exports" / name).iterdir()}, "PEFT asks the network for one"
         found = peft.PeftModel.from_pretrained(net(), str(tmp_path / "exports" / name))  # type: ignore[arg-type]
         with torch.no_grad():
             assert torch.allclose(found.base_model.model.velocity(X), out, atol=1e-6), name

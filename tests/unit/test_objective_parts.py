@@ -14,6 +14,7 @@ from vidalign.cost import Cost
 from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.ar_copo import ARCoPO
+from vidalign.objectives.astrolabe import _alphas
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.objectives.baselines.gan import GAN
 from vidalign.objectives.parts import tokens
@@ -209,3 +210,12 @@ def test_a_step_of_ar_copo_costs_its_groups_and_both_policies_at_every_state(piv
     sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
     sizes: Any = SimpleNamespace(prompts=2, sampler=sampler)
     assert objective.cost(sizes) == Cost(forwards=7 + 2 * 5 * 2 * 3 * steps, reward_calls=1)
+
+
+def test_levels_that_round_to_one_are_logged_together() -> None:
+    means, counts = _alphas(torch.tensor([1.0, 0.0, 0.25]), torch.tensor([0.801, 0.799, 0.4]))
+    assert {name: float(mean) for name, mean in means.items()} == {
+        "objective/alpha_0.80/mean": 0.5,
+        "objective/alpha_0.40/mean": 0.25,
+    }
+    assert counts == {"objective/alpha_0.80/mean": 2, "objective/alpha_0.40/mean": 1}
