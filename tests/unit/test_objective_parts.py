@@ -130,7 +130,7 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     batch: Any = SimpleNamespace(prompts=["a", "b"], ids=[3, 5])
     data = tokens.sample(ctx, batch, 2)
     assert asked == [(["a", "a", "b"], [6, 7, 10]), (["b"], [11])]
-    assert data["sample"].tolist() == [6, 7, 10, 11] and data.group.tolist() == [0, 0, 1, 1]
+    assert data["sample"].tolist() == [6, 7, 10, 11] and data.group_index.tolist() == [0, 0, 1, 1]
     assert data["response"].int().tolist() == [[1, 1]] * 3 + [[1, 0]]
     assert data["response_ids"].tolist() == [[1, 1]] * 3 + [[2, 0]]
     assert data["logp"].tolist() == [[-1, -1]] * 3 + [[-1, 0]]
@@ -168,8 +168,8 @@ def test_candidates_are_those_of_whole_groups_or_of_one() -> None:
     data = Experience({"x": torch.arange(12)}, torch.arange(3).repeat_interleave(4), None, ["a", "b", "c"])
     last, part = data.candidates(4, 12), data.candidates(5, 7)
     assert last["x"].tolist() == list(range(4, 12)) and last.prompts == ["b", "c"]
-    assert last.group.tolist() == [0] * 4 + [1] * 4
-    assert part["x"].tolist() == [5, 6] and part.prompts == ["b"] and part.group.tolist() == [0, 0]
+    assert last.group_index.tolist() == [0] * 4 + [1] * 4
+    assert part["x"].tolist() == [5, 6] and part.prompts == ["b"] and part.group_index.tolist() == [0, 0]
     for start, stop in ((0, 6), (2, 8), (3, 5)):
         with pytest.raises(AssertionError, match="whole groups or a part of one"):
             data.candidates(start, stop)
