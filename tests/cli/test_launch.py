@@ -98,7 +98,7 @@ def test_several_machines_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     words = " ".join(command)
     assert "--nproc-per-node 8 --nnodes 2" in words and "--rdzv-endpoint first:29500" in words
     assert words.endswith("-m -- vidalign.cli train x --gpus 8")
-    with pytest.raises(UserError, match="where to meet"):
+    with pytest.raises(UserError, match="no address to meet at"):
         torchrun_command(["train"], 8, 2, None, Path("run"))
     with pytest.raises(UserError, match="run folder"):
         torchrun_command(["train"], 2, 1, None, None)

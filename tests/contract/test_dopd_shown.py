@@ -38,7 +38,7 @@ def test_responses_are_shown_with_the_regime_and_the_gap_of_every_token(
     texts = [data.prompts[int(place)].privileged for place in range(len(data.prompts))]
     logps = [tokens.statistics(ctx, policy, data, texts)[0] for policy in (ctx.teacher.model, ctx.student)]
     for row, one in zip(rows, shown, strict=True):
-        keep, example = data["response"][row], data.prompts[int(data.group[row])]
+        keep, example = data["response"][row], data.prompts[int(data.group_index[row])]
         assert (one.prompt, one.privileged) == (example.prompt, example.privileged)
         assert one.regimes == [NAMES[r] for r in data["regime"][row][keep].tolist()]
         assert len(one.tokens) == int(keep.sum())

@@ -173,7 +173,7 @@ def test_only_folders_of_checkpoints_are_looked_at(tmp_path: Path) -> None:
     (checkpoints.path(2) / "manifest.json").unlink()
     (tmp_path / "step-00000007").write_text("notes")
     (tmp_path / "step-by-step").mkdir()
-    assert checkpoints.steps() == [1] and checkpoints.found() == [1, 2]
+    assert checkpoints.steps() == [1] and checkpoints.all_steps() == [1, 2]
 
 
 def test_what_killed_saves_left_is_swept_by_the_next(tmp_path: Path) -> None:

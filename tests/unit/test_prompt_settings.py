@@ -66,7 +66,8 @@ def saved(recipe: Recipe, folder: Path, privilege: str) -> Path:
     """The recipe as an older version saved it."""
     plain = recipe.plain()
     prompts = "world:train" if recipe.student.name == "video" else "tokens:train"
-    data = {**plain["data"], "prompts": prompts, "privilege": privilege}
+    data = {key: plain["data"][key] for key in ("prompts", "eval_prompts", "frames")}
+    data |= {"prompts": prompts, "privilege": privilege}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**plain, "data": data}), encoding="utf-8")
     return folder / "recipe.yaml"
 
