@@ -111,6 +111,13 @@ def test_the_loss_is_the_method_unit_by_unit(folder: Path, monkeypatch: pytest.M
     assert gradient_norm(objective, ctx, data) > 1e-6
 
 
+def test_the_videos_of_a_step_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, list[str]]] = []
+    monkeypatch.setattr(TrainContext, "show", lambda self, clips, prompts, scores: shown.append((len(clips), prompts)))
+    collect(*dopd(folder, "group_size=2"))
+    assert shown == [(4, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])]
+
+
 def test_without_privilege_the_student_regimes_are_exactly_nothing(folder: Path) -> None:
     only = ["privilege=none", "weights.lh=0", "weights.ht=0"]
     objective, ctx = dopd(folder, *only, "group_size=4")

@@ -64,6 +64,7 @@ def test_no_clipping_unless_asked() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(bad: float) -> None:
     network, _, engine = setup(optimizer="adamw", warmup_steps=4)
+    assert (engine.steps, engine.skipped, engine.skipped_in_row) == (0, 0, 0)
     train(engine, numbers(0, 4, 3))
     before = weights(network)
     assert not math.isfinite(train(engine, torch.full((4, 3), bad)))
