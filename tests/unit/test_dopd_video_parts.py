@@ -52,7 +52,7 @@ def test_rewards_judge_what_teacher_and_privileged_student_predict() -> None:
     level = data["sigma"].view(2, -1, 1, 1, 1)
     expected = [data["x_t"] - level * data[name] for name in ("teacher", "own")]
     torch.testing.assert_close(request.clips, torch.cat(expected))
-    assert request.group.tolist() == [0, 1, 0, 1] and request.prompts == ["a", "b"]
+    assert request.group_index.tolist() == [0, 1, 0, 1] and request.prompts == ["a", "b"]
     ctx.rewards = None
     assert objective()._request(ctx, data) is None
 
