@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import warnings
@@ -85,15 +86,37 @@ def refuse_owned(folder: Path) -> None:
 
 
 def beside(path: Path, *, sweep: bool = True) -> Path:
-    """A temporary name for `path` that is this process' own; the ones of killed processes are removed first.
+    """A temporary name for `path` that is this process' own; the files and folders of killed processes are removed
+    first.
 
     sweep: False where the folder holds so many files that listing it for each of them is slow.
     """
     if sweep:
         for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
             if is_left_over(left):
-                left.unlink(missing_ok=True)
+                _remove(left)
     return path.with_name(f"{path.name}.{Process.current().tag}.partial")
+
+
+@contextmanager
+def replacing(path: Path, *, sweep: bool = True) -> Iterator[Path]:
+    """The name of a file or folder to write, which takes the place of `path` at the end, so that nothing half-written
+    has the final name. What was written is removed when anything fails inside. For `sweep` see `beside`."""
+    partial = beside(path, sweep=sweep)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_left_over(draft: Path) -> bool:

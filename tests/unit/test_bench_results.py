@@ -11,7 +11,6 @@ import pytest
 import torch
 from bench_helpers import make_cell, make_results
 
-from vidalign.bench import results as results_file
 from vidalign.bench.comparison import compare, summaries
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
@@ -172,7 +171,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_file(tmp_path: Path, monkeypatch
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results_file.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(DataError, match="No space left on device.*free some space"):
         write_results(path, make_results([make_cell("a", 0, [2.0])]))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

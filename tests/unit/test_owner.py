@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vidalign.engine.checkpoint import Checkpoints
 from vidalign.errors import UsageError
-from vidalign.owner import LOCK, Process, beside, owned
+from vidalign.owner import LOCK, Process, beside, owned, replacing
 from vidalign.students.video import checkpoint
 
 
@@ -108,6 +109,27 @@ def test_temporary_names_belong_to_a_process(tmp_path: Path) -> None:
     mine = beside(tmp_path / "a.txt")
     live.kill()
     assert str(os.getpid()) in mine.name and sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_folder_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    ended = other_process()
+    left = tmp_path / f"student.{tag_of(ended.pid)}.partial"
+    (left / "transformer").mkdir(parents=True)
+    ended.kill()
+    ended.wait()
+    with replacing(tmp_path / "student") as partial:
+        partial.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_fails_half_way_leaves_nothing(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Neither a file nor a folder, and the old one stays."""
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as partial:
+        make(partial)
+        raise KeyboardInterrupt
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_two_processes_may_write_the_same_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

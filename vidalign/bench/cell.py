@@ -33,7 +33,7 @@ from vidalign.engine import distributed
 from vidalign.errors import DataError, PluginError, UserError
 from vidalign.evaluation.evaluator import build_metrics
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.owner import LOCK, beside, owned
+from vidalign.owner import LOCK, owned, replacing
 from vidalign.provenance import commit, machine
 from vidalign.reading import regular
 from vidalign.recipe import Recipe, load_recipe
@@ -205,9 +205,8 @@ def timed_steps(protocol: Protocol, row: str, seed: int, folder: Path) -> int:
         with tempfile.TemporaryDirectory() as trial:
             seconds = time_steps(cell_recipe(protocol, row, seed, steps=4), Path(trial))
         folder.mkdir(parents=True, exist_ok=True)
-        partial = beside(file)
-        partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
-        partial.replace(file)
+        with replacing(file) as partial:
+            partial.write_text(str(max(1, int(protocol.budget.amount / seconds))), encoding="utf-8")
     try:
         return int(regular(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ import torch
 
 from vidalign.evaluation.judging import Generate, outputs_of, scored
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.owner import beside
+from vidalign.owner import replacing
 
 if TYPE_CHECKING:
     from vidalign.bench.protocol import Protocol
@@ -76,14 +76,8 @@ def judge_few(generate: Generate, protocol: Protocol, metrics: Iterable[Metric])
 def save_clips(path: Path, clips: torch.Tensor) -> None:
     """Clips ``[P, F, 3, H, W]`` in [0, 1] as uint8 ``[P, F, H, W, 3]`` under the key ``clips``, whole or not at all."""
     pixels = (clips.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
-    partial = beside(path)
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, clips=pixels)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, clips=pixels)
 
 
 def _judge_long(generate: Generate, protocol: Protocol, metrics: list[Metric], out: Judged) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from vidalign.data.paths import is_file_name
 from vidalign.errors import DataError
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.reading import check_object, read_json
 
 
@@ -218,13 +217,11 @@ def write_results(path: str | Path, results: Results) -> Path:
 
 def write_json(path: Path, data: Any) -> Path:
     """Plain data as JSON (NaN as null), whole or not at all. Raises `DataError` when it cannot be written."""
-    partial = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         fix = "free some space; what is finished is kept" if error.errno == 28 else ""
         raise DataError(f"cannot write {path.name}", where=str(path.parent), why=str(error), fix=fix) from error
     return path

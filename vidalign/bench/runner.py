@@ -29,7 +29,7 @@ from vidalign.bench.protocol import REFERENCES, Protocol, load_protocol, teacher
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
 from vidalign.bench.reuse import Finished
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.provenance import machine
 from vidalign.reading import read_json
 from vidalign.tracking.stages import stages
@@ -307,9 +307,8 @@ def prepare(protocol: Protocol) -> None:
                 )
             return
         protocol.folder.mkdir(parents=True, exist_ok=True)
-        partial = beside(file)
-        partial.write_text(protocol.text, encoding="utf-8")
-        partial.replace(file)
+        with replacing(file) as partial:
+            partial.write_text(protocol.text, encoding="utf-8")
     except OSError as error:
         raise DataError("cannot write the protocol", where=str(protocol.folder), why=str(error)) from error
 

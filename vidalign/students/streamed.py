@@ -7,7 +7,6 @@ header, and the tensors' bytes in its order.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.errors import CheckpointError
-from vidalign.owner import beside
+from vidalign.owner import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,18 +72,12 @@ def write_file(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(path)
-    try:
-        with partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name, entry in entries.items():
-                _, tensor = next(tensors)
-                assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), f"{name} is not as announced"
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, entry in entries.items():
+            _, tensor = next(tensors)
+            assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, entry.dtype), f"{name} is not as announced"
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_shards(
@@ -124,10 +117,8 @@ def split(entries: Mapping[str, Entry], shard: int) -> list[dict[str, Entry]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside and rename."""
-    partial = beside(path)
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError("a file cannot be written", where=str(path), why=str(error)) from error

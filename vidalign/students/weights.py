@@ -6,7 +6,6 @@ The header alone answers most questions, among them what kind of student it is, 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidalign import registry
 from vidalign.errors import CheckpointError, PluginError, UserError, nearest
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.reading import check_object, parse_json
 
 if TYPE_CHECKING:
@@ -121,12 +120,10 @@ def write(tensors: dict[str, Tensor], spec: dict[str, Any], path: Path, metadata
 
     written = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(spec)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = beside(path)
     try:
-        save_file(tensors, partial, metadata=written)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=written)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError("the student could not be saved", where=str(path), why=str(error)) from error
 
 

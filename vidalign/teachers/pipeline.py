@@ -19,7 +19,7 @@ import torch
 from vidalign.engine import distributed
 from vidalign.errors import UserError
 from vidalign.guest import guest
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.quiet import no_bars
 from vidalign.ranges import require
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
@@ -120,9 +120,8 @@ class PipelineTeacher:
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)
         normalise(RawClip(clip), self.shape)  # a clip that is too short is not worth keeping
         self.cache.mkdir(parents=True, exist_ok=True)
-        partial = beside(file, sweep=False)
-        save_file({"clip": clip.contiguous()}, partial, {"prompt": prompt})
-        partial.replace(file)
+        with replacing(file, sweep=False) as partial:
+            save_file({"clip": clip.contiguous()}, partial, {"prompt": prompt})
 
 
 def load_pipeline(path: str) -> Any:

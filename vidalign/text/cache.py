@@ -12,7 +12,6 @@ import os
 import warnings
 import zlib
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vidalign.owner import beside
+from vidalign.owner import replacing
 
 ENVIRONMENT = "VIDALIGN_CACHE"
 MEMORY = 2**30
@@ -79,14 +78,11 @@ class FeatureFiles:
 
         file = self.path(prompt)
         labels = {"prompt": prompt, "length": str(encoded.length), "crc": _crc(encoded.features)}
-        partial = beside(file, sweep=False)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"features": encoded.features.contiguous()}, partial, metadata=labels)
-            partial.replace(file)
+            with replacing(file, sweep=False) as partial:
+                save_file({"features": encoded.features.contiguous()}, partial, metadata=labels)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:

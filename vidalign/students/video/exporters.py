@@ -7,8 +7,6 @@ predicts velocity, and a LoRA is the whole difference only where an adapter was 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import UsageError
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.students.exchange import Card, Leaving
 from vidalign.students.streamed import Entry, write_file, write_shards
 from vidalign.students.video.folder import NETWORK, STEM, write_description
@@ -57,14 +55,8 @@ def export(leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
     if form in ("single", "original"):
         ({"single": _single, "original": _original}[form])(source, out)
         return out
-    partial = beside(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out) as partial:
         {"diffusers": _diffusers, "lora": _lora}[form](source, partial)
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return out
 
 

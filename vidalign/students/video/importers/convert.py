@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from vidalign.engine.adapter_start import patterns
 from vidalign.errors import CheckpointError, UsageError
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.students import hub
 from vidalign.students.exchange import Imported, ImportOptions
 from vidalign.students.streamed import Entry, write_shards
@@ -61,9 +59,7 @@ def import_checkpoint(name: str, checkpoint: str, out: Path, options: ImportOpti
     if options.lora:
         lora = read_lora(_local(options.lora), shapes, options.lora_alpha, family.lora)
     made = {"checkpoint": checkpoint, "preset": family.name} | ({"lora": options.lora} if lora else {})
-    partial = beside(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out) as partial:
         merged = None if options.keep_lora else lora
         _write_weights(partial, source, names, merged, options.dtype)
         write_description(partial, spec, made)
@@ -71,10 +67,6 @@ def import_checkpoint(name: str, checkpoint: str, out: Path, options: ImportOpti
         if lora and options.keep_lora:
             write_adapter(partial / ADAPTER, lora, base=str(out))
             notes.append(_how_to_go_on(lora, out))
-        os.replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Imported(out, [_summary(spec), *notes])
 
 

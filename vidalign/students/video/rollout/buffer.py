@@ -11,7 +11,6 @@ beside and renamed; collecting again fills the gaps.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from vidalign.errors import DataError
 from vidalign.losses.flow_matching import add_noise
-from vidalign.owner import beside
+from vidalign.owner import replacing
 from vidalign.provenance import weights_hash
 from vidalign.reading import check_object, read_json
 
@@ -129,9 +128,8 @@ class Buffer:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             buffer = cls(folder, header)
-        partial = beside(folder / HEADER)
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(buffer.header)}, indent=1), encoding="utf-8")
-        os.replace(partial, folder / HEADER)
+        with replacing(folder / HEADER) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, **asdict(buffer.header)}, indent=1), encoding="utf-8")
         return buffer
 
     @classmethod
@@ -200,12 +198,10 @@ class Buffer:
             tensors = {name: value.detach().cpu().contiguous() for name, value in one.tensors().items()}
             labels = {"prompt": one.prompts[0], "pivot": str(one.pivot), "hash": weights_hash(tensors)}
             path = self.path(number)
-            partial = beside(path)
             try:
-                save_file(tensors, partial, metadata=labels)
-                os.replace(partial, path)
+                with replacing(path) as partial:
+                    save_file(tensors, partial, metadata=labels)
             except (OSError, SafetensorError) as error:
-                partial.unlink(missing_ok=True)
                 fix = "free space and run the same command again: it goes on from here"
                 raise DataError("a group could not be saved", where=str(path), why=str(error), fix=fix) from error
 
