@@ -97,6 +97,11 @@ def before_work() -> Iterator[None]:
         raise
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """The valid name most like `name`, or '' when none is close."""
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

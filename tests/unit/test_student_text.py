@@ -94,3 +94,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         text_plugin({"name": "transformers", "path": str(tmp_path)}).build()
     with pytest.raises(UserError, match="cannot be loaded"):
         text_plugin({"name": "transformers", "path": str(tmp_path)}).identity()
+
+
+def test_a_library_that_gives_no_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*args: object, **options: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", silent)
+    with pytest.raises(UserError, match=r"cannot be loaded.*OSError"):
+        text_plugin({"name": "transformers", "path": "somewhere"}).build()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.codecs.base import Codec
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.reading import parse_json
 
 WIDE = 13
@@ -56,7 +56,7 @@ def _autoencoder(kind: str, config: AutoencoderConfig) -> Any:
     try:
         return cls.from_pretrained(config.path, subfolder=config.subfolder or None, torch_dtype=dtype)
     except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError("the autoencoder cannot be loaded", where=config.path, why=why) from error
 
 

@@ -14,7 +14,7 @@ from vidalign.data.examples import Example
 from vidalign.data.paths import inside
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.source import TABLES, PromptSource
-from vidalign.errors import DataError
+from vidalign.errors import DataError, first_line
 from vidalign.reading import regular
 
 
@@ -123,7 +123,7 @@ def _load(where: str, name: str, **options: Any) -> Any:
         raise DataError(
             "the table cannot be read",
             where=where,
-            why=str(error).split("\n", 1)[0],
+            why=first_line(error),
             fix="check its name, split and format",
         ) from error
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import torch
 
 from vidalign.engine import distributed
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, first_line
 from vidalign.owner import Process, is_left_over
 from vidalign.reading import check_object, read_json
 
@@ -350,7 +350,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError):
             return str(cause)
         cause = cause.__context__
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return "a write stopped early, as on a full disk" if "inline_container" in text else text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, first_line
 from vidalign.students.language_config import is_hub_name
 
 DESCRIPTION = "vidalign.json"
@@ -110,7 +110,7 @@ def _reaching(name: str) -> Iterator[None]:
         why, fix = "there is no such repository, or it is private", "correct the name, or log in with `hf auth login`"
         raise CheckpointError("not on the hub", where=name, why=why, fix=fix) from error
     except network_errors() as error:
-        reason = (str(error) or "no answer").splitlines()[0][:120]
+        reason = first_line(error)[:120]
         why = f"it is not on this machine, and the hub cannot be reached: {reason}"
         fix = f"download it where there is a network with `hf download {name}`, or name a local folder"
         raise CheckpointError("a hub id cannot be read", where=name, why=why, fix=fix) from error

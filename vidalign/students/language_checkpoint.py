@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidalign.errors import CheckpointError, UserError
+from vidalign.errors import CheckpointError, UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec, is_transformers
@@ -56,7 +56,7 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
         raise CheckpointError(
             "the tokenizer cannot be read",
             where=name,
-            why=str(error).split("\n", 1)[0],
+            why=first_line(error),
             fix="give a folder or a hub name that has one",
         ) from error
 
@@ -113,7 +113,7 @@ def load_transformers(name: str) -> LanguageStudent:
         raise CheckpointError(
             "the model cannot be loaded",
             where=name,
-            why=str(error).split("\n", 1)[0],
+            why=first_line(error),
             fix="give a folder, a hub name, or weights saved by vidalign",
         ) from error
     values = {"model_type": config.model_type, **config.to_diff_dict()}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vidalign.engine import distributed
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.guest import guest
 from vidalign.owner import replacing
 from vidalign.quiet import no_bars
@@ -135,7 +135,7 @@ def load_pipeline(path: str) -> Any:
             with no_bars("diffusers", "transformers"):
                 pipeline = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            why = first_line(error)
             raise UserError(
                 f"the pipeline {path!r} cannot be loaded",
                 where="teacher.path",

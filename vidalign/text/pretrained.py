@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.recipe.plugins import make
 from vidalign.text.base import TextPlugin
@@ -84,7 +84,7 @@ class PretrainedText(TextPlugin):
         try:
             yield
         except (OSError, ValueError, AttributeError) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise UserError("the text encoder cannot be loaded", where=self.config.path, why=why) from error
 
 

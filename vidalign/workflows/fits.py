@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vidalign.errors import DoesNotFit, UsageError, UserError, nearest
+from vidalign.errors import DoesNotFit, UsageError, UserError, first_line, nearest
 from vidalign.workflows.plan import Plan, plan_step
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def explaining_memory(recipe: Recipe, gpus: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        what = str(error).splitlines()[0]
+        what = first_line(error)
     else:
         return
     try:

@@ -26,7 +26,7 @@ from vidalign.context import Batch
 from vidalign.data.source import open_source
 from vidalign.engine.config import EngineConfig
 from vidalign.engine.traced import DEVICE, LiveBytes, traced
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import judge_experience
 
@@ -83,7 +83,7 @@ def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True) -> tuple[Pla
             plan = _Step(recipe, gpus, live).run()
         except NotImplementedError as error:
             what = f"the step of {recipe.name} cannot be traced"
-            raise UserError(what, why=f"it needs values: {str(error).splitlines()[0][:160]}") from error
+            raise UserError(what, why=f"it needs values: {first_line(error)[:160]}") from error
     return divided(plan, recipe.engine, gpus), live.drawn
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vidalign.errors import UsageError, UserError, before_work
+from vidalign.errors import UsageError, UserError, before_work, first_line
 from vidalign.recipe import read_header, shipped_recipes
 from vidalign.students.hub import is_hub_id, is_student_folder, network_errors
 from vidalign.students.weights import kind_of, kinds
@@ -38,7 +38,7 @@ def push_export(source: Path, written: Path, repository: str, form: str) -> str:
             api.upload_file(repo_id=repository, path_or_fileobj=written, path_in_repo=written.name)
         api.upload_file(repo_id=repository, path_or_fileobj=card.encode(), path_in_repo="README.md")
     except network_errors() as error:
-        why = (str(error) or "no answer").splitlines()[0]
+        why = first_line(error)
         fix = f"log in with `hf auth login`, or upload {written} yourself"
         raise UserError("the export is written, and was not uploaded", where=repository, why=why, fix=fix) from error
     return str(url)

@@ -23,7 +23,7 @@ from torch import nn
 from vidalign.engine.config import AdapterConfig
 from vidalign.engine.policies import inject_adapters
 from vidalign.engine.rng import generator
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.rewards.discriminators.base import Features
 from vidalign.rewards.discriminators.kinds import VisionLanguageKind
@@ -62,7 +62,7 @@ class VisionLanguage(Discriminator):
                 backbone = AutoModel.from_pretrained(config.path, dtype="auto")
             processor = AutoProcessor.from_pretrained(config.path)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            why = str(error).strip().splitlines()[0]
+            why = first_line(error)
             raise UserError(
                 f"the vision-language model {config.path!r} cannot be loaded",
                 where="discriminator.path",

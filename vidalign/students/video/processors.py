@@ -19,7 +19,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformer3DModel
 from torch import Tensor, nn
 
-from vidalign.errors import UserError
+from vidalign.errors import UserError, first_line
 from vidalign.students.video.context import Context, widen
 from vidalign.students.video.numerics import original_rms, round_as_original
 from vidalign.students.video.plan import AttentionPlan, Segment, Span
@@ -275,6 +275,6 @@ def use_attention(transformer: WanTransformer3DModel, backend: str) -> None:
         raise UserError(
             f"the attention kernels {backend!r} cannot be used",
             where="student.attention",
-            why=str(error).split("\n", 1)[0],
+            why=first_line(error),
             fix="install their package, or use auto",
         ) from error

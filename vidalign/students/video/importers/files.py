@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, first_line
 from vidalign.reading import read_json
 from vidalign.students.streamed import CODES, INDEX, Entry
 from vidalign.students.video.importers.inert import allow_list
@@ -113,7 +113,7 @@ class Pickled(Checkpoint):
         except pickle.UnpicklingError as error:
             raise _refused(self.file, str(error)) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-            raise _unreadable(self.file, str(error).splitlines()[0] if self.mapped else NOT_SAVED) from error
+            raise _unreadable(self.file, first_line(error) if self.mapped else NOT_SAVED) from error
 
 
 def open_checkpoint(path: Path, keys: Sequence[str] = (), key: str = "") -> Checkpoint:
