@@ -188,4 +188,4 @@ class TrainContext(Generic[S, T]):
             f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
             for n in chosen
         ]
-        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions)
+        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions, self.student.fps)
