@@ -27,6 +27,7 @@ from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.sharing import processes_of_a_group
 from vidalign.teachers.base import ChoosyTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
@@ -283,6 +284,7 @@ def assemble(
         features=parts.features,
         codec=codec,
         decoder=parts.decoder,
+        spread=processes_of_a_group(recipe, distributed.world_size()),
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,
