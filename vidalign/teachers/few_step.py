@@ -6,7 +6,12 @@ to the posterior mean of a multi-step model would blur it.)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vidalign.teachers.network import NetworkTeacher
+
+if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
 
 
 class FewStepTeacher(NetworkTeacher):
@@ -14,3 +19,16 @@ class FewStepTeacher(NetworkTeacher):
 
     offers = ("few_step",)
     shared = (*NetworkTeacher.shared, "sampler.sigmas", "sampler.first_sigmas", "cache.chunk_frames")
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """See `NetworkTeacher.check`; a bidirectional network is refused."""
+        super().check(draft)
+        spec = cls.written(draft)
+        if spec is not None and spec.bidirectional:
+            draft.refuse(
+                "a bidirectional network has no few-step velocity",
+                "teacher.path",
+                "its prediction is the mean of all clips, and a few-step student that matches it is blurred",
+                "name a causal few-step network, or use objective.name: dmd with teacher.name: model",
+            )

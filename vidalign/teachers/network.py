@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from safetensors import SafetensorError
+
+from vidalign.errors import UserError
 from vidalign.students.checks import check_teacher_weights
 from vidalign.students.video.checks import check_weights
+from vidalign.students.video.kind import Video
 from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
@@ -38,6 +42,14 @@ class NetworkTeacher:
         path = draft.settings("teacher", cls.Config).path
         if not path or not check_weights(draft, path, "teacher.path"):
             check_teacher_weights(draft, path, "video")
+
+    @classmethod
+    def written(cls, draft: Draft) -> VideoStudentSpec | None:
+        """The specification in the weights; None where it cannot be read, as the checks say."""
+        try:
+            return Video.read_spec(draft.settings("teacher", cls.Config).path)
+        except (UserError, SafetensorError, OSError, KeyError, ValueError):
+            return None
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:

@@ -13,7 +13,7 @@ from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
 from vidalign.students.video.changes import changed
 from vidalign.students.video.kind import Video
-from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
+from vidalign.students.video.spec import CachePolicy, VideoStudentSpec, no_chunks
 from vidalign.students.video.wan import SETTINGS, linear_layers
 from vidalign.students.weights import reading_spec
 
@@ -29,7 +29,10 @@ def check(draft: Draft) -> None:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
     if spec is not None and (made := _changed(draft, spec)) is not None:
-        _check_frames(draft, made)
+        if made.bidirectional:
+            draft.refuse_as(no_chunks(), "student.init" if student.init else "student.path")
+        else:
+            _check_frames(draft, made)
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
     _check_dtype(draft)

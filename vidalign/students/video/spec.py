@@ -16,6 +16,8 @@ from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.spec import StudentSpec, build_spec
+from vidalign.students.video.guidance import Guidance
+from vidalign.students.video.unipc import UniPC
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
@@ -39,7 +41,7 @@ class CachePolicy:
     """Which clean past frames a chunk attends, and at which rotary positions."""
 
     chunk_frames: int = 3
-    """Latent frames generated together."""
+    """Latent frames generated together; 0 = the whole video at once by a bidirectional network, without a cache."""
     window: int = 0
     """Latent frames attended, sink and current chunk included; 0 = the whole past."""
     sink: int = 0
@@ -62,8 +64,14 @@ class CachePolicy:
         where = "cache"
         for name in ("chunk_frames", "window", "sink"):
             _check_count(name, getattr(self, name), where)
-        if self.chunk_frames < 1:
-            raise UserError("chunk_frames must be at least 1", where=where)
+        causal = self.window or self.sink or self.first_chunk != "whole" or self.rope != "absolute"
+        if causal and not self.chunk_frames:
+            raise UserError(
+                "chunk_frames: 0 takes no window, sink, rope or first_chunk",
+                where=where,
+                why="a bidirectional network has no cache and makes the whole video at once",
+                fix="leave them out",
+            )
         if self.rope not in ("absolute", "relative"):
             raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
         if self.window and self.window < self.sink + self.chunk_frames:
@@ -92,6 +100,16 @@ class CachePolicy:
         return [*range(first, first + self.sink), *range(start - local, start)]
 
 
+def no_chunks(where: str = "") -> UserError:
+    """The error of causal sampling, or causal training, with a bidirectional network; where: the key that names it."""
+    return UserError(
+        "a bidirectional network is no causal student",
+        where=where,
+        why="it makes a whole video at once in many steps, and no weights of it were trained behind a cache",
+        fix="name it as teacher.path, or import its checkpoint by a causal preset, see `vidalign list presets`",
+    )
+
+
 def no_switch() -> UserError:
     """The error of a prompt switch under a policy that cannot be rebuilt."""
     return UserError(
@@ -114,6 +132,8 @@ class Sampler:
     """k in the formula above; used with `timesteps` only."""
     first_sigmas: list[float] = field(default_factory=list)
     """Noise levels of the very first chunk where they differ (causal_forcing_pp); empty = `sigmas`."""
+    unipc: UniPC | None = None
+    """Many-step sampler of a bidirectional network, instead of all of these; null = few steps."""
 
     def __post_init__(self) -> None:
         if not self.sigmas:
@@ -165,6 +185,11 @@ class VideoStudentSpec(StudentSpec):
     """Folder or hub id that VAE, text encoder and tokenizer come from; empty where `codec` and `text` need none."""
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether it makes a whole video at once, without a cache: a teacher, and no causal student."""
+        return not self.cache.chunk_frames
+
+    @property
     def downscale(self) -> int:
         """Pixels per latent position, in each direction; the codec is not built."""
         name = self.codec.get("name", "rgb")
@@ -203,6 +228,13 @@ class VideoStudentSpec(StudentSpec):
             chosen = getattr(self, name)
             if not isinstance(chosen, dict) or not isinstance(chosen.get("name", ""), str):
                 raise UserError(f"{name} is {str(chosen)[:60]!r}", where="student", fix="{name: ..., settings}")
+        if self.bidirectional != (self.sampler.unipc is not None):
+            raise UserError(
+                "cache.chunk_frames: 0 and sampler.unipc belong together",
+                where="student",
+                why="a network that makes the whole video at once takes many steps, one that makes chunks takes few",
+                fix="give both, or neither",
+            )
         if self.prediction not in ("velocity", "x0"):
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
         if self.numerics not in ("diffusers", "wan"):
@@ -244,6 +276,8 @@ class VideoStudentSpec(StudentSpec):
     def check_frames(self, frames: int, where: str = "") -> None:
         """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
         size = self.cache.chunk_frames
+        if self.bidirectional:
+            raise no_chunks(where)
         if frames < 1 or frames % size:
             raise UserError(
                 f"a video of {frames} frames is not whole chunks",
@@ -263,6 +297,8 @@ class VideoStudentSpec(StudentSpec):
         """Chunks of a sampled clip of `frames` latent frames, of which the first may be smaller where the cache policy
         says so. Raises `UserError` as `check_frames`."""
         size = self.cache.chunk_frames
+        if self.bidirectional:
+            raise no_chunks(where)
         chunks = -(-frames // size)
         self.check_frames(chunks * size if self.cache.first_chunk == "remainder" else frames, where)
         return chunks
@@ -271,7 +307,19 @@ class VideoStudentSpec(StudentSpec):
     def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:
         """Inverse of `to_dict`; an unknown key raises UserError naming the nearest one."""
         values = dict(values)
+        if isinstance(values.get("sampler"), dict):
+            values["sampler"] = _with_unipc(values["sampler"])
         for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
             if isinstance(values.get(name), dict):
                 values[name] = build_spec(part, values[name], f"student.init.{name}")
         return build_spec(cls, values, "student.init")
+
+
+def _with_unipc(sampler: dict[str, Any]) -> dict[str, Any]:
+    """The section ``sampler`` with what stands below it in the form of its dataclasses."""
+    unipc, where = sampler.get("unipc"), "student.init.sampler.unipc"
+    if not isinstance(unipc, dict):
+        return sampler
+    if isinstance(guidance := unipc.get("guidance"), dict):
+        unipc = {**unipc, "guidance": build_spec(Guidance, guidance, f"{where}.guidance")}
+    return {**sampler, "unipc": build_spec(UniPC, unipc, where)}

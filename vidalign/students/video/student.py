@@ -28,7 +28,7 @@ from vidalign.students.video.rollout.clock import Clock
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video.rope import RotaryTables
-from vidalign.students.video.spec import VideoStudentSpec, no_switch
+from vidalign.students.video.spec import VideoStudentSpec, no_chunks, no_switch
 from vidalign.students.video.streaming import OnChunk
 
 EPS = 1e-3  # floor of sigma where x0 is turned into velocity
@@ -94,8 +94,10 @@ class VideoStudent(Student[VideoStudentSpec]):
         context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
         all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
         initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context
-        gets no gradient.
+        gets no gradient. Raises `UserError` where a bidirectional network is to attend causally.
         """
+        if self.spec.bidirectional and attention != "bidirectional":
+            raise no_chunks()
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":
             raw = self._causal(x_t, sigma, text, context, clean)
@@ -225,12 +227,13 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         frames: latent frames, whole chunks unless the first may be smaller; seed: another one gives other clips, the
         same on every machine. on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are
-        decoded. Raises `UserError` for a length that is not whole chunks. `VideoStudent.load` and
-        `vidalign.load_student` give a student.
+        decoded; the whole video of a bidirectional network is one chunk. Raises `UserError` for a length that is not
+        whole chunks. `VideoStudent.load` and `vidalign.load_student` give a student.
         """
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         streamed = on_chunk or (lambda index, clips: None)
-        return self.eval().sampler(frames, on_chunk=streamed)(prompts, generators)
+        method = "teacher" if self.spec.bidirectional else "causal"
+        return self.eval().sampler(frames, method, on_chunk=streamed)(prompts, generators)
 
     def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
         """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""

@@ -1,4 +1,4 @@
-"""The public causal Wan families, one YAML file each: stock Wan2.1 weights with other cache policies and samplers.
+"""The public Wan families, one YAML file each: stock Wan2.1 weights with other cache policies and samplers.
 
 The numbers are read off the released code and configs of each family. A file of the user's own, in the same form, is
 named by its path. Where a key is left out, the default of its dataclass stands: `Preset`, `CachePolicy`, `Sampler`.
@@ -6,7 +6,8 @@ named by its path. Where a key is left out, the default of its dataclass stands:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +50,8 @@ class PresetSampler(Sampler):
 
     def plain(self) -> Sampler:
         """What a specification keeps of it."""
-        return Sampler(list(self.sigmas), list(self.timesteps), self.shift, list(self.first_sigmas))
+        few = Sampler(list(self.sigmas), list(self.timesteps), self.shift, list(self.first_sigmas))
+        return replace(few, unipc=deepcopy(self.unipc))
 
 
 @dataclass
