@@ -20,12 +20,15 @@ from torch import Tensor
 
 from vidalign import load_student
 from vidalign.errors import UserError
+from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.guidance import Guidance, guided
 from vidalign.students.video.presets import preset
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.unipc import UniPC, sample_unipc
+from vidalign.teachers.pipeline import PipelineTeacher
 from vidalign.text.pretrained import build_features
+from vidalign.trainer import Trainer
 
 SIZE = ("--height", "32", "--width", "32")
 PROMPTS = ["red ball falls", "blue square moves"]
@@ -163,6 +166,40 @@ def test_a_teacher_is_sampled_by_its_folder(capsys: pytest.CaptureFixture[str]) 
     assert vidalign(*words, "--then", "0.2s blue", "--out", "x.mp4") == 2
     assert "the whole video of a prompt at once" in capsys.readouterr().err
     assert vidalign(*words, "--out", "x.mp4") == 0 and Path("x.mp4").is_file()
+
+
+# --- as a teacher ---
+
+
+DMD = ("objective={name: dmd}", "rewards={}", "teacher={path: teacher}")
+
+
+def trainer(run: str, *words: str) -> Trainer:
+    return Trainer(load_recipe("recipe.yaml", [*DMD, *words]), run)
+
+
+def test_dmd_learns_from_it_under_its_own_guidance() -> None:
+    """Guidance is that of the folder unless the recipe says otherwise."""
+    made = trainer("run", "student.adapter.rank=4")
+    taught = made.ctx.teacher
+    assert taught.guidance == Guidance(5.0, "") and taught.negative.shape == (1, 512, 48)
+    x, sigma, text = torch.randn(1, 3, 16, 4, 4, generator=draws(0)[0]), torch.tensor([0.6]), made.ctx.text(PROMPTS[:1])
+    with torch.no_grad():
+        c, u = (taught.model.bidirectional(x, sigma, words) for words in (text, made.ctx.text([""])))
+    torch.testing.assert_close(taught.velocity(x, sigma, text), u + 5.0 * (c - u), atol=1e-5, rtol=0)
+    assert (c - u).abs().max() > 0.02
+    made.fit()
+    assert made.step == 2
+    other = trainer("other", "teacher.guidance={scale: 2, negative_prompt: large}").ctx.teacher
+    assert other.guidance == Guidance(2.0, "large")
+
+
+def test_its_folder_is_a_pipeline_for_clips(tmp_path: Path) -> None:
+    """`teacher.name: pipeline` reads the same folder: VAE, text encoder and tokenizer are links to the base."""
+    options = {"max_sequence_length": 16, "num_frames": 9}
+    config = PipelineTeacher.Config("teacher", steps=2, cache=str(tmp_path), guidance=Guidance(5.0), options=options)
+    clips = PipelineTeacher.from_recipe(config, 3, teacher().spec).clips(PROMPTS, draws(0, 1))
+    assert clips.shape == (2, 9, 3, 32, 32)
 
 
 # --- where it is refused ---

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from safetensors import SafetensorError
-
 from vidalign.errors import UserError
+from vidalign.recipe.schema import StudentChoice
 from vidalign.students.checks import check_teacher_weights
-from vidalign.students.video.checks import check_weights
-from vidalign.students.video.kind import Video
+from vidalign.students.video.checks import check_weights, written_spec
+from vidalign.students.video.spec import VideoStudentSpec
+from vidalign.students.weights import reading_spec
 from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
-    from vidalign.students.video import VideoStudent, VideoStudentSpec
+    from vidalign.students.video import VideoStudent
 
 
 class NetworkTeacher:
@@ -45,10 +45,13 @@ class NetworkTeacher:
 
     @classmethod
     def written(cls, draft: Draft) -> VideoStudentSpec | None:
-        """The specification in the weights; None where it cannot be read, as the checks say."""
+        """The specification in the weights; None where it cannot be read yet, or not at all, which `check` reports."""
+        path = draft.settings("teacher", cls.Config).path
+        found = written_spec(StudentChoice("video", path=path)) if path else None
         try:
-            return Video.read_spec(draft.settings("teacher", cls.Config).path)
-        except (UserError, SafetensorError, OSError, KeyError, ValueError):
+            with reading_spec(path):
+                return None if found is None else VideoStudentSpec.from_dict(found)
+        except UserError:
             return None
 
     @classmethod

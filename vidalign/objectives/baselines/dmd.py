@@ -9,13 +9,15 @@ One step:
 4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the
    rollout's clean chunks. x0 is noised to a random level and denoised by the teacher and the fake score;
    ``dL/dx0 = (x0_fake - x0_real) / mean|x0 - x0_real|``                       (`losses/distribution_matching.py`).
+   The real score is the teacher under `teacher.guidance` (`students/video/guidance.py`), the fake score is not guided,
+   as in the released code. Guidance of the velocity is guidance of x0.
 
 What we changed: the rollout runs to its last step and its clean chunks are the history of every exit step. (The
 released code stops the rollout at the exit step, which makes half-denoised chunks the history.) The weights that turn
 clean chunks into keys and values are trained too, as in teacher forcing (the released cache is detached). The exit step
-is drawn per video, not per batch; the fake score's updates share one rollout with the student's. There is no
-classifier-free guidance (a teacher trained without dropped captions has none to give).
-Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift.
+is drawn per video, not per batch; the fake score's updates share one rollout with the student's. With
+`fake_score.adapter` the fake score is a LoRA on the teacher's own frozen weights instead of a copy of them.
+Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift, teacher.guidance.scale.
 """
 
 from __future__ import annotations
