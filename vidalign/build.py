@@ -272,6 +272,9 @@ def assemble(
     weight_sets = [*plans[0].policies, *averaged(recipe)]
     policies = Policies(student, weight_sets, recipe.student.adapter, seed=recipe.seed)  # changes the student
     updates = planned_updates(objective, learning, recipe.trainer.steps)
+    for name, network in made.items():
+        if (adapter := trained[name].adapter) is not None:
+            Policies(network, (), adapter, seed=recipe.seed)
     engines: dict[str, Engine] = {}
     for name, network in {STUDENT: student, **made}.items():
         settings = replace(recipe.trainer, **trained[name].optimizer)

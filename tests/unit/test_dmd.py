@@ -16,7 +16,7 @@ from vidalign.context import Batch, TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.baselines.dmd import DMD, _new_fake_score
+from vidalign.objectives.baselines.dmd import DMD, _full_fake_score
 from vidalign.objectives.parts.rollouts import states_at
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
@@ -162,7 +162,7 @@ def test_the_fake_score_saves_memory_as_the_student_does(folder: Path) -> None:
     student, teacher = (VideoStudent.load(folder / f"{name}.safetensors") for name in ("student", "teacher"))
     for on in (False, True):
         student.gradient_checkpointing(on)
-        fake_score = _new_fake_score(student, SimpleNamespace(model=teacher))
+        fake_score = _full_fake_score(student, SimpleNamespace(model=teacher))
         assert fake_score.base.is_gradient_checkpointing is on and fake_score is not teacher
         assert all(p.requires_grad for p in fake_score.parameters())
 
