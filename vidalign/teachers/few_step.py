@@ -27,7 +27,7 @@ class FewStepTeacher(NetworkTeacher):
         spec = cls.written(draft)
         if spec is not None and spec.bidirectional:
             draft.refuse(
-                "a bidirectional network has no few-step velocity",
+                f"{draft.settings('teacher', cls.Config).path!r}, a bidirectional network, has no few-step velocity",
                 "teacher.path",
                 "its prediction is the mean of all clips, and a few-step student that matches it is blurred",
                 "name a causal few-step network, or use objective.name: dmd with teacher.name: model",

@@ -28,11 +28,11 @@ def check(draft: Draft) -> None:
     if student.init:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
-    if spec is not None and (made := _changed(draft, spec)) is not None:
-        if made.bidirectional:
-            draft.refuse_as(no_chunks(), "student.init" if student.init else "student.path")
-        else:
-            _check_frames(draft, made)
+    if spec is not None and _is_bidirectional(spec):
+        key, whose = ("init", "it") if student.init else ("path", repr(student.path))
+        draft.refuse_as(no_chunks(whose=f"{whose}, a bidirectional network,"), f"student.{key}")
+    elif spec is not None and (made := _changed(draft, spec)) is not None:
+        _check_frames(draft, made)
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
     _check_dtype(draft)
@@ -79,6 +79,12 @@ def written_spec(student: StudentChoice) -> dict[str, Any] | None:
         return written_spec(student.path)
     except (UserError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why
+
+
+def _is_bidirectional(spec: dict[str, Any]) -> bool:
+    """See `VideoStudentSpec.bidirectional`, of one as it is written."""
+    cache = spec.get("cache")
+    return isinstance(cache, dict) and cache.get("chunk_frames") == 0
 
 
 def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:

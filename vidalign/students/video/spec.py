@@ -100,10 +100,10 @@ class CachePolicy:
         return [*range(first, first + self.sink), *range(start - local, start)]
 
 
-def no_chunks(where: str = "") -> UserError:
+def no_chunks(where: str = "", whose: str = "a bidirectional network") -> UserError:
     """The error of causal sampling, or causal training, with a bidirectional network; where: the key that names it."""
     return UserError(
-        "a bidirectional network is no causal student",
+        f"{whose} is no causal student",
         where=where,
         why="it makes a whole video at once in many steps, and no weights of it were trained behind a cache",
         fix="name it as teacher.path, or import its checkpoint by a causal preset, see `vidalign list presets`",
@@ -230,10 +230,11 @@ class VideoStudentSpec(StudentSpec):
                 raise UserError(f"{name} is {str(chosen)[:60]!r}", where="student", fix="{name: ..., settings}")
         if self.bidirectional != (self.sampler.unipc is not None):
             raise UserError(
-                "cache.chunk_frames: 0 and sampler.unipc belong together",
+                f"cache.chunk_frames is {self.cache.chunk_frames}, and sampler.unipc is "
+                + ("not given" if self.bidirectional else "given"),
                 where="student",
-                why="a network that makes the whole video at once takes many steps, one that makes chunks takes few",
-                fix="give both, or neither",
+                why="a bidirectional network makes 0 frames a chunk, the whole video, by UniPC; others make chunks",
+                fix="use 1 frame or more, or give sampler.unipc" if self.bidirectional else "use 0, or leave it out",
             )
         if self.prediction not in ("velocity", "x0"):
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
