@@ -221,8 +221,14 @@ def test_a_teacher_is_no_student_of_a_causal_objective(capsys: pytest.CaptureFix
 def test_a_teacher_is_no_few_step_teacher(capsys: pytest.CaptureFixture[str]) -> None:
     few = ("objective={name: dopd_video, block: 4}", "rewards={}", "teacher={name: few_step, path: teacher}")
     message = told(capsys, *few)
-    assert message.startswith("error: 'teacher', a bidirectional network, has no few-step velocity - override 3 - ")
+    assert message.startswith("error: weights of wan have no few-step velocity - override 3 - the network is")
     assert "objective.name: dmd with teacher.name: model" in message
+
+
+def test_a_teacher_of_another_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the specifications: no weights are loaded."""
+    message = told(capsys, *DMD, "student.height=64")
+    assert message.startswith("error: student and teacher differ in their height - override 3 - the student has 64")
 
 
 def test_causal_calls_are_refused_from_python() -> None:

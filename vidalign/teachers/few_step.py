@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vidalign.errors import UserError
 from vidalign.teachers.network import NetworkTeacher
 
 if TYPE_CHECKING:
-    from vidalign.recipe.draft import Draft
+    from vidalign.students.video import VideoStudentSpec
 
 
 class FewStepTeacher(NetworkTeacher):
@@ -21,14 +22,13 @@ class FewStepTeacher(NetworkTeacher):
     shared = (*NetworkTeacher.shared, "sampler.sigmas", "sampler.first_sigmas", "cache.chunk_frames")
 
     @classmethod
-    def check(cls, draft: Draft) -> None:
-        """See `NetworkTeacher.check`; a bidirectional network is refused."""
-        super().check(draft)
-        spec = cls.written(draft)
-        if spec is not None and spec.bidirectional:
-            draft.refuse(
-                f"{draft.settings('teacher', cls.Config).path!r}, a bidirectional network, has no few-step velocity",
-                "teacher.path",
-                "its prediction is the mean of all clips, and a few-step student that matches it is blurred",
-                "name a causal few-step network, or use objective.name: dmd with teacher.name: model",
+    def _check_shared(cls, student: VideoStudentSpec, teacher: VideoStudentSpec) -> None:
+        if teacher.bidirectional:
+            raise UserError(
+                f"weights of {teacher.preset or 'a bidirectional network'} have no few-step velocity",
+                where="teacher.path",
+                why="the network is bidirectional: it predicts the mean of all clips, and a few-step student that "
+                "matches it is blurred",
+                fix="name a causal few-step network, or use objective.name: dmd with teacher.name: model",
             )
+        super()._check_shared(student, teacher)
