@@ -23,9 +23,9 @@ from vidalign.errors import UserError
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
 from vidalign.students.video.guidance import Guidance, guided
+from vidalign.students.video.many_steps import ManySteps, sample_many_steps
 from vidalign.students.video.presets import preset
 from vidalign.students.video.rollout import RolloutPlan
-from vidalign.students.video.unipc import UniPC, sample_unipc
 from vidalign.teachers.pipeline import PipelineTeacher
 from vidalign.text.pretrained import build_features
 from vidalign.trainer import Trainer
@@ -33,7 +33,7 @@ from vidalign.trainer import Trainer
 SIZE = ("--height", "32", "--width", "32")
 PROMPTS = ["red ball falls", "blue square moves"]
 NEGATIVE = "small large"
-NEUTRAL = UniPC(steps=4, shift=3.0, guidance=Guidance(5.0, NEGATIVE))
+NEUTRAL = ManySteps(steps=4, shift=3.0, guidance=Guidance(5.0, NEGATIVE))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,9 +102,9 @@ def test_a_flat_checkpoint_and_a_diffusers_folder_become_a_teacher(
     written = json.loads((out / "vidalign.json").read_text())["spec"]
     assert written["cache"]["chunk_frames"] == 0 and written["preset"] == "wan"
     guidance = {"scale": 5.0, "negative_prompt": ""}
-    assert written["sampler"]["unipc"] == {"steps": 50, "shift": 3.0, "guidance": guidance}
+    assert written["sampler"]["many_steps"] == {"steps": 50, "shift": 3.0, "guidance": guidance}
     spec = VideoStudent.load(out).spec
-    assert spec.bidirectional and spec.sampler.unipc == UniPC(50, 3.0, Guidance(5.0))
+    assert spec.bidirectional and spec.sampler.many_steps == ManySteps(50, 3.0, Guidance(5.0))
 
 
 # --- the sampler ---
@@ -116,8 +116,10 @@ def test_the_sampler_is_that_of_the_pipeline(scale: float, shift: float, steps: 
     options = {"guidance_scale": scale, "negative_prompt": [NEGATIVE] * 2, "num_inference_steps": steps}
     size = {"height": 32, "width": 32, "num_frames": 9}
     expected = pipeline(shift)(PROMPTS, generator=draws(3, 4), output_type="latent", **options, **size).frames
-    settings = UniPC(steps, shift, Guidance(scale, NEGATIVE))
-    made = sample_unipc(teacher(), expected.shape[2], features(PROMPTS), features([NEGATIVE]), draws(3, 4), settings)
+    settings = ManySteps(steps, shift, Guidance(scale, NEGATIVE))
+    made = sample_many_steps(
+        teacher(), expected.shape[2], features(PROMPTS), features([NEGATIVE]), draws(3, 4), settings
+    )
     torch.testing.assert_close(made.float(), expected.transpose(1, 2).float(), atol=1e-5, rtol=0)
     assert expected.std() > 0.5
 
@@ -156,7 +158,7 @@ def test_a_teacher_is_sampled_by_its_folder(capsys: pytest.CaptureFixture[str]) 
     """`vidalign sample` and `load_student` take the many-step sampler of the folder; evaluations do, too."""
     network = load_student("teacher")
     assert isinstance(network, VideoStudent)
-    network.spec.sampler.unipc = replace(NEUTRAL, steps=2)
+    network.spec.sampler.many_steps = replace(NEUTRAL, steps=2)
     chunks: list[tuple[int, Tensor]] = []
     clips = network.sample(PROMPTS, frames=3, seed=1, on_chunk=lambda *chunk: chunks.append(chunk))
     assert clips.shape == (2, 9, 3, 32, 32) and [index for index, _ in chunks] == [0]
@@ -252,12 +254,15 @@ def test_causal_calls_are_refused_from_python() -> None:
     [
         (
             {"cache": {"chunk_frames": 0}},
-            "chunk_frames is 0, and sampler.unipc is not given - .* - use 1 frame or more",
+            "chunk_frames is 0, and sampler.many_steps is not given - .* - use 1 frame or more",
         ),
-        ({"sampler": {"unipc": {}}}, "chunk_frames is 3, and sampler.unipc is given"),
+        ({"sampler": {"many_steps": {}}}, "chunk_frames is 3, and sampler.many_steps is given"),
         ({"cache": {"chunk_frames": 0, "window": 6}}, "takes no window, sink, rope or first_chunk"),
-        ({"sampler": {"unipc": {"step": 9}}}, "unknown key 'step' - student.init.sampler.unipc - did you mean 'steps'"),
-        ({"sampler": {"unipc": {"guidance": {"scal": 9}}}}, "did you mean 'scale'"),
+        (
+            {"sampler": {"many_steps": {"step": 9}}},
+            "unknown key 'step' - student.init.sampler.many_steps - did you mean 'steps'",
+        ),
+        ({"sampler": {"many_steps": {"guidance": {"scal": 9}}}}, "did you mean 'scale'"),
     ],
 )
 def test_a_specification_that_is_neither_is_refused(changes: dict[str, Any], message: str) -> None:

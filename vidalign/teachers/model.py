@@ -65,4 +65,4 @@ class ModelTeacher(NetworkTeacher):
 
 def guidance_of(spec: VideoStudentSpec) -> Guidance:
     """The guidance that a network is sampled with; none for one without a many-step sampler of its own."""
-    return Guidance() if spec.sampler.unipc is None else spec.sampler.unipc.guidance
+    return Guidance() if spec.sampler.many_steps is None else spec.sampler.many_steps.guidance

@@ -10,9 +10,9 @@ import torch
 
 from vidalign.codecs import Codec, build_codec
 from vidalign.students.video.bidirectional import sample_bidirectional
+from vidalign.students.video.many_steps import sample_many_steps
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.streaming import OnChunk, Scene, stream
-from vidalign.students.video.unipc import sample_unipc
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_features
 
@@ -35,7 +35,7 @@ def clip_sampler(
 
     method: ``causal`` or ``teacher``; features, codec: of the student's spec, built here unless given; on_chunk: is
     given the number and the clips of each chunk, which are then decoded one by one; steps: settings of the teacher's
-    sampler, `sample_bidirectional`, or `UniPC` where the spec has it. Raises `UserError` unless `frames` are whole
+    sampler, `sample_bidirectional`, or `ManySteps` where the spec has it. Raises `UserError` unless `frames` are whole
     chunks, where the student makes chunks.
     """
     chunks = student.spec.chunks_in(frames) if method == "causal" else 0
@@ -57,7 +57,7 @@ def clip_sampler(
         return torch.cat(parts, 1)
 
     def bidirectional(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        clips = decoder.decode(_many_steps(student, frames, prompts, generators, read, steps))
+        clips = decoder.decode(_of_teacher(student, frames, prompts, generators, read, steps))
         if on_chunk is not None:
             on_chunk(0, clips)
         return clips
@@ -65,7 +65,7 @@ def clip_sampler(
     return causal if method == "causal" else bidirectional
 
 
-def _many_steps(
+def _of_teacher(
     student: VideoStudent,
     frames: int,
     prompts: Sequence[str],
@@ -74,9 +74,9 @@ def _many_steps(
     steps: dict[str, Any],
 ) -> torch.Tensor:
     """Latents ``[B, F, C, H, W]`` by the sampler of a teacher; steps: changes of its settings."""
-    text, unipc = read(prompts).to(student.device), student.spec.sampler.unipc
-    if unipc is None:
+    text, many = read(prompts).to(student.device), student.spec.sampler.many_steps
+    if many is None:
         return sample_bidirectional(student, frames, text, generators, **steps)
-    settings = replace(unipc, **{key: value for key, value in steps.items() if hasattr(unipc, key)})
+    settings = replace(many, **{key: value for key, value in steps.items() if hasattr(many, key)})
     negative = read(settings.guidance.prompts) if settings.guidance.prompts else None
-    return sample_unipc(student, frames, text, negative, generators, settings)
+    return sample_many_steps(student, frames, text, negative, generators, settings)

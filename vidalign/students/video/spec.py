@@ -7,7 +7,7 @@ weights with other numbers in these dataclasses. A spec travels as JSON in the m
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,7 @@ from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.spec import StudentSpec, build_spec
-from vidalign.students.video.guidance import Guidance
-from vidalign.students.video.unipc import UniPC
+from vidalign.students.video.many_steps import ManySteps, read_many_steps
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
@@ -36,6 +35,31 @@ def _check_count(name: str, value: Any, where: str, least: int = 0) -> None:
         raise UserError(f"{name} is {value!r}", where=where, why=f"it is a whole number in {least}..{MOST}")
 
 
+POLICY_WORDS = {
+    "rope": ("absolute", "relative", "anchored"),
+    "on_switch": ("recache", "keep"),
+    "first_chunk": ("whole", "remainder"),
+}
+"""Values of the fields of a `CachePolicy` that are words."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Where a video stands, in latent frames."""
+
+    frames: int = 0
+    """How many there are."""
+    first: int = 0
+    """Where the past and its sink begin: frame 0, or the start of the window of the last prompt switch."""
+    cuts: tuple[int, ...] = ()
+    """First frames of the shots after the first one."""
+
+    def shot(self, frames: int) -> range | None:
+        """The first `frames` frames of the newest shot of which there are frames; None where it is the first shot."""
+        begun = [cut for cut in self.cuts if cut < self.frames]
+        return range(begun[-1], begun[-1] + frames) if begun else None
+
+
 @dataclass
 class CachePolicy:
     """Which clean past frames a chunk attends, and at which rotary positions."""
@@ -47,7 +71,9 @@ class CachePolicy:
     sink: int = 0
     """First frames that are never evicted; eviction drops the frames right after them."""
     rope: str = "absolute"
-    """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read."""
+    """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read; anchored:
+    absolute, but the sink is read as if it stood right before the local past, and a clean pass attends the newest
+    frames of the window alone (Rolling-Forcing)."""
     sink_decay: float = 0.0
     """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 =
     off.
@@ -56,24 +82,35 @@ class CachePolicy:
     """Whether a prompt switch keeps the old sink once the video fills the window; see
     `VideoStudent.recache`.
     """
+    recompute: bool = False
+    """The past is one chunk, whose keys and values are computed from itself alone (Krea); needs window: two chunks and
+    rope: relative."""
+    on_switch: str = "recache"
+    """What a new prompt does: recache rebuilds the past under it; keep leaves the past as it is (LongLive 2)."""
+    cut_prefix: str = ""
+    """With `on_switch: keep`: a new prompt that begins so is a cut. The first `sink` frames of its shot are then kept
+    as long as no other shot begins. Empty = no prompt is one."""
+    cut_offset: int = 0
+    """Rotary positions that are skipped at a cut."""
     first_chunk: str = "whole"
     """whole: a sampled video is whole chunks; remainder: its first chunk takes the frames that are left over, and may
     be a given picture. Training is on whole chunks."""
 
     def __post_init__(self) -> None:
         where = "cache"
-        for name in ("chunk_frames", "window", "sink"):
+        for name in ("chunk_frames", "window", "sink", "cut_offset"):
             _check_count(name, getattr(self, name), where)
-        causal = self.window or self.sink or self.first_chunk != "whole" or self.rope != "absolute"
+        for name, words in POLICY_WORDS.items():
+            if getattr(self, name) not in words:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}", where=where, fix=" or ".join(words))
+        causal = [f.name for f in fields(self) if f.name != "chunk_frames" and getattr(self, f.name) != f.default]
         if causal and not self.chunk_frames:
             raise UserError(
-                "chunk_frames: 0 takes no window, sink, rope or first_chunk",
+                f"chunk_frames: 0 takes no {' and no '.join(causal)}",
                 where=where,
                 why="a bidirectional network has no cache and makes the whole video at once",
                 fix="leave them out",
             )
-        if self.rope not in ("absolute", "relative"):
-            raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
                 f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames a chunk",
@@ -81,23 +118,54 @@ class CachePolicy:
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
             )
-        if self.first_chunk not in ("whole", "remainder"):
-            raise UserError(f"unknown first_chunk {self.first_chunk!r}", where=where, fix="whole or remainder")
         if self.sink_decay and self.first_chunk == "remainder":
             why = "an EMA sink takes up whole chunks"
             raise UserError("sink_decay needs first_chunk: whole", where=where, why=why)
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
             raise UserError("sink_decay needs window, sink and rope: relative", where=where)
+        self._check_family_rules(where)
 
-    def kept_frames(self, start: int, first: int = 0) -> list[int]:
-        """Absolute indices of the past frames that a chunk starting at frame `start` attends, ascending.
+    def _check_family_rules(self, where: str) -> None:
+        """What the rules of single families need beside them."""
+        if self.rope == "anchored" and not (self.window and self.sink):
+            raise UserError("rope: anchored needs window and sink", where=where, why="the sink is the anchor")
+        if self.recompute and (self.window, self.sink, self.rope) != (2 * self.chunk_frames, 0, "relative"):
+            fix = f"use window: {2 * self.chunk_frames}, sink: 0, rope: relative"
+            raise UserError("recompute needs a past of one chunk at relative positions", where=where, fix=fix)
+        if not self.cut_prefix and not self.cut_offset:
+            return
+        if (self.on_switch, self.rope) != ("keep", "absolute"):
+            raise UserError("cuts need on_switch: keep and rope: absolute", where=where)
+        if self.window and self.window < 2 * self.sink + self.chunk_frames:
+            why = f"it holds the sink of the video and of the shot, {self.sink} frames each, and a chunk"
+            raise UserError(f"window {self.window} is too small for cuts", where=where, why=why)
 
-        first: the frame at which the past, and with it the sink, begins.
-        """
-        if not self.window or start - first <= self.window - self.chunk_frames:
-            return list(range(first, start))
-        local = self.window - self.chunk_frames - self.sink
-        return [*range(first, first + self.sink), *range(start - local, start)]
+    def attended(self, past: Past, frames: int = 0) -> list[int]:
+        """Absolute indices of the past frames that the next `frames` frames attend, ascending; 0 = a chunk."""
+        room = self.window - (frames or self.chunk_frames)
+        if not self.window or past.frames - past.first <= room:
+            return list(range(past.first, past.frames))
+        room -= self.sink
+        sink, shot = range(past.first, past.first + self.sink), past.shot(self.sink)
+        if shot is None or shot.start >= past.frames - room:
+            return [*sink, *range(past.frames - room, past.frames)]
+        return sorted({*sink, *shot, *range(past.frames - room + self.sink, past.frames)})
+
+    def attended_clean(self, past: Past) -> list[int]:
+        """The same of the clean pass of the next chunk, which writes its keys and values."""
+        if self.recompute:
+            return []
+        if self.rope == "anchored":
+            return list(range(max(past.first, past.frames - self.window + self.chunk_frames), past.frames))
+        return self.attended(past)
+
+    def kept(self, past: Past) -> list[int]:
+        """The past frames that later passes may attend, ascending."""
+        return sorted({*self.attended(past), *self.attended_clean(past)})
+
+    def position(self, frame: int, past: Past) -> int:
+        """The rotary position of a frame, where positions are absolute."""
+        return frame + self.cut_offset * sum(cut <= frame for cut in past.cuts)
 
 
 def no_chunks(where: str = "", whose: str = "a bidirectional network") -> UserError:
@@ -124,6 +192,13 @@ def no_switch() -> UserError:
 class Sampler:
     """Few-step sampler: an explicit list of noise levels, or original timesteps to be warped by `shift`."""
 
+    solver: str = field(default="renoise", kw_only=True)
+    """renoise: x0 is noised anew to the next level (Self-Forcing); unipc: the multistep solver of diffusers, without
+    fresh noise (LongLive 2)."""
+    rolling: bool = field(default=False, kw_only=True)
+    """Whether as many chunks as there are levels are denoised together, each one level behind the chunk before it
+    (Rolling-Forcing); else one chunk after the other."""
+
     sigmas: list[float] = field(default_factory=list)
     """Warped noise levels, descending from 1.0; one network call each. Filled from `timesteps` when empty."""
     timesteps: list[float] = field(default_factory=list)
@@ -132,15 +207,20 @@ class Sampler:
     """k in the formula above; used with `timesteps` only."""
     first_sigmas: list[float] = field(default_factory=list)
     """Noise levels of the very first chunk where they differ (causal_forcing_pp); empty = `sigmas`."""
-    unipc: UniPC | None = None
+    many_steps: ManySteps | None = None
     """Many-step sampler of a bidirectional network, instead of all of these; null = few steps."""
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"unknown solver {self.solver!r}", where="sampler", fix=" or ".join(SOLVERS))
+        if self.rolling and (self.solver != "renoise" or self.first_sigmas):
+            raise UserError("rolling needs solver: renoise and one list of levels", where="sampler")
         if not self.sigmas:
             self.sigmas = [warp_sigma(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
             ordered = all(a > b for a, b in itertools.pairwise(sigmas))
-            if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
+            begins = sigmas[:1] == [1.0] if self.solver == "renoise" else sigmas and 0.99 <= sigmas[0] <= 1
+            if sigmas and not (begins and ordered and sigmas[-1] > 0):
                 raise UserError(f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler")
 
     def steps(self, first: bool = False) -> list[float]:
@@ -151,6 +231,9 @@ class Sampler:
     def max_steps(self) -> int:
         """Network calls of the longest list: the number of noise slots a rollout needs, plus one."""
         return max(len(self.sigmas), len(self.first_sigmas))
+
+
+SOLVERS = ("renoise", "unipc")
 
 
 def scheduler_sigmas(shift: float, steps: int = 1000) -> torch.Tensor:
@@ -228,13 +311,12 @@ class VideoStudentSpec(StudentSpec):
             chosen = getattr(self, name)
             if not isinstance(chosen, dict) or not isinstance(chosen.get("name", ""), str):
                 raise UserError(f"{name} is {str(chosen)[:60]!r}", where="student", fix="{name: ..., settings}")
-        if self.bidirectional != (self.sampler.unipc is not None):
+        if self.bidirectional != (self.sampler.many_steps is not None):
             raise UserError(
-                f"cache.chunk_frames is {self.cache.chunk_frames}, and sampler.unipc is "
-                + ("not given" if self.bidirectional else "given"),
+                f"cache.chunk_frames is {self.cache.chunk_frames}, sampler.many_steps is {self.sampler.many_steps}",
                 where="student",
-                why="a bidirectional network makes 0 frames a chunk, the whole video, by UniPC; others make chunks",
-                fix="use 1 frame or more, or give sampler.unipc" if self.bidirectional else "use 0, or leave it out",
+                why="chunk_frames: 0 and many_steps are of a bidirectional network, which makes whole videos",
+                fix="give both, or neither",
             )
         if self.prediction not in ("velocity", "x0"):
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
@@ -274,11 +356,15 @@ class VideoStudentSpec(StudentSpec):
                     fix=f"use {near}",
                 )
 
+    def check_causal(self, where: str = "") -> None:
+        """Raises `UserError`, which names the key `where`, for a bidirectional network."""
+        if self.bidirectional:
+            raise no_chunks(where)
+
     def check_frames(self, frames: int, where: str = "") -> None:
         """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
         size = self.cache.chunk_frames
-        if self.bidirectional:
-            raise no_chunks(where)
+        self.check_causal(where)
         if frames < 1 or frames % size:
             raise UserError(
                 f"a video of {frames} frames is not whole chunks",
@@ -286,11 +372,11 @@ class VideoStudentSpec(StudentSpec):
                 why=f"the student makes chunks of {size}",
                 fix=f"use a multiple of {size}",
             )
-        if self.cache.rope == "absolute" and frames > MAX_POSITIONS:
+        if self.cache.rope != "relative" and frames > MAX_POSITIONS:
             raise UserError(
                 f"a video of {frames} frames is past the rotary table of {MAX_POSITIONS} entries",
                 where=where,
-                why="positions are absolute and grow with the length of the video",
+                why="positions grow with the length of the video",
                 fix=f"use at most {MAX_POSITIONS // size * size}, or student.cache={{window: N, rope: relative}}",
             )
 
@@ -298,8 +384,7 @@ class VideoStudentSpec(StudentSpec):
         """Chunks of a sampled clip of `frames` latent frames, of which the first may be smaller where the cache policy
         says so. Raises `UserError` as `check_frames`."""
         size = self.cache.chunk_frames
-        if self.bidirectional:
-            raise no_chunks(where)
+        self.check_causal(where)
         chunks = -(-frames // size)
         self.check_frames(chunks * size if self.cache.first_chunk == "remainder" else frames, where)
         return chunks
@@ -309,18 +394,8 @@ class VideoStudentSpec(StudentSpec):
         """Inverse of `to_dict`; an unknown key raises UserError naming the nearest one."""
         values = dict(values)
         if isinstance(values.get("sampler"), dict):
-            values["sampler"] = _with_unipc(values["sampler"])
+            values["sampler"] = read_many_steps(values["sampler"])
         for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
             if isinstance(values.get(name), dict):
                 values[name] = build_spec(part, values[name], f"student.init.{name}")
         return build_spec(cls, values, "student.init")
-
-
-def _with_unipc(sampler: dict[str, Any]) -> dict[str, Any]:
-    """The section ``sampler`` with what stands below it in the form of its dataclasses."""
-    unipc, where = sampler.get("unipc"), "student.init.sampler.unipc"
-    if not isinstance(unipc, dict):
-        return sampler
-    if isinstance(guidance := unipc.get("guidance"), dict):
-        unipc = {**unipc, "guidance": build_spec(Guidance, guidance, f"{where}.guidance")}
-    return {**sampler, "unipc": build_spec(UniPC, unipc, where)}

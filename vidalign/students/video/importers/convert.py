@@ -159,8 +159,8 @@ def _summary(spec: VideoStudentSpec) -> str:
     cache, levels = spec.cache, ", ".join(f"{1000 * sigma:g}" for sigma in spec.sampler.sigmas)
     past = f"a window of {cache.window} latents with a sink of {cache.sink}" if cache.window else "the whole past"
     does = f"chunks of {cache.chunk_frames} latents, {past}, timesteps {levels}"
-    if (unipc := spec.sampler.unipc) is not None:
-        does = f"bidirectional, {unipc.steps} UniPC steps at shift {unipc.shift:g}, guidance {unipc.guidance.scale:g}"
+    if (many := spec.sampler.many_steps) is not None:
+        does = f"bidirectional, {many.steps} UniPC steps at shift {many.shift:g}, guidance {many.guidance.scale:g}"
     return f"preset {spec.preset}: {does}; {spec.width} x {spec.height} at {spec.fps:g} frames a second"
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
+from vidalign.students.spec import build_spec
 from vidalign.students.video.guidance import Guidance, guided
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class UniPC:
+class ManySteps:
     """Steps, noise levels and guidance of a bidirectional network."""
 
     steps: int = 50
@@ -36,14 +37,25 @@ class UniPC:
         require(self, "shift", above=0)
 
 
+def read_many_steps(sampler: dict[str, Any]) -> dict[str, Any]:
+    """The section ``sampler`` of a specification with `ManySteps` in it, where it has one. Raises `UserError` for an
+    unknown key."""
+    written, where = sampler.get("many_steps"), "student.init.sampler.many_steps"
+    if not isinstance(written, dict):
+        return sampler
+    if isinstance(guidance := written.get("guidance"), dict):
+        written = {**written, "guidance": build_spec(Guidance, guidance, f"{where}.guidance")}
+    return {**sampler, "many_steps": build_spec(ManySteps, written, where)}
+
+
 @without_gradient
-def sample_unipc(
+def sample_many_steps(
     model: VideoStudent,
     frames: int,
     text: torch.Tensor,
     negative: torch.Tensor | None,
     generators: Sequence[torch.Generator],
-    settings: UniPC,
+    settings: ManySteps,
 ) -> torch.Tensor:
     """Clean latents ``[N, F, C, H, W]`` of texts ``[N, L, D]``, one CPU generator each; all frames go together.
 
@@ -71,7 +83,7 @@ def _velocity(
     timestep: torch.Tensor,
     text: torch.Tensor,
     negative: torch.Tensor | None,
-    settings: UniPC,
+    settings: ManySteps,
 ) -> torch.Tensor:
     """The guided velocity, like `x`. The level is float64, so that the network is fed the whole timestep exactly."""
     level = (timestep.double() / 1000).expand(len(x))
