@@ -62,6 +62,8 @@ def rollout(
         behind = head.context.expand(group_size).rows(part) if rows else head.context.expand(group_size)
         run = _Run(student, text[prompts], behind, plan, on_chunk, clock)
         run.generate(range(plan.prefix, plan.chunks), starts, noise[part])
+        if not plan.keep_final:
+            run.context = head.context  # its own past would lie there until the last part is done
         parts.append(run)
     past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
     own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
