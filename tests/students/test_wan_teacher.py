@@ -252,16 +252,10 @@ def test_causal_calls_are_refused_from_python() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"cache": {"chunk_frames": 0}},
-            "chunk_frames is 0, and sampler.many_steps is not given - .* - use 1 frame or more",
-        ),
-        ({"sampler": {"many_steps": {}}}, "chunk_frames is 3, and sampler.many_steps is given"),
-        ({"cache": {"chunk_frames": 0, "window": 6}}, "takes no window, sink, rope or first_chunk"),
-        (
-            {"sampler": {"many_steps": {"step": 9}}},
-            "unknown key 'step' - student.init.sampler.many_steps - did you mean 'steps'",
-        ),
+        ({"cache": {"chunk_frames": 0}}, "chunk_frames is 0, sampler.many_steps is None - .* - give both, or neither"),
+        ({"sampler": {"many_steps": {}}}, "chunk_frames is 3, sampler.many_steps is Many"),
+        ({"cache": {"chunk_frames": 0, "window": 6, "sink": 3}}, "chunk_frames: 0 takes no window and no sink"),
+        ({"sampler": {"many_steps": {"step": 9}}}, "unknown key 'step' - .*many_steps - did you mean 'steps'"),
         ({"sampler": {"many_steps": {"guidance": {"scal": 9}}}}, "did you mean 'scale'"),
     ],
 )
