@@ -13,7 +13,8 @@ from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
 from vidalign.students.video.changes import changed
 from vidalign.students.video.kind import Video
-from vidalign.students.video.spec import CachePolicy, VideoStudentSpec, no_chunks
+from vidalign.students.video.many_steps import no_chunks
+from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
 from vidalign.students.weights import reading_spec
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.deferred import without_gradient
+from vidalign.errors import UserError
 from vidalign.ranges import require
 from vidalign.students.spec import build_spec
 from vidalign.students.video.guidance import Guidance, guided
@@ -35,6 +36,16 @@ class ManySteps:
     def __post_init__(self) -> None:
         require(self, "steps", least=1)
         require(self, "shift", above=0)
+
+
+def no_chunks(where: str = "", whose: str = "a bidirectional network") -> UserError:
+    """The error of causal sampling, or causal training, with a bidirectional network; where: the key that names it."""
+    return UserError(
+        f"{whose} is no causal student",
+        where=where,
+        why="it makes a whole video at once in many steps, and no weights of it were trained behind a cache",
+        fix="name it as teacher.path, or import its checkpoint by a causal preset, see `vidalign list presets`",
+    )
 
 
 def read_many_steps(sampler: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.spec import StudentSpec, build_spec
-from vidalign.students.video.many_steps import ManySteps, read_many_steps
+from vidalign.students.video.many_steps import ManySteps, no_chunks, read_many_steps
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
@@ -166,16 +166,6 @@ class CachePolicy:
     def position(self, frame: int, past: Past) -> int:
         """The rotary position of a frame, where positions are absolute."""
         return frame + self.cut_offset * sum(cut <= frame for cut in past.cuts)
-
-
-def no_chunks(where: str = "", whose: str = "a bidirectional network") -> UserError:
-    """The error of causal sampling, or causal training, with a bidirectional network; where: the key that names it."""
-    return UserError(
-        f"{whose} is no causal student",
-        where=where,
-        why="it makes a whole video at once in many steps, and no weights of it were trained behind a cache",
-        fix="name it as teacher.path, or import its checkpoint by a causal preset, see `vidalign list presets`",
-    )
 
 
 def no_switch() -> UserError:

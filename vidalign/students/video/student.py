@@ -230,7 +230,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         frames: latent frames, whole chunks unless the first may be smaller; seed: another one gives other clips, the
         same on every machine. on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are
         decoded; the whole video of a bidirectional network is one chunk. Raises `UserError` for a length that is not
-        whole chunks. `VideoStudent.load` and `vidalign.load_student` give a student.
+        whole chunks.
         """
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         streamed = on_chunk or (lambda index, clips: None)
