@@ -150,14 +150,17 @@ class TrainContext(Generic[S, T]):
 
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
-        fits = self._fits(latents.shape[2:], latents.shape[1])
-        if history is None:
-            return torch.cat([self.codec.decode(part) for part in latents.split(fits)])
-        parts = []
-        for group, past in zip(latents.split(len(latents) // len(history)), history.split(1), strict=True):
-            decode = self.codec.behind(past)
-            parts += [decode(part) for part in group.split(fits)]
-        return torch.cat(parts)
+        fits, clips, done = self._fits(latents.shape[2:], latents.shape[1]), None, 0
+        pasts = [None] if history is None else history.split(1)
+        for group, past in zip(latents.split(len(latents) // len(pasts)), pasts, strict=True):
+            decode = self.codec.decode if past is None else self.codec.behind(past)
+            for part in group.split(fits):
+                decoded = decode(part)
+                clips = decoded.new_empty(len(latents), *decoded.shape[1:]) if clips is None else clips
+                clips[done : done + len(part)] = decoded
+                done += len(part)
+        assert clips is not None, "there is something to decode"
+        return clips
 
     def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
         """One generator a sample, on the CPU; its key holds step and update."""
@@ -185,4 +188,4 @@ class TrainContext(Generic[S, T]):
             f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
             for n in chosen
         ]
-        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions)
+        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions, self.student.fps)

@@ -121,8 +121,10 @@ def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float
     assert plan.parts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
 
 
-def test_what_a_decoder_says_that_it_holds_is_what_it_holds() -> None:
-    spec = preset("self_forcing").spec(WAN_1_3B, height=480, width=832)
+@pytest.mark.parametrize("name", ["self_forcing", "longlive2_5b"])
+def test_what_a_decoder_says_that_it_holds_is_what_it_holds(name: str) -> None:
+    family = preset(name)
+    spec = family.spec(WAN_1_3B | {"in_channels": family.latent_channels})
     for dtype in ("fp32", "bf16"):
         with traced() as live, torch.no_grad():
             with torch.device(DEVICE):

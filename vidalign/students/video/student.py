@@ -270,6 +270,10 @@ class VideoStudent(Student[VideoStudentSpec]):
         return self.spec.cache.chunk_frames
 
     @property
+    def fps(self) -> float:
+        return self.spec.fps
+
+    @property
     def sigmas(self) -> list[float]:
         return self.spec.sampler.sigmas
 
