@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_tae import published
 from torch.profiler import ProfilerActivity, profile
 
 from vidalign.codecs import build_codec
 from vidalign.codecs.base import describe_codec
+from vidalign.codecs.tiny_wan import TinyWanDecoder
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.engine.policies import Policies
@@ -93,6 +96,19 @@ def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStud
         work()
         counted = live.restart() - before
     assert counted == pytest.approx(real, rel=0.05)
+
+
+def test_what_the_tiny_decoder_says_that_it_holds_is_what_it_holds(tmp_path: Path) -> None:
+    for file, (channels, patch), frame in (("a.pth", (16, 1), (16, 60, 104)), ("b.pth", (48, 2), (48, 44, 80))):
+        torch.save(published(channels, patch), tmp_path / file)
+        with traced() as live, torch.no_grad():
+            with torch.device(DEVICE):
+                decoder = TinyWanDecoder(TinyWanDecoder.Config(str(tmp_path / file)))
+            latents = torch.zeros(1, 21, *frame, device=DEVICE)
+            live.restart()
+            before = live.held
+            decoder.decode(latents)
+            assert decoder.decode_bytes(frame, 21) == pytest.approx(live.restart() - before, rel=0.15)
 
 
 def self_forcing(group_size: int) -> Recipe:

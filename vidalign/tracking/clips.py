@@ -57,8 +57,8 @@ def shrink(frames: np.ndarray, side: int) -> np.ndarray:
 
 
 def logged(frames: np.ndarray, fps: float) -> tuple[np.ndarray, float]:
-    """What a tracker keeps of a clip: every k-th frame, `LOGGED_FRAMES` at most, shrunk to `LOGGED_SIDE`, and their rate,
-    at which they last as long."""
+    """What a tracker keeps of a clip: every k-th frame, `LOGGED_FRAMES` at most, shrunk to `LOGGED_SIDE`, and their
+    rate, at which they last as long."""
     every = -(-len(frames) // LOGGED_FRAMES)
     return upscale(shrink(frames[::every], LOGGED_SIDE)), fps / every
 
