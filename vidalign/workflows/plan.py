@@ -196,7 +196,7 @@ class _Step:
         policies, networks = self.ctx.policies, self.ctx.roles
         sets = {"trained weights": policies.nbytes("current")}
         sets |= {f"weights `{name}`": policies.nbytes(name) for name in policies.names}
-        every = [p for network in networks.networks() for p in network.parameters()]
+        every = {id(p): p for network in networks.networks() for p in network.parameters()}.values()  # some are shared
         codec = sum(p.nbytes for p in self.ctx.codec.parameters())
         snapshots = 0 if policies.adapter else sum(policies.nbytes(name) for name in policies.names)
         weights = sum(p.nbytes for p in every)
