@@ -26,8 +26,8 @@ from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.sharing import processes_of_a_group
 from vidalign.teachers.base import ChoosyTeacher, PreparedTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 

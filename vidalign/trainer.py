@@ -28,7 +28,7 @@ from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.resume import check_same_recipe
-from vidalign.sharing import processes_of_a_group
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 

@@ -7,7 +7,7 @@ import pytest
 from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.recipe import load_recipe
-from vidalign.sharing import processes_of_a_group
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.testing import check_objective
 
 SPREAD = [name for name in registry.names("objectives") if registry.get("objectives", name).spreads]

@@ -66,8 +66,8 @@ def torchrun_command(
 
 
 def check_processes(recipe: Recipe, gpus: int, nodes: int = 1) -> None:
-    """Raises `UserError` unless the processes get equal shares of a step, see `vidalign.sharing`."""
-    from vidalign.sharing import processes_of_a_group
+    """Raises `UserError` unless the processes get equal shares of a step, see `vidalign.recipe.sharing`."""
+    from vidalign.recipe.sharing import processes_of_a_group
 
     processes_of_a_group(recipe, gpus * nodes)
 

@@ -8,7 +8,7 @@ from vidalign import registry
 from vidalign.errors import UserError
 
 if TYPE_CHECKING:
-    from vidalign.recipe import Recipe
+    from vidalign.recipe.load import Recipe
 
 
 def processes_of_a_group(recipe: Recipe, count: int) -> int:
