@@ -85,6 +85,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "world_scorer": "vidalign.worlds.video.metrics:WorldScorer",
     },
     "prompts": {
+        "caption_table": "vidalign.data.captions:TableCaptions",
         "datasets": "vidalign.data.tables:HubTable",
         "pictures": "vidalign.worlds.language.prompts:Pictures",
         "table": "vidalign.data.tables:TableExamples",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -23,3 +24,7 @@ class Example:
     """Kind of problem, for tables."""
     steps: int = 0
     """Number of reasoning steps; 0 when it is not known."""
+    before: tuple[tuple[str, str], ...] = ()
+    """(role, text) of the turns of a conversation before the prompt, which is its last user turn."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else its source knows, for rewards: the further columns of a table."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
-from vidalign.data.source import Chosen, PromptSource, check_gives, find_source, spelled_out
+from vidalign.data.source import Chosen, check_gives, find_source, listed, placed, spelled_out
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
@@ -20,6 +20,7 @@ from vidalign.recipe.typed import settings_of, unknown_key
 def check_prompts(draft: Draft) -> None:
     """The sources exist and have prompts for the student; a reward can score every training prompt."""
     before = len(draft.problems)
+    _columns(draft)
     for path, source in sources(draft).items():
         try:
             if not isinstance(source, str):
@@ -30,15 +31,25 @@ def check_prompts(draft: Draft) -> None:
                 problem.fix = problem.fix.replace("the path", path)
             draft.refuse_as(error, path)
     if len(draft.problems) == before:
-        _scored(draft, *find_source(draft.recipe.data.prompts))
+        _scored(draft)
         _judged(draft)
+
+
+def _columns(draft: Draft) -> None:
+    """The keys of all sources change one of them."""
+    recipe = draft.recipe
+    if recipe.data.columns:
+        with suppress(UserError):  # reported with the sources
+            if all(recipe.prompts_of(source) == source for source in sources(draft).values()):
+                why = "no source of prompts is a table, or each names its own"
+                draft.refuse("data.columns has no effect", "data.columns", why, "delete it")
 
 
 def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
     """The source exists and has these settings; `UserError` for one that does not exist."""
     section, _, key = path.partition(".")
     node = draft.tree.value[section].value[key]
-    name, given = spelled_out(source)
+    name, given = spelled_out(draft.recipe.prompts_of(source))
     kind = registry.get("prompts", name)
     if hasattr(kind, "Config"):
         settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
@@ -82,14 +93,14 @@ def weighted(objective: Choice, weights: dict[str, float]) -> dict[str, Any]:
     return {name: registry.get("rewards", name) for name, weight in chosen.items() if weight}
 
 
-def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
+def _scored(draft: Draft) -> None:
     """A reward can score every training prompt; the examples of a hub are not read."""
     try:
         rewards = weighted(draft.recipe.objective, draft.recipe.reward_weights)
     except UserError:
         return  # reported with the rewards
     try:
-        problem = unscored(rewards, kind.placed(argument))
+        problem = unscored(rewards, placed(draft.recipe.training_prompts))
     except UserError as error:
         draft.refuse_as(error, "data.prompts")
         return
@@ -101,8 +112,7 @@ def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
 def _judged(draft: Draft) -> None:
     """The metrics of the evaluation exist and fit the student; at least one judges the held-out prompts."""
     recipe, settings = draft.recipe, draft.recipe.evaluation
-    source = settings.prompts or recipe.data.eval_prompts
-    metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics
+    metrics = find_source(recipe.judged_prompts)[0].judges if settings.metrics is None else settings.metrics
     makes = getattr(registry.get("students", recipe.student.name), "makes", "clips")
     for name, values in metrics.items():
         path = f"evaluation.metrics.{name}"
@@ -138,6 +148,6 @@ def sources(draft: Draft) -> dict[str, Chosen]:
 def _listed(draft: Draft, source: Chosen) -> list[str]:
     """The prompts of a source, none where they cannot be listed without cost; `UserError` for a wrong source."""
     name = draft.recipe.student.name
-    check_gives(source, name, getattr(registry.get("students", name), "asked", "captions"))
-    kind, argument = find_source(source)
-    return kind.listed(argument) or []
+    meant = draft.recipe.prompts_of(source)
+    check_gives(meant, name, getattr(registry.get("students", name), "asked", "captions"))
+    return listed(meant) or []

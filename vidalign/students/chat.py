@@ -65,12 +65,21 @@ class ChatEncoder:
         self.pad = int(tokenizer.eos_token_id if own is None else own)
 
     def messages(self, example: Example, privileged: str = "") -> list[dict[str, Any]]:
-        """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt."""
+        """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt.
+
+        A system turn of the example itself stands instead of the configured one.
+        """
         text = self.config.privileged.format(prompt=example.prompt, privileged=privileged) if privileged else None
         content: Any = example.prompt if text is None else text
         if self.processor is not None:
             content = [*({"type": "image"} for _ in example.images), {"type": "text", "text": content}]
-        turns = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        before = list(example.before)
+        if self.config.system and all(role != "system" for role, _ in before):
+            before = [("system", self.config.system), *before]
+        wrapped = self.processor is not None
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": text}] if wrapped else text} for role, text in before
+        ]
         return [*turns, {"role": "user", "content": content}]
 
     def text(self, example: Example, privileged: str = "") -> str:

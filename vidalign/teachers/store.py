@@ -152,7 +152,7 @@ class ClipStore:
 def _check_prompts(draft: Draft, path: str) -> None:
     try:
         known = {entry.prompt for entry in index_clips(Path(path))}
-        prompts = listed(draft.recipe.data.prompts) or []
+        prompts = listed(draft.recipe.training_prompts) or []
     except UserError as error:
         draft.refuse_as(error, "teacher.path")
         return
@@ -227,12 +227,8 @@ def _entry(file: Path, prompt: str, name: str) -> Entry:
 
 
 def _table(path: Path) -> list[Entry]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            "a table of clips needs the package datasets", where=str(path), fix="pip install 'vidalign[datasets]'"
-        ) from error
+    import datasets
+
     table: Any
     if path.is_file():
         table = datasets.Dataset.from_parquet(str(path))

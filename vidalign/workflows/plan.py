@@ -127,7 +127,7 @@ class _Step:
         self.phases: dict[str, int] = {}
         self.parts: dict[str, int] = {}
         prompts = max(1, recipe.trainer.prompts_per_step // gpus)
-        source = open_source(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
+        source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
         self.batch = Batch(0, [source[n] for n in range(prompts)], list(range(prompts)))
         student.gradient_checkpointing(recipe.student.checkpointing)
         student.rollout_batch = recipe.trainer.rollout_batch

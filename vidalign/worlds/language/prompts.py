@@ -32,7 +32,7 @@ class Tokens(PromptSource):
         self.split, self.seed, self.privilege = split, seed, privilege
 
     @classmethod
-    def listed(cls, argument: str) -> None:
+    def listed(cls, argument: str, **settings: Any) -> None:
         cls.problems.check_split(argument)
 
     @classmethod
