@@ -85,7 +85,12 @@ def is_saved(path: str) -> bool:
 
 
 def written_rows(path: str, name: str) -> Iterator[Row]:
-    """The rows of a csv, tsv or JSON file, one after the other.
+    """The rows of a csv, tsv or JSON file, one after the other; see `placed_rows`."""
+    return (row for _, row in placed_rows(path, name))
+
+
+def placed_rows(path: str, name: str) -> Iterator[tuple[str, Row]]:
+    """(place, row) of a csv, tsv or JSON file, one after the other.
 
     path: where it lies, an address of `fsspec` too. name: what it is called, which says its format, and in messages.
     """
@@ -93,9 +98,9 @@ def written_rows(path: str, name: str) -> Iterator[Row]:
     empty = True
     try:
         with _opened(path, name) as file:
-            for row in reader(file, name):
+            for placed in reader(file, name):
                 empty = False
-                yield row
+                yield placed
     except UnicodeDecodeError as error:
         why = f"byte {error.object[error.start] if error.object else 0:#04x} is no UTF-8"
         raise DataError("the table cannot be read", where=name, why=why, fix="save it as UTF-8") from error
@@ -118,11 +123,11 @@ def _opened(path: str, name: str) -> IO[str]:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
-def _tsv(file: IO[str], name: str) -> Iterator[Row]:
+def _tsv(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
     return _csv(file, name, "\t")
 
 
-def _csv(file: IO[str], name: str, delimiter: str = ",") -> Iterator[Row]:
+def _csv(file: IO[str], name: str, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -141,7 +146,7 @@ def _csv(file: IO[str], name: str, delimiter: str = ",") -> Iterator[Row]:
                     fix="put cells that hold the delimiter into double quotes",
                 )
             else:
-                yield dict(zip(header, cells, strict=True))
+                yield f"{name}:{line}", dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError("the table cannot be read", where=f"{name}:{line}", why=str(error), fix="repair it") from error
@@ -155,14 +160,15 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _lines(file: IO[str], name: str) -> Iterator[Row]:
+def _lines(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
     """JSON lines; only a line feed ends a line."""
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield _row(_value(line, name, number - 1), f"{name}:{number}")
+            place = f"{name}:{number}"
+            yield place, _row(_value(line, name, number - 1), place)
 
 
-def _json(file: IO[str], name: str) -> Iterator[Row]:
+def _json(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
     """A list of rows, an object with one list of rows in it (``{"data": [...]}``), one row, or JSON lines."""
     text = file.read()
     try:
@@ -179,7 +185,8 @@ def _json(file: IO[str], name: str) -> Iterator[Row]:
     if not isinstance(value, list):
         raise DataError("the table is no list of rows", where=name, fix='write [{"prompt": "..."}, ...]')
     for number, entry in enumerate(value):
-        yield _row(entry, f"{name}, row {number}")
+        place = f"{name}, row {number}"
+        yield place, _row(entry, place)
 
 
 def _are_rows(value: Any) -> bool:
