@@ -147,8 +147,10 @@ def weights_of(folder: Path) -> dict[str, float]:
     norms = {f"{name} norm": norm(tensors) for name, tensors in sets.items()}
     for name, tensors in weight_sets(before).items():
         norms[f"{name} change"] = norm({key: sets[name][key].double() - old.double() for key, old in tensors.items()})
-    files = [folder / "student.safetensors", folder / "adapter" / "adapter_model.safetensors"]
-    return norms | {file.name: norm(load_file(file)) for file in files if file.is_file()}
+    students = [folder / "student.safetensors", folder / "student" / "model.safetensors"]
+    norms |= {"student.safetensors": norm(load_file(file)) for file in students if file.is_file()}
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    return norms | ({adapter.name: norm(load_file(adapter))} if adapter.is_file() else {})
 
 
 def weight_sets(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:

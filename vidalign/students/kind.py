@@ -60,6 +60,9 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     def network(cls) -> type[StudentT]:
         """Its class, imported now."""
 
+    saved: ClassVar[str] = "student.safetensors"
+    """Where a run keeps the weights of its student, below its folder."""
+
     @dataclass
     class Config:
         """Its own keys in the recipe's section ``student``: none."""

@@ -26,6 +26,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     spec_type = LanguageSpec
     makes = "texts"
     asked = "examples"
+    saved = "student/model.safetensors"
 
     @dataclass
     class Config:
@@ -83,11 +84,9 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     @classmethod
     def read_spec(cls, path: str | Path) -> LanguageSpec:
         """Of saved weights, or of a transformers folder or hub name."""
-        if not is_transformers(str(path)):
-            return super().read_spec(path)
-        from vidalign.students.language_checkpoint import spec_of
+        from vidalign.students.language_checkpoint import read_spec
 
-        return spec_of(str(path))
+        return read_spec(str(path))
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:

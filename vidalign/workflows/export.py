@@ -18,9 +18,9 @@ from vidalign.reading import read_json
 from vidalign.students.exchange import Leaving
 from vidalign.students.hub import DESCRIPTION, is_student_folder
 from vidalign.students.kind import StudentKind
-from vidalign.students.weights import kind_of, kinds, read
+from vidalign.students.weights import header, kind_of, kinds
 from vidalign.tracking.jsonl import read_records
-from vidalign.workflows.opened import FINAL, STUDENT, FinishedRun, open_run
+from vidalign.workflows.opened import FINAL, FinishedRun, open_run, student_file
 from vidalign.workflows.saved import Saved, held_out_score, save_adapter_at
 
 ADAPTER = "adapter"
@@ -51,17 +51,17 @@ def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[
     kind = student_kind(run.recipe)
     _check_form(kind, form)
     made, recipe = _made(run), run.recipe
-    student = Leaving(run.folder / STUDENT, made, start="" if recipe.student.init else recipe.student.path)
+    student = Leaving(student_file(run.folder), made, start="" if recipe.student.init else recipe.student.path)
     adapted = recipe.student.adapter is not None
     if run.checkpoint is None:
         yield kind, replace(student, adapter=run.folder / ADAPTER if adapted else None)
         return
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
-        run.student.save(path / STUDENT)
+        run.student.save(path / kind.saved)
         if adapted and form != "single":
             save_adapter_at(recipe, run.checkpoint, path / ADAPTER, trust=saved.trust)
-        yield kind, replace(student, path=path / STUDENT, adapter=path / ADAPTER if adapted else None)
+        yield kind, replace(student, path=path / kind.saved, adapter=path / ADAPTER if adapted else None)
 
 
 def made_of(folder: Path) -> dict[str, str]:
@@ -94,12 +94,12 @@ def _made(run: FinishedRun) -> dict[str, str]:
 def _provenance(run: FinishedRun) -> dict[str, str]:
     """What made the student: as its file says, or the log of the run with the step and the score of its weights."""
     if run.checkpoint is None:
-        metadata = read(run.folder / STUDENT)[1]
+        metadata = header(student_file(run.folder)).metadata
         return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
-    header = next(iter(read_records(run.folder / "metrics.jsonl")), {})
+    first = next(iter(read_records(run.folder / "metrics.jsonl")), {})
     score = held_out_score(run.checkpoint, run.recipe)
     own = {"step": str(run.step)} | ({} if score is None else {"held_out_score": f"{score:.4f}"})
-    return {k: str(v) for k, v in header.items() if k not in ("kind", "step", "time")} | own
+    return {k: str(v) for k, v in first.items() if k not in ("kind", "step", "time")} | own
 
 
 def _scores(file: Path) -> dict[str, float]:

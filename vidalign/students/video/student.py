@@ -50,6 +50,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
     spec_type = VideoStudentSpec
+    inside = "transformer"
     __call__: Callable[..., Tensor]
 
     @classmethod
