@@ -19,6 +19,7 @@ from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
+from vidalign.students.video.blocks import compiled
 from vidalign.students.video.context import Context, Piece, Reader
 from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
@@ -279,9 +280,13 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         self.base.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def use_attention(self, backend: str) -> None:
+    def use_attention(self, backend: str, where: str = "student.attention") -> None:
         """See `processors.use_attention`."""
-        use_attention(self.base, backend)
+        use_attention(self.base, backend, where)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the blocks of the network, see `blocks.compiled`."""
+        compiled(self.base, **options)
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
@@ -368,6 +373,7 @@ class VideoStudent(Student[VideoStudentSpec]):
             reader.context if reader else None,
             collected,
             reader.read if reader else {},
+            self.runtime.text,
         )
         dtype = base.patch_embedding.weight.dtype
         try:
