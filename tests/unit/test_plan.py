@@ -118,7 +118,7 @@ def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float
     plan, drawn = trace_step(self_forcing(group_size), last=True)
     assert drawn and plan.peak < bound, plan
     assert sum(p for name, p in plan.held.items() if name == "frozen weights") == pytest.approx(2.84e9, rel=0.01)
-    assert plan.parts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
+    assert plan.contexts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
 
 
 def test_what_a_decoder_says_that_it_holds_is_what_it_holds() -> None:
