@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_a_graph_that_must_break_is_an_error() -> None:
     block.norm1.forward = lambda x: (torch._dynamo.graph_break(), norm(x))[1]  # type: ignore[method-assign]
     with pytest.raises(torch._dynamo.exc.Unsupported):
         roll(networks[1], 2)
+
+
+def test_one_graph_too_many_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidalign.students.video.blocks.GRAPHS", 1)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        networks, _ = pair("full")
+        with pytest.raises(UserError, match=r"blocks were compiled 1 times - student\.compile"):
+            roll(networks[1], 2)
+
+
+def test_a_copy_is_not_compiled_and_computes_the_same() -> None:
+    networks, counter = pair("full")
+    copied, x = copy.deepcopy(networks[1]), torch.zeros(1, 3, *networks[0].chunk_shape[1:])
+    assert all(block._compiled_call_impl is None for block in copied.base.blocks)
+    assert torch.equal(copied.velocity(x, LEVEL[:1], TEXT), networks[0].velocity(x, LEVEL[:1], TEXT))
+    assert counter.frame_count == 0
 
 
 def test_split_factors_rotate_as_complex_ones_do() -> None:

@@ -9,6 +9,7 @@ passes. Without compilation a block computes the same from the same parts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers is no
         own = block_plan(rotary_emb, self.layer, hidden_states.device)
         if self._compiled_call_impl is not None:
             _compilable(own)
-        out: Tensor = super().__call__(hidden_states, text, temb, own)
+        with _few_graphs():
+            out: Tensor = super().__call__(hidden_states, text, temb, own)
         if rotary_emb.collected is not None:
             rotary_emb.collected += own.collected or []
         return out
@@ -108,6 +110,22 @@ def compiled(transformer: WanTransformer3DModel, **options: Any) -> None:
     config.recompile_limit = max(config.recompile_limit, GRAPHS)
     for block in transformer.blocks:
         block.compile(fullgraph=True, dynamic=False, **options)
+
+
+@contextmanager
+def _few_graphs() -> Iterator[None]:
+    """Raises `UserError` for one graph too many."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "FailOnRecompileLimitHit":  # of a part of torch that only compilation imports
+            raise
+        raise UserError(
+            f"blocks were compiled {GRAPHS} times",
+            where="student.compile",
+            why="every size of clip, number of rows and weight set takes graphs of its own",
+            fix="leave it out, or sample and train in fewer sizes",
+        ) from error
 
 
 def check_compiler(where: str) -> None:
