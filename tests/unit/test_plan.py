@@ -14,6 +14,7 @@ from vidalign.codecs import build_codec
 from vidalign.codecs.base import describe_codec
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.meter import metered
 from vidalign.engine.policies import Policies
 from vidalign.engine.traced import DEVICE, traced
 from vidalign.recipe import Recipe, load_recipe
@@ -93,6 +94,40 @@ def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStud
         work()
         counted = live.restart() - before
     assert counted == pytest.approx(real, rel=0.05)
+
+
+def test_casts_are_switched_off_where_a_network_says_so() -> None:
+    """As heads of discriminators do."""
+    with traced(), torch.device(DEVICE):
+        layer, x = torch.nn.Linear(4, 4), torch.zeros(2, 4)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+            with torch.autocast(DEVICE.type, enabled=False):
+                assert layer(x).dtype == torch.float32
+            assert layer(x).dtype == torch.bfloat16
+        with torch.device("cpu"), torch.autocast("cpu", torch.bfloat16):
+            assert torch.nn.Linear(4, 4)(torch.zeros(2, 4)).dtype == torch.bfloat16, "elsewhere torch decides"
+
+
+@pytest.mark.parametrize(("last", "ends"), [(True, (4, 6)), (False, (0, 2))])
+def test_a_number_that_is_drawn_alone_is_at_its_end(last: bool, ends: tuple[int, int]) -> None:
+    """Traced and measured; others are drawn."""
+    for where in (traced(last=last), metered(torch.device("cpu"), last=last)):
+        with where as meter:
+            several = torch.randint(1000, (8,), generator=torch.Generator().manual_seed(0))
+            assert len(several.unique()) > 1 and not meter.drawn
+            assert (int(torch.randint(5, ())), int(torch.randint(2, 7, ()))) == ends and meter.drawn
+
+
+def test_bytes_of_a_cpu_are_those_of_its_living_tensors() -> None:
+    with metered(torch.device("cpu"), last=True) as meter:
+        kept = torch.zeros(1000)
+        view, before = kept[10:], meter.held
+        meter.restart()
+        _ = torch.ones(500) + 1
+        assert before == 4000 and meter.held == 6000 and meter.restart() == 8000
+        del kept, view
+        assert meter.held == 2000
 
 
 def self_forcing(group_size: int) -> Recipe:
