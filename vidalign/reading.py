@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,3 +44,13 @@ def check_object(value: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> di
             names = " or ".join(one.__name__ for one in allowed)
             raise ValueError(f"{name!r} must be {names}, not {str(value[name])[:40]!r}")
     return value
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the JSON and safetensors files of a folder with their names. Raises `OSError`."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors") and file.is_file())
+        each = "\n".join(f"{file.relative_to(path).as_posix()} {content_hash(file)}" for file in files)
+        return hashlib.sha256(each.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,6 +63,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "world": "vidalign.worlds.video.teacher:WorldTeacher",
     },
     "rewards": {
+        "clip_score": "vidalign.rewards.clip_score:ClipScoreReward",
         "discriminator": "vidalign.rewards.discriminator:DiscriminatorReward",
         "exact_match": "vidalign.worlds.language.grader:ExactMatch",
         "motion_quality": "vidalign.worlds.video.rewards:MotionQuality",

@@ -59,10 +59,10 @@ class Launch:
 
 
 def shipped(root: Path = ROOT) -> list[str]:
-    """Every runnable recipe of a tree."""
+    """Every runnable recipe of a tree, for one that has a CPU twin the twin alone."""
     folder = root / "recipes"
-    files = sorted(path for path in folder.rglob("*.yaml") if path.name != "base.yaml")
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in files]
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml") if path.name != "base.yaml")
+    return [path.with_suffix("").as_posix() for path in files if not (folder / "twins" / path).is_file()]
 
 
 def may(recipe: str, engine: str, root: Path = ROOT) -> bool:
@@ -110,15 +110,15 @@ def trajectories(launch: Launch, root: Path = ROOT) -> dict[str, Any]:
     """The trajectory of every recipe of a launch with the code of the tree `root`, by its name."""
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name)
-        make_folders(folder, launch.recipes)
+        make_folders(folder, launch.recipes, root)
         words = start(launch, folder, root)
         files = {recipe: folder / "results" / f"{recipe.replace('/', '.')}.json" for recipe in launch.recipes}
         lost = {"failed": f"no trajectory was written\n{words[-3000:]}"}
         return {r: json.loads(file.read_text()) if file.is_file() else lost for r, file in files.items()}
 
 
-def make_folders(folder: Path, recipes: Sequence[str]) -> None:
-    """The models and tables that hub recipes ask for."""
+def make_folders(folder: Path, recipes: Sequence[str], root: Path) -> None:
+    """The models and tables that hub recipes and twins ask for; twins import their students with the tree `root`."""
     from folders import make_pictures, make_text
 
     wanted = {family(recipe) for recipe in recipes}
@@ -126,6 +126,9 @@ def make_folders(folder: Path, recipes: Sequence[str]) -> None:
         make_text(folder)
     if "qwen3_vl" in wanted:
         make_pictures(folder)
+    if any(name.startswith("twins/") for name in wanted):
+        command = [sys.executable, str(HERE.parent / "tiny" / "tiny_twins.py"), str(folder)]
+        subprocess.run(command, env=dict(os.environ) | {"PYTHONPATH": str(root)}, check=True, capture_output=True)
 
 
 def start(launch: Launch, folder: Path, root: Path) -> str:

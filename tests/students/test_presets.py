@@ -23,13 +23,19 @@ def test_the_published_timesteps_come_out() -> None:
     assert fed("causal_forcing_pp_1step") == [1000]
     assert fed("causal_forcing_pp_1step", first=True) == [1000, 937.5, 833.33, 625]
     assert fed("causvid") == [1000, 757, 522]
+    assert fed("rolling_forcing") == [1000, 952.38, 882.35, 769.23, 555.56]
+    assert fed("krea_14b") == fed("causal_forcing_long") == fed("self_forcing")
+    assert [int(t) for t in fed("longlive2_5b")] == [999, 937, 833, 624]
 
 
 @pytest.mark.parametrize("name", shipped_presets())
 def test_every_preset_gives_a_valid_spec(name: str) -> None:
     family = preset(name)
     spec = family.spec({})
-    assert spec.preset == name and spec.cache.chunk_frames in (1, 3) and spec.fps == 16
+    sizes = (8, 24, (48, 44, 80)) if name == "longlive2_5b" else (spec.cache.chunk_frames, 16, (16, 60, 104))
+    transformer = {"in_channels": family.latent_channels}
+    assert spec.preset == name and spec.cache.chunk_frames in (1, 3, 8)
+    assert (spec.cache.chunk_frames, spec.fps, family.spec(transformer).latent_shape) == sizes
     assert spec.codec["path"] == spec.text["path"] == family.base
     assert differences(spec, family) == []
     assert differences(spec, preset(nearest_preset(spec))) == []
@@ -42,11 +48,9 @@ def test_both_forms_of_longlive_keep_the_sink_on_a_prompt_switch() -> None:
         assert (cache.window, cache.sink, cache.rope, cache.global_sink) == (12, 3, rope, True)
 
 
-def test_unknown_and_unsupported_families_are_named() -> None:
+def test_an_unknown_family_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(UserError, match="did you mean 'self_forcing'"):
         preset("selfforcing")
-    with pytest.raises(UserError, match="recomputes the cache"):
-        preset("krea_14b")
 
 
 def test_a_preset_of_the_users_own_is_named_by_its_path(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def test_files_that_the_protocol_pins_are_checked(folder: Path) -> None:
     right = hashlib.sha256((folder / "prompts.txt").read_bytes()).hexdigest()
     source = ["prompts.source=prompts.txt", "prompts.count=9"]
     assert load_protocol("p.yaml", [*source, f"prompts.sha256={right}"]).held_out == ["a large red circle falls"]
-    with pytest.raises(DataError, match="prompts.txt is not the file that the protocol pins"):
+    with pytest.raises(DataError, match="prompts.txt is not what the protocol pins"):
         load_protocol("p.yaml", [*source, "prompts.sha256=abc"])
-    with pytest.raises(DataError, match="student.safetensors is not the file"):
+    with pytest.raises(DataError, match="student.safetensors is not what"):
         load_protocol("p.yaml", ["student.sha256=abc"])
     with pytest.raises(UserError, match="another sampler.*the protocol"):
         load_protocol("p.yaml", ["evaluation.sigmas=[1.0, 0.5]"])

@@ -7,44 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import BertConfig, CLIPModel
 
 from vidalign import registry
 from vidalign.errors import UserError
-from vidalign.evaluation.metrics.clip_score import ClipScore, evenly_spaced
-from vidalign.testing import check_metric
+from vidalign.evaluation.metrics.clip_score import ClipScore
+from vidalign.rewards.clip_score import evenly_spaced
+from vidalign.testing import check_metric, check_reward
 
-MEAN, STD = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.27, 0.26, 0.28])
+MEAN, STD = torch.tensor(tiny_clip.MEAN), torch.tensor(tiny_clip.STD)
 PROMPTS = ["a red ball", "a blue box falls", "a red ball"]
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Letters for tokens, 16-pixel images in 8-pixel patches, one layer each, 8 dimensions, 16 tokens of context."""
-    folder = tmp_path_factory.mktemp("clip")
-    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=16)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    config = CLIPConfig(
-        text_config={**tower, **ids, "vocab_size": 54, "max_position_embeddings": 16},
-        vision_config={**tower, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    with torch.no_grad():  # large enough for clips and prompts to make a difference
-        for weight in (parameter for parameter in model.parameters() if parameter.ndim >= 2):
-            weight.normal_(std=0.5)
-    model.save_pretrained(folder)
-    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    images = CLIPImageProcessor(**sizes, image_mean=MEAN.tolist(), image_std=STD.tolist())
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return folder
+    return tiny_clip.save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
@@ -62,7 +43,10 @@ def metric(checkpoint: Path, **settings: Any) -> ClipScore:
 def by_hand(checkpoint: Path, clip: Tensor, letters: str) -> Tensor:
     """Score of every frame ``[F]``, from the two towers and projections, tokens spelt out."""
     model = CLIPModel.from_pretrained(checkpoint)
-    words = [[LETTERS.index(c) for c in word[:-1]] + [26 + LETTERS.index(word[-1])] for word in letters.split()]
+    words = [
+        [tiny_clip.LETTERS.index(c) for c in word[:-1]] + [26 + tiny_clip.LETTERS.index(word[-1])]
+        for word in letters.split()
+    ]
     ids = torch.tensor([[52, *sum(words, []), 53]])
     with torch.no_grad():
         text = model.text_projection(model.text_model(input_ids=ids).last_hidden_state[0, -1])
@@ -111,6 +95,16 @@ def test_other_sizes_and_long_prompts(checkpoint: Path) -> None:
 def test_it_keeps_the_promises_of_a_metric(checkpoint: Path, clips: Tensor) -> None:
     """A broken clip is not judged, among others."""
     check_metric("clip_score", {"model": str(checkpoint)}, items=(clips, PROMPTS))
+
+
+def test_it_keeps_the_promises_of_a_reward(checkpoint: Path, clips: Tensor) -> None:
+    check_reward("clip_score", [f"rewards.clip_score.model={checkpoint}"], items=(clips, PROMPTS))
+
+
+def test_the_reward_is_the_mean_of_the_metric(checkpoint: Path, clips: Tensor) -> None:
+    found = registry.get("rewards", "clip_score")(ClipScore.Config(model=str(checkpoint))).score(clips, PROMPTS)
+    expected = metric(checkpoint).score(clips, PROMPTS)
+    assert torch.equal(found["clip_score"], expected["mean"]) and torch.equal(found["clip_score/min"], expected["min"])
 
 
 def test_checkpoints_that_cannot_be_used(checkpoint: Path, clips: Tensor, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ FREE = {
 """Sections that are plain mappings in the schema, and what reads them."""
 MISTAKEN = ("checkpoint", "checkpoints", "optimizer", "sampler", "adapter")
 """Words that look like sections and are none."""
-ATTRIBUTES = ("sampler.sigmas", "sampler.first_sigmas")
-"""Attributes of a student that its teacher shares; no keys."""
+ATTRIBUTES = ("sampler.sigmas", "sampler.first_sigmas", "sampler.rolling", "sampler.solver")
+"""Attributes of a student that its teacher shares, and keys of a preset; no keys of a recipe."""
 FILES = ("json", "jsonl", "safetensors", "yaml", "pt", "py", "html")
 SECTIONS = "|".join([*MISTAKEN, *(f.name for f in fields(Sections)), "budget", "health"])
 KEY = re.compile(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z_]\w*)+)")

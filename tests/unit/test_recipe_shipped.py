@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_twins import make_twins
 
 from vidalign.recipe import load_recipe, read_header, recipes_root, shipped_recipes
 
@@ -17,10 +18,34 @@ def test_header_gives_purpose_and_command(name: str) -> None:
     assert any(line.startswith(f"Run: vidalign train {name}") for line in header)
 
 
+LINKS = {
+    "tiny": "tiny",
+    "students/sf": "tiny/self_forcing",
+    "students/aligned": "tiny/aligned",
+    "students/longlive": "tiny/longlive",
+    "students/longlive2": "tiny/longlive2",
+    "clips": "tiny/clips",
+    "teacher_clips": "tiny/clips",
+    "prompts.txt": "tiny/prompts.txt",
+    "held_out.txt": "tiny/held_out.txt",
+}
+"""What the recipes at real size and their twins ask for, and what stands for it."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    make_twins(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipe_is_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recipe for a user's own table is valid where that table is."""
+def test_shipped_recipe_is_valid(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe for a user's own table or student is valid where that is."""
     monkeypatch.chdir(tmp_path)
+    for link, target in LINKS.items():
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tiny / target)
     for table in ("prompts.jsonl", "held_out.jsonl", "prompts.parquet", "held_out.parquet"):
         (tmp_path / table).touch()
     weights = recipes_root().parent / "vidalign" / "weights"
@@ -35,7 +60,7 @@ def test_shipped_recipe_is_valid(name: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_prompts_of_a_step_can_be_shared_out(name: str) -> None:
-    """By 2, 4 and 8 processes."""
+    """By 2, 4 and 8 processes; those of a twin by 2."""
     text = shipped_recipes()[name].read_text()
     for count in re.findall(r"prompts_per_step: (\d+)", text):
-        assert int(count) % 8 == 0
+        assert int(count) % (2 if name.startswith("twins/") else 8) == 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidalign.errors import UserError
 from vidalign.students.video import CachePolicy, VideoStudent
+from vidalign.students.video.spec import Past
 
 FRAMES = 18
 POLICIES = [
@@ -202,7 +203,7 @@ def test_positions_past_the_table_are_refused() -> None:
     network = student(CachePolicy(chunk_frames=3, window=6))
     _, clean, text = inputs(3)
     context = network.begin(text)
-    far = type(context)(batch=1, frames=1023, pieces=())
+    far = replace(context, past=Past(1023))
     with pytest.raises((UserError, AssertionError), match="1024|no longer holds"):
         network.velocity(clean, torch.ones(1), text, far)
 
@@ -215,7 +216,7 @@ def test_relative_positions_have_no_end() -> None:
     near = network.extend(network.begin(text), clean[:, :15], text)
     assert near.kept == (0, 1, 2, 12, 13, 14)
     pieces = [replace(p, start=p.start + (3000 if p.start else 0)) for p in near.pieces]
-    far = replace(near, frames=3015, pieces=tuple(pieces))
+    far = replace(near, past=Past(3015), pieces=tuple(pieces))
     chunk = clean[:, 15:18]
     levels = torch.full((1,), 0.5)
     assert torch.equal(network.velocity(chunk, levels, text, far), network.velocity(chunk, levels, text, near))

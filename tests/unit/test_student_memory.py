@@ -74,6 +74,26 @@ def test_a_shared_past_in_slices_gives_the_same(rope: str, rows: int, monkeypatc
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-7)
 
 
+def test_the_past_of_a_part_is_gone_when_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the candidates' own keys no more than those of one part, three chunks of two rows, are alive at any time."""
+    network = student(POLICY)
+    network.rollout_batch = 2
+    kept, most = [], 0
+    plain = VideoStudent.extend
+
+    def counted(self: VideoStudent, context: Context, chunk: Tensor, text: Tensor) -> Context:
+        nonlocal most
+        made = plain(self, context, chunk, text)
+        kept.extend([weakref.ref(made.pieces[-1].keys[0])] if len(chunk) == 2 else [])
+        most = max(most, sum(ref() is not None for ref in kept))
+        return made
+
+    monkeypatch.setattr(VideoStudent, "extend", counted)
+    plan = RolloutPlan(prefix=1, branch=1, suffix=3, group_size=GROUP)
+    network.rollout(inputs(3)[2], plan, network.draw_noise(plan, [torch.Generator().manual_seed(0)]))
+    assert len(kept) == 2 * 3 and most == 3
+
+
 @pytest.mark.parametrize(("fits", "expected"), [(12, [12]), (11, [8, 4]), (7, [4, 4, 4]), (3, [2] * 6), (0, [1] * 12)])
 def test_slices_hold_whole_groups_or_equal_parts(
     fits: int, expected: list[int], monkeypatch: pytest.MonkeyPatch

@@ -49,7 +49,7 @@ def stack(contexts: list[Context]) -> Context:
         )
         for same in zip(*(c.pieces for c in contexts), strict=True)
     ]
-    return Context(contexts[0].batch * len(contexts), contexts[0].frames, tuple(pieces))
+    return Context(contexts[0].batch * len(contexts), contexts[0].past, tuple(pieces))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)

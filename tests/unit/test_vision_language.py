@@ -6,17 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_llava import save_llava
 from torch import nn
-from transformers.models.clip.configuration_clip import CLIPVisionConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaModel
-from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
-from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from vidalign.errors import UserError
 from vidalign.recipe import load_recipe
@@ -24,44 +18,10 @@ from vidalign.rewards.discriminators.vision_language import VisionLanguage, _dec
 from vidalign.students.video import VideoStudentSpec
 from vidalign.workflows.plan import trace_step
 
-WORDS = ["<pad>", "<unk>", "<image>", "user", "show", "a", "large", "small", "red", "blue", "circle", "glides"]
-TEMPLATE = (
-    "{% for m in messages %}user {% for c in m.content %}{% if c.type == 'image' %}<image> "
-    "{% else %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}"
-)
-
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llava")
-    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", additional_special_tokens=["<image>"]
-    )
-    sizes = dict(hidden_size=32, intermediate_size=48, num_attention_heads=2)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=32, patch_size=8),
-        text_config=LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=len(WORDS), pad_token_id=0),
-        image_token_id=2,
-    )
-    torch.manual_seed(0)
-    model = LlavaModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
-    model.save_pretrained(folder)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    LlavaProcessor(
-        pictures,
-        fast,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=TEMPLATE,
-    ).save_pretrained(folder)
-    return folder
+    return save_llava(tmp_path_factory.mktemp("llava"))
 
 
 def adapter(path: Path, **changes: object) -> VisionLanguage:

@@ -23,6 +23,7 @@ from vidalign.data.paths import is_file_name
 from vidalign.data.source import PromptSource, find_source, open_source
 from vidalign.errors import DataError, Problem, RecipeError, UserError
 from vidalign.ranges import require
+from vidalign.reading import content_hash
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
 from vidalign.recipe.source_map import Node, parse_override, read_yaml
@@ -55,9 +56,10 @@ class WeightsConfig:
     """Weights of a network."""
 
     path: str
-    """A safetensors file or a shipped name such as `world/student`."""
+    """A safetensors file, a student's folder or a shipped name such as `world/student`."""
     sha256: str = ""
-    """What the file must have as its hash; empty takes it as it is. The hash is recorded anyway."""
+    """What the file, or the weights and settings of the folder, must have as its hash; empty takes it as it is.
+    The hash is recorded anyway."""
 
 
 @dataclass
@@ -308,9 +310,9 @@ def _pin(protocol: Protocol, tree: Node) -> None:
     if protocol.out_of_domain is not None:
         plain["out_of_domain"]["sha256"] = text_hash("\n".join(protocol.far))
     weights = protocol.student
-    plain["student"]["sha256"] = _same_hash(resolve(weights.path), weights.sha256, tree.locate("student"))
+    plain["student"]["sha256"] = _same_hash(_place(weights.path), weights.sha256, tree.locate("student"))
     if protocol.teacher is not None and find_teacher(protocol) is not None:
-        _same_hash(resolve(protocol.teacher.path), protocol.teacher.sha256, tree.locate("teacher"))
+        _same_hash(_place(protocol.teacher.path), protocol.teacher.sha256, tree.locate("teacher"))
     plain["evaluation"]["sigmas"] = sigmas
     versions = {name: registry.get("metrics", name).version for name in protocol.metrics}
     protocol.pinned = {"world": protocol.source.version, **plain, "metric_versions": versions}
@@ -318,7 +320,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
 
 def teacher_hash(teacher: TeacherWeights) -> str:
     """Identifies the teacher's row by weights and sampler, as a recipe's hash identifies an objective's."""
-    weights = hashlib.sha256(resolve(teacher.path).read_bytes()).hexdigest()
+    weights = content_hash(_place(teacher.path))
     return text_hash(f"{weights} {teacher.steps} {teacher.shift} {teacher.eta}")
 
 
@@ -352,7 +354,7 @@ def find_teacher(protocol: Protocol) -> Path | None:
     if protocol.teacher is None:
         return None
     try:
-        return resolve(protocol.teacher.path)
+        return _place(protocol.teacher.path)
     except UserError:
         return None
 
@@ -381,17 +383,22 @@ def _read_section(protocol: Protocol, config: PromptsConfig, where: str) -> list
     return [str(getattr(one, "prompt", one)) for one in items]
 
 
+def _place(weights: str) -> Path:
+    """A folder as it is, else a file of weights; raises `CheckpointError` where there is none."""
+    return Path(weights) if Path(weights).is_dir() else resolve(weights)
+
+
 def _same_hash(path: Path, expected: str, where: str) -> str:
-    """SHA-256 of a file; `DataError` when it does not begin with `expected`."""
+    """SHA-256 of a file or a folder; `DataError` when it does not begin with `expected`."""
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = content_hash(path)
     except OSError as error:
         raise DataError(f"cannot read {path}", where=where, why=str(error)) from error
     if not digest.startswith(expected):
         raise DataError(
-            f"{path.name} is not the file that the protocol pins",
+            f"{path.name} is not what the protocol pins",
             where=where,
             why=f"its sha256 is {digest[:12]}, the protocol says {expected[:12]}",
-            fix="restore the file",
+            fix="restore it",
         )
     return digest

@@ -13,7 +13,6 @@ are read with torch's safe loader, except the ones that DeepSpeed writes itself.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ import torch
 from vidalign.engine import distributed
 from vidalign.errors import CheckpointError, first_line
 from vidalign.owner import Process, is_left_over
-from vidalign.reading import check_object, read_json
+from vidalign.reading import check_object, content_hash, read_json
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -234,7 +233,7 @@ def verify(path: Path) -> str:
                 return f"{file} is missing"
             if file.stat().st_size != entry["size"]:
                 return f"{file} has {file.stat().st_size} bytes, expected {entry['size']}"
-            if _sha256(file) != entry["sha256"]:
+            if content_hash(file) != entry["sha256"]:
                 return f"{file} is damaged: its sha256 is not the one of the manifest"
     except (OSError, CheckpointError) as error:
         return str(error)
@@ -328,12 +327,7 @@ def _seal(path: Path) -> dict[str, Any]:
     """Flush a file that others may have written; its size and hash."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": content_hash(path)}
 
 
 def _entry(path: Path, name: str, otherwise: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 from collections.abc import Iterable, Sequence
@@ -88,12 +87,6 @@ def read_text(file: Path) -> str:
 def lines_of(file: Path) -> list[str]:
     """Stripped lines that are not empty: what the suites' own scripts read. Other Unicode line ends stay inside."""
     return [line for line in map(str.strip, read_text(file).split("\n")) if line]
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file's bytes."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def distinct(items: Iterable[Item], file: Path) -> list[Item]:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vidalign.bench.suites.base import Item, Suite, check_names, sha256
+from vidalign.bench.suites.base import Item, Suite, check_names
 from vidalign.bench.suites.folder import VIDEOS, Folder
 from vidalign.build import sampler_of
 from vidalign.engine.rng import generator, key
 from vidalign.errors import UserError
 from vidalign.provenance import describe_run
+from vidalign.reading import content_hash
 from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_frames
 from vidalign.version import VERSION
 
@@ -111,7 +112,7 @@ def export_videos(
     videos = [Video(i, n, suite.file_name(i, n)) for i in items for n in range(suite.videos(i, seeds))]
     settings = {
         "suite": suite.name,
-        "prompt_file": {"name": prompts.name, "sha256": sha256(prompts)},
+        "prompt_file": {"name": prompts.name, "sha256": content_hash(prompts)},
         "rewritten": _source(config.rewritten),
         "seeds": seeds,
         "latent_frames": recipe.evaluation.frames,
@@ -153,7 +154,7 @@ def _made_by(recipe: Recipe) -> dict[str, str]:
 def _source(rewritten: str) -> Any:
     """Name and hash of the file with rewritten prompts, or the column that they stand in."""
     file = Path(rewritten)
-    return {"name": file.name, "sha256": sha256(file)} if rewritten and file.is_file() else rewritten
+    return {"name": file.name, "sha256": content_hash(file)} if rewritten and file.is_file() else rewritten
 
 
 def _size(frames: np.ndarray) -> dict[str, int]:

@@ -29,6 +29,7 @@ def check(draft: Draft) -> None:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
     if spec is not None and (made := _changed(draft, spec)) is not None:
+        _check_sampler(draft, made)
         _check_frames(draft, made)
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
@@ -102,6 +103,18 @@ def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:
         for one in error.problems:
             draft.refuse(one.what, one.where if one.where.startswith("student.") else "student", one.why, one.fix)
     return None
+
+
+def _check_sampler(draft: Draft, spec: VideoStudentSpec) -> None:
+    """A rolling window is no sampler to train with."""
+    if not spec.sampler.rolling:
+        return
+    draft.refuse(
+        "a student that denoises a rolling window of chunks cannot be trained",
+        "student.preset" if draft.settings("student", Video.Config).preset else "student.path",
+        "a loss denoises one chunk behind clean ones, and its sampler several chunks at several levels together",
+        "sample, evaluate and export it, or take a student that denoises chunk after chunk, such as causal_forcing",
+    )
 
 
 def _check_dtype(draft: Draft) -> None:

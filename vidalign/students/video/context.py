@@ -9,12 +9,12 @@ group (candidates of a prompt are adjacent: index = prompt * group + g).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from vidalign.students.video.spec import CachePolicy
+from vidalign.students.video.spec import CachePolicy, Past
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values of the clean frames first..frames-1 that later chunks may attend."""
+    """Keys and values of the clean frames that later chunks may attend."""
 
     batch: int
-    frames: int = 0
+    past: Past = field(default_factory=Past)
+    """How many frames the video has so far, and where its sink and its shots begin."""
     pieces: tuple[Piece, ...] = ()
-    first: int = 0
-    """Where the past and its sink begin: frame 0, or the start of the window of the last prompt switch."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of the video so far."""
+        return self.past.frames
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -117,7 +121,7 @@ class Context:
     def window(self, policy: CachePolicy) -> Context:
         """Without the frames that the next chunk and all later ones cannot attend; with sink_decay, evicted
         frames flow into the sink."""
-        needed = set(policy.kept_frames(self.frames, self.first))
+        needed = set(policy.kept(self.past))
         evicted = [f for f in self.kept if f not in needed]
         if not evicted:
             return self
@@ -130,7 +134,12 @@ class Context:
     def append(self, piece: Piece) -> Context:
         """With one more chunk, which must start where the context ends."""
         assert piece.start == self.frames, "a chunk must follow the frames that the context already has"
-        return replace(self, frames=self.frames + piece.frames, pieces=(*self.pieces, piece))
+        past = replace(self.past, frames=self.frames + piece.frames)
+        return replace(self, past=past, pieces=(*self.pieces, piece))
+
+    def cut(self) -> Context:
+        """The same context, behind which another shot begins."""
+        return replace(self, past=replace(self.past, cuts=(*self.past.cuts, self.frames)))
 
     def _frames(self, start: int, stop: int) -> list[Piece]:
         spans = [(max(start, p.start), min(stop, p.start + p.frames), p) for p in self.pieces]

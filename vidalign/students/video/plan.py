@@ -10,18 +10,21 @@ and are cached.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from vidalign.students.video.context import Context, runs
 from vidalign.students.video.rope import RotaryTables
-from vidalign.students.video.spec import CachePolicy
+from vidalign.students.video.spec import CachePolicy, Past
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Span = tuple[int, int]
+_Key = tuple[Any, ...]
+"""The fields of a cache policy."""
 
 
 @dataclass(frozen=True)
@@ -94,53 +97,63 @@ def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], sta
     return Segment(query, tuple(context), tuple(sequence))
 
 
-@lru_cache(maxsize=256)
-def _denoise(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
-    cache = CachePolicy(*policy)
-    segment = _segment((0, frames), cache.kept_frames(start, first), (0, frames), kept, start, 0)
-    positions = tuple(range(start, start + frames))
-    return Layout((segment,), positions, kept, cache.rope == "relative")
+def _positions(cache: CachePolicy, past: Past, frames: Iterable[int]) -> tuple[int, ...]:
+    return tuple(cache.position(frame, past) for frame in frames)
 
 
 @lru_cache(maxsize=256)
-def _teacher_forcing(policy: tuple[Any, ...], kept: tuple[int, ...], start: int, frames: int, first: int) -> Layout:
-    cache = CachePolicy(*policy)
+def _next(policy: _Key, kept: tuple[int, ...], past: Past, frames: int, clean: bool) -> Layout:
+    cache, start = CachePolicy(*policy), past.frames
+    attended = cache.attended_clean(past) if clean else cache.attended(past, frames)
+    segment = _segment((0, frames), attended, (0, frames), kept, start, 0)
+    anchor = [f + start - past.first - len(attended) for f in range(past.first, past.first + cache.sink)]
+    moved = dict(zip(range(past.first, past.first + cache.sink), anchor, strict=True))
+    read = [moved.get(f, f) if cache.rope == "anchored" and not clean else f for f in kept]
+    positions = _positions(cache, past, range(start, start + frames))
+    return Layout((segment,), positions, _positions(cache, past, read), cache.rope == "relative")
+
+
+@lru_cache(maxsize=256)
+def _teacher_forcing(policy: _Key, kept: tuple[int, ...], past: Past, frames: int) -> Layout:
+    cache, start = CachePolicy(*policy), past.frames
     size = cache.chunk_frames
     clean = frames - size  # nothing attends the last clean chunk: it is not computed
     segments = []
     for at in range(0, frames, size):
-        past = cache.kept_frames(start + at, first)
+        here = replace(past, frames=start + at)
         if at < clean:
-            segments.append(_segment((at, at + size), past, (at, at + size), kept, start, 0))
+            segments.append(_segment((at, at + size), cache.attended_clean(here), (at, at + size), kept, start, 0))
         noisy = (clean + at, clean + at + size)
-        segments.append(_segment(noisy, past, noisy, kept, start, 0))
-    positions = (*range(start, start + clean), *range(start, start + frames))
-    return Layout(tuple(segments), positions, kept, cache.rope == "relative")
+        segments.append(_segment(noisy, cache.attended(here), noisy, kept, start, 0))
+    positions = _positions(cache, past, (*range(start, start + clean), *range(start, start + frames)))
+    return Layout(tuple(segments), positions, _positions(cache, past, kept), cache.rope == "relative")
 
 
 @lru_cache(maxsize=256)
-def _block_causal(policy: tuple[Any, ...], frames: int) -> Layout:
+def _block_causal(policy: _Key, frames: int) -> Layout:
     cache = CachePolicy(*policy)
     size = cache.chunk_frames
     spans = [(at, min(at + size, frames)) for at in range(0, frames, size)]
-    segments = tuple(_segment(s, cache.kept_frames(s[0]), s, (), 0, 0) for s in spans)
+    segments = tuple(_segment(s, cache.attended(Past(s[0])), s, (), 0, 0) for s in spans)
     return Layout(segments, tuple(range(frames)), (), cache.rope == "relative")
 
 
-def _key(policy: CachePolicy) -> tuple[Any, ...]:
-    return (policy.chunk_frames, policy.window, policy.sink, policy.rope, policy.sink_decay)
-
-
 def denoise_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
-    """One chunk of `frames` frames behind `context`."""
-    return _denoise(_key(policy), context.kept, context.frames, frames, context.first)
+    """`frames` frames behind `context`, a chunk or a window of chunks, which attend each other."""
+    return _next(astuple(policy), context.kept, context.past, frames, clean=False)
+
+
+def clean_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
+    """The clean pass of a chunk of `frames` frames behind `context`."""
+    return _next(astuple(policy), context.kept, context.past, frames, clean=True)
 
 
 def teacher_forcing_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
     """[clean without its last chunk, noisy] behind `context`: clean -> clean block-causal; noisy chunk j ->
     clean chunks < j and itself.
     """
-    return _teacher_forcing(_key(policy), context.kept, context.frames, frames, context.first)
+    assert policy.rope != "anchored", "chunks of an anchored policy are denoised in a window, not one by one"
+    return _teacher_forcing(astuple(policy), context.kept, context.past, frames)
 
 
 def recache_layout(policy: CachePolicy, context: Context, frames: int) -> Layout:
@@ -153,7 +166,7 @@ def recache_layout(policy: CachePolicy, context: Context, frames: int) -> Layout
 
 def block_causal_layout(policy: CachePolicy, frames: int) -> Layout:
     """Every chunk attends the chunks before it in the same sequence, and itself."""
-    return _block_causal(_key(policy), frames)
+    return _block_causal(astuple(policy), frames)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -38,6 +39,8 @@ def check(spec: VideoStudentSpec, request: SampleRequest) -> None:
         request.refuse("then", why="prompts follow one --prompt, and there are several")
     if request.then and spec.cache.sink_decay:
         raise no_switch()
+    if request.then and spec.sampler.rolling:
+        request.refuse("then", why="chunks are denoised in a window, which would stand under two prompts")
     if len(request.images) > 1:
         request.refuse("images", why="a video begins with one picture")
     if request.images and spec.cache.chunk_frames > 1 and spec.cache.first_chunk == "whole":
@@ -61,8 +64,8 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
     plan = RolloutPlan(prefix=0, branch=line.chunks)
     files, times = [], []
     for number, (prompt, file) in enumerate(zip(request.prompts, request.files, strict=True)):
-        texts = read([prompt, *(text for _, text in request.then)]).to(student.device)
-        scenes = [Scene(text[None], chunks) for text, chunks in zip(texts, line.scenes, strict=True)]
+        prompts = [prompt, *(text for _, text in request.then)]
+        scenes = _scenes(student, prompts, read(prompts), line.scenes)
         noise = student.draw_noise(plan, [generator(request.seed, "sample", 0, number)]).last(line.latents)
         given = _given(student, codec, request.images[0]) if request.images else None
         with ClipWriter(file, student.spec.fps) as writer:
@@ -95,6 +98,14 @@ def _speed_up(student: VideoStudent, request: SampleRequest) -> None:
         student.compile_blocks()
 
 
+def _scenes(student: VideoStudent, prompts: Sequence[str], texts: torch.Tensor, chunks: Sequence[int]) -> list[Scene]:
+    """The scenes of a video, from their prompts and texts ``[scenes, L, D]``."""
+    prefix = student.spec.cache.cut_prefix
+    cuts = [bool(prefix) and prompt.startswith(prefix) for prompt in prompts]
+    parts = zip(texts.to(student.device), chunks, cuts, strict=True)
+    return [Scene(text[None], count, cut) for text, count, cut in parts]
+
+
 class _Show:
     """Writes the chunks of one video as they come, and remembers when."""
 
@@ -112,13 +123,14 @@ class _Show:
             self.writer.add(clips[0])
 
     def times(self) -> SampleTimes:
-        """What the clock measured, chunk by chunk; a rebuilt context counts for the chunk after it."""
+        """What the clock measured, chunk by chunk. A rebuilt context counts for the chunk after it, and so do the
+        passes of a rolling window before the chunk is finished."""
         assert self.clock is not None, "asked only where there is one"
         chunks: list[dict[str, float]] = [{}]
         for name, seconds in self.clock.parts:
             if name in ("recache", "denoise") and "decode" in chunks[-1]:
                 chunks.append({})
-            chunks[-1][name] = seconds
+            chunks[-1][name] = chunks[-1].get(name, 0.0) + seconds
         return SampleTimes(self.first, [ChunkTimes(*pair) for pair in zip(self.frames, chunks, strict=True)])
 
 

@@ -34,6 +34,31 @@ def _check_count(name: str, value: Any, where: str, least: int = 0) -> None:
         raise UserError(f"{name} is {value!r}", where=where, why=f"it is a whole number in {least}..{MOST}")
 
 
+POLICY_WORDS = {
+    "rope": ("absolute", "relative", "anchored"),
+    "on_switch": ("recache", "keep"),
+    "first_chunk": ("whole", "remainder"),
+}
+"""Values of the fields of a `CachePolicy` that are words."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """Where a video stands, in latent frames."""
+
+    frames: int = 0
+    """How many there are."""
+    first: int = 0
+    """Where the past and its sink begin: frame 0, or the start of the window of the last prompt switch."""
+    cuts: tuple[int, ...] = ()
+    """First frames of the shots after the first one."""
+
+    def shot(self, frames: int) -> range | None:
+        """The first `frames` frames of the newest shot of which there are frames; None where it is the first shot."""
+        begun = [cut for cut in self.cuts if cut < self.frames]
+        return range(begun[-1], begun[-1] + frames) if begun else None
+
+
 @dataclass
 class CachePolicy:
     """Which clean past frames a chunk attends, and at which rotary positions."""
@@ -45,7 +70,9 @@ class CachePolicy:
     sink: int = 0
     """First frames that are never evicted; eviction drops the frames right after them."""
     rope: str = "absolute"
-    """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read."""
+    """absolute: a frame keeps its index; relative: positions count the kept frames, decided at every read; anchored:
+    absolute, but the sink is read as if it stood right before the local past, and a clean pass attends the newest
+    frames of the window alone (Rolling-Forcing)."""
     sink_decay: float = 0.0
     """EMA sink of Reward-Forcing: S <- decay S + (1 - decay) evicted, on un-roped keys and values; 0 =
     off.
@@ -54,18 +81,29 @@ class CachePolicy:
     """Whether a prompt switch keeps the old sink once the video fills the window; see
     `VideoStudent.recache`.
     """
+    recompute: bool = False
+    """The past is one chunk, whose keys and values are computed from itself alone (Krea); needs window: two chunks and
+    rope: relative."""
+    on_switch: str = "recache"
+    """What a new prompt does: recache rebuilds the past under it; keep leaves the past as it is (LongLive 2)."""
+    cut_prefix: str = ""
+    """With `on_switch: keep`: a new prompt that begins so is a cut. The first `sink` frames of its shot are then kept
+    as long as no other shot begins. Empty = no prompt is one."""
+    cut_offset: int = 0
+    """Rotary positions that are skipped at a cut."""
     first_chunk: str = "whole"
     """whole: a sampled video is whole chunks; remainder: its first chunk takes the frames that are left over, and may
     be a given picture. Training is on whole chunks."""
 
     def __post_init__(self) -> None:
         where = "cache"
-        for name in ("chunk_frames", "window", "sink"):
+        for name in ("chunk_frames", "window", "sink", "cut_offset"):
             _check_count(name, getattr(self, name), where)
         if self.chunk_frames < 1:
             raise UserError("chunk_frames must be at least 1", where=where)
-        if self.rope not in ("absolute", "relative"):
-            raise UserError(f"unknown rope {self.rope!r}", where=where, fix="absolute or relative")
+        for name, words in POLICY_WORDS.items():
+            if getattr(self, name) not in words:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}", where=where, fix=" or ".join(words))
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
                 f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames a chunk",
@@ -73,23 +111,54 @@ class CachePolicy:
                 why="window counts sink, local past and current chunk",
                 fix=f"window >= {self.sink + self.chunk_frames}, or 0 for the whole past",
             )
-        if self.first_chunk not in ("whole", "remainder"):
-            raise UserError(f"unknown first_chunk {self.first_chunk!r}", where=where, fix="whole or remainder")
         if self.sink_decay and self.first_chunk == "remainder":
             why = "an EMA sink takes up whole chunks"
             raise UserError("sink_decay needs first_chunk: whole", where=where, why=why)
         if self.sink_decay and not (self.window and self.sink and self.rope == "relative"):
             raise UserError("sink_decay needs window, sink and rope: relative", where=where)
+        self._check_family_rules(where)
 
-    def kept_frames(self, start: int, first: int = 0) -> list[int]:
-        """Absolute indices of the past frames that a chunk starting at frame `start` attends, ascending.
+    def _check_family_rules(self, where: str) -> None:
+        """What the rules of single families need beside them."""
+        if self.rope == "anchored" and not (self.window and self.sink):
+            raise UserError("rope: anchored needs window and sink", where=where, why="the sink is the anchor")
+        if self.recompute and (self.window, self.sink, self.rope) != (2 * self.chunk_frames, 0, "relative"):
+            fix = f"use window: {2 * self.chunk_frames}, sink: 0, rope: relative"
+            raise UserError("recompute needs a past of one chunk at relative positions", where=where, fix=fix)
+        if not self.cut_prefix and not self.cut_offset:
+            return
+        if (self.on_switch, self.rope) != ("keep", "absolute"):
+            raise UserError("cuts need on_switch: keep and rope: absolute", where=where)
+        if self.window and self.window < 2 * self.sink + self.chunk_frames:
+            why = f"it holds the sink of the video and of the shot, {self.sink} frames each, and a chunk"
+            raise UserError(f"window {self.window} is too small for cuts", where=where, why=why)
 
-        first: the frame at which the past, and with it the sink, begins.
-        """
-        if not self.window or start - first <= self.window - self.chunk_frames:
-            return list(range(first, start))
-        local = self.window - self.chunk_frames - self.sink
-        return [*range(first, first + self.sink), *range(start - local, start)]
+    def attended(self, past: Past, frames: int = 0) -> list[int]:
+        """Absolute indices of the past frames that the next `frames` frames attend, ascending; 0 = a chunk."""
+        room = self.window - (frames or self.chunk_frames)
+        if not self.window or past.frames - past.first <= room:
+            return list(range(past.first, past.frames))
+        room -= self.sink
+        sink, shot = range(past.first, past.first + self.sink), past.shot(self.sink)
+        if shot is None or shot.start >= past.frames - room:
+            return [*sink, *range(past.frames - room, past.frames)]
+        return sorted({*sink, *shot, *range(past.frames - room + self.sink, past.frames)})
+
+    def attended_clean(self, past: Past) -> list[int]:
+        """The same of the clean pass of the next chunk, which writes its keys and values."""
+        if self.recompute:
+            return []
+        if self.rope == "anchored":
+            return list(range(max(past.first, past.frames - self.window + self.chunk_frames), past.frames))
+        return self.attended(past)
+
+    def kept(self, past: Past) -> list[int]:
+        """The past frames that later passes may attend, ascending."""
+        return sorted({*self.attended(past), *self.attended_clean(past)})
+
+    def position(self, frame: int, past: Past) -> int:
+        """The rotary position of a frame, where positions are absolute."""
+        return frame + self.cut_offset * sum(cut <= frame for cut in past.cuts)
 
 
 def no_switch() -> UserError:
@@ -106,6 +175,13 @@ def no_switch() -> UserError:
 class Sampler:
     """Few-step sampler: an explicit list of noise levels, or original timesteps to be warped by `shift`."""
 
+    solver: str = field(default="renoise", kw_only=True)
+    """renoise: x0 is noised anew to the next level (Self-Forcing); unipc: the multistep solver of diffusers, without
+    fresh noise (LongLive 2)."""
+    rolling: bool = field(default=False, kw_only=True)
+    """Whether as many chunks as there are levels are denoised together, each one level behind the chunk before it
+    (Rolling-Forcing); else one chunk after the other."""
+
     sigmas: list[float] = field(default_factory=list)
     """Warped noise levels, descending from 1.0; one network call each. Filled from `timesteps` when empty."""
     timesteps: list[float] = field(default_factory=list)
@@ -116,11 +192,16 @@ class Sampler:
     """Noise levels of the very first chunk where they differ (causal_forcing_pp); empty = `sigmas`."""
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"unknown solver {self.solver!r}", where="sampler", fix=" or ".join(SOLVERS))
+        if self.rolling and (self.solver != "renoise" or self.first_sigmas):
+            raise UserError("rolling needs solver: renoise and one list of levels", where="sampler")
         if not self.sigmas:
             self.sigmas = [warp_sigma(t / 1000, self.shift) for t in self.timesteps or [1000.0]]
         for name, sigmas in (("sigmas", self.sigmas), ("first_sigmas", self.first_sigmas)):
             ordered = all(a > b for a, b in itertools.pairwise(sigmas))
-            if sigmas and not (sigmas[0] == 1.0 and ordered and sigmas[-1] > 0):
+            begins = sigmas[:1] == [1.0] if self.solver == "renoise" else sigmas and 0.99 <= sigmas[0] <= 1
+            if sigmas and not (begins and ordered and sigmas[-1] > 0):
                 raise UserError(f"{name} must fall strictly from 1.0 and end above 0, found {sigmas}", where="sampler")
 
     def steps(self, first: bool = False) -> list[float]:
@@ -131,6 +212,9 @@ class Sampler:
     def max_steps(self) -> int:
         """Network calls of the longest list: the number of noise slots a rollout needs, plus one."""
         return max(len(self.sigmas), len(self.first_sigmas))
+
+
+SOLVERS = ("renoise", "unipc")
 
 
 def scheduler_sigmas(shift: float, steps: int = 1000) -> torch.Tensor:
@@ -251,11 +335,11 @@ class VideoStudentSpec(StudentSpec):
                 why=f"the student makes chunks of {size}",
                 fix=f"use a multiple of {size}",
             )
-        if self.cache.rope == "absolute" and frames > MAX_POSITIONS:
+        if self.cache.rope != "relative" and frames > MAX_POSITIONS:
             raise UserError(
                 f"a video of {frames} frames is past the rotary table of {MAX_POSITIONS} entries",
                 where=where,
-                why="positions are absolute and grow with the length of the video",
+                why="positions grow with the length of the video",
                 fix=f"use at most {MAX_POSITIONS // size * size}, or student.cache={{window: N, rope: relative}}",
             )
 

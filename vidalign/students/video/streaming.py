@@ -14,6 +14,7 @@ from vidalign.students.video.rollout.plan import RolloutPlan
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vidalign.students.video.context import Context
     from vidalign.students.video.rollout.noise import Noise
     from vidalign.students.video.student import VideoStudent
 
@@ -28,6 +29,8 @@ class Scene:
     text: Tensor
     """`[B, L, D]`."""
     chunks: int
+    cut: bool = False
+    """Whether another shot begins with it, where the student keeps its past at a new prompt."""
 
 
 @torch.no_grad()
@@ -42,8 +45,8 @@ def stream(
 ) -> None:
     """Roll out scene after scene and call `on_chunk` with the clips of each chunk as soon as they are decoded.
 
-    Where a scene ends, the context is rebuilt under the next prompt, see `VideoStudent.recache`; one scene gives
-    exactly what `VideoStudent.sample` does.
+    Where a scene ends, the context is rebuilt under the next prompt, see `VideoStudent.recache`, or kept, see
+    `CachePolicy.on_switch`; one scene gives exactly what `VideoStudent.sample` does.
 
     noise: of the whole video, B rows; with fewer frames than the chunks have, the first chunk is smaller. decode: see
     `Codec.stream`. clock: measures ``denoise``, ``decode``, ``clean`` and ``recache``. given: clean latents
@@ -68,7 +71,7 @@ def stream(
         if number:
             assert context is not None, "a scene that is followed keeps its context"
             with measured(clock, "recache"):
-                context = student.recache(context, torch.cat(made, 1), scene.text)
+                context = _switched(student, context, made, scene)
 
         def finished(index: int, latents: Tensor, before: int = done) -> None:
             shown(before + index, latents)
@@ -79,3 +82,10 @@ def stream(
         out = student.rollout(scene.text, plan, own, context=context, on_chunk=finished, clock=clock)
         context, done = out.final, done + scene.chunks
         made.append(out.latents)
+
+
+def _switched(student: VideoStudent, context: Context, made: Sequence[Tensor], scene: Scene) -> Context:
+    """The context of the latents so far, for a scene that follows."""
+    if student.spec.cache.on_switch == "keep":
+        return context.cut() if scene.cut else context
+    return student.recache(context, torch.cat(list(made), 1), scene.text)

@@ -29,7 +29,7 @@ from vidalign.students.video.rollout.clock import Clock
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video.rope import RotaryTables
-from vidalign.students.video.spec import VideoStudentSpec, no_switch
+from vidalign.students.video.spec import Past, VideoStudentSpec, no_switch
 from vidalign.students.video.streaming import OnChunk
 
 EPS = 1e-3  # floor of sigma where x0 is turned into velocity
@@ -92,10 +92,11 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         text: `[N or N / group, L, D]`. context: the frozen past, its batch dividing N; None = start of the video.
         clean: the clean latents of the same frames, needed when F holds several chunks. Each chunk then attends the
-        context, the clean chunks before it, and itself (teacher forcing). attention "bidirectional": all frames attend
-        all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself, at whatever noise they have (ODE
-        initialisation of CausVid); both without context. Differentiable in `x_t`, `clean` and the weights; the context
-        gets no gradient.
+        context, the clean chunks before it, and itself (teacher forcing). A student with a rolling sampler takes
+        several chunks without them: they are a window, in which all frames attend each other. attention
+        "bidirectional": all frames attend all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself,
+        at whatever noise they have (ODE initialisation of CausVid); both without context. Differentiable in `x_t`,
+        `clean` and the weights; the context gets no gradient.
         """
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":
@@ -174,10 +175,11 @@ class VideoStudent(Student[VideoStudentSpec]):
         assert latents.shape[:2] == (context.batch, frames), "recache needs the latents of every frame so far"
         if cache.sink_decay:
             raise no_switch()
-        start = max(0, frames - cache.window) if cache.window else 0
-        past = Context(context.batch, start, first=start)
+        window = cache.chunk_frames if cache.recompute else cache.window
+        start = max(0, frames - window) if window else 0
+        past = Context(context.batch, Past(start, first=start))
         if cache.global_sink and cache.window and frames >= cache.window:
-            past = Context(context.batch, start + cache.sink, tuple(context._frames(0, cache.sink)))
+            past = Context(context.batch, Past(start + cache.sink), tuple(context._frames(0, cache.sink)))
         latents = latents[:, past.frames :]
         layout = plans.recache_layout(cache, past, latents.shape[1])
         return self._clean_pass(past, latents, text, layout).window(cache)
@@ -319,7 +321,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         reader = context if isinstance(context, Reader) else Reader(context or Context(len(x_t)))
         past, frames, size = reader.context, x_t.shape[1], self.spec.cache.chunk_frames
         sigma = self._levels(sigma, x_t)
-        if frames <= size:
+        if frames <= size or (self.spec.sampler.rolling and clean is None):
             layout = plans.denoise_layout(self.spec.cache, past, frames)
             return self._run(x_t, sigma, text, layout, reader)
         if clean is None or frames % size or self.spec.cache.sink_decay:
@@ -338,7 +340,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         attends what, the one of the next chunk unless given.
         """
         frames = chunk.shape[1]
-        layout = layout or plans.denoise_layout(self.spec.cache, context, frames)
+        layout = layout or plans.clean_layout(self.spec.cache, context, frames)
         collected: list[tuple[Tensor, Tensor]] = []
         zeros = chunk.new_zeros(chunk.shape[:2])
         self._run(chunk, zeros, text, layout, Reader(context), collected)

@@ -16,12 +16,6 @@ from vidalign.recipe.typed import build
 from vidalign.students.video.spec import CachePolicy, Sampler, VideoStudentSpec
 
 FOLDER = Path(__file__).parent
-UNSUPPORTED = {
-    "rolling_forcing": "it denoises a rolling window of five chunks at mixed noise levels",
-    "causal_forcing_long": "it is sampled as rolling_forcing, a rolling window of five chunks at mixed noise levels",
-    "krea_14b": "it recomputes the cache from latents before every chunk",
-}
-"""Families that are known and have no preset, with the reason."""
 DIFFERENCES = 3
 """Differences that a message lists."""
 
@@ -49,7 +43,8 @@ class PresetSampler(Sampler):
 
     def plain(self) -> Sampler:
         """What a specification keeps of it."""
-        return Sampler(list(self.sigmas), list(self.timesteps), self.shift, list(self.first_sigmas))
+        levels = list(self.sigmas), list(self.timesteps), self.shift, list(self.first_sigmas)
+        return Sampler(*levels, solver=self.solver, rolling=self.rolling)
 
 
 @dataclass
@@ -146,8 +141,6 @@ def preset(name: str) -> Preset:
         return _read(shipped[name])
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         return _read(Path(name))
-    if name in UNSUPPORTED:
-        raise UsageError(f"the family {name!r} is not supported", why=UNSUPPORTED[name])
     near = nearest(name, shipped)
     raise UsageError(
         f"unknown preset {name!r}",
@@ -173,6 +166,7 @@ def differences(spec: VideoStudentSpec, family: Preset) -> list[str]:
         (f"cache.{key}", getattr(spec.cache, key), value) for key, value in asdict(family.cache).items()
     ]
     pairs += [(f"sampler.{key}", _rounded(getattr(other, key)), _rounded(getattr(own, key))) for key in LEVELS]
+    pairs += [(f"sampler.{key}", getattr(other, key), getattr(own, key)) for key in ("solver", "rolling")]
     pairs += [("prediction", spec.prediction, family.prediction)]
     return [f"{key} is {value!r}, not {expected!r}" for key, value, expected in pairs if value != expected]
 

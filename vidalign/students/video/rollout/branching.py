@@ -1,8 +1,9 @@
 """The few-step causal sampler over a branching plan.
 
-Self-Forcing sampler: per chunk, predict x0 (conversion in float64), re-noise to the next sigma with fresh
-noise, emit the last x0, then one clean pass at t = 0 writes its keys and values to a new context. The prefix
-runs once per prompt and is broadcast to the group without a copy.
+Chunks are denoised one after the other (`solvers.denoise`), or as a rolling window of chunks (`solvers.roll`). One
+clean pass at t = 0 then writes the keys and values of a finished chunk to a new context. The prefix runs once per
+prompt and is broadcast to the group without a copy. With a rolling window, prefix and branch are rolled in and out one
+after the other.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.losses.flow_matching import add_noise
 from vidalign.students.video.context import Context
 from vidalign.students.video.rollout.clock import Clock, measured
 from vidalign.students.video.rollout.noise import Noise
 from vidalign.students.video.rollout.plan import ChunkStates, Rollout, RolloutPlan
+from vidalign.students.video.rollout.solvers import denoise, roll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,8 @@ def rollout(
         behind = head.context.expand(group_size).rows(part) if rows else head.context.expand(group_size)
         run = _Run(student, text[prompts], behind, plan, on_chunk, clock)
         run.generate(range(plan.prefix, plan.chunks), starts, noise[part])
+        if not plan.keep_final:
+            run.context = head.context  # its own past would lie there until the last part is done
         parts.append(run)
     past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
     own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
@@ -104,35 +107,25 @@ class _Run:
 
     def generate(self, chunks: range, starts: list[int], noise: Noise) -> None:
         """These chunks of the plan, which begin at the frames `starts` of the noise."""
-        student = self.student
-        for chunk in chunks:
-            draws = noise.frames(starts[chunk], starts[chunk + 1])
+        draws = [noise.frames(starts[chunk], starts[chunk + 1]) for chunk in chunks]
+        if draws and self.student.spec.sampler.rolling:
+            for index, states in roll(self.student, self.text, lambda: self.context, draws, self.clock):
+                self._finished(chunks[index], states)
+            return
+        for chunk, own in zip(chunks, draws, strict=True):
             with measured(self.clock, "denoise"):
-                x0, states = _denoise(student, self.text, self.context, draws.initial, draws.renoise)
-            self.chunks.append(x0)
-            if chunk in self.plan.record:
-                self.states[chunk] = states
-            self.calls += len(states.sigmas)
-            if self.on_chunk is not None:
-                self.on_chunk(chunk, x0)
-            if chunk < self.plan.chunks - 1 or self.plan.keep_final:
-                with measured(self.clock, "clean"):
-                    self.context = student.extend(self.context, x0, self.text)
-                self.calls += 1
+                states = denoise(self.student, self.text, self.context, own)
+            self._finished(chunk, states)
 
-
-def _denoise(
-    student: VideoStudent, text: Tensor, context: Context, x_t: Tensor, renoise: Tensor
-) -> tuple[Tensor, ChunkStates]:
-    """One chunk `[n, chunk_frames, C, H, W]` from noise to x0."""
-    sigmas = student.spec.sampler.steps(first=context.frames == 0)
-    seen, predicted = [], []
-    shared = student.reader(context)
-    for step, sigma in enumerate(sigmas):
-        level = torch.full((len(x_t),), sigma, dtype=torch.float64, device=x_t.device)
-        x0 = student.predict_x0(x_t, level, text, shared)
-        seen.append(x_t)
-        predicted.append(x0)
-        if step + 1 < len(sigmas):
-            x_t = add_noise(x0, renoise[:, step], sigmas[step + 1])
-    return x0, ChunkStates(sigmas, torch.stack(seen, 1), torch.stack(predicted, 1))
+    def _finished(self, chunk: int, states: ChunkStates) -> None:
+        x0 = states.x0[:, -1]
+        self.chunks.append(x0)
+        if chunk in self.plan.record:
+            self.states[chunk] = states
+        self.calls += len(states.sigmas)
+        if self.on_chunk is not None:
+            self.on_chunk(chunk, x0)
+        if chunk < self.plan.chunks - 1 or self.plan.keep_final:
+            with measured(self.clock, "clean"):
+                self.context = self.student.extend(self.context, x0, self.text)
+            self.calls += 1
