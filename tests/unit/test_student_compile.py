@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.students.video import CachePolicy, VideoStudent
 from vidalign.students.video.blocks import check_compiler
+from vidalign.students.video.presets import preset
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.rope import RotaryTables, rotate
 
@@ -77,6 +79,21 @@ def test_a_rollout_takes_four_graphs_however_long_it_is(policy: str, numerics: s
     assert counter.frame_count == 4 and not counters["graph_break"]
     roll(networks[1], 7)
     assert counter.frame_count == 4
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("longlive2_5b", 4), ("krea_14b", 3), ("rolling_forcing", 14)])
+def test_families_take_as_many_graphs_for_a_long_video(name: str, graphs: int) -> None:
+    """A rolling window has more chunks in it from pass to pass where a video begins, and fewer where it ends."""
+    family, counter = preset(name), CompileCounterWithBackend("eager")
+    plain, compiled = (student(family.cache) for _ in range(2))
+    for network in (plain, compiled):
+        network.spec = replace(network.spec, sampler=family.sampler.plain())
+    compiled.compile_blocks(backend=counter)
+    for chunks in (9, 14):
+        plan = RolloutPlan(prefix=0, branch=chunks)
+        noise = plain.draw_noise(plan, [torch.Generator().manual_seed(1)])
+        first, second = (network.rollout(TEXT, plan, noise).latents for network in (plain, compiled))
+        assert torch.equal(first, second) and counter.frame_count == graphs
 
 
 def test_a_group_takes_two_graphs_more() -> None:
