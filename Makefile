@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test mutants golden lint types assets slow gpu bench tables clean
+.PHONY: help venv quickstart test twins mutants golden lint types assets slow gpu bench tables clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,15 @@ quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write th
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
+twins: $(INSTALLED)  ## the CPU twins of the recipes at real size, in runs/twins: a minute
+	rm -rf runs/twins
+	$(BIN)/python tests/tiny/tiny_twins.py runs/twins
+	cd runs/twins; bin=$(abspath $(BIN)); export VIDALIGN_CACHE=cache OMP_NUM_THREADS=1; \
+	$$bin/vidalign collect twins/wan_1_3b/ar_copo_semi --out buffers/twin --groups 4 || exit 1; \
+	for name in $(patsubst recipes/%.yaml,%,$(wildcard recipes/twins/*/*.yaml)); do \
+		echo "== $$name"; $$bin/vidalign train $$name --run runs/$$name tracking.panel=plain || exit 1; \
+	done
 
 mutants: $(INSTALLED)  ## small mistakes in objectives, losses, rollout and engine that no test notices (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/mutation/mutants.py run

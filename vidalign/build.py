@@ -216,6 +216,7 @@ class Parts:
     prompts: PromptSource
     features: Any
     codec: Any
+    decoder: Any = None
 
 
 def build_context(
@@ -237,7 +238,8 @@ def build_context(
         teacher.check_student(student)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
-    parts = Parts(student, teacher, rewards, prompts, features, kind.codec(student.spec))
+    codec, decoder = kind.codec(student.spec), kind.decoder(recipe.student)
+    parts = Parts(student, teacher, rewards, prompts, features, codec, decoder)
     return assemble(recipe, objective, parts, tracker, device)
 
 
@@ -261,9 +263,10 @@ def assemble(
         settings = replace(recipe.trainer, **trained[name].optimizer)
         sets = policies if name == STUDENT else None
         engines[name] = build_engine(engine, settings, network.to(device), updates[name], sets)
-    codec.to(device).eval().requires_grad_(False)
-    if engine.precision == "fp64":
-        codec.double()  # else it computes in its own dtype
+    for one in [codec, *([parts.decoder] if parts.decoder else [])]:
+        one.to(device).eval().requires_grad_(False)
+        if engine.precision == "fp64":
+            one.double()  # else it computes in its own dtype
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if network_of(teacher) is not None:
         teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
@@ -279,6 +282,7 @@ def assemble(
         prompts=parts.prompts,
         features=parts.features,
         codec=codec,
+        decoder=parts.decoder,
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,

@@ -65,6 +65,8 @@ class TrainContext(Generic[S, T]):
     """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a student that reads the prompts itself."""
     codec: Codec
     tracker: Tracker
+    decoder: Codec | None = None
+    """What decodes in the place of the codec; its latents are those of the codec."""
     signal: SignalFloor = field(default_factory=SignalFloor)
     """Which groups have a spread that is worth learning from."""
     clips_every: int = 0
@@ -140,24 +142,25 @@ class TrainContext(Generic[S, T]):
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] to latents, a slice at a time."""
         frames, side = clips.shape[1], self.codec.downscale
-        fits = self._fits((self.codec.channels, clips.shape[-2] // side, clips.shape[-1] // side), frames)
+        frame = (self.codec.channels, clips.shape[-2] // side, clips.shape[-1] // side)
+        fits = _fits(self.codec, frame, frames)
         parts = [self.codec.encode(part.to(self.device, self.student.latent_dtype)) for part in clips.split(fits)]
         return torch.cat(parts)
 
-    def _fits(self, frame: Sequence[int], frames: int) -> int:
-        """How many clips of so many latent frames ``(C, h, w)`` are decoded at once."""
-        return max(1, DECODE_BYTES // max(1, self.codec.decode_bytes(frame, frames)))
-
     def decode(self, latents: torch.Tensor, history: torch.Tensor | None = None) -> torch.Tensor:
         """Latents to clips ``[B, F, 3, H, W]`` in [0, 1], a slice at a time; history: see `Codec.decode`."""
-        fits = self._fits(latents.shape[2:], latents.shape[1])
-        if history is None:
-            return torch.cat([self.codec.decode(part) for part in latents.split(fits)])
-        parts = []
-        for group, past in zip(latents.split(len(latents) // len(history)), history.split(1), strict=True):
-            decode = self.codec.behind(past)
-            parts += [decode(part) for part in group.split(fits)]
-        return torch.cat(parts)
+        codec = self.decoder or self.codec
+        fits, clips, done = _fits(codec, latents.shape[2:], latents.shape[1]), None, 0
+        pasts = [None] if history is None else history.split(1)
+        for group, past in zip(latents.split(len(latents) // len(pasts)), pasts, strict=True):
+            decode = codec.decode if past is None else codec.behind(past)
+            for part in group.split(fits):
+                decoded = decode(part)
+                clips = decoded.new_empty(len(latents), *decoded.shape[1:]) if clips is None else clips
+                clips[done : done + len(part)] = decoded
+                done += len(part)
+        assert clips is not None, "there is something to decode"
+        return clips
 
     def generators(self, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
         """One generator a sample, on the CPU; its key holds step and update."""
@@ -185,4 +188,9 @@ class TrainContext(Generic[S, T]):
             f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
             for n in chosen
         ]
-        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions)
+        self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions, self.student.fps)
+
+
+def _fits(codec: Codec, frame: Sequence[int], frames: int) -> int:
+    """How many clips of so many latent frames ``(C, h, w)`` go through a codec at once."""
+    return max(1, DECODE_BYTES // max(1, codec.decode_bytes(frame, frames)))

@@ -17,6 +17,7 @@ from tiny_twins import make_twins
 
 from vidalign import registry
 from vidalign.recipe import load_recipe, recipes_root, shipped_recipes
+from vidalign.tracking import read_history
 
 FAMILIES = ("wan_1_3b", "longlive2_5b")
 TWINS = [name for name in shipped_recipes() if name.startswith("twins/")]
@@ -123,6 +124,18 @@ def test_a_whole_life(family: str, student: str, frames: int, capsys: pytest.Cap
     assert all(torch.equal(merged[key], saved[key]) for key in saved)
     assert vidalign("export", run, "--to", "lora", "--out", f"out/{family}-lora") == 0
     assert json.loads(Path(f"out/{family}-lora/adapter_config.json").read_text())["r"] == 4
+
+
+def test_rewards_see_what_a_tiny_decoder_makes() -> None:
+    """And evaluations what the codec makes: before training the two runs are equal, their rewards are not."""
+    for name, more in (("own", ()), ("tiny", ("student.decoder=tiny/tae.pth",))):
+        words = ("twins/wan_1_3b/astrolabe", "--run", f"runs/{name}_decoder", "trainer.steps=1", "tracking.panel=none")
+        assert vidalign("train", *words, *more) == 0
+    own, tiny = (Path(f"runs/{name}_decoder") for name in ("own", "tiny"))
+    before = [json.loads((run / "evaluation.json").read_text())["values"]["before"] for run in (own, tiny)]
+    assert before[0] == before[1]
+    rewards = [read_history(run / "metrics.jsonl")["reward/clip_score/mean"] for run in (own, tiny)]
+    assert rewards[0] != rewards[1]
 
 
 def test_the_adapters_of_ar_copo_are_collected_and_merged() -> None:

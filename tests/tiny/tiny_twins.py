@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import tiny_wan
+import torch
 from tiny_clip import save_clip
 from tiny_llava import save_llava
 from tiny_pipeline import save_base
+from tiny_tae import published
 
 from vidalign.students.exchange import ImportOptions
 from vidalign.students.video.importers.convert import import_checkpoint
@@ -48,6 +50,7 @@ def make_twins(folder: Path) -> None:
         import_checkpoint(preset, str(file), tiny / name, options)
     save_clip(tiny / "clip", agreeing=True)
     save_llava(tiny / "llava")
+    torch.save(published(16, 1), tiny / "tae.pth")
     (tiny / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (tiny / "held_out.txt").write_text("\n".join(HELD_OUT) + "\n", encoding="utf-8")
     _make_clips(tiny / "clips")

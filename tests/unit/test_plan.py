@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_tae import published
 from torch.profiler import ProfilerActivity, profile
 
 from vidalign.codecs import build_codec
 from vidalign.codecs.base import describe_codec
+from vidalign.codecs.tiny_wan import TinyWanDecoder
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.engine.meter import metered
@@ -130,6 +133,19 @@ def test_bytes_of_a_cpu_are_those_of_its_living_tensors() -> None:
         assert meter.held == 2000
 
 
+def test_what_the_tiny_decoder_says_that_it_holds_is_what_it_holds(tmp_path: Path) -> None:
+    for file, (channels, patch), frame in (("a.pth", (16, 1), (16, 60, 104)), ("b.pth", (48, 2), (48, 44, 80))):
+        torch.save(published(channels, patch), tmp_path / file)
+        with traced() as live, torch.no_grad():
+            with torch.device(DEVICE):
+                decoder = TinyWanDecoder(TinyWanDecoder.Config(str(tmp_path / file)))
+            latents = torch.zeros(1, 21, *frame, device=DEVICE)
+            live.restart()
+            before = live.held
+            decoder.decode(latents)
+            assert decoder.decode_bytes(frame, 21) == pytest.approx(live.restart() - before, rel=0.15)
+
+
 def self_forcing(group_size: int) -> Recipe:
     """Astrolabe on Self-Forcing 1.3B: LoRA of rank 256, 21 latent frames at 480x832, one prompt a rank."""
     init = preset("self_forcing").spec(WAN_1_3B, height=480, width=832).to_dict()
@@ -156,8 +172,24 @@ def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float
     assert plan.contexts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
 
 
-def test_what_a_decoder_says_that_it_holds_is_what_it_holds() -> None:
-    spec = preset("self_forcing").spec(WAN_1_3B, height=480, width=832)
+def test_a_decoder_of_its_own_is_an_item_and_decodes(tmp_path: Path) -> None:
+    torch.save(published(16, 1), tmp_path / "tiny.pth")
+    init = preset("self_forcing").spec(SMALL, height=128, width=128).to_dict()
+    student = {"init": init, "adapter": {"rank": 4, "alpha": 4.0}}
+    own = ["~student.path", "data.frames=12", "evaluation.frames=12", "objective.group_size=4"]
+    own += ["trainer={prompts_per_step: 1, micro_batch: 2}", "objective.clip={chunks: 1, score: clip}"]
+    whole, tiny = (
+        trace_step(load_recipe("world/astrolabe", [*own, f"student={json.dumps(student | more)}"]))[0]
+        for more in ({}, {"decoder": str(tmp_path / "tiny.pth")})
+    )
+    assert tiny.held["decoder"] > 0 and "decoder" not in whole.held
+    assert tiny.phases["decode"] < whole.phases["decode"]
+
+
+@pytest.mark.parametrize("name", ["self_forcing", "longlive2_5b"])
+def test_what_a_decoder_says_that_it_holds_is_what_it_holds(name: str) -> None:
+    family = preset(name)
+    spec = family.spec(WAN_1_3B | {"in_channels": family.latent_channels})
     for dtype in ("fp32", "bf16"):
         with traced() as live, torch.no_grad():
             with torch.device(DEVICE):

@@ -339,3 +339,14 @@ def test_unknown_suffix_and_unwritable_path_are_user_errors(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the clip"):
         clips.write_gif(tmp_path / "file" / "a.gif", moving_clip(2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected", "rate"), [((81, 480, 832), (27, 185, 320), 16 / 3), ((12, 32, 32), (12, 160, 160), 16)]
+)
+def test_what_is_kept_of_a_clip_is_bounded(
+    shape: tuple[int, int, int], expected: tuple[int, int, int], rate: float
+) -> None:
+    """Long and large clips are thinned out and shrunk, and last as long as before."""
+    frames, fps = clips.logged(np.zeros((*shape, 3), np.uint8), 16)
+    assert frames.shape == (*expected, 3) and fps == rate

@@ -20,9 +20,22 @@ from vidalign.codecs.base import Codec
 from vidalign.errors import UserError, first_line
 from vidalign.reading import parse_json
 
-WIDE = 13
-"""Feature maps of four frames at full size, `base_dim` wide, that Wan's decoder holds at its peak, its cache included
-(traced by tests/unit/test_plan.py)."""
+WIDE = {False: 13, True: 21}
+"""Feature maps of four frames at the decoder's full size and width that Wan's decoder holds at its peak, its cache
+included (traced by tests/unit/test_plan.py); True: with the shortcuts of Wan2.2."""
+WAN22 = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
+"""Sizes of the autoencoder of Wan2.2-TI2V-5B, which shrinks by 16; those of Wan2.1 are the defaults of diffusers."""
 MAPS = 4
 """Feature maps of a frame at full size that a frame-wise decoder holds."""
 
@@ -145,7 +158,7 @@ class WanCodec(Codec):
 
     @classmethod
     def described(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return _described(settings, {"z_dim": 16})
+        return _described(settings, WAN22 if settings.get("downscale") == 16 else {"z_dim": 16})
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -181,8 +194,10 @@ class WanCodec(Codec):
         return decode
 
     def decode_bytes(self, frame: Sequence[int], frames: int) -> int:
-        pixels, size = 4 * frame[1] * frame[2] * self.downscale**2, self.model.dtype.itemsize
-        return int(pixels * size * (WIDE * self.model.config.base_dim + 3 * frames))
+        config, size = self.model.config, self.model.dtype.itemsize
+        patch, width = config.patch_size or 1, config.decoder_base_dim or config.base_dim
+        pixels = 4 * frame[1] * frame[2] * self.downscale**2
+        return int(pixels * size * (WIDE[bool(config.is_residual)] * width / patch**2 + 3 * frames))
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """A decoder with a feature cache of its own. Chunk after chunk it returns what one call on all latents would:

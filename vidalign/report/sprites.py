@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vidalign.errors import UserError
 from vidalign.report.model import ShownPrompt
-from vidalign.tracking.clips import sprite
+from vidalign.tracking.clips import shrink, sprite
 
 CLIP_BYTES = 3_000_000  # all sprite sheets together, before base64
 FRAME_SIDES = (256, 192, 128, 96, 64)  # larger frames are shrunk until the clips fit CLIP_BYTES
@@ -27,7 +26,7 @@ def fit(prompts: Sequence[ShownPrompt]) -> list[list[dict[str, Any]]]:
     """
     sheets: list[list[dict[str, Any]]] = []
     for side in FRAME_SIDES:
-        sheets = [[_sheet(_shrink(pane.frames, side)) for pane in shown.panes] for shown in prompts]
+        sheets = [[_sheet(shrink(pane.frames, side)) for pane in shown.panes] for shown in prompts]
         if _size(sheets) <= CLIP_BYTES:
             return sheets
     while _size(sheets) > CLIP_BYTES:
@@ -57,13 +56,3 @@ def _sheet(frames: np.ndarray) -> dict[str, Any]:
         "width": frames.shape[2],
         "columns": math.ceil(math.sqrt(len(frames))),
     }
-
-
-def _shrink(frames: np.ndarray, side: int) -> np.ndarray:
-    height, width = frames.shape[1:3]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return frames
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    images = [Image.fromarray(frame).resize(size, Image.Resampling.BOX) for frame in frames]
-    return np.stack([np.asarray(image) for image in images])

@@ -49,11 +49,9 @@ class ClipScoreReward:
         self._loaded: tuple[Any, Any] | None = None
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """``[B]`` under ``clip_score`` and, for the log, ``clip_score/min`` and ``clip_score/last_quarter``, see
-        `parts`."""
+        """``[B]`` under ``clip_score`` and, for the log, ``min`` and ``last_quarter``, see `parts`."""
         parts = self.parts(clips, prompts)
-        own = {f"{self.name}/{part}": parts[part] for part in ("min", "last_quarter")}
-        return {self.name: parts["mean"], **own}
+        return {self.name: parts.pop("mean"), **parts}
 
     @without_gradient
     def parts(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -109,6 +109,11 @@ class Student(nn.Module, ABC, Generic[SpecT]):
         return 1
 
     @property
+    def fps(self) -> float:
+        """Frames of a clip a second."""
+        return 8.0
+
+    @property
     def sigmas(self) -> list[float]:
         """Noise levels that its sampler visits, descending from 1."""
         return [1.0]

@@ -104,6 +104,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return NoCodec()
 
     @classmethod
+    def decoder(cls, student: StudentChoice) -> Codec | None:
+        """What decodes clips that are scored in training, where that is not the codec; by default it is."""
+        return None
+
+    @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[StudentT, Any, Codec]:
         """A student of which the calls of an objective are counted, its prompt features and its codec. A kind whose
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""

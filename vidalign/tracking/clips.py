@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_FPS = 8
 VISIBLE_SIDE = 160  # clips are enlarged by a whole factor until their longer side is about this
+LOGGED_SIDE, LOGGED_FRAMES = 320, 40  # what a tracker keeps of a clip; GIFs of that size take up to a few megabytes
 MP4_ENCODERS = ("libx264", "h264", "libopenh264", "mpeg4")  # in order of preference
 
 
@@ -42,6 +43,24 @@ def upscale(frames: np.ndarray, side: int = VISIBLE_SIDE) -> np.ndarray:
     """Enlarge by the largest whole factor that keeps the longer side within `side`; never shrinks."""
     factor = max(1, side // max(frames.shape[1:3]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def shrink(frames: np.ndarray, side: int) -> np.ndarray:
+    """Shrink so that the longer side is `side`; smaller frames stay as they are."""
+    height, width = frames.shape[1:3]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return frames
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.BOX) for frame in frames]
+    return np.stack([np.asarray(image) for image in images])
+
+
+def logged(frames: np.ndarray, fps: float) -> tuple[np.ndarray, float]:
+    """What a tracker keeps of a clip: every k-th frame, `LOGGED_FRAMES` at most, shrunk to `LOGGED_SIDE`, and their
+    rate, at which they last as long."""
+    every = -(-len(frames) // LOGGED_FRAMES)
+    return upscale(shrink(frames[::every], LOGGED_SIDE)), fps / every
 
 
 def burn_text(frames: np.ndarray, text: str) -> np.ndarray:

@@ -93,15 +93,16 @@ class Tracker:
         captions: list[str],
         fps: float = clip_files.DEFAULT_FPS,
     ) -> None:
-        """Show clips `[B, F, 3, H, W]` in [0, 1] where clips can be shown, captions (prompt, reward) burnt in."""
+        """Show clips `[B, F, 3, H, W]` in [0, 1] where clips can be shown, captions (prompt, reward) burnt in. What is
+        kept of them is bounded, see `vidalign.tracking.clips.logged`."""
         assert len(clips) == len(captions), f"{len(clips)} clips need as many captions, not {len(captions)}"
         shown = [tracker for tracker in self._open if tracker.shows_clips]
         if not shown:
             return
         for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
-            frames = clip_files.burn_text(clip_files.upscale(clip_files.to_frames(clip)), caption)
+            frames, rate = clip_files.logged(clip_files.to_frames(clip), fps)
             for tracker in shown:
-                tracker.animation(step, f"{tag}/{index}", frames, fps)
+                tracker.animation(step, f"{tag}/{index}", clip_files.burn_text(frames, caption), rate)
 
     def tokens(self, step: int, responses: Sequence[ColouredResponse]) -> None:
         """Write sampled responses as a page of tokens in the colours of their regimes, below `tokens/`."""

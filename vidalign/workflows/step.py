@@ -83,7 +83,9 @@ class Step:
         self.batch = Batch(step, [source[n] for n in ids], ids)
         network = partial(_network, recipe, real)
         teacher = dry_teacher(recipe, _offer(recipe, self.objective, rewards), bare[0], bare[2], network)
-        parts = Parts(student, teacher, rewards, source, features, codec)
+        with device:
+            decoder = kind.decoder(recipe.student)
+        parts = Parts(student, teacher, rewards, source, features, codec, decoder)
         with torch.random.fork_rng(devices=[]):
             self.ctx: TrainContext = assemble(_plain(recipe), self.objective, parts, Tracker.silent(), device)
         self.ctx.step = step
@@ -163,6 +165,7 @@ class Step:
         out = {"frozen weights": whole.pop(STUDENT) + snapshots - sum(sets.values()), **sets}
         out |= {_of("weights" if role in engines else "network", role): size for role, size in whole.items()}
         out["codec"] = _nbytes(self.ctx.codec)
+        out["decoder"] = _nbytes(self.ctx.decoder) if self.ctx.decoder is not None else 0
         out |= {_of("optimiser", role): _state(engine) for role, engine in engines.items() if role != STUDENT}
         out["optimiser"] = self.meter.held - sum(out.values())
         return {name: size for name, size in out.items() if size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,11 +17,14 @@ class ClipScore(Metric):
 
     name: ClassVar[str] = "clip_score"
     version: ClassVar[str] = "1"
-    Config = ClipScoreReward.Config
+
+    @dataclass
+    class Config(ClipScoreReward.Config):
+        """Those of the reward."""
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self._scorer = ClipScoreReward(self.config)
+        self._scorer = ClipScoreReward(config)
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """``[B]`` under ``mean``, ``min`` and ``last_quarter``, see `ClipScoreReward.parts`."""

@@ -97,6 +97,6 @@ def _stream(
         rolled = ctx.student.rollout(text, one, noise, context=context)
         assert rolled.final is not None, "the plan keeps the final context"
         context = rolled.final
-        if ctx.codec.remembers:
+        if (ctx.decoder or ctx.codec).remembers:
             kept.append(rolled.latents)
     return context, torch.cat(kept, 1) if kept else None

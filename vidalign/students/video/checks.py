@@ -30,6 +30,7 @@ def check(draft: Draft) -> None:
     spec = written_spec(student)
     if spec is not None and (made := _changed(draft, spec)) is not None:
         _check_sampler(draft, made)
+        _check_decoder(draft, made)
         _check_frames(draft, made)
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
@@ -115,6 +116,24 @@ def _check_sampler(draft: Draft, spec: VideoStudentSpec) -> None:
         "a loss denoises one chunk behind clean ones, and its sampler several chunks at several levels together",
         "sample, evaluate and export it, or take a student that denoises chunk after chunk, such as causal_forcing",
     )
+
+
+def _check_decoder(draft: Draft, spec: VideoStudentSpec) -> None:
+    """A tiny decoder is there and reads the student's latents."""
+    path = draft.settings("student", Video.Config).decoder
+    if not path:
+        return
+    from vidalign.codecs.tiny_wan import latents_of
+
+    try:
+        found = latents_of(path)
+    except UserError as error:
+        draft.refuse_as(error, "student.decoder")
+        return
+    own = (spec.latent_shape[0], spec.downscale)
+    if found != own:
+        what = f"the tiny decoder reads latents of {found[0]} channels, each of {found[1]} pixels"
+        draft.refuse(what, "student.decoder", f"those of the student have {own[0]} channels and {own[1]} pixels")
 
 
 def _check_dtype(draft: Draft) -> None:

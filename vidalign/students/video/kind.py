@@ -51,6 +51,9 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """Cache policy and sampler of this family, see `vidalign list presets`, or of a YAML file in the same form."""
         codec: dict[str, Any] | None = None
         """Codec, instead of the one of the weights: `{name: wan, path: FOLDER, subfolder: vae}`."""
+        decoder: str = ""
+        """File of a tiny autoencoder of Wan (`taew2_1`, `taew2_2`) that decodes the clips that rewards see in training;
+        evaluations and samples use the codec."""
         text: dict[str, Any] | None = None
         """Text encoder, instead of the one of the weights: `{name: transformers, path: FOLDER, ...}`."""
         height: int | None = None
@@ -104,6 +107,13 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.codecs import build_codec
 
         return build_codec(spec.codec)
+
+    @classmethod
+    def decoder(cls, student: StudentChoice) -> Codec | None:
+        from vidalign.codecs.tiny_wan import TinyWanDecoder
+
+        path = student.config.decoder
+        return TinyWanDecoder(TinyWanDecoder.Config(path)) if path else None
 
     @classmethod
     def presets(cls) -> dict[str, str]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from vidalign.students.video.student import VideoStudent
 
+BELOW_1 = 1 - 1e-6
+"""The first level of the multistep solver is at most this."""
+
 
 def denoise(student: VideoStudent, text: Tensor, context: Context, noise: Noise) -> ChunkStates:
     """One chunk behind `context`; the last of the predictions is the clean chunk ``[n, frames, C, H, W]``."""
@@ -50,9 +53,10 @@ def _unipc(student: VideoStudent, text: Tensor, context: Context, x_t: Tensor) -
     sigmas = student.spec.sampler.sigmas
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
     scheduler.set_timesteps(sigmas=np.array(sigmas), device=x_t.device)
+    scheduler.set_begin_index(0)  # else it looks for every step among its timesteps, on the device
     shared, seen, predicted = student.reader(context), [], []
     for sigma, timestep in zip(sigmas, scheduler.timesteps, strict=True):
-        velocity = student(x_t, _level(x_t, timestep.item() / 1000), text, shared)
+        velocity = student(x_t, _level(x_t, int(1000 * min(sigma, BELOW_1)) / 1000), text, shared)
         seen.append(x_t)
         predicted.append((x_t.double() - sigma * velocity.double()).to(x_t.dtype))
         x_t = scheduler.step(velocity, timestep, x_t, return_dict=False)[0]  # of the last level: the prediction itself
