@@ -26,8 +26,9 @@ from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.recipe.prompts import unscored, weighted
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.teachers.base import ChoosyTeacher, network_of
+from vidalign.teachers.base import ChoosyTeacher, PreparedTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ OBJECTIVE_CALLS = (
 )
 REWARD_CALLS = ("blueprint", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
-TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "check_student")
+TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "check_student", "prepare")
 REWARDS = "rewards"
 """Folder in a run with the weights of the rewards that learn."""
 
@@ -133,14 +134,26 @@ def prompt_features(recipe: Recipe) -> PromptFeatures | None:
 
 
 def asked_prompts(recipe: Recipe, source: PromptSource, samples: int | None = None) -> list[Any]:
-    """Every prompt of a run once: those of its evaluation, then its training samples; samples: how many, by default
-    those of all its steps."""
-    settings, trainer = recipe.evaluation, recipe.trainer
+    """Every prompt of a run once: those of its evaluation, of its teacher, and `training_prompts`."""
+    settings = recipe.evaluation
     held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0).first(settings.count)
-    found = dict.fromkeys(held_out)
-    for sample in range(trainer.steps * trainer.prompts_per_step if samples is None else samples):
-        found.setdefault(source[sample])
-    return list(found)
+    return list(dict.fromkeys([*held_out, *teacher_texts(recipe), *training_prompts(recipe, source, samples)]))
+
+
+def training_prompts(recipe: Recipe, source: PromptSource, samples: int | None = None) -> list[Any]:
+    """The prompts that a run trains on, each once; samples: of how many samples, by default those of all its steps."""
+    trainer = recipe.trainer
+    count = trainer.steps * trainer.prompts_per_step if samples is None else samples
+    return list(dict.fromkeys(source[sample] for sample in range(count)))
+
+
+def teacher_texts(recipe: Recipe) -> list[str]:
+    """The prompts of its own that a teacher reads, see `PreparedTeacher`."""
+    if recipe.teacher is None:
+        return []
+    kind = registry.get("teachers", recipe.teacher.name)
+    with guest("teacher", recipe.teacher.name, kind):
+        return list(kind.texts(recipe.teacher.config)) if hasattr(kind, "texts") else []
 
 
 def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) -> CompositeReward | None:
@@ -224,16 +237,20 @@ def build_context(
 ) -> TrainContext:
     """Everything that a training run holds; the student's trainable weights are already in their engine.
 
-    Prompts are encoded first: the text encoder is gone before the student is built. samples: see `asked_prompts`.
+    Prompts are encoded first, then the teacher prepares itself: the text encoder, and a pipeline that makes clips, are
+    gone before the student is built. samples: see `training_prompts`.
     """
     distributed.setup(single=recipe.engine.name == "deepspeed")
     device, prompts, features = distributed.device(), build_prompts(recipe), prompt_features(recipe)
     if features is not None:
         features.prepare(asked_prompts(recipe, prompts, samples))
-    kind, student = student_kind(recipe), build_student(recipe).to(device)
-    frames = recipe.data.frames
-    kind.check_frames(student.spec, frames, "data.frames")
-    teacher = build_teacher(recipe, frames, student.spec)
+    kind, frames = student_kind(recipe), recipe.data.frames
+    spec = kind.spec(recipe.student)
+    kind.check_frames(spec, frames, "data.frames")
+    teacher = build_teacher(recipe, frames, spec)
+    if isinstance(teacher, PreparedTeacher):
+        teacher.prepare(training_prompts(recipe, prompts, samples), features)
+    student = build_student(recipe).to(device)
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
     rewards = build_rewards(recipe, student.spec, features)
@@ -258,6 +275,9 @@ def assemble(
     weight_sets = [*plans[0].policies, *averaged(recipe)]
     policies = Policies(student, weight_sets, recipe.student.adapter, seed=recipe.seed)  # changes the student
     updates = planned_updates(objective, learning, recipe.trainer.steps)
+    for name, network in made.items():
+        if (adapter := trained[name].adapter) is not None:
+            Policies(network, (), adapter, seed=recipe.seed)
     engines: dict[str, Engine] = {}
     for name, network in {STUDENT: student, **made}.items():
         settings = replace(recipe.trainer, **trained[name].optimizer)
@@ -283,6 +303,7 @@ def assemble(
         features=parts.features,
         codec=codec,
         decoder=parts.decoder,
+        spread=processes_of_a_group(recipe, distributed.world_size()),
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,

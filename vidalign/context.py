@@ -65,6 +65,8 @@ class TrainContext(Generic[S, T]):
     """Cached prompt features: ``features(prompts) -> [B, L, D]``; None for a student that reads the prompts itself."""
     codec: Codec
     tracker: Tracker
+    spread: int = 1
+    """Processes that share each group of candidates; 1 = every process has whole groups."""
     decoder: Codec | None = None
     """What decodes in the place of the codec; its latents are those of the codec."""
     signal: SignalFloor = field(default_factory=SignalFloor)
@@ -110,6 +112,12 @@ class TrainContext(Generic[S, T]):
     @property
     def world_size(self) -> int:
         return distributed.world_size()
+
+    def own_candidates(self, group_size: int) -> slice:
+        """Which of the candidates of each of its groups this process has."""
+        size = group_size // self.spread
+        first = distributed.rank() % self.spread * size
+        return slice(first, first + size)
 
     @property
     def reward_weights(self) -> dict[str, float]:

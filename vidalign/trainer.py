@@ -28,6 +28,7 @@ from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.resume import check_same_recipe
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.tracking.health import skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -56,13 +57,7 @@ class Trainer:
         self.callbacks = build_callbacks(recipe) | _named(callbacks)
         distributed.setup(single=recipe.engine.name == "deepspeed")
         self.run_dir = Path(run_dir) if run_dir else new_run_dir(recipe)
-        if recipe.trainer.prompts_per_step % distributed.world_size():
-            raise UserError(
-                f"{recipe.trainer.prompts_per_step} prompts a step cannot be shared out to "
-                f"{distributed.world_size()} processes",
-                where="trainer.prompts_per_step",
-                fix=f"use a multiple of {distributed.world_size()}",
-            )
+        processes_of_a_group(recipe, distributed.world_size())
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.all_steps()
         if saved and not resume:
@@ -208,10 +203,11 @@ class Trainer:
     # --- parts of a step ---
 
     def _batch(self) -> Batch:
-        """This rank's prompts: the samples of a step are dealt out in turn, groups never split."""
-        total = self.recipe.trainer.prompts_per_step
+        """This rank's prompts: the samples of a step are dealt out in turn; neighbours have one together where there
+        are fewer than ranks."""
+        total, spread = self.recipe.trainer.prompts_per_step, self.ctx.spread
         first = self.step * total
-        ids = list(range(first + distributed.rank(), first + total, distributed.world_size()))
+        ids = list(range(first + distributed.rank() // spread, first + total, distributed.world_size() // spread))
         return Batch(self.step, [self.prompts[i] for i in ids], ids)
 
     def _run_phase(self, experience: Experience, phase: Phase) -> dict[str, float]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tiny_wan import assert_equal, imported, save, stored
 
 from vidalign.errors import CheckpointError, UserError
-from vidalign.students import streamed
+from vidalign.students import hub, streamed
 from vidalign.students.exchange import ImportOptions
 from vidalign.students.video.importers import files
 from vidalign.students.video.importers.convert import import_checkpoint
@@ -375,3 +375,17 @@ def test_views_and_shared_storages_are_read_as_they_are(tmp_path: Path, legacy: 
     path = save(tmp_path / "x.pt", content, _use_new_zipfile_serialization=not legacy)
     found = dict(files.open_checkpoint(path, ["generator"]).tensors(list("fedcba")))
     assert_equal({k: found[k].clone() for k in "abcdef"}, {k: v.clone() for k, v in content["generator"].items()})
+
+
+def test_of_a_pipeline_on_the_hub_only_the_network_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    (tmp_path / "owner" / "pipeline" / "transformer").mkdir(parents=True)
+    assert hub.checkpoint_file("owner/pipeline") == tmp_path / "owner" / "pipeline"
+    assert len(asked) == 1 and all(p.startswith("transformer/") or p == "vidalign.json" for p in asked[0])
+    assert hub.checkpoint_file("owner/flat") == tmp_path / "owner" / "flat" and "*.safetensors" in asked[-1]

@@ -30,8 +30,9 @@ STUDENTS = {
     "aligned": ("self_forcing", 16, 1),
     "longlive": ("longlive", 16, 0),
     "longlive2": ("longlive2_5b", 48, 0),
+    "wan": ("wan", 16, 2),
 }
-"""Preset, latent channels and seed of each student."""
+"""Preset, latent channels and seed of each student, and of the bidirectional teacher."""
 SIDE = {16: 32, 48: 64}
 """Pixels of a side by latent channels."""
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vidalign.build import build_context, build_objective
+from vidalign.build import asked_prompts, build_context, build_objective, build_prompts, training_prompts
 from vidalign.context import Batch, TrainContext
 from vidalign.errors import RecipeError, UserError
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.objectives.base import Experience, MicroBatch, Phase
-from vidalign.objectives.baselines.dmd import DMD, _new_fake_score
+from vidalign.objectives.baselines.dmd import DMD, _full_fake_score
 from vidalign.objectives.parts.rollouts import states_at
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent, VideoStudentSpec
@@ -162,7 +162,7 @@ def test_the_fake_score_saves_memory_as_the_student_does(folder: Path) -> None:
     student, teacher = (VideoStudent.load(folder / f"{name}.safetensors") for name in ("student", "teacher"))
     for on in (False, True):
         student.gradient_checkpointing(on)
-        fake_score = _new_fake_score(student, SimpleNamespace(model=teacher))
+        fake_score = _full_fake_score(student, SimpleNamespace(model=teacher))
         assert fake_score.base.is_gradient_checkpointing is on and fake_score is not teacher
         assert all(p.requires_grad for p in fake_score.parameters())
 
@@ -243,6 +243,47 @@ def test_the_teacher_computes_in_the_precision_of_the_engine(folder: Path, preci
         expected = teacher.bidirectional(x_t, sigma, experience.text)
     found = ctx.teacher.velocity(x_t.clone().requires_grad_(), sigma, experience.text)
     assert torch.equal(found, expected) and not found.requires_grad
+
+
+# --- guidance ---
+
+GUIDED = ("teacher.guidance.scale=3.5", "teacher.guidance.negative_prompt=a small circle")
+
+
+def test_the_real_score_is_guided_and_the_fake_score_is_not(folder: Path) -> None:
+    """The student's gradient with the scores written out: x0_real = uncond + s (cond - uncond)."""
+    objective, ctx, experience = context(folder, "engine.precision=fp64", *GUIDED)
+    student, fake = (ctx.roles.engines[role].network for role in ("student", "fake_score"))
+    teacher, data = ctx.roles._frozen["teacher"].network, experience.candidates(0, 1)
+    data.tensors |= {name: data[name].double() for name in ("x_t", "x0", "latents")}
+    with ctx.roles.phase("student") as engine:
+        engine.backward(objective.loss(ctx, MicroBatch(data, 1.0), Phase("student")).loss)
+        found = gradients(student)
+        x0 = student.predict_x0(data["x_t"], data["sigma"], data.text, None, clean=data["latents"])
+        noise, sigma = objective._draw(ctx, data, "scores")
+        x_t, uncond = (1 - sigma) * x0.detach() + sigma * noise, ctx.text(["a small circle"])
+        with torch.no_grad():
+            c, u = (teacher.bidirectional(x_t, sigma, text, output="x0") for text in (data.text, uncond))
+            wrong = fake.bidirectional(x_t, sigma, data.text, output="x0")
+        real = u + 3.5 * (c - u)
+        assert (real - c).abs().max() > 1e-3
+        x0.backward((wrong - real) / (x0.detach() - real).abs().mean() / x0.numel())
+        expected = gradients(student)
+    for name, gradient in found.items():
+        scale = float(expected[name].abs().max() + 1e-6)
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_the_negative_prompt_is_read_with_the_others(folder: Path) -> None:
+    """It is encoded before there is a student, in the folder of the run, and `vidalign prepare` encodes it too."""
+    recipe = load_recipe(folder / "recipe.yaml", list(GUIDED))
+    source = build_prompts(recipe)
+    assert asked_prompts(recipe, source).count("a small circle") == 1
+    assert "a small circle" not in training_prompts(recipe, source)
+    plain = load_recipe(folder / "recipe.yaml", ["teacher.guidance={scale: 1, negative_prompt: a small circle}"])
+    assert "a small circle" not in asked_prompts(plain, source), "nothing reads it without guidance"
+    teacher = build_context(recipe, build_objective(recipe), Tracker.silent()).teacher
+    assert teacher.negative.shape[0] == 1 and teacher.guidance.scale == 3.5
 
 
 def test_a_recipe_trains(folder: Path) -> None:

@@ -26,7 +26,7 @@ FREE = {
 """Sections that are plain mappings in the schema, and what reads them."""
 MISTAKEN = ("checkpoint", "checkpoints", "optimizer", "sampler", "adapter")
 """Words that look like sections and are none."""
-ATTRIBUTES = ("sampler.sigmas", "sampler.first_sigmas", "sampler.rolling", "sampler.solver")
+ATTRIBUTES = ("sampler.sigmas", "sampler.first_sigmas", "sampler.rolling", "sampler.solver", "sampler.many_steps")
 """Attributes of a student that its teacher shares, and keys of a preset; no keys of a recipe."""
 FILES = ("json", "jsonl", "safetensors", "yaml", "pt", "py", "html")
 SECTIONS = "|".join([*MISTAKEN, *(f.name for f in fields(Sections)), "budget", "health"])

@@ -24,6 +24,7 @@ LINKS = {
     "students/aligned": "tiny/aligned",
     "students/longlive": "tiny/longlive",
     "students/longlive2": "tiny/longlive2",
+    "teachers/wan": "tiny/wan",
     "clips": "tiny/clips",
     "teacher_clips": "tiny/clips",
     "prompts.txt": "tiny/prompts.txt",

@@ -11,6 +11,7 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.load import Recipe
 from vidalign.recipe.resume import check_same_recipe
+from vidalign.students.video.guidance import Guidance
 from vidalign.teachers.store import ClipStore
 
 OLD = {"path": "", "steps": 24, "fps": 0.0, "skip_corrupt": False, "cache": "", "per_prompt": 1, "options": {}}
@@ -38,7 +39,7 @@ def test_a_teacher_has_only_its_own_keys() -> None:
 
 def test_a_teacher_without_name_is_a_model() -> None:
     recipe = load_recipe("world/student_dmd")
-    assert recipe.plain()["teacher"] == {"name": "model", "path": "world/teacher"}
+    assert recipe.plain()["teacher"] == {"name": "model", "path": "world/teacher", "guidance": None}
     assert load_recipe("world/student_dmd", ["teacher.name=model"]).teacher == recipe.teacher
     assert "does not fit" in told("world/student_dmd", "teacher.name=world"), "the path of the model is not its"
 
@@ -48,6 +49,20 @@ def test_the_nearest_key_is_named() -> None:
     assert "unknown key 'teacher.fsp' - override 3 - did you mean 'fps'?" in told(*store, "teacher.fsp=8")
     assert "teacher.fps must be at least 0 - override 3" in told(*store, "teacher.fps=-1")
     assert "teacher.per_prompt must be at least 1" in told("world/sft", "teacher={name: pipeline, per_prompt: 0}")
+    assert "teacher.batch must be at least 1" in told("world/sft", "teacher={name: pipeline, batch: 0}")
+
+
+def test_guidance_has_one_name() -> None:
+    model = "world/student_dmd"
+    assert load_recipe(model, ["teacher.guidance.scale=3"]).teacher.config.guidance == Guidance(3.0, "")
+    assert "teacher.guidance.scale must be at least 1" in told(model, "teacher.guidance={scale: 0.5}")
+    assert "did you mean 'negative_prompt'" in told(model, "teacher.guidance.negative=bad")
+    options = "teacher={name: pipeline, path: x, cache: y, options: {guidance_scale: 5.0}}"
+    assert "teacher.options names guidance_scale, which is a setting of its own: guidance.scale" in told(
+        "world/sft", options
+    )
+    few = "teacher={name: few_step, guidance: {scale: 3}}"
+    assert "it is a setting of 'model' and 'pipeline'" in told("world/dopd", few)
 
 
 def test_a_key_of_another_teacher_is_named_with_its_place() -> None:

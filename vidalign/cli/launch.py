@@ -66,14 +66,10 @@ def torchrun_command(
 
 
 def check_processes(recipe: Recipe, gpus: int, nodes: int = 1) -> None:
-    """Raises `UsageError` unless the processes get equal shares of a step's prompts."""
-    total, count = recipe.trainer.prompts_per_step, gpus * nodes
-    if total % count:
-        raise UsageError(
-            f"{total} prompts a step cannot be shared out to {count} processes",
-            where="trainer.prompts_per_step",
-            fix=f"use a multiple of {count}, or other --gpus and --nodes",
-        )
+    """Raises `UserError` unless the processes get equal shares of a step, see `vidalign.recipe.sharing`."""
+    from vidalign.recipe.sharing import processes_of_a_group
+
+    processes_of_a_group(recipe, gpus * nodes)
 
 
 def relaunch(gpus: int, nodes: int, rendezvous: str | None, run: Path | None) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
+    from vidalign.engine.config import AdapterConfig
+
 STUDENT = "student"
 PolicyRule = Literal["fixed", "current", "own"]
 """How a weight set moves: ``fixed``, the initial student for good; ``current``, the student after every step; ``own``,
@@ -34,6 +36,8 @@ class TrainedRole:
     """Makes it from student and teacher, before the student gets its adapters; None for the student itself."""
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `OptimizerConfig` in which it differs from the recipe's ``trainer`` section."""
+    adapter: AdapterConfig | None = None
+    """Low-rank adapters on its network, which then stays frozen; those of the student are in its own section."""
 
 
 @dataclass(frozen=True)

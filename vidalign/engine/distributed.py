@@ -1,12 +1,13 @@
 """The few collectives that vidalign needs; each is the identity in a run of one process.
 
 torch.distributed is touched only after `setup`, so a plain run neither opens a port nor needs a launcher.
-Every function but `rank`, `world_size` and `device` must be called by all ranks in the same order.
+Every function but `rank`, `world_size`, `device` and `free_memory` must be called by all ranks in the same order.
 """
 
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from typing import Any, TypeVar
 
@@ -42,6 +43,13 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def free_memory(place: torch.device) -> None:
+    """Give the memory of what was deleted back to the device."""
+    if place.type != "cpu":
+        gc.collect()
+        torch.accelerator.empty_cache()
 
 
 def resolve_precision(precision: Precision) -> Precision:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 class AFD(Objective):
     name = "afd"
     needs = Needs(rewards=True, discriminator=True, teacher="clips", min_group=4)
+    spreads = True
 
     @dataclass
     class Config:

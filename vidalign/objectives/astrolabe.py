@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 class Astrolabe(Objective):
     name = "astrolabe"
     needs = Needs(rewards=True, min_group=2)
+    spreads = True
 
     @dataclass
     class Config:

@@ -134,6 +134,8 @@ class Objective:
 
     name: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
+    spreads: ClassVar[bool] = False
+    """Whether several processes may share a group of candidates: its loss looks at one candidate at a time."""
 
     @dataclass
     class Config:

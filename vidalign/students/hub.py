@@ -48,7 +48,10 @@ def checkpoint_file(name: str) -> Path:
     if file:
         with _reaching(name):
             return Path(hf_hub_download(f"{owner}/{repository}", file))
-    return _snapshot(name, [*WEIGHTS, "*.safetensors", "*.index.json"])
+    folder = _snapshot(name, WEIGHTS)
+    if (folder / "transformer").is_dir():
+        return folder  # the other parts of a pipeline stay where they are
+    return _snapshot(name, ["*.safetensors", "*.index.json"])
 
 
 def student_folder(name: str, *, weights: bool) -> Path:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
+    from vidalign.text.features import PromptFeatures
 
 
 class ClipTeacher(Protocol):
@@ -53,6 +54,16 @@ class ChoosyTeacher(Protocol):
 
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; called once, before training."""
+        ...
+
+
+@runtime_checkable
+class PreparedTeacher(Protocol):
+    """Makes something for the prompts of a run while the student is not in memory yet. Its class may have a class
+    method ``texts(config)`` too: the prompts that it reads beside those of the run, which are encoded with them."""
+
+    def prepare(self, prompts: Sequence[Any], features: PromptFeatures | None) -> None:
+        """Called once, by every process; prompts: the training prompts, each once; features: those of the run."""
         ...
 
 

@@ -6,7 +6,13 @@ to the posterior mean of a multi-step model would blur it.)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from vidalign.errors import UserError
 from vidalign.teachers.network import NetworkTeacher
+
+if TYPE_CHECKING:
+    from vidalign.students.video import VideoStudentSpec
 
 
 class FewStepTeacher(NetworkTeacher):
@@ -14,3 +20,15 @@ class FewStepTeacher(NetworkTeacher):
 
     offers = ("few_step",)
     shared = (*NetworkTeacher.shared, "sampler.sigmas", "sampler.first_sigmas", "cache.chunk_frames")
+
+    @classmethod
+    def _check_shared(cls, student: VideoStudentSpec, teacher: VideoStudentSpec) -> None:
+        if teacher.bidirectional:
+            raise UserError(
+                f"weights of {teacher.preset or 'a bidirectional network'} have no few-step velocity",
+                where="teacher.path",
+                why="the network is bidirectional: it predicts the mean of all clips, and a few-step student that "
+                "matches it is blurred",
+                fix="name a causal few-step network, or use objective.name: dmd with teacher.name: model",
+            )
+        super()._check_shared(student, teacher)

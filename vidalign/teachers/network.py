@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from vidalign.errors import UserError
+from vidalign.recipe.schema import StudentChoice
 from vidalign.students.checks import check_teacher_weights
-from vidalign.students.video.checks import check_weights
+from vidalign.students.video.changes import changed
+from vidalign.students.video.checks import check_weights, written_spec
+from vidalign.students.video.kind import Video
+from vidalign.students.video.spec import VideoStudentSpec
+from vidalign.students.weights import reading_spec
 from vidalign.teachers.base import check_same
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
-    from vidalign.students.video import VideoStudent, VideoStudentSpec
+    from vidalign.students.video import VideoStudent
 
 
 class NetworkTeacher:
@@ -34,10 +40,22 @@ class NetworkTeacher:
 
     @classmethod
     def check(cls, draft: Draft) -> None:
-        """The weights can be read, and are those of a video network."""
+        """The weights can be read, and are those of a video network that fits the student as `check_student` says."""
         path = draft.settings("teacher", cls.Config).path
         if not path or not check_weights(draft, path, "teacher.path"):
             check_teacher_weights(draft, path, "video")
+        teacher = _spec(StudentChoice("video", Video.Config(), path)) if path else None
+        student = _spec(draft.recipe.student)
+        if student is None or teacher is None:
+            return
+        try:
+            cls._check_shared(student, teacher)
+        except UserError as error:
+            draft.refuse(error.problems[0].what, "teacher.path", error.problems[0].why, error.problems[0].fix)
+
+    @classmethod
+    def _check_shared(cls, student: VideoStudentSpec, teacher: VideoStudentSpec) -> None:
+        check_same(cls.shared, student, teacher, f"distil from a teacher of the same {', '.join(cls.shared)}")
 
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:
@@ -48,5 +66,16 @@ class NetworkTeacher:
 
     def check_student(self, student: VideoStudent) -> None:
         """Raises `UserError` unless student and teacher agree in `shared`."""
-        fix = f"distil from a teacher of the same {', '.join(self.shared)}"
-        check_same(self.shared, student.spec, self.model.spec, fix)
+        self._check_shared(student.spec, self.model.spec)
+
+
+def _spec(choice: StudentChoice) -> VideoStudentSpec | None:
+    """The specification of a video network; None where it cannot be read without its weights, or is wrong, which other
+    checks report."""
+    if not isinstance(choice.config, Video.Config) or (found := written_spec(choice)) is None:
+        return None
+    try:
+        with reading_spec(choice.path):
+            return changed(VideoStudentSpec.from_dict(found), choice.config)
+    except UserError:
+        return None

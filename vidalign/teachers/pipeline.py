@@ -2,13 +2,14 @@
 
 Clip k of a prompt is a pure function of model, prompt, k and settings. Its noise and its file name are the hash of
 them. So an interrupted run goes on with the clips that are there, and the folder is a clip store of its own
-(`teachers/store.py`).
+(`teachers/store.py`). Only the part of the pipeline that computes is on the accelerator. All clips of a run are made
+before its student is built, and the pipeline leaves the memory then.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +23,26 @@ from vidalign.guest import guest
 from vidalign.owner import replacing
 from vidalign.quiet import no_bars
 from vidalign.ranges import require
+from vidalign.students.video.guidance import Guidance
 from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
+    from vidalign.text.features import PromptFeatures
+
+
+Clip = tuple[str, int]
+"""A prompt, and the number of one of its clips."""
+OWN = {"guidance_scale": "scale", "negative_prompt": "negative_prompt"}
+"""Arguments of a pipeline's call that are settings of `Guidance`."""
 
 
 class PipelineTeacher:
-    """Samples `per_prompt` clips of a prompt when they are first needed. Offers ``clips``.
+    """Samples `per_prompt` clips of a prompt, once. Offers ``clips``.
 
-    build: makes the pipeline; called only when a clip is missing. options: further arguments of the pipeline's call,
-    such as ``guidance_scale``; they may override size and length.
+    build: makes the pipeline; called only when a clip is missing. options: further arguments of the pipeline's call;
+    they may override size and length.
     """
 
     offers = ("clips",)
@@ -48,11 +57,17 @@ class PipelineTeacher:
         """Folder in which clips are kept; a later run goes on with them."""
         per_prompt: int = 1
         """Clips that are sampled of each prompt."""
+        batch: int = 1
+        """Clips that are sampled at once; the same ones, to rounding, whatever it is."""
+        guidance: Guidance | None = None
+        """Classifier-free guidance; null = that of the pipeline."""
         options: dict[str, Any] = field(default_factory=dict)
-        """Further arguments of the pipeline's call, such as guidance_scale."""
+        """Further arguments of the pipeline's call, such as max_sequence_length."""
 
         def __post_init__(self) -> None:
-            require(self, "steps", "per_prompt", least=1)
+            require(self, "steps", "per_prompt", "batch", least=1)
+            for name in sorted(OWN.keys() & self.options.keys()):
+                raise ValueError(f"options names {name}, which is a setting of its own: guidance.{OWN[name]}")
 
     def __init__(
         self,
@@ -62,14 +77,17 @@ class PipelineTeacher:
         cache: Path,
         *,
         per_prompt: int = 1,
+        batch: int = 1,
         steps: int = 24,
+        guidance: Guidance | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self._build, self.identity = build, identity
         self._pipeline: Any = None
-        self.shape, self.cache, self.per_prompt = shape, cache, per_prompt
+        self.shape, self.cache, self.per_prompt, self.batch = shape, cache, per_prompt, batch
         size = {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
-        self.call = {**size, "num_inference_steps": steps, **(options or {})}
+        own = {name: value for name, key in OWN.items() if (value := getattr(guidance, key, None))}
+        self.call = {**size, "num_inference_steps": steps, **own, **(options or {})}
 
     @classmethod
     def check(cls, draft: Draft) -> None:
@@ -87,45 +105,76 @@ class PipelineTeacher:
             ClipShape.of(spec, frames),
             Path(config.cache),
             per_prompt=config.per_prompt,
+            batch=config.batch,
             steps=config.steps,
+            guidance=config.guidance,
             options=config.options,
         )
 
+    def prepare(self, prompts: Sequence[str], features: PromptFeatures | None = None) -> None:
+        """Sample every clip of these prompts that is not there, shared out to the processes, which all call it; the
+        pipeline leaves the memory then. Where processes do not see each other's disk, each samples what it lacks."""
+        clips = [(prompt, number) for prompt in dict.fromkeys(prompts) for number in range(self.per_prompt)]
+        lacked = distributed.all_gather_object(self._missing(clips))
+        missing = list(dict.fromkeys(clip for own in lacked for clip in own))
+        self._sample(missing[distributed.rank() :: distributed.world_size()])
+        distributed.barrier()
+        self._sample(self._missing(missing))
+        if self._pipeline is not None:
+            self._pipeline = None
+            distributed.free_memory(distributed.device())
+
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """One of the clips of each prompt, drawn by its generator: ``[B, F, 3, H, W]`` in [0, 1], float32."""
-        chosen = []
-        for prompt, generator in zip(prompts, generators, strict=True):
-            number = int(torch.randint(self.per_prompt, (), generator=generator))
-            file = self.file(prompt, number)
-            if not file.is_file():
-                self._sample(prompt, file)
-            chosen.append(normalise(read_clip(file, file.suffix), self.shape))
-        return torch.stack(chosen).float() / 255
+        """One of the clips of each prompt, drawn by its generator: ``[B, F, 3, H, W]`` in [0, 1], float32. A clip of a
+        prompt that was not prepared is sampled now."""
+        drawn = [int(torch.randint(self.per_prompt, (), generator=generator)) for generator in generators]
+        chosen = list(zip(prompts, drawn, strict=True))
+        self._sample(self._missing(dict.fromkeys(chosen)))
+        files = [self.file(*clip) for clip in chosen]
+        return torch.stack([normalise(read_clip(file, file.suffix), self.shape) for file in files]).float() / 255
 
     def file(self, prompt: str, number: int) -> Path:
         """Where clip `number` of a prompt is kept."""
         key = repr((self.identity, prompt, number, sorted(self.call.items())))
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
-    def _sample(self, prompt: str, file: Path) -> None:
-        """Sample a clip and write it beside its place, then move it there: a half-written file is never read."""
+    def _missing(self, clips: Iterable[Clip]) -> list[Clip]:
+        return [clip for clip in clips if not self.file(*clip).is_file()]
+
+    def _sample(self, clips: Sequence[Clip]) -> None:
+        """Sample clips, `batch` at once, and keep them."""
+        for at in range(0, len(clips), self.batch):
+            some = clips[at : at + self.batch]
+            if self._pipeline is None:
+                self._pipeline = self._build()
+            files = [self.file(*clip) for clip in some]
+            noise = [torch.Generator().manual_seed(int(file.stem[:15], 16)) for file in files]
+            prompts, call = [prompt for prompt, _ in some], dict(self.call)
+            if "negative_prompt" in call:
+                call["negative_prompt"] = [call["negative_prompt"]] * len(some)
+            with guest("pipeline", self.identity, self._pipeline), torch.no_grad():
+                frames = self._pipeline(prompt=prompts, generator=noise, output_type="np", **call).frames
+                arrays = [torch.from_numpy(np.asarray(one, dtype=np.float32)).permute(0, 3, 1, 2) for one in frames]
+            for prompt, file, array in zip(prompts, files, arrays, strict=True):
+                self._keep(prompt, file, array)
+
+    def _keep(self, prompt: str, file: Path, array: torch.Tensor) -> None:
+        """Write a clip ``[F, 3, H, W]`` in [0, 1] beside its place, then move it there: a half-written file is never
+        read. Raises `DataError` for one that is too short."""
         from safetensors.torch import save_file
 
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        noise = torch.Generator().manual_seed(int(file.stem[:15], 16))
-        with guest("pipeline", self.identity, self._pipeline), torch.no_grad():
-            frames = self._pipeline(prompt=prompt, generator=noise, output_type="np", **self.call).frames[0]
-            array = torch.from_numpy(np.asarray(frames, dtype=np.float32)).permute(0, 3, 1, 2)
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)
-        normalise(RawClip(clip), self.shape)  # a clip that is too short is not worth keeping
+        normalise(RawClip(clip), self.shape)
         self.cache.mkdir(parents=True, exist_ok=True)
         with replacing(file, sweep=False) as partial:
             save_file({"clip": clip.contiguous()}, partial, {"prompt": prompt})
 
 
 def load_pipeline(path: str) -> Any:
-    """A diffusers pipeline from a folder or the hub, on this process' device; `UserError` when it cannot be loaded."""
+    """A diffusers pipeline from a folder or the hub, for this process' device; `UserError` when it cannot be loaded.
+
+    On an accelerator one part at a time is there, while it computes, and all of it is in host memory between calls.
+    """
     from diffusers import DiffusionPipeline
 
     device = distributed.device()
@@ -143,4 +192,13 @@ def load_pipeline(path: str) -> Any:
                 fix="name a folder or hub model that holds a text-to-video pipeline of diffusers",
             ) from error
         pipeline.set_progress_bar_config(disable=True)
+        return offloaded(pipeline, device)
+
+
+def offloaded(pipeline: Any, device: torch.device) -> Any:
+    """The pipeline with its parts in host memory, each on the device while it computes; one that names no order of its
+    parts is there as a whole."""
+    if device.type == "cpu" or pipeline.model_cpu_offload_seq is None:
         return pipeline.to(device)
+    pipeline.enable_model_cpu_offload(device=device)
+    return pipeline

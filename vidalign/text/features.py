@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,7 +91,7 @@ class PromptFeatures:
                 self.encoded += 1
                 yield prompt, made
         del encoder
-        _free(place)
+        distributed.free_memory(place)
 
     def _report(self, prompts: Sequence[str]) -> None:
         """One warning for every word that the encoder does not know."""
@@ -101,10 +100,3 @@ class PromptFeatures:
             self._reported.update(unknown)
             what = f"words outside the text encoder's vocabulary are read as [UNK]: {', '.join(unknown)}"
             warnings.warn(what, UserWarning, stacklevel=3)
-
-
-def _free(place: torch.device) -> None:
-    """Give the memory of what was deleted back to the device."""
-    if place.type != "cpu":
-        gc.collect()
-        torch.accelerator.empty_cache()

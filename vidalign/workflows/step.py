@@ -161,7 +161,8 @@ class Step:
         sets = {"trained weights": policies.nbytes("current")}
         sets |= {f"weights `{name}`": policies.nbytes(name) for name in policies.names}
         snapshots = 0 if policies.adapter else sum(policies.nbytes(name) for name in policies.names)
-        whole = {role: _nbytes(network) for role, network in self.ctx.roles.networks().items()}
+        seen: set[int] = set()  # networks may share weights, which the first of them has
+        whole = {role: _nbytes(network, seen) for role, network in self.ctx.roles.networks().items()}
         out = {"frozen weights": whole.pop(STUDENT) + snapshots - sum(sets.values()), **sets}
         out |= {_of("weights" if role in engines else "network", role): size for role, size in whole.items()}
         out["codec"] = _nbytes(self.ctx.codec)
@@ -196,8 +197,12 @@ def _contexts(experience: Experience) -> dict[str, int]:
     return {name: context.nbytes for name, context in found.items() if context is not None}
 
 
-def _nbytes(network: Any) -> int:
-    return sum(p.nbytes for p in network.parameters())
+def _nbytes(network: Any, seen: set[int] | None = None) -> int:
+    """Bytes of the weights of a network but those in `seen`, to which they are added."""
+    own = {id(p): p.nbytes for p in network.parameters() if seen is None or id(p) not in seen}
+    if seen is not None:
+        seen |= own.keys()
+    return sum(own.values())
 
 
 def _state(engine: Engine) -> int:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 class DiffusionNFT(Objective):
     name = "diffusion_nft"
     needs = Needs(rewards=True, min_group=2)
+    spreads = True
 
     @dataclass
     class Config:

@@ -9,13 +9,15 @@ One step:
 4. phase `student`: step k of all chunks is predicted again with gradient, in one teacher-forcing forward on the
    rollout's clean chunks. x0 is noised to a random level and denoised by the teacher and the fake score;
    ``dL/dx0 = (x0_fake - x0_real) / mean|x0 - x0_real|``                       (`losses/distribution_matching.py`).
+   The real score is the teacher under `teacher.guidance` (`students/video/guidance.py`), the fake score is not guided,
+   as in the released code. Guidance of the velocity is guidance of x0.
 
 What we changed: the rollout runs to its last step and its clean chunks are the history of every exit step. (The
 released code stops the rollout at the exit step, which makes half-denoised chunks the history.) The weights that turn
 clean chunks into keys and values are trained too, as in teacher forcing (the released cache is detached). The exit step
-is drawn per video, not per batch; the fake score's updates share one rollout with the student's. There is no
-classifier-free guidance (a teacher trained without dropped captions has none to give).
-Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift.
+is drawn per video, not per batch; the fake score's updates share one rollout with the student's. With
+`fake_score.adapter` the fake score is a LoRA on the teacher's own frozen weights instead of a copy of them.
+Knobs that matter: learning rate, fake_score.learning_rate, fake_score.updates, shift, teacher.guidance.scale.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidalign.engine.config import AdapterConfig
 from vidalign.losses.distribution_matching import distribution_matching_loss
 from vidalign.losses.flow_matching import add_noise, expand_sigma, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
@@ -35,11 +38,26 @@ from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent
     from vidalign.students.video.rollout import Rollout
     from vidalign.teachers.base import VelocityTeacher
 
     Context = TrainContext[VideoStudent, VelocityTeacher]
+
+
+@dataclass
+class FakeScoreAdapter:
+    """A LoRA on every linear layer of the blocks."""
+
+    rank: int = 64
+    """Rank of the low-rank update."""
+    alpha: float = 64.0
+    """The update is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        require(self, "rank", least=1)
+        require(self, "alpha", above=0)
 
 
 @dataclass
@@ -52,6 +70,8 @@ class FakeScoreConfig:
     """Peak learning rate; all other optimiser settings are those of the trainer section."""
     sigma_floor: float = 0.2
     """Levels below it count less, as (sigma / floor)^2; 0 is the plain loss."""
+    adapter: FakeScoreAdapter | None = None
+    """Train a LoRA on the teacher's frozen weights, which are held once; null = train a full copy of the teacher."""
 
     def __post_init__(self) -> None:
         require(self, "updates", least=1)
@@ -81,9 +101,22 @@ class DMD(Objective):
 
     config: Config
 
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        super().check(draft)
+        engine, config = draft.recipe.engine, draft.recipe.objective.config
+        shares = isinstance(config, cls.Config) and config.fake_score.adapter is not None
+        if shares and engine.name == "deepspeed" and engine.zero_stage == 3 and draft.sound("engine"):
+            why = "ZeRO-3 divides the weights of each network, and these are the weights of two"
+            fix = "use zero_stage: 2, or leave the adapter out"
+            draft.refuse("the fake score's adapter does not run under ZeRO-3", "objective.fake_score.adapter", why, fix)
+
     def blueprint(self) -> Blueprint:
-        own = self.config.fake_score
-        fake_score = TrainedRole(own.updates, _new_fake_score, {"learning_rate": own.learning_rate})
+        own, adapter = self.config.fake_score, None
+        if own.adapter is not None:
+            adapter = AdapterConfig(own.adapter.rank, own.adapter.alpha)
+        make = _full_fake_score if adapter is None else _frozen_fake_score
+        fake_score = TrainedRole(own.updates, make, {"learning_rate": own.learning_rate}, adapter)
         return Blueprint(roles={"fake_score": fake_score, "student": TrainedRole()})
 
     # --- collect ---
@@ -134,9 +167,16 @@ class DMD(Objective):
         return noise, warp_sigma(uniform, self.config.shift).clamp(self.config.sigma_min, self.config.sigma_max)
 
 
-def _new_fake_score(student: Any, teacher: Any) -> Any:
+def _full_fake_score(student: Any, teacher: Any) -> Any:
     """It begins as the teacher: the student's samples are not far from the teacher's."""
     fake_score = copy.deepcopy(teacher.model).requires_grad_(True)
+    fake_score.gradient_checkpointing(student.base.is_gradient_checkpointing)
+    return fake_score
+
+
+def _frozen_fake_score(student: Any, teacher: Any) -> Any:
+    """The teacher's layers again around the very same weights, for an adapter that the teacher does not get."""
+    fake_score = copy.deepcopy(teacher.model, {id(weight): weight for weight in teacher.model.parameters()})
     fake_score.gradient_checkpointing(student.base.is_gradient_checkpointing)
     return fake_score
 

@@ -140,7 +140,7 @@ class DOPDVideo(Objective):
     def collect(self, ctx: Context, batch: Batch) -> Experience:
         group_size, text = self.config.group_size, ctx.text(batch.prompts)
         rollout = roll_videos(ctx, text, batch.ids, group_size)
-        samples = candidate_ids(batch.ids, group_size)
+        samples = candidate_ids(ctx, batch.ids, group_size)
         tensors = states_at(rollout, ctx.uniform((), ctx.generators("step", samples.tolist()))) | {"sample": samples}
         tensors["weight"] = _weights(rollout, tensors["step"])
         tensors["privileged"] = torch.full((len(samples),), self._present(ctx))

@@ -9,7 +9,7 @@ import torch
 
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience
-from vidalign.objectives.parts.rollouts import candidate_ids, on_policy_gap
+from vidalign.objectives.parts.rollouts import candidate_ids, on_policy_gap, own_part
 from vidalign.objectives.parts.scoring import request_groups
 from vidalign.ranges import require
 from vidalign.students.video.rollout import Rollout, RolloutPlan
@@ -68,8 +68,8 @@ class ClipGroups:
         x0, whole = rollout.latents[:, rollout.branch], self.config.score == "video"
         judged, first = (rollout.latents, 0) if whole else (x0, plan.prefix * ctx.chunk_frames)
         request, metrics = request_groups(ctx, judged, batch.prompts, history, first_frame=first)
-        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, self.group_size)
-        tensors = {"x0": x0, "sample": candidate_ids(batch.ids, self.group_size)}
+        metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, len(x0) // len(text))
+        tensors = {"x0": x0, "sample": candidate_ids(ctx, batch.ids, self.group_size)}
         return Experience(tensors, request.group_index, text, batch.prompts, rollout.context, metrics, request=request)
 
     def _roll(
@@ -81,7 +81,7 @@ class ClipGroups:
         if self.config.score == "clip":
             context, history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
             plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))
-        noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+        plan, noise = own_part(ctx, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", ids)))
         return ctx.student.rollout(text, plan, noise, context=context), history
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.objectives.base import Experience
 from vidalign.objectives.parts.scoring import request_groups
-from vidalign.students.video.rollout import RolloutPlan
+from vidalign.students.video.rollout import Noise, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -22,16 +23,26 @@ FLAT = 0.05
 def roll_videos(
     ctx: TrainContext[VideoStudent], text: torch.Tensor, ids: list[int], group_size: int = 1, policy: str = "current"
 ) -> Rollout:
-    """`group_size` independent whole videos of each of the texts ``[P, L, D]`` by a policy, all states recorded."""
+    """`group_size` independent whole videos of each of the texts ``[P, L, D]`` by a policy, all states recorded; of
+    groups that several processes share, this process' part."""
     plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=group_size, record=tuple(range(ctx.chunks)))
-    noise = ctx.student.draw_noise(plan, ctx.generators("rollout", ids))
+    plan, noise = own_part(ctx, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", ids)))
     with ctx.policy(policy), ctx.gathered():
         return ctx.student.rollout(text, plan, noise)
 
 
-def candidate_ids(ids: list[int], group_size: int) -> torch.Tensor:
-    """Numbers ``[P * group_size]`` of the candidates of the samples `ids`, for the counter RNG of the loss."""
-    return torch.tensor(ids).repeat_interleave(group_size) * group_size + torch.arange(group_size).repeat(len(ids))
+def own_part(ctx: TrainContext[VideoStudent], plan: RolloutPlan, noise: Noise) -> tuple[RolloutPlan, Noise]:
+    """Plan and noise of the candidates that this process has, from those of whole groups: what they are does not depend
+    on how many processes share a group."""
+    own = ctx.own_candidates(plan.group_size)
+    rows = torch.arange(len(noise.initial)).unflatten(0, (-1, plan.group_size))[:, own].flatten()
+    return replace(plan, group_size=own.stop - own.start), Noise(noise.initial[rows], noise.renoise[rows])
+
+
+def candidate_ids(ctx: TrainContext[VideoStudent], ids: list[int], group_size: int) -> torch.Tensor:
+    """Numbers ``[P * G]`` of this process' candidates of the samples `ids`, for the counter RNG of the loss."""
+    own = torch.arange(group_size)[ctx.own_candidates(group_size)]
+    return torch.tensor(ids).repeat_interleave(len(own)) * group_size + own.repeat(len(ids))
 
 
 def video_groups(
@@ -44,8 +55,9 @@ def video_groups(
     text = ctx.text(batch.prompts)
     rollout = roll_videos(ctx, text, batch.ids, group_size, policy)
     request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+    replayed = min(replayed, len(rollout.latents) // len(text))
     metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed, policy)
-    tensors = {"x0": rollout.latents, "sample": candidate_ids(batch.ids, group_size)}
+    tensors = {"x0": rollout.latents, "sample": candidate_ids(ctx, batch.ids, group_size)}
     return Experience(tensors, request.group_index, text, batch.prompts, metrics=metrics, request=request)
 
 

@@ -108,11 +108,11 @@ def keep_signal(
     advantage = advantage * has_signal[group_index]
     metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
-    prompts = len(has_signal) // ctx.world_size
-    shape = (ctx.world_size, prompts, -1)
+    has_signal = has_signal.repeat_interleave(ctx.spread).view(ctx.world_size, -1)
+    shape = (*has_signal.shape, -1)
     by_rank = {name: value.view(shape) for name, value in scores.items()}
     own = advantage.view(shape)[distributed.rank()]
-    return Advantages(own, has_signal.view(ctx.world_size, prompts), by_rank, metrics)
+    return Advantages(own, has_signal, by_rank, metrics)
 
 
 def weigh_candidates(data: Experience, judged: Advantages, advantage_clip: float) -> None:
@@ -140,9 +140,11 @@ def _learned(ctx: TrainContext) -> set[str]:
 
 
 def gather_scores(ctx: TrainContext, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Scores ``[N]`` of all ranks by reward and their groups ``[N]``, from this rank's scores ``[P, G]``."""
+    """Scores ``[N]`` of all ranks by reward and their groups ``[N]``, from this rank's scores ``[P, G]``. Ranks
+    that share a group are neighbours."""
     prompts, group_size = next(iter(scores.values())).shape
-    group_index = torch.arange(prompts * ctx.world_size).repeat_interleave(group_size)
+    groups = prompts * ctx.world_size // ctx.spread
+    group_index = torch.arange(groups).repeat_interleave(group_size * ctx.spread)
     return {name: ctx.gather(value.flatten()) for name, value in scores.items()}, group_index
 
 

@@ -13,6 +13,7 @@ from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
 from vidalign.students.video.changes import changed
 from vidalign.students.video.kind import Video
+from vidalign.students.video.many_steps import no_chunks
 from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
 from vidalign.students.weights import reading_spec
@@ -28,7 +29,10 @@ def check(draft: Draft) -> None:
     if student.init:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
     spec = written_spec(student)
-    if spec is not None and (made := _changed(draft, spec)) is not None:
+    if spec is not None and _is_bidirectional(spec):
+        key, whose = ("init", "it") if student.init else ("path", repr(student.path))
+        draft.refuse_as(no_chunks(whose=f"{whose}, a bidirectional network,"), f"student.{key}")
+    elif spec is not None and (made := _changed(draft, spec)) is not None:
         _check_sampler(draft, made)
         _check_decoder(draft, made)
         _check_frames(draft, made)
@@ -79,6 +83,12 @@ def written_spec(student: StudentChoice) -> dict[str, Any] | None:
         return written_spec(student.path)
     except (UserError, OSError, KeyError, ValueError):
         return None  # the check of the weights says why
+
+
+def _is_bidirectional(spec: dict[str, Any]) -> bool:
+    """See `VideoStudentSpec.bidirectional`, of one as it is written."""
+    cache = spec.get("cache")
+    return isinstance(cache, dict) and cache.get("chunk_frames") == 0
 
 
 def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:

@@ -1,14 +1,16 @@
-"""How a video network makes clips of prompts: the causal few-step sampler, or the bidirectional one of a teacher."""
+"""How a video network makes clips of prompts: the causal few-step sampler, or one of a bidirectional teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.codecs import Codec, build_codec
 from vidalign.students.video.bidirectional import sample_bidirectional
+from vidalign.students.video.many_steps import sample_many_steps
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.streaming import OnChunk, Scene, stream
 from vidalign.text.features import PromptFeatures
@@ -31,9 +33,10 @@ def clip_sampler(
 ) -> Sample:
     """Prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1].
 
-    method: ``causal`` or ``teacher``; features, codec: of the student's spec, built here unless given; on_chunk: of the
-    causal sampler, is given the number and the clips of each chunk, which are then decoded one by one; steps: of
-    `sample_bidirectional`. Raises `UserError` unless `frames` are whole chunks, where the student makes chunks.
+    method: ``causal`` or ``teacher``; features, codec: of the student's spec, built here unless given; on_chunk: is
+    given the number and the clips of each chunk, which are then decoded one by one; steps: settings of the teacher's
+    sampler, `sample_bidirectional`, or `ManySteps` where the spec has it. Raises `UserError` unless `frames` are whole
+    chunks, where the student makes chunks.
     """
     chunks = student.spec.chunks_in(frames) if method == "causal" else 0
     read = features or build_features(student.spec.text)
@@ -54,7 +57,26 @@ def clip_sampler(
         return torch.cat(parts, 1)
 
     def bidirectional(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        text = read(prompts).to(student.device)
-        return decoder.decode(sample_bidirectional(student, frames, text, generators, **steps))
+        clips = decoder.decode(_of_teacher(student, frames, prompts, generators, read, steps))
+        if on_chunk is not None:
+            on_chunk(0, clips)
+        return clips
 
     return causal if method == "causal" else bidirectional
+
+
+def _of_teacher(
+    student: VideoStudent,
+    frames: int,
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    read: PromptFeatures,
+    steps: dict[str, Any],
+) -> torch.Tensor:
+    """Latents ``[B, F, C, H, W]`` by the sampler of a teacher; steps: changes of its settings."""
+    text, many = read(prompts).to(student.device), student.spec.sampler.many_steps
+    if many is None:
+        return sample_bidirectional(student, frames, text, generators, **steps)
+    settings = replace(many, **{key: value for key, value in steps.items() if hasattr(many, key)})
+    negative = read(settings.guidance.prompts) if settings.guidance.prompts else None
+    return sample_many_steps(student, frames, text, negative, generators, settings)

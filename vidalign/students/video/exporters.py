@@ -160,6 +160,9 @@ def _original_lora(lora: Lora, file: Path, source: Source) -> None:
 def card(spec: VideoStudentSpec) -> Card:
     """What a model card says of a student of this specification."""
     family = preset(spec.preset) if spec.preset in shipped_presets() else None
-    about = f"A causal video student of the family {spec.preset or 'of its own'}: "
+    family_name, many = spec.preset or "of its own", spec.sampler.many_steps
+    about = f"A causal video student of the family {family_name}: "
     about += f"chunks of {spec.cache.chunk_frames} latents, {len(spec.sampler.sigmas)} noise levels"
+    if many is not None:
+        about = f"A bidirectional video network of the family {family_name}: {many.steps} UniPC steps"
     return Card(f"{about}, {spec.width} x {spec.height}.", spec.base, family.licence if family else "")

@@ -28,6 +28,7 @@ from vidalign.tracking.clips import ClipWriter
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
+    from vidalign.students.video.evaluation import Sample
     from vidalign.students.video.spec import VideoStudentSpec
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 def check(spec: VideoStudentSpec, request: SampleRequest) -> None:
     """Refuse what a video student cannot make of a request, and say what is rounded."""
+    if spec.bidirectional:
+        why = "a bidirectional network makes the whole video of a prompt at once"
+        request.refuse("then", "images", "stats", why=why)
     if request.then and len(request.prompts) > 1:
         request.refuse("then", why="prompts follow one --prompt, and there are several")
     if request.then and spec.cache.sink_decay:
@@ -61,6 +65,8 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
     _speed_up(student.eval(), request)
     line, read = timeline(student.spec, request), features or build_features(student.spec.text)
     codec = build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
+    if student.spec.bidirectional:
+        return _write_whole(student, request, student.sampler(line.latents, "teacher", features=read, codec=codec))
     plan = RolloutPlan(prefix=0, branch=line.chunks)
     files, times = [], []
     for number, (prompt, file) in enumerate(zip(request.prompts, request.files, strict=True)):
@@ -96,6 +102,17 @@ def _speed_up(student: VideoStudent, request: SampleRequest) -> None:
     if request.compile:
         check_compiler("--compile")
         student.compile_blocks()
+
+
+def _write_whole(student: VideoStudent, request: SampleRequest, sample: Sample) -> Samples:
+    """One file for each prompt, of videos that are made at once."""
+    files = []
+    for number, (prompt, file) in enumerate(zip(request.prompts, request.files, strict=True)):
+        clips = sample([prompt], [generator(request.seed, "sample", 0, number)])
+        with ClipWriter(file, student.spec.fps) as writer:
+            writer.add(clips[0])
+        files.append(writer.path)
+    return Samples(files)
 
 
 def _scenes(student: VideoStudent, prompts: Sequence[str], texts: torch.Tensor, chunks: Sequence[int]) -> list[Scene]:

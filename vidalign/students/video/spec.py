@@ -7,7 +7,7 @@ weights with other numbers in these dataclasses. A spec travels as JSON in the m
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from vidalign import registry
 from vidalign.errors import UserError
 from vidalign.losses.flow_matching import warp_sigma
 from vidalign.students.spec import StudentSpec, build_spec
+from vidalign.students.video.many_steps import ManySteps, no_chunks, read_many_steps
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
@@ -64,7 +65,7 @@ class CachePolicy:
     """Which clean past frames a chunk attends, and at which rotary positions."""
 
     chunk_frames: int = 3
-    """Latent frames generated together."""
+    """Latent frames generated together; 0 = the whole video at once by a bidirectional network, without a cache."""
     window: int = 0
     """Latent frames attended, sink and current chunk included; 0 = the whole past."""
     sink: int = 0
@@ -99,11 +100,17 @@ class CachePolicy:
         where = "cache"
         for name in ("chunk_frames", "window", "sink", "cut_offset"):
             _check_count(name, getattr(self, name), where)
-        if self.chunk_frames < 1:
-            raise UserError("chunk_frames must be at least 1", where=where)
         for name, words in POLICY_WORDS.items():
             if getattr(self, name) not in words:
                 raise UserError(f"unknown {name} {getattr(self, name)!r}", where=where, fix=" or ".join(words))
+        causal = [f.name for f in fields(self) if f.name != "chunk_frames" and getattr(self, f.name) != f.default]
+        if causal and not self.chunk_frames:
+            raise UserError(
+                f"chunk_frames: 0 takes no {' and no '.join(causal)}",
+                where=where,
+                why="a bidirectional network has no cache and makes the whole video at once",
+                fix="leave them out",
+            )
         if self.window and self.window < self.sink + self.chunk_frames:
             raise UserError(
                 f"window {self.window} cannot hold sink {self.sink} and {self.chunk_frames} frames a chunk",
@@ -190,6 +197,8 @@ class Sampler:
     """k in the formula above; used with `timesteps` only."""
     first_sigmas: list[float] = field(default_factory=list)
     """Noise levels of the very first chunk where they differ (causal_forcing_pp); empty = `sigmas`."""
+    many_steps: ManySteps | None = None
+    """Many-step sampler of a bidirectional network, instead of all of these; null = few steps."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -249,6 +258,11 @@ class VideoStudentSpec(StudentSpec):
     """Folder or hub id that VAE, text encoder and tokenizer come from; empty where `codec` and `text` need none."""
 
     @property
+    def bidirectional(self) -> bool:
+        """Whether it makes a whole video at once, without a cache: a teacher, and no causal student."""
+        return not self.cache.chunk_frames
+
+    @property
     def downscale(self) -> int:
         """Pixels per latent position, in each direction; the codec is not built."""
         name = self.codec.get("name", "rgb")
@@ -287,6 +301,13 @@ class VideoStudentSpec(StudentSpec):
             chosen = getattr(self, name)
             if not isinstance(chosen, dict) or not isinstance(chosen.get("name", ""), str):
                 raise UserError(f"{name} is {str(chosen)[:60]!r}", where="student", fix="{name: ..., settings}")
+        if self.bidirectional != (self.sampler.many_steps is not None):
+            raise UserError(
+                f"cache.chunk_frames is {self.cache.chunk_frames}, sampler.many_steps is {self.sampler.many_steps}",
+                where="student",
+                why="chunk_frames: 0 and many_steps are of a bidirectional network, which makes whole videos",
+                fix="give both, or neither",
+            )
         if self.prediction not in ("velocity", "x0"):
             raise UserError(f"unknown prediction {self.prediction!r}", where="student", fix="velocity or x0")
         if self.numerics not in ("diffusers", "wan"):
@@ -325,9 +346,15 @@ class VideoStudentSpec(StudentSpec):
                     fix=f"use {near}",
                 )
 
+    def check_causal(self, where: str = "") -> None:
+        """Raises `UserError`, which names the key `where`, for a bidirectional network."""
+        if self.bidirectional:
+            raise no_chunks(where)
+
     def check_frames(self, frames: int, where: str = "") -> None:
         """Raises `UserError`, which names the key `where`, unless a clip of `frames` latent frames is whole chunks."""
         size = self.cache.chunk_frames
+        self.check_causal(where)
         if frames < 1 or frames % size:
             raise UserError(
                 f"a video of {frames} frames is not whole chunks",
@@ -347,6 +374,7 @@ class VideoStudentSpec(StudentSpec):
         """Chunks of a sampled clip of `frames` latent frames, of which the first may be smaller where the cache policy
         says so. Raises `UserError` as `check_frames`."""
         size = self.cache.chunk_frames
+        self.check_causal(where)
         chunks = -(-frames // size)
         self.check_frames(chunks * size if self.cache.first_chunk == "remainder" else frames, where)
         return chunks
@@ -355,6 +383,8 @@ class VideoStudentSpec(StudentSpec):
     def from_dict(cls, values: dict[str, Any]) -> VideoStudentSpec:
         """Inverse of `to_dict`; an unknown key raises UserError naming the nearest one."""
         values = dict(values)
+        if isinstance(values.get("sampler"), dict):
+            values["sampler"] = read_many_steps(values["sampler"])
         for name, part in (("cache", CachePolicy), ("sampler", Sampler)):
             if isinstance(values.get(name), dict):
                 values[name] = build_spec(part, values[name], f"student.init.{name}")

@@ -96,8 +96,10 @@ class VideoStudent(Student[VideoStudentSpec]):
         several chunks without them: they are a window, in which all frames attend each other. attention
         "bidirectional": all frames attend all frames; "block_causal": chunks attend the earlier chunks of `x_t` itself,
         at whatever noise they have (ODE initialisation of CausVid); both without context. Differentiable in `x_t`,
-        `clean` and the weights; the context gets no gradient.
+        `clean` and the weights; the context gets no gradient. See `VideoStudentSpec.check_causal`.
         """
+        if attention != "bidirectional":
+            self.spec.check_causal()
         assert attention in ("causal", "bidirectional", "block_causal"), f"unknown attention {attention!r}"
         if attention == "causal":
             raw = self._causal(x_t, sigma, text, context, clean)
@@ -223,12 +225,13 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         frames: latent frames, whole chunks unless the first may be smaller; seed: another one gives other clips, the
         same on every machine. on_chunk(index, clips): called with the pixel frames of a chunk as soon as they are
-        decoded. Raises `UserError` for a length that is not whole chunks. `VideoStudent.load` and
-        `vidalign.load_student` give a student.
+        decoded; the whole video of a bidirectional network is one chunk. Raises `UserError` for a length that is not
+        whole chunks.
         """
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         streamed = on_chunk or (lambda index, clips: None)
-        return self.eval().sampler(frames, on_chunk=streamed)(prompts, generators)
+        method = "teacher" if self.spec.bidirectional else "causal"
+        return self.eval().sampler(frames, method, on_chunk=streamed)(prompts, generators)
 
     def sampler(self, frames: int, method: str = "causal", **parts: Any) -> Sample:
         """How evaluations sample it, see `clip_sampler`; other settings than those of clips do not concern it."""

@@ -33,7 +33,7 @@ def timeline(spec: VideoStudentSpec, request: SampleRequest) -> Timeline:
     that are out of order, outside the video or closer than a chunk."""
     given = len(request.images)
     latents, notes = _latents(spec, request, given)
-    chunks = -(-(latents - given) // spec.cache.chunk_frames)
+    chunks = -(-(latents - given) // (spec.cache.chunk_frames or latents))
     starts = [0]
     for second, _ in request.then:
         start, note = _switch(spec, second, latents, chunks)
@@ -77,7 +77,9 @@ def _latents(spec: VideoStudentSpec, request: SampleRequest, given: int) -> tupl
 
 
 def _check(spec: VideoStudentSpec, latents: int, given: int, where: str) -> None:
-    """The length is whole chunks, behind the given frame or the remainder."""
+    """The length is whole chunks, behind the given frame or the remainder; a bidirectional network makes any."""
+    if spec.bidirectional:
+        return
     size, rest = spec.cache.chunk_frames, latents - given
     remainder = spec.cache.first_chunk == "remainder" and not given
     if rest < 1 or (rest % size and not remainder):

@@ -158,10 +158,10 @@ def _summary(spec: VideoStudentSpec) -> str:
     """What a student of this specification does."""
     cache, levels = spec.cache, ", ".join(f"{1000 * sigma:g}" for sigma in spec.sampler.sigmas)
     past = f"a window of {cache.window} latents with a sink of {cache.sink}" if cache.window else "the whole past"
-    return (
-        f"preset {spec.preset}: chunks of {cache.chunk_frames} latents, {past}, timesteps {levels}; "
-        f"{spec.width} x {spec.height} at {spec.fps:g} frames a second"
-    )
+    does = f"chunks of {cache.chunk_frames} latents, {past}, timesteps {levels}"
+    if (many := spec.sampler.many_steps) is not None:
+        does = f"bidirectional, {many.steps} UniPC steps at shift {many.shift:g}, guidance {many.guidance.scale:g}"
+    return f"preset {spec.preset}: {does}; {spec.width} x {spec.height} at {spec.fps:g} frames a second"
 
 
 def _how_to_go_on(lora: Lora, out: Path) -> str:

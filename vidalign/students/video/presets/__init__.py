@@ -1,4 +1,4 @@
-"""The public causal Wan families, one YAML file each: stock Wan2.1 weights with other cache policies and samplers.
+"""The public Wan families, one YAML file each: stock Wan2.1 weights with other cache policies and samplers.
 
 The numbers are read off the released code and configs of each family. A file of the user's own, in the same form, is
 named by its path. Where a key is left out, the default of its dataclass stands: `Preset`, `CachePolicy`, `Sampler`.
@@ -6,6 +6,7 @@ named by its path. Where a key is left out, the default of its dataclass stands:
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class PresetSampler(Sampler):
     def plain(self) -> Sampler:
         """What a specification keeps of it."""
         levels = list(self.sigmas), list(self.timesteps), self.shift, list(self.first_sigmas)
-        return Sampler(*levels, solver=self.solver, rolling=self.rolling)
+        return Sampler(*levels, solver=self.solver, rolling=self.rolling, many_steps=deepcopy(self.many_steps))
 
 
 @dataclass

@@ -1,0 +1,33 @@
+"""How the prompts of a step are shared out to processes, and a prompt's candidates where there are fewer prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vidalign import registry
+from vidalign.errors import UserError
+
+if TYPE_CHECKING:
+    from vidalign.recipe.load import Recipe
+
+
+def processes_of_a_group(recipe: Recipe, count: int) -> int:
+    """How many of `count` processes share each group of candidates; 1 = each of them has whole prompts.
+
+    Raises `UserError` where neither the prompts of a step nor the candidates of a prompt can be shared out equally.
+    """
+    prompts = recipe.trainer.prompts_per_step
+    if prompts % count == 0:
+        return 1
+    spread, whole = divmod(count, prompts)
+    why, fix = "", f"use a multiple of {count}, or other --gpus and --nodes"
+    if whole == 0:
+        spreads = not recipe.objectives and registry.get("objectives", recipe.objective.name).spreads
+        size = recipe.objective.config.group_size if spreads else 0
+        if size and size % spread == 0:
+            return spread
+        why = f"its objective takes whole groups, and {spread} processes would share each"
+        if size:
+            why = f"{spread} processes would share each group of {size} candidates"
+    what = f"{prompts} prompts a step cannot be shared out to {count} processes"
+    raise UserError(what, where="trainer.prompts_per_step", why=why, fix=fix)
