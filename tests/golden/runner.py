@@ -147,10 +147,8 @@ def weights_of(folder: Path) -> dict[str, float]:
     norms = {f"{name} norm": norm(tensors) for name, tensors in sets.items()}
     for name, tensors in weight_sets(before).items():
         norms[f"{name} change"] = norm({key: sets[name][key].double() - old.double() for key, old in tensors.items()})
-    students = [folder / "student.safetensors", folder / "student" / "model.safetensors"]
-    norms |= {"student.safetensors": norm(load_file(file)) for file in students if file.is_file()}
-    adapter = folder / "adapter" / "adapter_model.safetensors"
-    return norms | ({adapter.name: norm(load_file(adapter))} if adapter.is_file() else {})
+    files = ("student.safetensors", "student/model.safetensors", "adapter/adapter_model.safetensors")
+    return norms | {Path(file).name: norm(load_file(folder / file)) for file in files if (folder / file).is_file()}
 
 
 def weight_sets(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:

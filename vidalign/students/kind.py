@@ -229,10 +229,15 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     # --- samples for the user ---
 
     @classmethod
+    def sampled_as(cls, student: StudentChoice, request: SampleRequest) -> SampleRequest:
+        """The request with the settings of a run's student where it has none of its own."""
+        return request
+
+    @classmethod
     def check_samples(cls, spec: SpecT, request: SampleRequest) -> None:
         """Raise `UserError` for a request that it cannot fulfil; asked before its weights are loaded."""
         why = "the student makes clips of a number of frames for a prompt, and no more"
-        request.refuse("seconds", "images", "then", "stats", why=why)
+        request.refuse("seconds", "images", "then", "stats", "attention", "compile", why=why)
         check_clip_name(request.out)
         cls.check_frames(spec, request.frames or request.latents, "--frames")
 

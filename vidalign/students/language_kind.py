@@ -94,7 +94,8 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def check_samples(cls, spec: LanguageSpec, request: SampleRequest) -> None:
-        request.refuse("frames", "seconds", "then", "stats", why="a language student answers with text")
+        why = "a language student answers with text"
+        request.refuse("frames", "seconds", "then", "stats", "attention", "compile", why=why)
 
     @classmethod
     def write_samples(

@@ -34,7 +34,7 @@ def sample_run(
     folder = Path(folder)
     recipe = open_recipe(folder, saved=saved, student_only=True)
     kind = student_kind(recipe)
-    request = replace(request, latents=recipe.data.frames)
+    request = kind.sampled_as(recipe.student, replace(request, latents=recipe.data.frames))
     spec = kind.read_spec(student_file(folder)) if saved.final else kind.spec(recipe.student)
 
     def load(dtype: torch.dtype | None) -> Student[Any]:

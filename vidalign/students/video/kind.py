@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
+
+
+Attention = Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"]
 
 
 class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
@@ -63,8 +66,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """`wan` computes timesteps and positions in float64 as the original network; null = as the weights say."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Type of the frozen weights below an adapter; `bfloat16` halves their memory."""
-        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        attention: Attention = "auto"
         """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
+        compile: bool = False
+        """Compile the blocks of the network with `torch.compile`: the first chunks and steps wait for it, minutes at
+        real size, and results stay the same to rounding."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -83,6 +89,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
             made = cls.network().load(student.path, dtype=dtype, spec=spec)
         if student.config.attention != "auto":
             made.use_attention(student.config.attention)
+        if student.config.compile:
+            from vidalign.students.video.blocks import check_compiler
+
+            check_compiler("student.compile")
+            made.compile_blocks()
         return made
 
     @classmethod
@@ -172,6 +183,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.changes import changed
 
         return changed(super().spec(student), student.config)
+
+    @classmethod
+    def sampled_as(cls, student: StudentChoice, request: SampleRequest) -> SampleRequest:
+        own = student.config
+        compile = own.compile if request.compile is None else request.compile
+        return replace(request, attention=request.attention or own.attention, compile=compile)
 
     @classmethod
     def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:
