@@ -38,6 +38,8 @@ class Sizes(NamedTuple):
     chunks: int
     """Chunks of a video; 0 for what is not made of frames."""
     sampler: Sampler
+    frame: tuple[int, int, int] | None = None
+    """(C, h, w) of a latent frame, where it makes such frames."""
 
 
 class StudentKind(ABC, Generic[SpecT, StudentT]):

@@ -8,6 +8,7 @@ The largest peak counts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from vidalign.engine import distributed
 from vidalign.engine.meter import metered
 from vidalign.engine.traced import DEVICE, traced
 from vidalign.errors import DoesNotFit, UserError, first_line
+from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.workflows.step import Sizes, Step, first_steps
 
 if TYPE_CHECKING:
@@ -66,7 +68,11 @@ def plan_step(recipe: Recipe, gpus: int = 1) -> Plan:
 
 def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True, step: int = 0) -> tuple[Plan, bool]:
     """The plan with random forks at the last place (or the first one), and whether there is such a fork."""
-    prompts = max(1, recipe.trainer.prompts_per_step // gpus)
+    prompts, spread = max(1, recipe.trainer.prompts_per_step // gpus), processes_of_a_group(recipe, gpus)
+    if spread > 1:  # each process has a part of every group
+        recipe, whole = copy.copy(recipe), recipe.objective.config
+        part = replace(whole, group_size=whole.group_size // spread)
+        recipe.objective = replace(recipe.objective, config=part)
     with _refusing(recipe), traced(last=last) as live:
         sizes = Step(recipe, live, DEVICE, prompts=prompts, step=step).run()
     return divided(Plan(**vars(sizes), step=step, last=last), recipe.engine, gpus), live.drawn

@@ -176,7 +176,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
         spec = cls.spec(student)
-        return Sizes(frames // (spec.cache.chunk_frames or frames), spec.sampler)
+        return Sizes(frames // (spec.cache.chunk_frames or frames), spec.sampler, spec.latent_shape)
 
     @classmethod
     def spec(cls, student: StudentChoice) -> VideoStudentSpec:
