@@ -7,7 +7,7 @@ A kind is light: a recipe is checked by it without the network, whose module it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
@@ -54,6 +55,8 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     """What its prompts are, see `PromptSource.gives`."""
     forms: ClassVar[Mapping[str, str]] = {"single": "one safetensors file with the specification"}
     """Forms that a student is exported in, with what each is."""
+    adapter_form: ClassVar[str] = ""
+    """The one of them that holds the trained adapter alone; empty where there is none."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Entries of the specification in which all start weights of a benchmark must agree."""
 
@@ -149,6 +152,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         `UsageError` for what would not compute what was trained."""
         cls._write_single(leaving, out, dtype)
         return out
+
+    @classmethod
+    def tensors(cls, path: str | Path) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of saved weights with its name, as they are stored."""
+        yield from cls.load(path).state_dict().items()
 
     @classmethod
     def card(cls, path: str | Path) -> Card:

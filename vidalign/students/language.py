@@ -99,8 +99,12 @@ class LanguageStudent(Student[LanguageSpec]):
         """Untied where head and embedding, which share their weights here, have become two."""
         from vidalign.students.language_checkpoint import aliases, untied
 
-        shared = (keys for keys in aliases(self.model) if len(keys) > 1)
-        same = (torch.equal(weights[f"model.{keys[0]}"], weights[f"model.{key}"]) for keys in shared for key in keys)
+        shared = (
+            [f"model.{key.replace('.base_layer', '')}" for key in keys]  # a layer under its adapter
+            for keys in aliases(self.model)
+            if len(keys) > 1
+        )
+        same = (torch.equal(weights[keys[0]], weights[key]) for keys in shared for key in keys)
         return self.spec if all(same) else replace(self.spec, config=untied(self.spec.config))
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:

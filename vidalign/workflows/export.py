@@ -6,18 +6,21 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from vidalign.build import student_kind
-from vidalign.errors import CheckpointError, UsageError, before_work, nearest
+from vidalign.errors import CheckpointError, UsageError, UserError, before_work, nearest
 from vidalign.provenance import without_run_folder
 from vidalign.reading import read_json
 from vidalign.students.exchange import Leaving
 from vidalign.students.hub import DESCRIPTION, is_student_folder
 from vidalign.students.kind import StudentKind
+from vidalign.students.rounding import lost_share
 from vidalign.students.weights import header, kind_of, kinds
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run, student_file
@@ -27,7 +30,16 @@ ADAPTER = "adapter"
 """Folder of a run with its adapter."""
 
 
-def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FINAL, form: str = "single") -> Path:
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written."""
+
+    path: Path
+    note: str = ""
+    """What rounding has lost of the update; empty where nothing is rounded."""
+
+
+def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FINAL, form: str = "single") -> Exported:
     """Write the student of a run, or of a student's folder, to `out`.
 
     dtype: of the tensors, empty = as they are stored. form: one of the kind's `forms`. What made the student and the
@@ -35,7 +47,23 @@ def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FI
     would not compute what was trained.
     """
     with leaving(folder, saved, form) as (kind, student):
-        return kind.export(student, form, out, dtype)
+        written = kind.export(student, form, out, dtype)
+        rounded = dtype in ("bfloat16", "float16") and form != kind.adapter_form
+        return Exported(written, _lost(kind, student, dtype) if rounded and student.start else "")
+
+
+def _lost(kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> str:
+    """How much of the update is below what `dtype` resolves."""
+    try:
+        start = dict(kind.tensors(student.start))
+    except (UserError, OSError) as error:
+        return f"how much of the update {dtype} loses was not measured: {student.start}: {error}"
+    share = lost_share(start, kind.tensors(student.path), getattr(torch, dtype))
+    if share is None:
+        return "the weights are those that training began with"
+    return (
+        f"{100 * share:.1f} % of the update is lost by rounding to {dtype}; float32 keeps it, and so does the adapter"
+    )
 
 
 @contextmanager

@@ -30,6 +30,9 @@ from vidalign.engine.plain import PlainEngine
 from vidalign.errors import UserError
 from vidalign.objectives.mixture import MixedBatch, MixedExperience, Mixture
 from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.students.video.guidance import Guidance
+from vidalign.teachers.base import PreparedTeacher
+from vidalign.teachers.model import ModelTeacher
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import judge_experience
 
@@ -81,8 +84,10 @@ class Step:
         first = step * recipe.trainer.prompts_per_step
         ids = list(range(first, first + prompts))
         self.batch = Batch(step, [source[n] for n in ids], ids)
-        network = partial(_network, recipe, real)
-        teacher = dry_teacher(recipe, _offer(recipe, self.objective, rewards), bare[0], bare[2], network)
+        offer = _offer(recipe, self.objective, rewards)
+        teacher = _teacher(recipe, dry_teacher(recipe, offer, bare[0], bare[2], partial(_network, recipe, real)))
+        if isinstance(teacher, PreparedTeacher):
+            teacher.prepare(self.batch.prompts, features)
         with device:
             decoder = kind.decoder(recipe.student)
         parts = Parts(student, teacher, rewards, source, features, codec, decoder)
@@ -198,11 +203,13 @@ def _contexts(experience: Experience) -> dict[str, int]:
 
 
 def _nbytes(network: Any, seen: set[int] | None = None) -> int:
-    """Bytes of the weights of a network but those in `seen`, to which they are added."""
-    own = {id(p): p.nbytes for p in network.parameters() if seen is None or id(p) not in seen}
+    """Bytes of the weights of a network but those in `seen`, to which they are added. Weights are one where their
+    storage is: copies of a network on the meta device share it."""
+    own = {p.untyped_storage()._cdata: p.nbytes for p in network.parameters()}
+    new = {key: size for key, size in own.items() if seen is None or key not in seen}
     if seen is not None:
         seen |= own.keys()
-    return sum(own.values())
+    return sum(new.values())
 
 
 def _state(engine: Engine) -> int:
@@ -258,6 +265,14 @@ def _offer(recipe: Recipe, objective: Objective, rewards: CompositeReward | None
             fix=f"plan with a teacher of one of {', '.join(OFFERS)}",
         )
     return next(iter(offers), "")
+
+
+def _teacher(recipe: Recipe, teacher: Any) -> Any:
+    """`teacher`, guided as the recipe says."""
+    guidance = getattr(recipe.teacher.config, "guidance", None) if recipe.teacher is not None else None
+    if isinstance(teacher, ModelTeacher) and isinstance(guidance, Guidance):
+        teacher.guidance = guidance
+    return teacher
 
 
 def _network(recipe: Recipe, real: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,6 +13,7 @@ from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
@@ -38,6 +39,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         "original": "one safetensors file under the names of the released Wan code",
         "lora": "the trained adapter for PEFT, for load_lora_weights, and under original names",
     }
+    adapter_form = "lora"
     shared = ("codec", "height", "width", "text", "sampler")
 
     @dataclass
@@ -132,6 +134,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.exporters import export
 
         return export(leaving, form, out, dtype)
+
+    @classmethod
+    def tensors(cls, path: str | Path) -> Iterator[tuple[str, Tensor]]:
+        from vidalign.students.video.exporters import stored
+
+        yield from stored(path)
 
     @classmethod
     def card(cls, path: str | Path) -> Card:
