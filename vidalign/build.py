@@ -25,9 +25,11 @@ from vidalign.errors import RecipeError
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
+from vidalign.provenance import describe_run
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.students.base import Student
 from vidalign.teachers.base import ChoosyTeacher, PreparedTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
@@ -338,18 +340,19 @@ def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict
     return {"teacher": network.to(device)}
 
 
-def save_student(ctx: TrainContext, path: Any, metadata: dict[str, str]) -> None:
-    """Write the trained student (its moving average if there is one), adapters merged; all ranks call it.
-
-    The adapter, if there is one, is kept by itself too, in the folder ``adapter`` beside it.
-    """
-    name = "ema" if "ema" in ctx.policies.names else "current"
+def save_student(ctx: TrainContext, folder: Path, recipe: Recipe) -> None:
+    """Write the trained student (its moving average if there is one) to a run's folder, adapters merged; all ranks call
+    it. The adapter, if there is one, is kept by itself too, in the folder ``adapter``."""
+    name, network = "ema" if "ema" in ctx.policies.names else "current", ctx.roles.engines["student"].network
+    assert isinstance(network, Student), "the role of the student holds one"
     if ctx.policies.adapter is not None:
-        ctx.policies.save_adapter(name, Path(path).parent / "adapter")
+        write_adapter(ctx.policies, network, name, folder / "adapter")
     weights = ctx.policies.weights(name)
     if distributed.rank() != 0:
         return
-    with_weights(ctx.roles.engines["student"].network, weights).save(path, metadata)
+    dtype = getattr(torch, recipe.trainer.save_dtype)
+    student = with_weights(network, weights, dtype)
+    student.save(folder / student_kind(recipe).saved, describe_run(recipe))
 
 
 def averaged(recipe: Recipe) -> tuple[str, ...]:
@@ -357,8 +360,13 @@ def averaged(recipe: Recipe) -> tuple[str, ...]:
     return ("ema",) if recipe.trainer.ema_decay else ()
 
 
-def with_weights(network: Any, weights: dict[str, torch.Tensor]) -> Any:
-    """A plain student like `network`, in fp32 on the CPU, with these weights."""
-    student = type(network).from_spec(network.spec)
-    student.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
+def write_adapter(policies: Policies, student: Student[Any], name: str, folder: Path) -> None:
+    """Write adapter `name` as the PEFT folder of the network inside the student; all ranks call it."""
+    policies.save_adapter(name, folder, student.inside, **student.adapter_settings())
+
+
+def with_weights(network: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """A plain student like `network` on the CPU with these weights, rounded to `dtype`."""
+    student = type(network).from_spec(network.spec_of(weights)).to(dtype)
+    student.load_state_dict({key: value.to(dtype) for key, value in weights.items()})
     return student

@@ -109,7 +109,7 @@ class Trainer:
                 if (self.step % every == 0 or self.done or judged) and not self._skipping():
                     self.save()
             save_rewards(self.ctx, self.run_dir)
-            save_student(self.ctx, self.run_dir / "student.safetensors", describe_run(self.recipe))
+            save_student(self.ctx, self.run_dir, self.recipe)
             self._call("on_end")
         except PluginError as error:
             error.problems[0].where += f", step {self.step + 1}"

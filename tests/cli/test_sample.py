@@ -182,3 +182,58 @@ def test_an_ema_sink_is_not_switched(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_shipped_student_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert vidalign("sample", "tokens/student", "--prompt", "chain : 7 | 1 : plus 5", "--out", "x.txt") == 0
     assert Path("x.txt").read_text().startswith("chain : 7 | 1 : plus 5\n-> ")
+
+
+@pytest.mark.parametrize(
+    ("words", "kernels", "compiled"),
+    [
+        (("chunks.safetensors",), None, False),
+        (("chunks.safetensors", "--attention", "native", "--compile"), "native", True),
+        (("--run", "run"), "native", True),
+        (("--run", "run", "--attention", "auto", "--no-compile"), None, False),
+    ],
+    ids=str,
+)
+def test_kernels_are_those_that_are_asked_or_those_of_the_run(
+    words: tuple[str, ...],
+    kernels: str | None,
+    compiled: bool,
+    recipe_folder: Path,
+    unjudged: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[VideoStudent] = []
+    monkeypatch.setattr(VideoStudent, "compile_blocks", lambda self: seen.append(self))
+    if "run" in words:
+        assert train(*SFT, "trainer.steps=1", "data.frames=9", "student.attention=native", "student.compile=true") == 0
+    used, plain = [], samples_module.stream
+
+    def streaming(student: VideoStudent, *arguments: object, **options: object) -> None:
+        block = student.base.blocks[0]
+        used.append((block.attn1.processor._attention_backend, student in seen))
+        plain(student, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(samples_module, "stream", streaming)
+    assert vidalign("sample", *words, *PROMPT, "--frames", "9", "--out", "x.mp4") == 0
+    assert used == [(kernels, compiled)]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "told"),
+    [
+        ("flsh", "unknown attention kernels 'flsh' - --attention - known: auto, native, cudnn, flash"),
+        ("sage", "the attention kernels 'sage' cannot be used - --attention"),
+    ],
+)
+def test_kernels_that_cannot_be_used_are_refused_before_any_work(
+    kernels: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WorldText, "build", lambda self: pytest.fail("the text encoder is built"))
+    words = ("sample", "chunks.safetensors", *PROMPT, "--frames", "9", "--out", "x.mp4", "--attention", kernels)
+    assert vidalign(*words) == 2 and told in capsys.readouterr().err
+
+
+def test_a_language_student_has_no_such_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("sample", "tokens/student", "--prompt", "2+2", "--out", "x.txt")
+    assert vidalign(*words, "--compile") == 2 and "this option does not fit - --compile" in capsys.readouterr().err
+    assert vidalign(*words, "--attention", "auto") == 2

@@ -147,8 +147,8 @@ def weights_of(folder: Path) -> dict[str, float]:
     norms = {f"{name} norm": norm(tensors) for name, tensors in sets.items()}
     for name, tensors in weight_sets(before).items():
         norms[f"{name} change"] = norm({key: sets[name][key].double() - old.double() for key, old in tensors.items()})
-    files = [folder / "student.safetensors", folder / "adapter" / "adapter_model.safetensors"]
-    return norms | {file.name: norm(load_file(file)) for file in files if file.is_file()}
+    files = ("student.safetensors", "student/model.safetensors", "adapter/adapter_model.safetensors")
+    return norms | {Path(file).name: norm(load_file(folder / file)) for file in files if (folder / file).is_file()}
 
 
 def weight_sets(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -301,7 +301,7 @@ def test_a_base_of_bfloat16_trains_an_adapter_that_is_not_lost_to_rounding() -> 
     assert train("bf16", "student.dtype=bfloat16", "engine.precision=bf16", *small) == 0
     merged, adapter = load_file("bf16/student.safetensors"), load_file("bf16/adapter/adapter_model.safetensors")
     name = "blocks.0.attn1.to_q"
-    down, up = (adapter[f"base_model.model.transformer.{name}.lora_{part}.weight"] for part in "AB")
+    down, up = (adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
     start = network().bfloat16().state_dict()[f"{name}.weight"].float()
     assert up.abs().max() > 0
     torch.testing.assert_close(merged[f"{name}.weight"] - start, 2 * up @ down, atol=1e-7, rtol=1e-2)

@@ -17,6 +17,7 @@ from vidalign.codecs.base import describe_codec
 from vidalign.codecs.tiny_wan import TinyWanDecoder
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.meter import metered
 from vidalign.engine.policies import Policies
 from vidalign.engine.traced import DEVICE, traced
 from vidalign.recipe import Recipe, load_recipe
@@ -98,6 +99,40 @@ def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStud
     assert counted == pytest.approx(real, rel=0.05)
 
 
+def test_casts_are_switched_off_where_a_network_says_so() -> None:
+    """As heads of discriminators do."""
+    with traced(), torch.device(DEVICE):
+        layer, x = torch.nn.Linear(4, 4), torch.zeros(2, 4)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+            with torch.autocast(DEVICE.type, enabled=False):
+                assert layer(x).dtype == torch.float32
+            assert layer(x).dtype == torch.bfloat16
+        with torch.device("cpu"), torch.autocast("cpu", torch.bfloat16):
+            assert torch.nn.Linear(4, 4)(torch.zeros(2, 4)).dtype == torch.bfloat16, "elsewhere torch decides"
+
+
+@pytest.mark.parametrize(("last", "ends"), [(True, (4, 6)), (False, (0, 2))])
+def test_a_number_that_is_drawn_alone_is_at_its_end(last: bool, ends: tuple[int, int]) -> None:
+    """Traced and measured; others are drawn."""
+    for where in (traced(last=last), metered(torch.device("cpu"), last=last)):
+        with where as meter:
+            several = torch.randint(1000, (8,), generator=torch.Generator().manual_seed(0))
+            assert len(several.unique()) > 1 and not meter.drawn
+            assert (int(torch.randint(5, ())), int(torch.randint(2, 7, ()))) == ends and meter.drawn
+
+
+def test_bytes_of_a_cpu_are_those_of_its_living_tensors() -> None:
+    with metered(torch.device("cpu"), last=True) as meter:
+        kept = torch.zeros(1000)
+        view, before = kept[10:], meter.held
+        meter.restart()
+        _ = torch.ones(500) + 1
+        assert before == 4000 and meter.held == 6000 and meter.restart() == 8000
+        del kept, view
+        assert meter.held == 2000
+
+
 def test_what_the_tiny_decoder_says_that_it_holds_is_what_it_holds(tmp_path: Path) -> None:
     for file, (channels, patch), frame in (("a.pth", (16, 1), (16, 60, 104)), ("b.pth", (48, 2), (48, 44, 80))):
         torch.save(published(channels, patch), tmp_path / file)
@@ -134,7 +169,21 @@ def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float
     plan, drawn = trace_step(self_forcing(group_size), last=True)
     assert drawn and plan.peak < bound, plan
     assert sum(p for name, p in plan.held.items() if name == "frozen weights") == pytest.approx(2.84e9, rel=0.01)
-    assert plan.parts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
+    assert plan.contexts["context"] == 18 * 1560 * 30 * 2 * 1536 * 2, "held once for the group, in bf16"
+
+
+def test_a_decoder_of_its_own_is_an_item_and_decodes(tmp_path: Path) -> None:
+    torch.save(published(16, 1), tmp_path / "tiny.pth")
+    init = preset("self_forcing").spec(SMALL, height=128, width=128).to_dict()
+    student = {"init": init, "adapter": {"rank": 4, "alpha": 4.0}}
+    own = ["~student.path", "data.frames=12", "evaluation.frames=12", "objective.group_size=4"]
+    own += ["trainer={prompts_per_step: 1, micro_batch: 2}", "objective.clip={chunks: 1, score: clip}"]
+    whole, tiny = (
+        trace_step(load_recipe("world/astrolabe", [*own, f"student={json.dumps(student | more)}"]))[0]
+        for more in ({}, {"decoder": str(tmp_path / "tiny.pth")})
+    )
+    assert tiny.held["decoder"] > 0 and "decoder" not in whole.held
+    assert tiny.phases["decode"] < whole.phases["decode"]
 
 
 @pytest.mark.parametrize("name", ["self_forcing", "longlive2_5b"])

@@ -15,7 +15,7 @@ from vidalign.build import build_student
 from vidalign.errors import RecipeError
 from vidalign.objectives.parts.rollouts import on_policy_gap
 from vidalign.recipe import load_recipe
-from vidalign.students.video import CachePolicy, VideoStudent, processors
+from vidalign.students.video import CachePolicy, VideoStudent, blocks
 from vidalign.students.video.context import Context
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.trainer import Trainer
@@ -63,8 +63,8 @@ def test_a_shared_past_in_slices_gives_the_same(rope: str, rows: int, monkeypatc
     level = torch.full((len(x_t),), 0.5)
     results = []
     row_bytes = 2 * context.pieces[0].keys[0][0].nbytes * len(context.pieces)
-    for limit in (processors.COPY_BYTES, rows * row_bytes):
-        monkeypatch.setattr(processors, "COPY_BYTES", limit)
+    for limit in (blocks.COPY_BYTES, rows * row_bytes):
+        monkeypatch.setattr(blocks, "COPY_BYTES", limit)
         network.zero_grad()
         out = network.velocity(x_t, level, text, context.expand(GROUP))
         out.square().mean().backward()
@@ -98,10 +98,10 @@ def test_the_past_of_a_part_is_gone_when_the_next_one_begins(monkeypatch: pytest
 def test_slices_hold_whole_groups_or_equal_parts(
     fits: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processors, "COPY_BYTES", fits * 100 + 50)
-    slices = list(processors._slices(12, 4, 100))
-    assert [s.stop - s.start for s in slices] == expected
-    assert slices[0].start == 0 and slices[-1].stop == 12
+    monkeypatch.setattr(blocks, "COPY_BYTES", fits * 100 + 50)
+    slices = list(blocks.slices(12, 4, 100))
+    assert [stop - start for start, stop in slices] == expected
+    assert slices[0][0] == 0 and slices[-1][1] == 12
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from vidalign.errors import UserError
+from vidalign.recipe import load_recipe
 from vidalign.rewards.discriminators.vision_language import VisionLanguage, _decoder_name
 from vidalign.students.video import VideoStudentSpec
+from vidalign.workflows.plan import trace_step
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,15 @@ def test_mistakes(tmp_path: Path) -> None:
     for wrong in ({"path": ""}, {"rank": 0}, {"frames": 1}, {"question": "what"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VisionLanguage.Config(**{"path": "there", **wrong})  # type: ignore[arg-type]
+
+
+def test_its_step_is_planned_without_its_weights(llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [
+        "trainer.prompts_per_step=2",
+        f"discriminator={{name: vision_language, path: {llava}, rank: 2, frames: 3}}",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaModel, "from_pretrained", lambda *arguments, **options: pytest.fail("weights are read"))
+        plan, _ = trace_step(load_recipe("world/afd", changes))
+    trained = sum(p.nbytes for p in adapter(llava).parameters() if p.requires_grad)
+    assert plan.gradients["loss of `discriminator`"] == trained

@@ -97,7 +97,8 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
     metrics = build_metrics(protocol.metrics)
-    if not (folder / "student.safetensors").is_file():
+    trained = folder / protocol.student_kind.saved
+    if not trained.is_file():
         evaluation = protocol.evaluation
 
         def curve(ctx: TrainContext) -> dict[str, float]:
@@ -109,7 +110,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
         seconds = protocol.budget.amount if protocol.budget.currency == "seconds" else None
         budget = Budget(curve, evaluation.curve_points, seconds)
         Trainer(recipe, folder, resume=True, callbacks=[budget]).fit()
-    student = _load(protocol, folder / "student.safetensors")
+    student = _load(protocol, trained)
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].described, recipe_hash=recipe.hash)
     cell.spent = spent_of(history)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TEACHERS = {"velocity": "model", "few_step": "few_step", "logits": "language"}
 """The built-in teacher that offers what an objective needs, made around a network."""
+OFFERS = ("clips", *TEACHERS)
+"""What a teacher that there is a stand-in for can offer."""
 
 
 class DryReward:
@@ -49,7 +51,7 @@ class DryClips:
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """``[N, F, 3, H, W]`` in [0, 1]."""
-        return torch.full((len(prompts), *self.shape), 0.5)
+        return torch.tensor(0.5).expand(len(prompts), *self.shape)
 
 
 def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
@@ -60,7 +62,7 @@ def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
     student, features, codec = student_kind(recipe).stand_in(recipe.student)
     parts = Parts(
         student=student,
-        teacher=dry_teacher(recipe, objective, student, codec, _tiny(recipe)),
+        teacher=_teacher(recipe, objective, student, codec),
         rewards=dry_rewards(sizes.reward_weights),
         prompts=open_source(recipe.training_prompts, recipe.seed, sizes.prompts),
         features=features,
@@ -91,19 +93,21 @@ def dry_rewards(weights: Mapping[str, float]) -> CompositeReward | None:
     return CompositeReward({name: DryReward(name) for name in weights}, weights) if weights else None
 
 
-def _tiny(recipe: Recipe) -> Callable[[], Any]:
-    return lambda: student_kind(recipe).stand_in(recipe.student)[0]
-
-
-def dry_teacher(recipe: Recipe, objective: Objective, student: Any, codec: Any, network: Callable[[], Any]) -> Any:
-    """What the objective needs, around a `network` of its own; None where it needs no teacher."""
+def _teacher(recipe: Recipe, objective: Objective, student: Any, codec: Any) -> Any:
+    """What the objective needs; None where it needs no teacher."""
     offer = objective.needs.teacher
+    if offer and offer not in OFFERS:
+        cannot_count(objective)
+    return dry_teacher(recipe, offer, student, codec, lambda: student_kind(recipe).stand_in(recipe.student)[0])
+
+
+def dry_teacher(recipe: Recipe, offer: str, student: Any, codec: Any, network: Callable[[], Any]) -> Any:
+    """A teacher that gives one of `OFFERS`, around a `network` of its own; None for no offer."""
     if not offer:
         return None
     if offer == "clips":
         _, channels, height, width = student.chunk_shape
         latents = torch.zeros(1, recipe.data.frames, channels, height, width, device=student.device)
-        return DryClips(codec.decode(latents).shape[1:])
-    if offer not in TEACHERS:
-        cannot_count(objective)
+        with torch.no_grad():
+            return DryClips(codec.decode(latents).shape[1:])
     return registry.get("teachers", TEACHERS[offer])(network())

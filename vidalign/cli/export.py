@@ -26,7 +26,8 @@ def export(
             "--to",
             metavar="FORM",
             help="single: one file for vidalign. Of video students also diffusers: a folder; original: one file "
-            "under the names of the released Wan code; lora: the trained adapter.",
+            "under the names of the released Wan code; lora: the trained adapter. Of language students also "
+            "transformers: a folder; peft: the trained adapter.",
         ),
     ] = "single",
     dtype: Annotated[
@@ -63,9 +64,11 @@ def export(
         check_finished(source, saved)
     with owned(target.parent, f".{target.name}{LOCK}"):
         written = export_run(source, target, dtype, saved, to)
-    typer.echo(str(written))
+    typer.echo(str(written.path))
+    if written.note:
+        typer.echo(written.note, err=True)
     if push:
-        typer.echo(push_export(source, written, push, to))
+        typer.echo(push_export(source, written.path, push, to))
 
 
 def _source(folder: Path | None, run: Path | None) -> Path:

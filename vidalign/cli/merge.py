@@ -36,9 +36,9 @@ def merge(
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
     from vidalign.workflows.merge import SCALES, merge_runs
-    from vidalign.workflows.opened import STUDENT
+    from vidalign.workflows.opened import student_file
 
-    if (out / STUDENT).exists():
+    if student_file(out).exists():
         raise UsageError(f"{out} already holds a student", where="--out", fix="name another folder")
 
     with owned(out):

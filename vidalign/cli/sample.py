@@ -13,48 +13,55 @@ from vidalign.engine.config import Precision
 from vidalign.errors import UsageError
 
 THEN = re.compile(r"\s*(\d+\.?\d*)\s*s\s+(\S.*)", re.DOTALL)
+Prompts = Annotated[list[str], typer.Option("--prompt", help="What to show; may be given several times.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="File to write: .mp4 where an encoder is there, .gif, .txt for answers.")
+]
+Weights = Annotated[
+    str | None, typer.Argument(metavar="[STUDENT]", help="Weights, or a shipped name such as world/student.")
+]
+Run = Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The folder of a run, instead of STUDENT.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Length in pixel frames; of a run by default as in training.")]
+Then = Annotated[
+    list[str] | None,
+    typer.Option("--then", metavar="'2.5s TEXT'", help="Another prompt from this second on; may be repeated."),
+]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="First frame of a video, or the picture that a vision-language student sees."),
+]
+Types = Annotated[
+    Precision | None, typer.Option(help="Of weights and codec; by default that of the run's recipe, or auto.")
+]
+Kernels = Annotated[
+    str, typer.Option(metavar="KERNELS", help="As student.attention; by default that of the run's recipe.")
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="As student.compile; by default that of the run's recipe.")
+]
 
 
 def sample(
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What to show; may be given several times.")],
-    out: Annotated[
-        Path, typer.Option("--out", help="File to write: .mp4 where an encoder is there, .gif, .txt for answers.")
-    ],
-    student: Annotated[
-        str | None, typer.Argument(metavar="[STUDENT]", help="Weights, or a shipped name such as world/student.")
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", metavar="RUN", help="The folder of a run, instead of STUDENT.")
-    ] = None,
+    prompt: Prompts,
+    out: Out,
+    student: Weights = None,
+    run: Run = None,
     seconds: Annotated[float | None, typer.Option("--seconds", help="Length in seconds.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Length in pixel frames; of a run by default as in training.")
-    ] = None,
-    then: Annotated[
-        list[str] | None,
-        typer.Option("--then", metavar="'2.5s TEXT'", help="Another prompt from this second on; may be repeated."),
-    ] = None,
+    frames: Frames = None,
+    then: Then = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another clip.")] = 0,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option("--image", help="First frame of a video, or the picture that a vision-language student sees."),
-    ] = None,
+    image: Images = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print how long each part of a chunk takes.")] = False,
-    precision: Annotated[
-        Precision | None, typer.Option(help="Of weights and codec; by default that of the run's recipe, or auto.")
-    ] = None,
+    precision: Types = None,
+    attention: Kernels = "",
+    compile: Compile = None,
     step: Step = None,
     best: Best = False,
     trust_checkpoint: Trust = False,
     plugin: Plugins = None,
 ) -> None:
     """Generate clips, or answers of a language student."""
-    if not all(text.strip() for text in prompt):
-        raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
-    if (student is None) == (run is None):
-        raise UsageError("one student is sampled", where="STUDENT", fix="name its weights, or a run with --run RUN")
-    if student is not None and (best or step is not None):
-        raise UsageError("weights have no steps", where="STUDENT", why="--best and --step are of a run's checkpoints")
+    _check_words(prompt, student, run, best or step is not None)
     from vidalign.students.samples import SampleRequest
     from vidalign.workflows.sample import sample_run, sample_student
     from vidalign.workflows.saved import Saved
@@ -68,17 +75,26 @@ def sample(
         images=tuple(image or ()),
         then=tuple(_change(text) for text in then or ()),
         stats=stats,
+        attention=attention,
+        compile=compile,
         say=lambda note: typer.echo(f"note: {note}", err=True),
     )
     if run is not None:
         made = sample_run(run, request, precision=precision, saved=Saved(step, best, trust_checkpoint))
     else:
-        assert student is not None, "one of both is given"
-        made = sample_student(student, request, precision=precision or "auto")
-    for file in made.files:
-        typer.echo(str(file))
-    for times in made.times:
-        typer.echo("\n".join(times.lines()))
+        made = sample_student(student or "", request, precision=precision or "auto")
+    for line in (*map(str, made.files), *("\n".join(times.lines()) for times in made.times)):
+        typer.echo(line)
+
+
+def _check_words(prompts: list[str], student: str | None, run: Path | None, of_step: bool) -> None:
+    """Something is asked of one student."""
+    if not all(text.strip() for text in prompts):
+        raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
+    if (student is None) == (run is None):
+        raise UsageError("one student is sampled", where="STUDENT", fix="name its weights, or a run with --run RUN")
+    if student is not None and of_step:
+        raise UsageError("weights have no steps", where="STUDENT", why="--best and --step are of a run's checkpoints")
 
 
 def _change(text: str) -> tuple[float, str]:

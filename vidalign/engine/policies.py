@@ -144,22 +144,27 @@ class Policies:
                     state[plain] = merged[plain] if plain in merged else value.to(dtype)
             return state
 
-    def save_adapter(self, name: str, directory: Path) -> None:
-        """Write adapter `name` as PEFT does: adapter_config.json, adapter_model.safetensors; all ranks call it."""
+    def save_adapter(self, name: str, directory: Path, inside: str = "", **settings: str) -> None:
+        """Write adapter `name` as PEFT does: adapter_config.json, adapter_model.safetensors; all ranks call it.
+
+        inside: name of the network in the student that other libraries know; the adapter is written as one of it.
+        settings: further ones of `LoraConfig`.
+        """
         from peft import LoraConfig
         from safetensors.torch import save_file
 
         assert self.adapter is not None, "full fine-tuning has no adapter"
-        mark = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\.")
+        mark, root = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\."), f"{inside}." if inside else ""
         weights = {
-            "base_model.model." + mark.sub(r"\1.", key): value
+            "base_model.model." + mark.sub(r"\1.", key.removeprefix(root)): value
             for key, value in zero3.named_full_tensors(self.network)
             if mark.search(key)
         }
         if distributed.rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            rank, alpha, layers = self.adapter.rank, self.adapter.alpha, list(self._layers)
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers).save_pretrained(str(directory))
+            layers = [layer.removeprefix(root) for layer in self._layers]
+            made = LoraConfig(r=self.adapter.rank, lora_alpha=self.adapter.alpha, target_modules=layers, **settings)
+            made.save_pretrained(str(directory))
             save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def save(self, directory: Path) -> None:

@@ -42,9 +42,10 @@ class Roles:
             return View(dispatch.network, dispatch)
         return self._engine(role).view(own_phase=role == self.active)
 
-    def networks(self) -> list[nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
         """Those of all roles, trained or frozen."""
-        return [engine.network for engine in self.engines.values()] + [one.network for one in self._frozen.values()]
+        trained = {role: engine.network for role, engine in self.engines.items()}
+        return trained | {role: dispatch.network for role, dispatch in self._frozen.items()}
 
     def not_finite(self) -> dict[str, list[str]]:
         """Names of the parameters that hold NaN or infinity, by the role of their frozen network."""

@@ -15,7 +15,6 @@ the caching allocator loses to fragments.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,41 +24,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vidalign.engine.base import Dispatch
+from vidalign.engine.meter import CountedBytes, Kwargs, end_of, size_of
 
 DEVICE = torch.device("meta")
 SMALL = 2**16
 """Most elements of a tensor on the CPU that is drawn for real; a larger one is zeros."""
 aten = torch.ops.aten
-Kwargs = dict[str, Any]
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages on `DEVICE` that were made inside and are alive.
-
-    last: whether a whole number that is drawn alone, such as the fork of a video, is the largest that it can be, or
-    else the smallest.
-    """
+class LiveBytes(CountedBytes):
+    """Counts the bytes of all storages on `DEVICE` that were made inside and are alive. last: see `end_of`."""
 
     def __init__(self, *, last: bool = True) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch
-        self.held = self.peak = 0
-        """Bytes alive now, and the most since `restart`."""
+        super().__init__(DEVICE.type)
         self.last = last
-        self.drawn = False
-        """Whether a number was drawn alone."""
-        self._seen: dict[int, Any] = {}
         self._plain: dict[Any, bool] = {}
         """Whether a function returns one tensor of its own."""
         self._outputs: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
-
-    def restart(self) -> int:
-        """Begin another peak; returns the last one."""
-        last, self.peak = self.peak, self.held
-        return last
 
     def __torch_dispatch__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: Kwargs | None = None
@@ -68,14 +51,14 @@ class LiveBytes(TorchDispatchMode):
         name = func.name().removeprefix("aten::").split(".")[0]
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in args):
             if name in READS:
-                return self._counted(READS[name](*args, **kwargs))
+                return self.counted(READS[name](*args, **kwargs))
             if name in TO_CPU and "device" in kwargs and torch.device(kwargs["device"]).type == "cpu":
                 return torch.zeros((), dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape).clone()
             if name == "copy_" and not args[0].is_meta:
                 return args[0]
         elif name in DRAWS:
             return self._drawn(name, func, args, kwargs)
-        return self._counted(self._quickly(func, args, kwargs))
+        return self.counted(self._quickly(func, args, kwargs))
 
     def _quickly(self, func: Any, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         """What `func` returns. Shapes that are worked out in Python are kept: blocks and chunks are alike."""
@@ -95,36 +78,17 @@ class LiveBytes(TorchDispatchMode):
             self._outputs[key] = (out.shape, out.stride(), out.dtype)
         return out
 
-    def _counted(self, out: Any) -> Any:
-        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.is_meta:
-                self._count(leaf)
-        return out
-
     def _drawn(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Kwargs) -> Any:
         """Few random numbers as they are; one alone at its end; many are zeros, since none of them is read."""
         if name.endswith("_"):
             return args[0] if args[0].numel() > SMALL else func(*args, **kwargs)
-        size = next(x for x in args if isinstance(x, list | tuple))
+        size = size_of(args)
         if name == "randint" and not size:
             self.drawn = True
-            limits = [x for x in args if isinstance(x, int)]
-            return torch.tensor(limits[-1] - 1 if self.last else (limits[0] if len(limits) > 1 else 0))
+            return end_of(args, self.last)
         if math.prod(size) > SMALL:
             return torch.zeros(size, dtype=kwargs.get("dtype"))
         return func(*args, **kwargs)
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen:
-            self.held += size
-            self.peak = max(self.peak, self.held)
-            self._seen[key] = weakref.ref(storage, lambda _: self._freed(key, size))
-
-    def _freed(self, key: int, size: int) -> None:
-        del self._seen[key]
-        self.held -= size
 
 
 def _signature(values: Any) -> Any:
@@ -201,6 +165,15 @@ class Accelerator(TorchFunctionMode):
             if not self.depth:
                 self._kept = None
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Nothing is cast inside, whatever is open around it."""
+        depth, self.depth = self.depth, 0
+        try:
+            yield
+        finally:
+            self.depth = depth
+
     def _cast(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.dtype != torch.float32 or not x.is_meta:
             return x
@@ -240,10 +213,16 @@ def _attention(
 @contextmanager
 def traced(*, last: bool = True) -> Iterator[LiveBytes]:
     """Inside, tensors on `DEVICE` are counted. Engines compute as on an accelerator. See `LiveBytes` for `last`."""
-    accelerator = Accelerator()
+    accelerator, plain_autocast = Accelerator(), torch.autocast
 
     def autocast(dispatch: Dispatch) -> Any:
         return accelerator.casting() if dispatch.precision == "bf16" else ExitStack()
+
+    def switched(kind: str, dtype: torch.dtype | None = None, enabled: bool = True, **options: Any) -> Any:
+        """`torch.autocast`, which knows no meta device."""
+        if kind != DEVICE.type:
+            return plain_autocast(kind, dtype, enabled, **options)
+        return accelerator.casting() if enabled else accelerator.exact()
 
     def backward(loss: Tensor) -> None:
         """As `Tensor.backward`, which would leave function modes out of what is computed again."""
@@ -256,6 +235,7 @@ def traced(*, last: bool = True) -> Iterator[LiveBytes]:
         for name, replacement in ((devices, lambda: ["meta"]), ("torch.accelerator.synchronize", lambda *_: None)):
             stack.enter_context(mock.patch(name, replacement))
         stack.enter_context(mock.patch.object(Dispatch, "autocast", autocast))
+        stack.enter_context(mock.patch.object(torch, "autocast", switched))
         stack.enter_context(mock.patch.object(Tensor, "backward", backward))
         live = stack.enter_context(LiveBytes(last=last))
         stack.enter_context(accelerator)

@@ -140,6 +140,8 @@ class TrainerConfig(OptimizerConfig):
     """Newest checkpoints kept, besides the best."""
     eval_every: int = 0
     """Steps between evaluations on held-out prompts; 0 evaluates only before and after."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights of the run's student; bfloat16 halves the file and rounds most of a small update away."""
     max_skipped: int = 3
     """Updates in a row that may be skipped because their gradient is not finite; then the run stops."""
     reward_timeout: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vidalign import registry
-from vidalign.errors import UserError
+from vidalign.errors import UsageError
 
 if TYPE_CHECKING:
     from vidalign.recipe.load import Recipe
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def processes_of_a_group(recipe: Recipe, count: int) -> int:
     """How many of `count` processes share each group of candidates; 1 = each of them has whole prompts.
 
-    Raises `UserError` where neither the prompts of a step nor the candidates of a prompt can be shared out equally.
+    Raises `UsageError` where neither the prompts of a step nor the candidates of a prompt can be shared out equally.
     """
     prompts = recipe.trainer.prompts_per_step
     if prompts % count == 0:
@@ -30,4 +30,4 @@ def processes_of_a_group(recipe: Recipe, count: int) -> int:
         if size:
             why = f"{spread} processes would share each group of {size} candidates"
     what = f"{prompts} prompts a step cannot be shared out to {count} processes"
-    raise UserError(what, where="trainer.prompts_per_step", why=why, fix=fix)
+    raise UsageError(what, where="trainer.prompts_per_step", why=why, fix=fix)

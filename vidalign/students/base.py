@@ -7,7 +7,7 @@ write both is in docs/adding_a_student.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
@@ -54,6 +54,9 @@ class Student(nn.Module, ABC, Generic[SpecT]):
         # torch says that a module has every attribute: then no misspelt method would ever be found
         __getattr__: None  # type: ignore[assignment, misc]
 
+    inside: ClassVar[str] = ""
+    """Name of the network in it that other libraries know, whose adapters are written without it; empty = it itself."""
+
     @classmethod
     @abstractmethod
     def from_spec(cls, spec: SpecT, seed: int = 0) -> Self:
@@ -73,6 +76,14 @@ class Student(nn.Module, ABC, Generic[SpecT]):
         """What it makes of B prompts, one each; another seed gives others."""
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         return self.eval().sampler(frames)(prompts, generators)
+
+    def adapter_settings(self) -> dict[str, str]:
+        """What stands in the configuration of its adapters besides their sizes and layers, see `peft.LoraConfig`."""
+        return {}
+
+    def spec_of(self, weights: Mapping[str, Tensor]) -> SpecT:
+        """The specification of a student like it with other weights, by their names in its state dict."""
+        return self.spec
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """One safetensors file: the weights, the spec as JSON under "spec", and `metadata` (provenance)."""

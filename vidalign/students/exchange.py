@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vidalign.errors import UsageError
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -51,6 +53,22 @@ class Leaving:
     """Folder of the adapter that was trained, if there is one."""
     start: str = ""
     """The weights that the adapter was trained on, as its recipe names them; empty where they were random."""
+
+
+def trained_adapter(leaving: Leaving, whole: str) -> Path:
+    """The folder of the adapter that was trained. whole: the form that all weights leave in. Raises `UsageError` where
+    there is none."""
+    adapter = leaving.adapter
+    if adapter is None or not (adapter / "adapter_config.json").is_file():
+        raise UsageError(
+            "there is no LoRA to export",
+            where="--to",
+            why="all weights were trained, so no low-rank update is the difference"
+            if adapter is None
+            else str(adapter),
+            fix=f"use --to {whole}, or train with student.adapter={{rank: 32}}",
+        )
+    return adapter
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ A kind is light: a recipe is checked by it without the network, whose module it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
@@ -38,6 +39,8 @@ class Sizes(NamedTuple):
     chunks: int
     """Chunks of a video; 0 for what is not made of frames."""
     sampler: Sampler
+    frame: tuple[int, int, int] | None = None
+    """(C, h, w) of a latent frame, where it makes such frames."""
 
 
 class StudentKind(ABC, Generic[SpecT, StudentT]):
@@ -52,6 +55,8 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     """What its prompts are, see `PromptSource.gives`."""
     forms: ClassVar[Mapping[str, str]] = {"single": "one safetensors file with the specification"}
     """Forms that a student is exported in, with what each is."""
+    adapter_form: ClassVar[str] = ""
+    """The one of them that holds the trained adapter alone; empty where there is none."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Entries of the specification in which all start weights of a benchmark must agree."""
 
@@ -59,6 +64,9 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     @abstractmethod
     def network(cls) -> type[StudentT]:
         """Its class, imported now."""
+
+    saved: ClassVar[str] = "student.safetensors"
+    """Where a run keeps the weights of its student, below its folder."""
 
     @dataclass
     class Config:
@@ -146,6 +154,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return out
 
     @classmethod
+    def tensors(cls, path: str | Path) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of saved weights with its name, as they are stored."""
+        yield from cls.load(path).state_dict().items()
+
+    @classmethod
     def card(cls, path: str | Path) -> Card:
         """What a model card says of saved weights."""
         return Card()
@@ -226,10 +239,15 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
     # --- samples for the user ---
 
     @classmethod
+    def sampled_as(cls, student: StudentChoice, request: SampleRequest) -> SampleRequest:
+        """The request with the settings of a run's student where it has none of its own."""
+        return request
+
+    @classmethod
     def check_samples(cls, spec: SpecT, request: SampleRequest) -> None:
         """Raise `UserError` for a request that it cannot fulfil; asked before its weights are loaded."""
         why = "the student makes clips of a number of frames for a prompt, and no more"
-        request.refuse("seconds", "images", "then", "stats", why=why)
+        request.refuse("seconds", "images", "then", "stats", "attention", "compile", why=why)
         check_clip_name(request.out)
         cls.check_frames(spec, request.frames or request.latents, "--frames")
 

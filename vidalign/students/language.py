@@ -12,7 +12,7 @@ of the model's generation config other than its stop tokens do not apply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
-from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling
+from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.sampling import CounterSampler, log_probabilities
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -42,6 +42,7 @@ class LanguageStudent(Student[LanguageSpec]):
     """A language model with its chat encoder. N conversations, P prompt columns, R response columns, D, V."""
 
     spec_type = LanguageSpec
+    inside = "model"
     __call__: Callable[..., Tensor]
 
     def __init__(self, spec: LanguageSpec, model: Any, tokenizer: Any, processor: Any = None) -> None:
@@ -89,8 +90,27 @@ class LanguageStudent(Student[LanguageSpec]):
         _token_ids(self.chat.tokenizer, self.spec.sampling.stop)  # they exist
         return self
 
+    def adapter_settings(self) -> dict[str, str]:
+        """Where the model comes from, and that it writes text: servers ask for both."""
+        base = {} if self.spec.tokenizer == SHIPPED_TOKENIZER else {"base_model_name_or_path": self.spec.tokenizer}
+        return {"task_type": "CAUSAL_LM", **base}
+
+    def spec_of(self, weights: Mapping[str, Tensor]) -> LanguageSpec:
+        """Untied where head and embedding, which share their weights here, have become two."""
+        from vidalign.students.language_checkpoint import aliases, untied
+
+        shared = (
+            [f"model.{key.replace('.base_layer', '')}" for key in keys]  # a layer under its adapter
+            for keys in aliases(self.model)
+            if len(keys) > 1
+        )
+        same = (torch.equal(weights[keys[0]], weights[key]) for keys in shared for key in keys)
+        return self.spec if all(same) else replace(self.spec, config=untied(self.spec.config))
+
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """One safetensors file: the weights, the spec as JSON under "spec", and `metadata`."""
+        """One safetensors file: the weights, the spec as JSON under "spec", and `metadata`. A file that is called
+        model.safetensors gets beside it what makes its folder one of transformers: configuration, tokenizer,
+        processor, generation settings."""
         from vidalign.students import language_checkpoint
 
         language_checkpoint.save(self, Path(path), metadata or {})

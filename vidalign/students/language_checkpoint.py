@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vidalign.errors import CheckpointError, UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.students.language import LanguageStudent
-from vidalign.students.language_config import LanguageSpec, is_transformers
+from vidalign.students.language_config import BESIDE, LanguageSpec, is_transformers
 from vidalign.students.video.checkpoint import check_layers, check_spec
-from vidalign.students.weights import check_tensors, load_strict, read, reading_spec, resolve, spec_in, write
+from vidalign.students.weights import check_tensors, header, load_strict, read, reading_spec, resolve, spec_in, write
+from vidalign.students.weights import spec_of as weights_spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,11 +64,42 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
         ) from error
 
 
+WEIGHTS = "model.safetensors"
+"""How transformers calls them, in a folder that holds all else of a model too."""
+
+
 def save(student: LanguageStudent, path: Path, metadata: dict[str, str]) -> None:
-    """Write all weights once: a tied head is the embedding."""
+    """Write all weights once: a tied head is the embedding. See `LanguageStudent.save`."""
     state = student.model.state_dict()
     tensors = {keys[0]: state[keys[0]].detach().cpu().contiguous().clone() for keys in aliases(student.model)}
-    write(tensors, student.spec.to_dict(), path, metadata)
+    dtype = str(student.head_weight.dtype).removeprefix("torch.")
+    spec = student.spec
+    if dtype != spec.config.get("dtype", "float32"):
+        spec = replace(spec, config=spec.config | {"dtype": dtype})
+    if path.name == WEIGHTS:
+        spec = replace(spec, tokenizer=BESIDE)
+        _write_beside(student, path.parent, dtype)
+    write(tensors, spec.to_dict(), path, {"format": "pt", **metadata})
+
+
+def _write_beside(student: LanguageStudent, folder: Path, dtype: str) -> None:
+    """What transformers reads beside the weights."""
+    from transformers import GenerationConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(student.model.config)
+    config.dtype = dtype
+    config.architectures = [type(student.model).__name__]
+    config.save_pretrained(folder)
+    (student.chat.processor or student.chat.tokenizer).save_pretrained(folder)
+    ends = GenerationConfig(eos_token_id=student.stop_ids, pad_token_id=student.chat.pad)
+    ends.save_pretrained(folder)
+
+
+def untied(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the same model whose head is not its embedding."""
+    text = {"text_config": untied(config["text_config"])} if isinstance(config.get("text_config"), dict) else {}
+    return config | text | {"tie_word_embeddings": False}
 
 
 def load(path: str) -> LanguageStudent:
@@ -74,14 +108,16 @@ def load(path: str) -> LanguageStudent:
     """
     import torch
 
-    if is_transformers(path):
+    if own := own_weights(path):
+        path = str(own)
+    elif is_transformers(path):
         return load_transformers(path)
     file = resolve(path)
     tensors, metadata = read(file)
     spec = spec_in(metadata, str(file))
     check_spec(spec, str(file), "config", ("model_type",))
     with reading_spec(str(file)):
-        made = LanguageSpec.from_dict(spec)
+        made = _placed(LanguageSpec.from_dict(spec), file)
         check_layers(made.config, tensors)
         with torch.device("meta"):  # takes no memory
             shapes = new_model(made.config).state_dict()
@@ -90,6 +126,27 @@ def load(path: str) -> LanguageStudent:
     whole = {key: tensors[keys[0]] for keys in aliases(student.model) if keys[0] in tensors for key in keys}
     load_strict(student.model, {**tensors, **whole}, str(file))
     return student
+
+
+def own_weights(path: str) -> Path | None:
+    """The weights in a folder that a run has written, with chat and sampling in their header; None for others."""
+    file = Path(path) / WEIGHTS
+    return file if file.is_file() and "spec" in header(file).metadata else None
+
+
+def _placed(spec: LanguageSpec, file: Path) -> LanguageSpec:
+    """The specification in a file's header; a tokenizer beside the file is named by its folder."""
+    return replace(spec, tokenizer=str(file.parent)) if spec.tokenizer == BESIDE else spec
+
+
+def read_spec(path: str) -> LanguageSpec:
+    """The specification of a saved student, or of a transformers folder or hub name; no weights are read."""
+    own = own_weights(path)
+    if own is None and is_transformers(path):
+        return spec_of(path)
+    file = own or resolve(path)
+    with reading_spec(str(file)):
+        return _placed(LanguageSpec.from_dict(weights_spec(file)), file)
 
 
 def spec_of(name: str) -> LanguageSpec:

@@ -14,6 +14,10 @@ from vidalign.students.spec import StudentSpec
 SHIPPED = ("world", "tokens", "pictures")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
+SHIPPED_TOKENIZER = "tasks"
+BESIDE = "."
+"""What stands for a tokenizer in the folder of the weights."""
+
 
 @dataclass
 class LanguageSpec(StudentSpec):
@@ -21,8 +25,9 @@ class LanguageSpec(StudentSpec):
 
     config: dict[str, Any]
     """The model's transformers configuration, with its `model_type`."""
-    tokenizer: str = "tasks"
-    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds."""
+    tokenizer: str = SHIPPED_TOKENIZER
+    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds, and `.`
+    the folder of the weights."""
     stop: list[str] = field(default_factory=list)
     """Tokens that end every response, besides the tokenizer's end-of-text token."""
     chat: ChatConfig = field(default_factory=ChatConfig)

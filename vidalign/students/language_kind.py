@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vidalign.errors import DataError
 from vidalign.reading import regular
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
+    from vidalign.students.exchange import Leaving
     from vidalign.students.language import LanguageStudent
     from vidalign.text.features import PromptFeatures
 
@@ -26,6 +28,13 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     spec_type = LanguageSpec
     makes = "texts"
     asked = "examples"
+    saved = "student/model.safetensors"
+    forms: ClassVar[Mapping[str, str]] = {
+        **StudentKind.forms,
+        "transformers": "a folder that AutoModelForCausalLM, pipeline and servers load",
+        "peft": "the trained adapter, a folder that PeftModel.from_pretrained loads",
+    }
+    adapter_form = "peft"
 
     @dataclass
     class Config:
@@ -83,11 +92,15 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
     @classmethod
     def read_spec(cls, path: str | Path) -> LanguageSpec:
         """Of saved weights, or of a transformers folder or hub name."""
-        if not is_transformers(str(path)):
-            return super().read_spec(path)
-        from vidalign.students.language_checkpoint import spec_of
+        from vidalign.students.language_checkpoint import read_spec
 
-        return spec_of(str(path))
+        return read_spec(str(path))
+
+    @classmethod
+    def export(cls, leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+        from vidalign.students.language_export import export
+
+        return export(leaving, form, out, dtype)
 
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
@@ -95,7 +108,8 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def check_samples(cls, spec: LanguageSpec, request: SampleRequest) -> None:
-        request.refuse("frames", "seconds", "then", "stats", why="a language student answers with text")
+        why = "a language student answers with text"
+        request.refuse("frames", "seconds", "then", "stats", "attention", "compile", why=why)
 
     @classmethod
     def write_samples(

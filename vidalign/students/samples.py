@@ -30,6 +30,10 @@ class SampleRequest:
     """(second, prompt): prompts that follow the first one in the same video."""
     stats: bool = False
     """Measure how long the parts take."""
+    attention: str = ""
+    """Kernels of attention, by a name that the kind of student knows; empty = as the recipe of the run says."""
+    compile: bool | None = None
+    """Compile the network; None = as the recipe of the run says."""
     say: Callable[[str], None] = field(default=lambda note: None)
     """Called with what differs from what was asked, before any work."""
 

@@ -6,28 +6,40 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from vidalign.build import student_kind
-from vidalign.errors import CheckpointError, UsageError, before_work, nearest
+from vidalign.errors import CheckpointError, UsageError, UserError, before_work, nearest
 from vidalign.provenance import without_run_folder
 from vidalign.reading import read_json
 from vidalign.students.exchange import Leaving
 from vidalign.students.hub import DESCRIPTION, is_student_folder
 from vidalign.students.kind import StudentKind
-from vidalign.students.weights import kind_of, kinds, read
+from vidalign.students.rounding import lost_share
+from vidalign.students.weights import header, kind_of, kinds
 from vidalign.tracking.jsonl import read_records
-from vidalign.workflows.opened import FINAL, STUDENT, FinishedRun, open_run
+from vidalign.workflows.opened import FINAL, FinishedRun, open_run, student_file
 from vidalign.workflows.saved import Saved, held_out_score, save_adapter_at
 
 ADAPTER = "adapter"
 """Folder of a run with its adapter."""
 
 
-def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FINAL, form: str = "single") -> Path:
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written."""
+
+    path: Path
+    note: str = ""
+    """What rounding has lost of the update; empty where nothing is rounded."""
+
+
+def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FINAL, form: str = "single") -> Exported:
     """Write the student of a run, or of a student's folder, to `out`.
 
     dtype: of the tensors, empty = as they are stored. form: one of the kind's `forms`. What made the student and the
@@ -35,7 +47,23 @@ def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FI
     would not compute what was trained.
     """
     with leaving(folder, saved, form) as (kind, student):
-        return kind.export(student, form, out, dtype)
+        written = kind.export(student, form, out, dtype)
+        rounded = dtype in ("bfloat16", "float16") and form != kind.adapter_form
+        return Exported(written, _lost(kind, student, dtype) if rounded and student.start else "")
+
+
+def _lost(kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> str:
+    """How much of the update is below what `dtype` resolves."""
+    try:
+        start = dict(kind.tensors(student.start))
+    except (UserError, OSError) as error:
+        return f"how much of the update {dtype} loses was not measured: {student.start}: {error}"
+    share = lost_share(start, kind.tensors(student.path), getattr(torch, dtype))
+    if share is None:
+        return "the weights are those that training began with"
+    return (
+        f"{100 * share:.1f} % of the update is lost by rounding to {dtype}; float32 keeps it, and so does the adapter"
+    )
 
 
 @contextmanager
@@ -51,17 +79,17 @@ def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[
     kind = student_kind(run.recipe)
     _check_form(kind, form)
     made, recipe = _made(run), run.recipe
-    student = Leaving(run.folder / STUDENT, made, start="" if recipe.student.init else recipe.student.path)
+    student = Leaving(student_file(run.folder), made, start="" if recipe.student.init else recipe.student.path)
     adapted = recipe.student.adapter is not None
     if run.checkpoint is None:
         yield kind, replace(student, adapter=run.folder / ADAPTER if adapted else None)
         return
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
-        run.student.save(path / STUDENT)
+        run.student.save(path / kind.saved)
         if adapted and form != "single":
             save_adapter_at(recipe, run.checkpoint, path / ADAPTER, trust=saved.trust)
-        yield kind, replace(student, path=path / STUDENT, adapter=path / ADAPTER if adapted else None)
+        yield kind, replace(student, path=path / kind.saved, adapter=path / ADAPTER if adapted else None)
 
 
 def made_of(folder: Path) -> dict[str, str]:
@@ -94,12 +122,12 @@ def _made(run: FinishedRun) -> dict[str, str]:
 def _provenance(run: FinishedRun) -> dict[str, str]:
     """What made the student: as its file says, or the log of the run with the step and the score of its weights."""
     if run.checkpoint is None:
-        metadata = read(run.folder / STUDENT)[1]
+        metadata = header(student_file(run.folder)).metadata
         return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
-    header = next(iter(read_records(run.folder / "metrics.jsonl")), {})
+    first = next(iter(read_records(run.folder / "metrics.jsonl")), {})
     score = held_out_score(run.checkpoint, run.recipe)
     own = {"step": str(run.step)} | ({} if score is None else {"held_out_score": f"{score:.4f}"})
-    return {k: str(v) for k, v in header.items() if k not in ("kind", "step", "time")} | own
+    return {k: str(v) for k, v in first.items() if k not in ("kind", "step", "time")} | own
 
 
 def _scores(file: Path) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from vidalign.errors import DoesNotFit, UsageError, UserError, first_line, neare
 from vidalign.workflows.plan import Plan, plan_step
 
 if TYPE_CHECKING:
+    import torch
+
     from vidalign.recipe import Recipe
 
 MIB = 2**20
@@ -44,18 +46,44 @@ def memory_of(gpu: str) -> int:
 
 def table(plan: Plan) -> str:
     """One line an item and a phase, in GB (10^9 bytes)."""
-    held = [f"  {name:<24}{size / 1e9:8.2f}" for name, size in plan.held.items()]
-    phases = [f"  {name:<24}{size / 1e9:8.2f}" for name, size in plan.phases.items()]
-    items = [f"  {name:<24}{size / 1e9:8.2f}" for name, size in plan.largest_phase.items()]
-    lines = ["GB a GPU", "held through the step", *held, "peak of a phase, all that is held included", *phases]
-    return "\n".join([*lines, f"beside what is held, in the phase `{plan.at}`", *items])
+    parts = {
+        "held through the step": plan.held,
+        "peak of a phase, all that is held included": plan.phases,
+        f"beside what is held, in the phase `{plan.at}`": plan.largest_phase,
+    }
+    lines = ["GB a GPU"]
+    for title, items in parts.items():
+        lines += [title, *(_row(name, [f"{size / 1e9:8.2f}"]) for name, size in items.items())]
+    return "\n".join(lines)
+
+
+def comparison(plan: Plan, real: Plan, device: torch.device) -> str:
+    """What was planned beside what a real step held, and their ratio."""
+    lines = [f"measured on {device.type}, in GB", _row("", ["planned", "measured", "ratio"])]
+    pairs = {f"peak of {name}": (size, real.phases[name]) for name, size in plan.phases.items()}
+    for name, (expected, found) in {**pairs, "peak of the step": (plan.peak, real.peak)}.items():
+        lines.append(_row(name, [f"{expected / 1e9:.3f}", f"{found / 1e9:.3f}", f"{found / max(expected, 1):.3f}"]))
+    return "\n".join([*lines, *HOST_NOTE] if device.type == "cpu" else lines)
+
+
+HOST_NOTE = (
+    "There is no accelerator here: the tensors of the step were counted on the CPU, those of the host included. The",
+    "resident memory of the process says nothing about a GPU. Kernels of a CPU need other buffers, most of all in the",
+    "backward pass of attention. Measure on the GPU before you rely on it.",
+)
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"  {name:<34}" + "".join(f"{cell:>10}" for cell in cells)
 
 
 def changes(recipe: Recipe, plan: Plan, gpus: int) -> list[str]:
     """Changes of the recipe that lower the peak, the cheapest first: first those that cost nothing, then time, then
     what a step learns."""
-    trainer, adapter, at = recipe.trainer, recipe.student.adapter, plan.at
-    clips = getattr(recipe.objective.config, "group_size", 1) * trainer.prompts_per_step // gpus
+    trainer, adapter, at = recipe.trainer, recipe.student.adapter, plan.at.split(" of ")[0]
+    objectives = recipe.objectives.values() or [recipe.objective]
+    group = max(getattr(one.config, "group_size", 1) for one in objectives)
+    clips = group * trainer.prompts_per_step // gpus
     rollout = min(trainer.rollout_batch or clips, clips)
     options = [
         (recipe.engine.precision not in ("bf16", "auto"), "engine.precision=bf16"),

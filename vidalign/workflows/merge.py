@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.build import build_student, sampler_of
+from vidalign.build import build_student, sampler_of, student_kind
 from vidalign.errors import CheckpointError, UserError
 from vidalign.evaluation.bootstrap import interval
 from vidalign.plugins import keep_plugins
@@ -29,10 +29,11 @@ from vidalign.provenance import describe_run, weights_hash
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.stages import Stage, stages
 from vidalign.workflows.merge_scores import MergeScores
-from vidalign.workflows.opened import STUDENT, FinishedRun, open_run
+from vidalign.workflows.opened import FinishedRun, open_run, student_file
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
+    from vidalign.students.base import Student
 
 ADAPTER = "adapter"
 SCALES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
@@ -89,16 +90,16 @@ def merge_runs(
     scales = sorted(set(scales), reverse=True)
     if not scales or not all(math.isfinite(s) and s >= 0 for s in scales):
         raise UserError(f"cannot merge at the scales {list(scales)}", where="--scale", fix="use numbers from 0 on")
-    if (out / STUDENT).exists():
+    if student_file(out).exists():
         raise UserError(f"{out} already holds a student", where="--out", fix="name another folder")
     runs = {"semi": open_run(semi), "on_policy": open_run(on_policy)}
     recipe = runs["on_policy"].recipe
     start = _same_start(runs)
-    network = _with_adapters(runs)
+    student, network = _with_adapters(runs)
     judged = []
     if len(scales) > 1:
         with stages("auto", console) as stage:
-            judged = _sweep(network, recipe, scales, MergeScores(recipe, out_of_domain, judge), stage)
+            judged = _sweep(student, network, recipe, scales, MergeScores(recipe, out_of_domain, judge), stage)
         console.print(_table(judged))
     scale = choose_scale(judged) if judged else scales[0]
     if scale is None:
@@ -109,7 +110,7 @@ def merge_runs(
             fix="choose one with --scale",
         )
     _add(network, scale)
-    student = network.merge_and_unload(adapter_names=["merged"])
+    _put(student, network.merge_and_unload(adapter_names=["merged"]))
     origin = {name: {"run": run.folder.name, "recipe_hash": run.recipe.hash} for name, run in runs.items()}
     document = {"scale": scale, "start": start, **origin, "judged": [asdict(one) for one in judged]}
     _write(out, runs["on_policy"], student, document)
@@ -130,8 +131,8 @@ def _same_start(runs: Mapping[str, FinishedRun]) -> str:
     return hashes["on_policy"]
 
 
-def _with_adapters(runs: Mapping[str, FinishedRun]) -> Any:
-    """W0 under PEFT with the adapter of every run under its name."""
+def _with_adapters(runs: Mapping[str, FinishedRun]) -> tuple[Student[Any], Any]:
+    """W0, and the network inside it under PEFT with the adapter of every run under its name."""
     import peft
 
     for name, run in runs.items():
@@ -144,13 +145,22 @@ def _with_adapters(runs: Mapping[str, FinishedRun]) -> Any:
                 why=why,
                 fix="train it with student.adapter={rank: 32}; only adapters are merged",
             )
-    student = build_student(runs["semi"].recipe).requires_grad_(False)
+    student: Student[Any] = build_student(runs["semi"].recipe).requires_grad_(False)
     folders = {name: str(run.folder / ADAPTER) for name, run in runs.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, on networks that are no transformers models
-        network = peft.PeftModel.from_pretrained(student, folders["semi"], adapter_name="semi")
+        inside: Any = student.get_submodule(student.inside)
+        network = peft.PeftModel.from_pretrained(inside, folders["semi"], adapter_name="semi")
         network.load_adapter(folders["on_policy"], adapter_name="on_policy")
-    return network
+    _put(student, network)
+    return student, network
+
+
+def _put(student: Student[Any], network: Any) -> None:
+    """Let the student compute with a network in the place of the one inside it; one that is all of it changes in
+    place."""
+    if student.inside:
+        student.set_submodule(student.inside, network)
 
 
 def _add(network: Any, scale: float) -> None:
@@ -162,9 +172,11 @@ def _add(network: Any, scale: float) -> None:
     network.set_adapter("merged")
 
 
-def _sweep(network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores, stage: Stage) -> list[Judged]:
+def _sweep(
+    student: Student[Any], network: Any, recipe: Recipe, scales: Sequence[float], scores: MergeScores, stage: Stage
+) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
-    generate: Callable[..., torch.Tensor] = sampler_of(recipe, network.get_base_model())
+    generate: Callable[..., torch.Tensor] = sampler_of(recipe, student)
     with network.disable_adapter():
         before = scores(generate, stage("judging W0", scores.clips))
     judged = []
@@ -210,4 +222,4 @@ def _write(out: Path, run: FinishedRun, student: Any, document: dict[str, Any]) 
     header = describe_run(run.recipe)
     JsonlLog(out / FILE_NAME, header).close()
     (out / "merge.json").write_text(json.dumps({"header": header, **document}, indent=1), encoding="utf-8")
-    student.save(out / STUDENT, {**header, "merge": json.dumps(document)})
+    student.save(out / student_kind(run.recipe).saved, {**header, "merge": json.dumps(document)})

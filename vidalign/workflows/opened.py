@@ -14,6 +14,7 @@ from vidalign.errors import CheckpointError, before_work
 from vidalign.plugins import load_plugins_of
 from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.recipe.load import written
+from vidalign.students.weights import kinds
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.saved import Saved, step_of, student_at
 
@@ -86,7 +87,7 @@ def load_student_of(
     Raises `CheckpointError`.
     """
     if saved.final:
-        return load_student(student_kind(recipe), folder / STUDENT, dtype)
+        return load_student(student_kind(recipe), student_file(folder), dtype)
     source = saved.checkpoint(folder)
     step_of(source)  # raises for one that is not intact
     found: Student[Any] = student_at(recipe, source, trust=saved.trust)
@@ -100,14 +101,20 @@ def load_student(kind: type[StudentKind[Any, Any]], path: str | Path, dtype: tor
     return student
 
 
+def student_file(folder: Path) -> Path:
+    """The weights of a run's student, where its kind keeps them; those of older runs lie in the run's folder."""
+    places = [folder / kind.saved for kind in kinds().values()]
+    return next((place for place in places if place.is_file()), folder / STUDENT)
+
+
 @before_work()
 def check_finished(folder: Path, saved: Saved = FINAL) -> None:
     """Raises `CheckpointError` unless the folder holds a recipe and the student that is meant."""
-    for name in ("recipe.yaml", STUDENT) if saved.final else ("recipe.yaml",):
-        if not (folder / name).is_file():
+    for file in (folder / "recipe.yaml", student_file(folder)) if saved.final else (folder / "recipe.yaml",):
+        if not file.is_file():
             raise CheckpointError(
                 f"{folder} is not a finished run",
-                where=str(folder / name),
+                where=str(file),
                 why="there is no such file",
                 fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
                 "--best or --step N, or name another folder",

@@ -12,7 +12,7 @@ from vidalign.recipe import read_header, shipped_recipes
 from vidalign.students.hub import is_hub_id, is_student_folder, network_errors
 from vidalign.students.weights import kind_of, kinds
 from vidalign.workflows.export import made_of
-from vidalign.workflows.opened import STUDENT
+from vidalign.workflows.opened import student_file
 
 LINKS = ["vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"]
 """What a folder links from its base, which has them on the hub already."""
@@ -46,7 +46,7 @@ def push_export(source: Path, written: Path, repository: str, form: str) -> str:
 
 def model_card(source: Path, form: str, repository: str) -> str:
     """The card of an exported student as Markdown with the hub's header."""
-    weights = source if is_student_folder(source) else source / STUDENT
+    weights = source if is_student_folder(source) else student_file(source)
     kind = kinds()[kind_of(weights)]
     facts, made = kind.card(weights), made_of(source)
     recipe = made.get("recipe", "")

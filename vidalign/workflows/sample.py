@@ -11,7 +11,7 @@ from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import before_work
 from vidalign.students.weights import kind_of, kinds
-from vidalign.workflows.opened import FINAL, STUDENT, load_student, load_student_of, open_recipe
+from vidalign.workflows.opened import FINAL, load_student, load_student_of, open_recipe, student_file
 from vidalign.workflows.saved import Saved
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def sample_run(
     folder = Path(folder)
     recipe = open_recipe(folder, saved=saved, student_only=True)
     kind = student_kind(recipe)
-    request = replace(request, latents=recipe.data.frames)
-    spec = kind.read_spec(folder / STUDENT) if saved.final else kind.spec(recipe.student)
+    request = kind.sampled_as(recipe.student, replace(request, latents=recipe.data.frames))
+    spec = kind.read_spec(student_file(folder)) if saved.final else kind.spec(recipe.student)
 
     def load(dtype: torch.dtype | None) -> Student[Any]:
         return load_student_of(folder, recipe, saved, dtype)

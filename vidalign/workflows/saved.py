@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.build import averaged, build_student, with_weights
+from vidalign.build import averaged, build_student, with_weights, write_adapter
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import (
     Checkpoints,
@@ -100,8 +100,8 @@ def student_at(recipe: Recipe, checkpoint: Path, *, trust: bool = False) -> Any:
 
 def save_adapter_at(recipe: Recipe, checkpoint: Path, folder: Path, *, trust: bool = False) -> None:
     """Write the adapter of an intact checkpoint to a folder, as PEFT does."""
-    _, policies = _policies_at(recipe, checkpoint, trust)
-    policies.save_adapter(_meant(policies), folder)
+    student, policies = _policies_at(recipe, checkpoint, trust)
+    write_adapter(policies, student, _meant(policies), folder)
 
 
 def _meant(policies: Policies) -> str:

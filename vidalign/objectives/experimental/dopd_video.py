@@ -29,6 +29,7 @@ Knobs that matter: learning rate, privilege, teacher, block.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -123,19 +124,26 @@ class DOPDVideo(Objective):
     config: Config
 
     def check_models(self, student: VideoStudent, teacher: CausalTeacher) -> None:
-        _, _, height, width = student.chunk_shape
-        if height % self.config.block or width % self.config.block:
+        self._check_block(*student.chunk_shape[2:])
+
+    def fit(self, around: Around) -> None:
+        if around.frame is not None:
+            self._check_block(*around.frame[1:])
+        if self.config.pairing == "shuffled":
+            distributed.check_others(around.prompts)
+
+    def _check_block(self, height: int, width: int) -> None:
+        """Latent frames of that size hold whole units."""
+        block, common = self.config.block, gcd(height, width)
+        if common % block:
+            fits = [str(n) for n in range(POOL, common + 1, POOL) if common % n == 0]
             raise UserError(
-                f"blocks of {self.config.block} do not divide latents of {height} x {width}",
+                f"blocks of {block} do not divide latents of {height} x {width}",
                 where="objective.block",
-                fix=f"use a common divisor of both that is a multiple of {POOL}",
+                fix=f"use {' or '.join(fits)}" if fits else f"no multiple of {POOL} divides both: use another size",
             )
 
     # --- collect ---
-
-    def fit(self, around: Around) -> None:
-        if self.config.pairing == "shuffled":
-            distributed.check_others(around.prompts)
 
     def collect(self, ctx: Context, batch: Batch) -> Experience:
         group_size, text = self.config.group_size, ctx.text(batch.prompts)

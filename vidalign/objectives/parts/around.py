@@ -27,6 +27,8 @@ class Around:
     """Prompts of a step, over all processes."""
     sampler: Sampler | None
     """The video student's sampler, where it is known."""
+    frame: tuple[int, int, int] | None = None
+    """(C, h, w) of its latent frames, where they are known."""
 
 
 def around(draft: Draft) -> Around:
@@ -38,4 +40,4 @@ def around(draft: Draft) -> Around:
         sizes = registry.get("students", recipe.student.name).sizes(recipe.student, recipe.data.frames)
     except (UserError, SafetensorError, OSError, KeyError, TypeError, ValueError):
         return Around(0, rewards, count, None)  # what builds the student says why
-    return Around(sizes.chunks, rewards, count, sizes.sampler)
+    return Around(sizes.chunks, rewards, count, sizes.sampler, sizes.frame)

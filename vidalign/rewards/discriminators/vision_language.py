@@ -55,11 +55,10 @@ class VisionLanguage(Discriminator):
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> VisionLanguage:
         """The backbone without its language head, in the precision of its files, and its processor."""
-        from transformers import AutoModel, AutoProcessor
+        from transformers import AutoProcessor
 
         try:
-            with no_bars("transformers"):
-                backbone = AutoModel.from_pretrained(config.path, dtype="auto")
+            backbone = _backbone(config.path)
             processor = AutoProcessor.from_pretrained(config.path)
         except (OSError, ValueError, KeyError, ImportError) as error:
             why = first_line(error)
@@ -104,3 +103,13 @@ def _decoder_name(backbone: Any) -> str:
             fix="name a vision-language model",
         )
     return str(names[0])
+
+
+def _backbone(path: str) -> Any:
+    """The network of `path`; on the meta device, where the memory of a step is planned, its weights are not read."""
+    from transformers import AutoConfig, AutoModel
+
+    if torch.get_default_device().type == "meta":
+        return AutoModel.from_config(AutoConfig.from_pretrained(path))
+    with no_bars("transformers"):
+        return AutoModel.from_pretrained(path, dtype="auto")

@@ -39,6 +39,7 @@ def check(draft: Draft) -> None:
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
     _check_dtype(draft)
+    _check_compile(draft)
 
 
 def check_weights(draft: Draft, path: str, key: str) -> bool:
@@ -156,6 +157,14 @@ def _check_dtype(draft: Draft) -> None:
         why = "all weights are trained, and most of an update is lost to rounding in 8 bits"
         fix = "add student.adapter, or use float32"
         draft.refuse(f"weights of {dtype} cannot be trained", "student.dtype", why, fix)
+
+
+def _check_compile(draft: Draft) -> None:
+    """ZeRO-3 gathers the weights of every layer when it is called, which no graph can hold."""
+    engine = draft.recipe.engine
+    if draft.settings("student", Video.Config).compile and engine.name == "deepspeed" and engine.zero_stage == 3:
+        why = "DeepSpeed gathers weights between the layers of a block, where a graph would have to end"
+        draft.refuse("ZeRO-3 does not run compiled blocks", "student.compile", why, "use engine.zero_stage=2")
 
 
 def _check_transformer(draft: Draft, init: Node) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vidalign.errors import UsageError
 from vidalign.owner import replacing
-from vidalign.students.exchange import Card, Leaving
+from vidalign.students.exchange import Card, Leaving, trained_adapter
+from vidalign.students.hub import is_student_folder, student_folder
 from vidalign.students.streamed import Entry, write_file, write_shards
 from vidalign.students.video.folder import NETWORK, STEM, write_description
 from vidalign.students.video.importers.base import link_base
@@ -27,6 +28,7 @@ from vidalign.students.video.importers.peft_folder import write_adapter
 from vidalign.students.video.kind import Video
 from vidalign.students.video.presets import LoraDefaults, preset, shipped_presets
 from vidalign.students.video.spec import VideoStudentSpec
+from vidalign.students.weights import resolve
 
 ORIGINAL_LORA = Path("original") / "lora.safetensors"
 """Where the LoRA under original names is, in the folder of a LoRA."""
@@ -58,6 +60,17 @@ def export(leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
     with replacing(out) as partial:
         {"diffusers": _diffusers, "lora": _lora}[form](source, partial)
     return out
+
+
+def stored(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a saved student and its name in diffusers, one after the other."""
+    if is_student_folder(path):
+        weights = open_checkpoint(
+            (Path(path) if Path(path).is_dir() else student_folder(str(path), weights=True)) / NETWORK
+        )
+    else:
+        weights = open_checkpoint(resolve(path))
+    yield from weights.tensors(list(weights.entries))
 
 
 def _check_prediction(spec: VideoStudentSpec, form: str) -> None:
@@ -125,18 +138,8 @@ def _lora(source: Source, folder: Path) -> None:
 
 def _trained_lora(source: Source) -> Lora:
     """The adapter of the run; `UsageError` where there is none."""
-    adapter = source.leaving.adapter
-    if adapter is None or not (adapter / "adapter_config.json").is_file():
-        raise UsageError(
-            "there is no LoRA to export",
-            where="--to",
-            why="all weights were trained, so no low-rank update is the difference"
-            if adapter is None
-            else str(adapter),
-            fix="use --to diffusers, or train with student.adapter={rank: 32}",
-        )
     shapes = {name: entry.shape for name, entry in source.weights.entries.items()}
-    return read_lora(adapter, shapes, None, LoraDefaults())
+    return read_lora(trained_adapter(source.leaving, "diffusers"), shapes, None, LoraDefaults())
 
 
 def _original_lora(lora: Lora, file: Path, source: Source) -> None:

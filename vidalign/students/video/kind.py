@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from vidalign.students.video.spec import VideoStudentSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from vidalign.codecs.base import Codec
     from vidalign.engine.config import Precision
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from vidalign.text.features import PromptFeatures
 
 
+Attention = Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"]
+
+
 class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     """A causal few-step video student over the Wan transformer of diffusers."""
 
@@ -35,6 +39,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         "original": "one safetensors file under the names of the released Wan code",
         "lora": "the trained adapter for PEFT, for load_lora_weights, and under original names",
     }
+    adapter_form = "lora"
     shared = ("codec", "height", "width", "text", "sampler")
 
     @dataclass
@@ -63,8 +68,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         """`wan` computes timesteps and positions in float64 as the original network; null = as the weights say."""
         dtype: Literal["float32", "bfloat16"] = "float32"
         """Type of the frozen weights below an adapter; `bfloat16` halves their memory."""
-        attention: Literal["auto", "native", "cudnn", "flash", "flash_3", "sage", "flex"] = "auto"
+        attention: Attention = "auto"
         """Kernels of attention, by the dispatcher of diffusers; auto takes the one that torch chooses."""
+        compile: bool = False
+        """Compile the blocks of the network with `torch.compile`: the first chunks and steps wait for it, minutes at
+        real size, and results stay the same to rounding."""
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -83,6 +91,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
             made = cls.network().load(student.path, dtype=dtype, spec=spec)
         if student.config.attention != "auto":
             made.use_attention(student.config.attention)
+        if student.config.compile:
+            from vidalign.students.video.blocks import check_compiler
+
+            check_compiler("student.compile")
+            made.compile_blocks()
         return made
 
     @classmethod
@@ -121,6 +134,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.exporters import export
 
         return export(leaving, form, out, dtype)
+
+    @classmethod
+    def tensors(cls, path: str | Path) -> Iterator[tuple[str, Tensor]]:
+        from vidalign.students.video.exporters import stored
+
+        yield from stored(path)
 
     @classmethod
     def card(cls, path: str | Path) -> Card:
@@ -165,13 +184,19 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     @classmethod
     def sizes(cls, student: StudentChoice, frames: int) -> Sizes:
         spec = cls.spec(student)
-        return Sizes(frames // (spec.cache.chunk_frames or frames), spec.sampler)
+        return Sizes(frames // (spec.cache.chunk_frames or frames), spec.sampler, spec.latent_shape)
 
     @classmethod
     def spec(cls, student: StudentChoice) -> VideoStudentSpec:
         from vidalign.students.video.changes import changed
 
         return changed(super().spec(student), student.config)
+
+    @classmethod
+    def sampled_as(cls, student: StudentChoice, request: SampleRequest) -> SampleRequest:
+        own = student.config
+        compile = own.compile if request.compile is None else request.compile
+        return replace(request, attention=request.attention or own.attention, compile=compile)
 
     @classmethod
     def check_samples(cls, spec: VideoStudentSpec, request: SampleRequest) -> None:

@@ -9,15 +9,19 @@ code of Wan2.1 and Self-Forcing (``WanRMSNorm``, ``WanLayerNorm``, ``CausalWanAt
 from __future__ import annotations
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vidalign.students.video.blocks import BlockPlan, CausalBlock, TextKeys
 
-class OriginalBlock(WanTransformerBlock):  # type: ignore[misc]  # diffusers is not typed
+
+class OriginalBlock(CausalBlock):
     """A block of the network whose norms, modulation and residuals stay in the dtype of its input."""
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor | TextKeys, temb: Tensor, rotary_emb: BlockPlan
+    ) -> Tensor:
         """Hidden states ``[N, tokens, D]`` at modulation ``[N, 6, D]``, behind text ``[N, L, D]``."""
         x, like = hidden_states, hidden_states
         shift, scale, gate, c_shift, c_scale, c_gate = (self.scale_shift_table + temb).chunk(6, dim=1)

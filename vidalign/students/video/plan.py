@@ -58,6 +58,11 @@ class Layout:
         spans = [s for segment in self.segments for s in (segment.query, *segment.sequence)]
         return tuple(sorted({0, len(self.positions)} | {edge for span in spans for edge in span}))
 
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The segments in the order of their queries."""
+        return tuple(sorted(range(len(self.segments)), key=lambda i: self.segments[i].query))
+
 
 @dataclass
 class AttentionPlan:
@@ -78,6 +83,8 @@ class AttentionPlan:
     """When a list, every self-attention appends its un-roped keys and values (the clean pass)."""
     read: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Context keys (roped) and values per layer as read, reused by the passes that share this plan."""
+    text: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Cross-attention keys and values per layer, kept while a rollout needs them; None = recompute."""
 
 
 def _segment(query: Span, past: list[int], own: Span, kept: tuple[int, ...], start: int, clean_at: int) -> Segment:

@@ -67,7 +67,13 @@ class RotaryTables:
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of `[B, S, heads, dim]` by `[S, 1, dim / 2]` complex factors."""
-    dtype = torch.float64 if factors.dtype == torch.complex128 else torch.promote_types(x.dtype, torch.float32)
-    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * factors).flatten(-2).type_as(x)
+    """Rotate neighbouring channel pairs of `[B, S, heads, dim]` by complex factors `[S, 1, dim / 2]`, or by their real
+    and imaginary parts `[S, 1, dim / 2, 2]`, of which a compiler makes one kernel. Both agree to rounding."""
+    double = factors.dtype in (torch.complex128, torch.float64)
+    pairs = x.to(torch.float64 if double else torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    if factors.is_complex():
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * factors)
+    else:
+        (a, b), (cos, sin) = pairs.unbind(-1), factors.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    return turned.flatten(-2).type_as(x)

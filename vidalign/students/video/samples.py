@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -12,12 +12,15 @@ from PIL import Image, ImageOps
 
 from vidalign.codecs import build_codec
 from vidalign.engine.rng import generator
-from vidalign.errors import DataError
+from vidalign.errors import DataError, UsageError, nearest
 from vidalign.reading import regular
 from vidalign.students.samples import ChunkTimes, SampleRequest, Samples, SampleTimes
+from vidalign.students.video.blocks import check_compiler
+from vidalign.students.video.kind import Attention
 from vidalign.students.video.rollout.clock import Clock, measured
 from vidalign.students.video.rollout.plan import RolloutPlan
 from vidalign.students.video.spec import no_switch
+from vidalign.students.video.stand_in import stand_in
 from vidalign.students.video.streaming import Scene, stream
 from vidalign.students.video.timeline import timeline
 from vidalign.text.pretrained import build_features
@@ -48,6 +51,7 @@ def check(spec: VideoStudentSpec, request: SampleRequest) -> None:
         request.refuse("images", why="the first chunk is whole: this student was not trained behind a single frame")
     for path in request.images:
         _picture(spec, path)
+    _check_kernels(spec, request)
     for note in timeline(spec, request).notes:
         request.say(note)
 
@@ -58,7 +62,7 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
     Video n is that of `VideoStudent.sample` with the same seed for prompt n. Codec and network compute in the type of
     the student's weights, on its device.
     """
-    student.eval()
+    _speed_up(student.eval(), request)
     line, read = timeline(student.spec, request), features or build_features(student.spec.text)
     codec = build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
     if student.spec.bidirectional:
@@ -77,6 +81,27 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
         if show.clock is not None:
             times.append(show.times())
     return Samples(files, times)
+
+
+def _check_kernels(spec: VideoStudentSpec, request: SampleRequest) -> None:
+    """The kernels are known and installed, which a small network shows."""
+    known = get_args(Attention)
+    if request.attention not in ("", *known):
+        near = nearest(request.attention, known)
+        fix = f"did you mean {near!r}?" if near else "use one of them"
+        what = f"unknown attention kernels {request.attention!r}"
+        raise UsageError(what, where="--attention", why=f"known: {', '.join(known)}", fix=fix)
+    if request.attention not in ("", "auto") or request.compile:
+        _speed_up(stand_in(spec)[0], request)
+
+
+def _speed_up(student: VideoStudent, request: SampleRequest) -> None:
+    """Let it compute with the kernels of a request."""
+    if request.attention not in ("", "auto"):
+        student.use_attention(request.attention, "--attention")
+    if request.compile:
+        check_compiler("--compile")
+        student.compile_blocks()
 
 
 def _write_whole(student: VideoStudent, request: SampleRequest, sample: Sample) -> Samples:

@@ -19,6 +19,7 @@ from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
+from vidalign.students.video.blocks import compiled
 from vidalign.students.video.context import Context, Piece, Reader
 from vidalign.students.video.evaluation import Sample, clip_sampler
 from vidalign.students.video.plan import AttentionPlan, Layout
@@ -50,6 +51,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         self.tables = RotaryTables(base.config.attention_head_dim, spec.numerics)
 
     spec_type = VideoStudentSpec
+    inside = "transformer"
     __call__: Callable[..., Tensor]
 
     @classmethod
@@ -135,9 +137,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         return self(x_t, sigma, text, context, clean=clean, output="x0")
 
     def bidirectional(self, x_t: Tensor, sigma: Tensor, text: Tensor, *, output: str = "velocity") -> Tensor:
-        """Velocity or x0 with full attention over all frames and no cache: the teacher and fake-score
-        role.
-        """
+        """Velocity or x0 with full attention over all frames and no cache: the teacher and fake-score role."""
         return self(x_t, sigma, text, attention="bidirectional", output=output)
 
     def begin(self, text: Tensor) -> Context:
@@ -145,15 +145,12 @@ class VideoStudent(Student[VideoStudentSpec]):
         return Context(batch=len(text))
 
     def reader(self, context: Context) -> Reader:
-        """The context for several forwards in a row without gradient: it is read (roped, broadcast) only
-        once.
-        """
+        """The context for several forwards in a row without gradient: it is read (roped, broadcast) only once."""
         return Reader(context)
 
     @torch.no_grad()
     def extend(self, context: Context, clean_chunk: Tensor, text: Tensor) -> Context:
-        """The clean pass: the context after `clean_chunk` `[N, F_chunk, C, H, W]`, N = context.batch, at t =
-        0.
+        """The clean pass: the context after `clean_chunk` `[N, F_chunk, C, H, W]`, N = context.batch, at t = 0.
 
         F_chunk may be several chunks, taken one after the other. Frames that the policy never needs again are
         dropped.
@@ -288,9 +285,13 @@ class VideoStudent(Student[VideoStudentSpec]):
 
         self.base.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def use_attention(self, backend: str) -> None:
+    def use_attention(self, backend: str, where: str = "student.attention") -> None:
         """See `processors.use_attention`."""
-        use_attention(self.base, backend)
+        use_attention(self.base, backend, where)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the blocks of the network, see `blocks.compiled`."""
+        compiled(self.base, **options)
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute blocks in the backward pass (non-reentrant); results are bit-equal."""
@@ -338,9 +339,8 @@ class VideoStudent(Student[VideoStudentSpec]):
         return self._run(torch.cat([head, x_t], 1), levels, text, layout, reader)[:, frames - size :]
 
     def _clean_pass(self, context: Context, chunk: Tensor, text: Tensor, layout: plans.Layout | None = None) -> Context:
-        """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted; layout: what
-        attends what, the one of the next chunk unless given.
-        """
+        """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted; layout: what attends what,
+        the one of the next chunk unless given."""
         frames = chunk.shape[1]
         layout = layout or plans.clean_layout(self.spec.cache, context, frames)
         collected: list[tuple[Tensor, Tensor]] = []
@@ -358,9 +358,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         reader: Reader | None = None,
         collected: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """The network on a sequence of frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into
-        the batch.
-        """
+        """The network on frames `[N, S, C, H, W]` with `sigma` `[N, S]`; frames fold into the batch."""
         base = self.base
         n, frames = x.shape[:2]
         assert n % len(text) == 0, "the number of texts must divide the batch"
@@ -377,6 +375,7 @@ class VideoStudent(Student[VideoStudentSpec]):
             reader.context if reader else None,
             collected,
             reader.read if reader else {},
+            self.runtime.text,
         )
         dtype = base.patch_embedding.weight.dtype
         try:

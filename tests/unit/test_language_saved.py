@@ -1,0 +1,114 @@
+"""What a language run leaves opens elsewhere: a transformers folder and a PEFT folder that compute what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from language_helpers import TEXT, make
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from vidalign.build import with_weights, write_adapter
+from vidalign.engine.config import AdapterConfig
+from vidalign.engine.policies import Policies
+from vidalign.students.exchange import Leaving
+from vidalign.students.language import LanguageStudent
+from vidalign.students.language_checkpoint import WEIGHTS
+from vidalign.students.language_export import export
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen3": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True, **TEXT},
+    "llama": {"model_type": "llama", "tie_word_embeddings": False, **TEXT},
+    "mistral": {"model_type": "mistral", "tie_word_embeddings": False, **TEXT},
+    "gemma": {
+        "model_type": "gemma",
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+        **TEXT,
+    },
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, **TEXT},
+}
+TARGETS = {"blocks": "blocks", "two kinds": ["q_proj", "down_proj"], "the head too": ["v_proj", "lm_head"]}
+IDS = torch.tensor([[5, 17, 44, 8, 23, 9]])
+
+
+class Trained:
+    """A run's student, its base as others publish it, and the folders that the run leaves."""
+
+    def __init__(self, config: dict[str, Any], targets: Any, folder: Path) -> None:
+        made = make(config=config).float()
+        self.base = folder / "base"
+        made.model.save_pretrained(self.base)
+        made.chat.tokenizer.save_pretrained(self.base)
+        self.student = LanguageStudent.load(str(self.base))
+        policies = Policies(self.student, (), AdapterConfig(rank=4, alpha=8.0, targets=targets))
+        numbers = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in (p for p in self.student.parameters() if p.requires_grad):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=numbers))
+        self.logits = self.of(self.student.model)
+        self.adapter, self.folder = folder / "adapter", folder / "student"
+        write_adapter(policies, self.student, "current", self.adapter)
+        with_weights(self.student, policies.weights("current")).save(self.folder / WEIGHTS, {"recipe": "own"})
+
+    @staticmethod
+    def of(model: Any) -> Tensor:
+        """Logits of a few tokens."""
+        with torch.no_grad():
+            logits: Tensor = model.eval()(IDS).logits
+        return logits
+
+    def untrained(self) -> Any:
+        """The base as transformers reads it."""
+        return AutoModelForCausalLM.from_pretrained(self.base)
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_both_folders_compute_what_was_trained(family: str, targets: Any, tmp_path: Path) -> None:
+    import peft
+
+    run = Trained(CONFIGS[family], targets, tmp_path)
+    base = run.of(run.untrained())
+    assert (run.logits - base).abs().max() > 0.01
+    tolerance: dict[str, float] = dict(rtol=0, atol=2e-5 * float(run.logits.abs().max()))
+    torch.testing.assert_close(run.of(AutoModelForCausalLM.from_pretrained(run.folder)), run.logits, **tolerance)
+    adapted = peft.PeftModel.from_pretrained(run.untrained(), run.adapter)
+    torch.testing.assert_close(run.of(adapted), run.logits, **tolerance)
+    if not (
+        CONFIGS[family]["tie_word_embeddings"] and "lm_head" in targets
+    ):  # PEFT merges such a head into the embedding as well
+        torch.testing.assert_close(run.of(adapted.merge_and_unload()), run.logits, **tolerance)
+    again = peft.PeftModel.from_pretrained(run.untrained(), run.adapter)
+    torch.testing.assert_close(run.of(again.unload()), base, **tolerance)
+
+
+def test_the_folder_needs_nothing_of_the_base(tmp_path: Path) -> None:
+    run = Trained(CONFIGS["qwen3"], "blocks", tmp_path)
+    expected = AutoTokenizer.from_pretrained(run.base)("red circle").input_ids
+    run.base.rename(tmp_path / "gone")
+    moved = run.folder.rename(tmp_path / "elsewhere")
+    assert AutoTokenizer.from_pretrained(moved)("red circle").input_ids == expected
+    assert pipeline("text-generation", str(moved))("red", max_new_tokens=2)[0]["generated_text"].startswith("red")
+    student = LanguageStudent.load(str(moved))
+    torch.testing.assert_close(run.of(student.model), run.logits, rtol=0, atol=1e-4)
+    assert student.spec.sampling == run.student.spec.sampling
+
+
+@pytest.mark.parametrize("dtype", ["", "bfloat16"])
+def test_exports_load_elsewhere(dtype: str, tmp_path: Path) -> None:
+    import peft
+
+    run = Trained(CONFIGS["llama"], "blocks", tmp_path)
+    leaving = Leaving(run.folder / WEIGHTS, {"recipe": "own"}, run.adapter, str(run.base))
+    whole = AutoModelForCausalLM.from_pretrained(export(leaving, "transformers", tmp_path / "whole", dtype))
+    assert whole.dtype == (torch.bfloat16 if dtype else torch.float32)
+    atol = 0.05 * float(run.logits.abs().max()) if dtype else 1e-4
+    torch.testing.assert_close(run.of(whole).float(), run.logits, rtol=0, atol=atol)
+    adapted = peft.PeftModel.from_pretrained(run.untrained(), export(leaving, "peft", tmp_path / "peft", dtype))
+    torch.testing.assert_close(run.of(adapted).float(), run.logits, rtol=0, atol=atol)
+    single = LanguageStudent.load(str(export(leaving, "single", tmp_path / "one.safetensors", dtype)))
+    torch.testing.assert_close(run.of(single.model).float(), run.logits, rtol=0, atol=atol)

@@ -1,0 +1,50 @@
+"""A trained language student in the forms that others read: a transformers folder, a PEFT folder, one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vidalign.errors import UsageError
+from vidalign.owner import replacing
+from vidalign.students.exchange import Leaving, trained_adapter
+from vidalign.students.language_checkpoint import WEIGHTS, load
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+def export(leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
+    """Write `out` in one of `Language.forms`; dtype: of the tensors, empty = as they are stored. Raises `UsageError`
+    where there is no such form of the student, before anything is written."""
+    if form == "single":
+        _student(leaving, dtype, out)
+        return out
+    if out.exists():
+        raise UsageError(f"{out} exists already", where="--out", fix="name another one, or remove it")
+    adapter = trained_adapter(leaving, "transformers") if form == "peft" else None
+    with replacing(out) as partial:
+        if adapter is None:
+            _student(leaving, dtype, partial / WEIGHTS)
+        else:
+            _copy_adapter(adapter, partial, dtype)
+    return out
+
+
+def _student(leaving: Leaving, dtype: str, file: Path) -> None:
+    student = load(str(leaving.path))
+    (student.to(getattr(torch, dtype)) if dtype else student).save(file, dict(leaving.made))
+
+
+def _copy_adapter(adapter: Path, folder: Path, dtype: str) -> None:
+    """The PEFT folder of a run; its factors in `dtype`."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in adapter.iterdir():
+        if file.name != PEFT_WEIGHTS:
+            (folder / file.name).write_bytes(file.read_bytes())
+    factors = load_file(adapter / PEFT_WEIGHTS)
+    if dtype:
+        factors = {name: value.to(getattr(torch, dtype)) for name, value in factors.items()}
+    save_file(factors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
