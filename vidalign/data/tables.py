@@ -17,6 +17,7 @@ from vidalign.data import hub
 from vidalign.data.cells import question, text_of
 from vidalign.data.columns import check_columns, used_columns
 from vidalign.data.examples import Example
+from vidalign.data.graders import Chosen, make_grader
 from vidalign.data.pictures import pictures_of
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.rows import ListedRows, Row, Rows, format_of, is_saved, read_table
@@ -26,10 +27,11 @@ from vidalign.errors import DataError
 
 
 class RowReader:
-    """Rows of a table to examples. columns: see ``data.columns``; where: the table in messages."""
+    """Rows of a table to examples. used: the column of each part; where: the table in messages; grader: its task's."""
 
-    def __init__(self, used: Mapping[str, str], where: str, folder: Path) -> None:
+    def __init__(self, used: Mapping[str, str], where: str, folder: Path, grader: Chosen) -> None:
         self.used, self.where, self.folder = used, where, folder
+        self.grader = make_grader(grader) if grader else None
 
     def example(self, row: Row, index: int, pictures: bool = True) -> Example:
         """The example of row `index`; `DataError` when its prompt is no text or a picture cannot be shown."""
@@ -47,7 +49,7 @@ class RowReader:
         hint, answer, response = (text_of(cells.get(name)) for name in ("privileged", "answer", "response"))
         metadata = {name: value for name, value in row.items() if name not in self.used.values()}
         known = Example(asked.prompt, hint, images, answer, response or asked.response)
-        return replace(known, before=asked.before, metadata=metadata)
+        return replace(known, before=asked.before, grader=self.grader, metadata=metadata)
 
 
 class TableExamples(PromptSource):
@@ -63,19 +65,27 @@ class TableExamples(PromptSource):
         """A .json, .jsonl, .csv, .tsv or .parquet file, or a folder of `Dataset.save_to_disk`."""
         columns: dict[str, str] = field(default_factory=dict)
         """The column of each part of an example; see `data.columns`, which it replaces."""
+        grader: str | dict[str, Any] = ""
+        """What compares responses with the answers; see `data.grader`, which it replaces."""
 
         def __post_init__(self) -> None:
             check_columns(self.columns)
 
     def __init__(
-        self, rows: Rows, seed: int, where: str, batch: int = 1, columns: Mapping[str, str] | None = None
+        self,
+        rows: Rows,
+        seed: int,
+        where: str,
+        batch: int = 1,
+        columns: Mapping[str, str] | None = None,
+        grader: Chosen = "",
     ) -> None:
         if not len(rows):
             raise DataError("the data hold no row", where=where, fix="write one question a row")
         self.rows, self.where = rows, where
         place = Path(where.removeprefix("datasets:").partition(":")[0] if where.startswith("datasets:") else where)
         used = used_columns(rows, columns or {}, where)
-        self.reader = RowReader(used, where, place if place.is_dir() else place.parent)
+        self.reader = RowReader(used, where, place if place.is_dir() else place.parent, grader)
         order: Any = [range(len(rows))]
         self.order = GroupedPrompts(order, seed, batch)
 
@@ -85,9 +95,16 @@ class TableExamples(PromptSource):
             raise DataError(f"there are no examples {argument!r}", why="there is no such file", fix="check the path")
 
     @classmethod
-    def open(cls, argument: str, seed: int, batch: int = 1, columns: Mapping[str, str] | None = None) -> TableExamples:
+    def open(
+        cls,
+        argument: str,
+        seed: int,
+        batch: int = 1,
+        columns: Mapping[str, str] | None = None,
+        grader: Chosen = "",
+    ) -> TableExamples:
         cls.listed(argument)
-        return cls(read_table(argument), seed, argument, batch, columns)
+        return cls(read_table(argument), seed, argument, batch, columns, grader)
 
     @classmethod
     def placed(cls, argument: str, **settings: Any) -> Iterator[tuple[str, Any]]:
@@ -129,6 +146,8 @@ class HubTable(TableExamples):
         """``NAME``, ``NAME:SPLIT`` or ``NAME:CONFIG:SPLIT``; NAME is on the hub, or a folder."""
         columns: dict[str, str] = field(default_factory=dict)
         """The column of each part of an example; see `data.columns`, which it replaces."""
+        grader: str | dict[str, Any] = ""
+        """What compares responses with the answers; see `data.grader`, which it replaces."""
         streaming: bool = False
         """Read rows as they are needed instead of downloading all first. They are shuffled within a window."""
 
@@ -151,12 +170,13 @@ class HubTable(TableExamples):
         seed: int,
         batch: int = 1,
         columns: Mapping[str, str] | None = None,
+        grader: Chosen = "",
         streaming: bool = False,
     ) -> PromptSource:
         where = f"datasets:{argument}"
         if not streaming:
-            return cls(hub.load(argument), seed, where, batch, columns)
-        return StreamedExamples(Stream(hub.stream(argument), seed, where), where, columns)
+            return cls(hub.load(argument), seed, where, batch, columns, grader)
+        return StreamedExamples(Stream(hub.stream(argument), seed, where), where, columns, grader)
 
 
 class StreamedExamples(PromptSource):
@@ -165,11 +185,11 @@ class StreamedExamples(PromptSource):
     gives = "examples"
     judges = TableExamples.judges
 
-    def __init__(self, rows: Stream, where: str, columns: Mapping[str, str] | None) -> None:
+    def __init__(self, rows: Stream, where: str, columns: Mapping[str, str] | None, grader: Chosen) -> None:
         self.rows = rows
         head = rows.first(1)
         used = used_columns(ListedRows(head), columns or {}, where)
-        self.reader = RowReader(used, where, Path(where.removeprefix("datasets:").partition(":")[0]))
+        self.reader = RowReader(used, where, Path(where.removeprefix("datasets:").partition(":")[0]), grader)
 
     @classmethod
     def open(cls, argument: str, seed: int, batch: int = 1) -> PromptSource:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
+from vidalign.data import graders
 from vidalign.data.source import Chosen, check_gives, find_source, listed, placed, spelled_out
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
@@ -20,7 +21,7 @@ from vidalign.recipe.typed import settings_of, unknown_key
 def check_prompts(draft: Draft) -> None:
     """The sources exist and have prompts for the student; a reward can score every training prompt."""
     before = len(draft.problems)
-    _columns(draft)
+    _shared(draft)
     for path, source in sources(draft).items():
         try:
             if not isinstance(source, str):
@@ -35,14 +36,32 @@ def check_prompts(draft: Draft) -> None:
         _judged(draft)
 
 
-def _columns(draft: Draft) -> None:
-    """The keys of all sources change one of them."""
+def _shared(draft: Draft) -> None:
+    """The settings of all sources change one of them, and the grader exists and has its settings."""
     recipe = draft.recipe
-    if recipe.data.columns:
+    _grader(draft, recipe.data.grader, "data.grader")
+    for key in ("columns", "grader"):
+        if not getattr(recipe.data, key):
+            continue
         with suppress(UserError):  # reported with the sources
-            if all(recipe.prompts_of(source) == source for source in sources(draft).values()):
-                why = "no source of prompts is a table, or each names its own"
-                draft.refuse("data.columns has no effect", "data.columns", why, "delete it")
+            meant = [spelled_out(recipe.prompts_of(source))[1] for source in sources(draft).values()]
+            if all(settings.get(key) != getattr(recipe.data, key) for settings in meant):
+                why = "no source of prompts has such a setting, or each gives its own"
+                draft.refuse(f"data.{key} has no effect", f"data.{key}", why, "delete it")
+
+
+def _grader(draft: Draft, chosen: Any, path: str) -> None:
+    """A grader with its settings; `UserError` where it cannot be made, for want of a package."""
+    if not chosen:
+        return
+    name, settings = graders.spelled_out(chosen)
+    before = len(draft.problems)
+    try:
+        settings_of("graders", name, as_node(settings, draft.tree.locate(path)), path, draft.problems)
+        if len(draft.problems) == before:
+            graders.make_grader(chosen)
+    except UserError as error:
+        draft.refuse_as(error, path)
 
 
 def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
@@ -54,6 +73,7 @@ def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
     if hasattr(kind, "Config"):
         settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
         settings_of("prompts", name, settings, path, draft.problems)
+        _grader(draft, given.get("grader", "") if "grader" in node.value else "", f"{path}.grader")
         return
     for unknown in given.keys() - {kind.argument}:
         problem = unknown_key(f"{path}.{unknown}", node.value[unknown].where, [kind.argument])

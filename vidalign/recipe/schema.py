@@ -105,6 +105,10 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of tables that have other names than `prompt`, `privileged`, `images`, `answer` and `response`:
     `{prompt: question, answer: solution}`."""
+    grader: str | dict[str, Any] = ""
+    """What compares responses with the answers of tables, for `exact_match` as reward and as metric: `last_number`, or
+    `{name: regex, pattern: "Answer: (.*)"}`; `vidalign list graders` prints all. Empty = `equals`. A long form of
+    prompts may name another: `{name: table, path: FILE, grader: boxed}`."""
     frames: int = 12
     """Length of a clip in frames."""
     text_cache: str = ""
@@ -237,9 +241,9 @@ class Sections:
         return self.prompts_of(self.evaluation.prompts or self.data.eval_prompts)
 
     def prompts_of(self, chosen: Chosen) -> Chosen:
-        """A source as this recipe means it: with its columns, and as captions for a student that takes these."""
+        """A source as this recipe means it: with its columns and grader; as captions for a student that takes these."""
         asked = getattr(registry.get("students", self.student.name), "asked", "captions")
-        return completed(chosen, asked, columns=self.data.columns)
+        return completed(chosen, asked, columns=self.data.columns, grader=self.data.grader)
 
     @property
     def reward_weights(self) -> dict[str, float]:
