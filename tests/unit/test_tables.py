@@ -93,7 +93,15 @@ def test_numbers_keep_their_digits_and_other_values_are_json(tmp_path: Path) -> 
     )
     (tmp_path / "t.json").write_text(values)
     found = [one.answer for one in examples(str(tmp_path / "t.json"))]
-    assert found == ["3.10", "100000000000000000001", "true", "", '["x", "1.50"]']
+    assert found == ["3.10", "100000000000000000001", "true", "", '["x", 1.5]']
+
+
+def test_numbers_are_numbers_in_the_metadata(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "level": 3, "share": 0.50, "tags": ["x"], "hard": true}\n')
+    (example,) = examples(str(tmp_path / "t.jsonl"))
+    assert example.metadata == {"level": 3, "share": 0.5, "tags": ["x"], "hard": True}
+    again = pickle.loads(pickle.dumps(example))
+    assert again.metadata == example.metadata and str(again.metadata["share"]) == "0.50"
 
 
 def repository(folder: Path) -> Path:
@@ -226,6 +234,9 @@ BROKEN = {
     "array.jsonl": (b'{"prompt": "a"}\n[1]\n', r"array.jsonl:2"),
     "broken.json": (b'[\n{"prompt": "a"},\n{"prompt": }\n]', r"broken.json:3 - Expecting value"),
     "text.json": (b'"a"', r"text.json"),
+    "nothing.json": (b'{"data": []}', "hold no row - .*nothing.json"),
+    "deep.jsonl": (b'{"prompt": "a"}\n' + b"[" * 100000, r"deep.jsonl:2"),
+    "long.jsonl": (b'{"prompt": "a"}\n{"prompt": ' + b"1" * 5000 + b"}\n", r"long.jsonl:2"),
     "empty.json": (b"", "hold no row - .*empty.json"),
     "empty.jsonl": (b"\n\n", "hold no row - .*empty.jsonl"),
     "empty.csv": (b"", "hold no row - .*empty.csv"),
@@ -241,6 +252,7 @@ BROKEN = {
     "null.jsonl": (b'{"prompt": "a"}\n{"prompt": null}\n', "row 1 - the prompt is empty: None"),
     "blank.csv": (b"prompt,answer\na,1\n ,2\n", "row 1 - the prompt is empty"),
     "missing.jsonl": (b'{"prompt": "a"}\n{"answer": "a"}\n', "row 1 - the prompt is empty: None"),
+    "number.jsonl": (b'{"prompt": 5}\n', "row 0 - it is neither a text nor a conversation: 5"),
     "record.jsonl": (b'{"prompt": {"a": "b"}}\n', "row 0 - it is neither a text nor a conversation"),
     "turns.jsonl": (b'{"prompt": [{"role": "assistant", "content": "a"}]}\n', "row 0 - .*no last turn of the user"),
     "role.jsonl": (b'{"prompt": [{"content": "a"}]}\n', "row 0 - a turn of the conversation has no role"),

@@ -12,12 +12,10 @@ ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 
 
 def text_of(value: Any) -> str:
-    """A cell as text: strings as they are, nothing for None, other values as JSON writes them."""
-    if isinstance(value, str):
-        return value
+    """A cell as text: strings and numbers as they are written, nothing for None, other values as JSON writes them."""
     if value is None:
         return ""
-    if isinstance(value, bool | int | float | list | dict):
+    if isinstance(value, bool | list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
 

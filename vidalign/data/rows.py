@@ -35,6 +35,20 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Compressions that may stand behind the suffix of a text format."""
 
 
+class WrittenFloat(float):
+    """A number of JSON that prints as it is written: 3.10."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Rows(Protocol):
     """What a table is to its readers: a list of rows, or a `datasets.Dataset`."""
 
@@ -179,6 +193,8 @@ def _json(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
             raise
         yield from _lines(io.StringIO(text), name)
         return
+    if isinstance(value, dict) and value.get("data") == []:
+        value = []
     if isinstance(value, dict):
         lists = [entry for entry in value.values() if _are_rows(entry)]
         value = lists[0] if len(lists) == 1 else [value]
@@ -197,12 +213,13 @@ def _value(text: str, name: str, lines_before: int) -> Any:
     if not text.strip():
         return []
     try:
-        return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
+        return json.loads(text, parse_float=WrittenFloat)
     except json.JSONDecodeError as error:
         line = lines_before + error.lineno
         raise DataError("a line is not JSON", where=f"{name}:{line}", why=error.msg, fix="repair it") from error
-    except RecursionError as error:
-        raise DataError("the table cannot be read", where=name, why="it is nested too deeply") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of too many digits
+        where = f"{name}:{lines_before + 1}"
+        raise DataError("the table cannot be read", where=where, why=first_line(error), fix="repair it") from error
 
 
 def _is_json(text: str) -> bool:
