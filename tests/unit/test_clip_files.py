@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -385,3 +386,23 @@ def test_a_clip_that_is_too_short_is_found_by_its_header(decoded: list[float], t
             ClipStore(tmp_path, ClipShape(20, 16, 16), fps=fps)
     assert not decoded
     quiet(tmp_path, ClipShape(6, 16, 16), fps=10).clips(["a"], [draw()])
+
+
+@pytest.mark.parametrize("form", ["bytes", "path", "struct"])
+def test_empty_clips_and_prompts_of_a_table_are_refused_by_row(form: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "a.mp4", grey()).read_bytes()
+    good, none = {
+        "bytes": (data, b""),
+        "path": ("a.mp4", None),
+        "struct": ({"bytes": data, "path": "a.mp4"}, {"bytes": None, "path": None}),
+    }[form]
+    table = datasets.Dataset.from_dict({"prompt": ["a hen", "a cat"], "video": [good, none]})
+    table.to_parquet(str(tmp_path / "t.parquet"))
+    with pytest.raises(DataError, match="1 of 2 clips cannot be used: row 1 - .* row 1 - its clip is empty"):
+        ClipStore(tmp_path / "t.parquet", SHAPE, fps=10)
+    with pytest.warns(UserWarning, match="1 clips are skipped: row 1"):
+        store = ClipStore(tmp_path / "t.parquet", SHAPE, fps=10, skip_corrupt=True)
+    assert store.prompts == ["a hen"] and store.clips(["a hen"], [draw()]).shape[1] == 4
+    datasets.Dataset.from_dict({"prompt": ["a", None], "video": [good, good]}).to_parquet(str(tmp_path / "p.parquet"))
+    with pytest.raises(DataError, match="row 1 - its prompt is None"):
+        index_clips(tmp_path / "p.parquet")

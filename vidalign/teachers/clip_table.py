@@ -35,8 +35,32 @@ def table_entries(path: Path) -> list[Entry]:
         if not isinstance(prompt, str) or not prompt.strip():
             why = f"its prompt is {prompt!r}"
             raise DataError("a row of the table cannot be used", where=f"{path}, row {number}", why=why, fix="name it")
-    pairs = zip(table["prompt"], names, strict=True)
-    return [_row(table, number, prompt.strip(), name, base, packed) for number, (prompt, name) in enumerate(pairs)]
+    empty = _empty_rows(table.data.column("video"))
+    return [
+        _row(table, number, prompt.strip(), name, base, packed)
+        if number not in empty
+        else _no_clip(path, number, prompt)
+        for number, (prompt, name) in enumerate(zip(table["prompt"], names, strict=True))
+    ]
+
+
+def _empty_rows(column: Any) -> set[int]:
+    """The rows of an Arrow column of strings, bytes or ``{bytes, path}`` that hold nothing; no bytes are read."""
+    import pyarrow.compute as compute
+    import pyarrow.types as kinds
+
+    fields = ("bytes", "path") if kinds.is_struct(column.type) else ("",)
+    parts = [compute.struct_field(column, name) if name else column for name in fields]
+    sizes = [compute.fill_null(compute.binary_length(part), 0).to_pylist() for part in parts]
+    return {number for number, row in enumerate(zip(*sizes, strict=True)) if not any(row)}
+
+
+def _no_clip(path: Path, number: int, prompt: str) -> Entry:
+    def load() -> Path | bytes:
+        where = f"{path}, row {number}"
+        raise DataError("a row of the table cannot be used", where=where, why="its clip is empty", fix="leave it out")
+
+    return Entry(prompt.strip(), f"row {number}", ".mp4", load)
 
 
 def _file_names(column: Any) -> list[str]:
