@@ -9,6 +9,7 @@ there are two forward passes, and three with gradient checkpointing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,9 +58,7 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts: Parts, x_t: Tensor, *weights: Tensor) -> Tensor:
-        device = x_t.device.type
-        ctx.parts, ctx.weights = parts, weights
-        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.parts, ctx.weights, ctx.autocast = parts, weights, _autocast(x_t.device.type)
         ctx.save_for_backward(x_t)
         return torch.cat([predicted for _, predicted in parts(x_t)], 1)
 
@@ -71,12 +70,19 @@ class _Parts(torch.autograd.Function):
         leaf = x_t.detach().requires_grad_(needs[0])
         wanted = [tensor for tensor, need in zip((leaf, *ctx.weights), needs, strict=True) if need]
         sums: list[Tensor | None] = [None] * len(wanted)
-        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+        with torch.enable_grad(), ctx.autocast:
             for part, predicted in ctx.parts(leaf):
                 found = torch.autograd.grad(predicted, wanted, gradient[:, part], allow_unused=True)
                 sums = [_sum(old, new) for old, new in zip(sums, found, strict=True)]
         summed = iter(sums)
         return (None, *(next(summed) if need else None for need in needs))
+
+
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    """The casts that are in force now, for later."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
