@@ -376,8 +376,9 @@ def test_a_clip_that_breaks_later_is_named_or_left_out(tmp_path: Path) -> None:
     assert found == pytest.approx([20] * 6, abs=4)
 
 
-def test_a_clip_that_is_too_short_is_found_by_its_header(decoded: list[float], tmp_path: Path) -> None:
-    write(tmp_path / "a.mp4", grey(6), fps=10)
+@pytest.mark.parametrize("kind", [".mp4", ".avi"])
+def test_a_clip_that_is_too_short_is_found_by_its_header(kind: str, decoded: list[float], tmp_path: Path) -> None:
+    write(tmp_path / f"a{kind}", grey(6), fps=10)
     for fps, message in (
         (0, "6 frames, the student's clips have 20"),
         (10, "frames at 10 fps, the student's clips have 20"),
@@ -406,3 +407,11 @@ def test_empty_clips_and_prompts_of_a_table_are_refused_by_row(form: str, tmp_pa
     datasets.Dataset.from_dict({"prompt": ["a", None], "video": [good, good]}).to_parquet(str(tmp_path / "p.parquet"))
     with pytest.raises(DataError, match="row 1 - its prompt is None"):
         index_clips(tmp_path / "p.parquet")
+
+
+def test_a_container_without_the_length_of_its_stream(decoded: list[float], tmp_path: Path) -> None:
+    write(tmp_path / "a.mkv", grey(6), fps=10)
+    with pytest.raises(DataError, match="frames at 10 fps, the student's clips have 20"):
+        ClipStore(tmp_path, ClipShape(20, 16, 16), fps=10)
+    assert not decoded
+    quiet(tmp_path, ClipShape(6, 16, 16), fps=10).clips(["a"], [draw()])

@@ -18,7 +18,7 @@ from typing import Any
 
 from vidalign.data.columns import PROMPT
 from vidalign.data.paths import inside
-from vidalign.data.rows import placed_rows
+from vidalign.data.rows import is_saved, placed_rows
 from vidalign.errors import DataError, first_line
 from vidalign.reading import regular
 from vidalign.teachers.clip_table import table_entries
@@ -45,7 +45,7 @@ class Index:
 
 def index_clips(path: Path) -> Index:
     """Every clip of a folder, tar file or table; `DataError` when there is none or the prompts are missing."""
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    saved = is_saved(str(path))
     if path.is_dir() and not saved:
         index = _folder(path)
     elif path.is_file() and path.suffix.lower() == ".tar":

@@ -18,6 +18,8 @@ import torch
 from vidalign.errors import DataError
 
 VIDEO = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".webp")
+MICROSECONDS = 1_000_000
+"""The units of the length of a file in a second."""
 WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read the transparency of these codecs; the usual ones do not."""
 
@@ -145,7 +147,8 @@ def video_header(source: Path, kind: str) -> Header:
             return Header(int(getattr(image, "n_frames", 1)), 0.0, image.height, image.width)
     with _opened(source) as file:
         stream = _stream(file)
-        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        whole = (file.duration or 0) / MICROSECONDS  # of the file; matroska says none of a stream
+        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else whole
         rate = float(stream.average_rate or 0)
         return Header(stream.frames or 0, seconds, stream.height, stream.width, rate, _aspect(stream))
 
