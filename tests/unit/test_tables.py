@@ -147,7 +147,7 @@ def test_a_stream_depends_on_seed_and_number_only(tmp_path: Path) -> None:
     forward = [ahead[n].prompt for n in range(12)]
     assert back[11].prompt == forward[11] and [back[n].prompt for n in range(12)] == forward
     assert all(sorted(forward[k : k + 4]) == [f"main {n}" for n in range(4)] for k in (0, 4, 8)), "whole epochs"
-    assert len({tuple(forward[k : k + 4]) for k in (0, 4, 8)}) > 1 or forward[:4] != [f"main {n}" for n in range(4)]
+    assert len({tuple(forward[k : k + 4]) for k in (0, 4, 8)}) > 1, "each in an order of its own"
     assert forward != [open_source(chosen, 5)[n].prompt for n in range(12)]
     assert [one.prompt for one in back.first(2)] == ["main 0", "main 1"] and back[0].answer == "007"
 
@@ -245,6 +245,7 @@ BROKEN = {
     "noise.parquet": (bytes(range(256)), "cannot be read - .*noise.parquet"),
     "ragged.csv": (b"prompt,answer\nq1,a\nq2,a,b,c\n", r"ragged.csv:3 - 4 and 2"),
     "quotes.csv": (b'prompt,answer\nq1,a\n"q2,a\n', r"quotes.csv:3"),
+    "behind.csv": (b'prompt,answer\n"abc"x,1\n', r"behind.csv:2 - ',' expected"),
     "twice.csv": (b"prompt,a,a\nq1,a,b\n", r"twice.csv:1"),
     "latin.csv": ("prompt\nGrüße\n".encode("latin-1"), r"latin.csv - byte 0xfc is no UTF-8"),
     "cut.jsonl.gz": (gzip.compress(lines().encode())[:60], r"cut.jsonl.gz"),
