@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vidalign.data.examples import Example
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.losses.projected import Projected, Toward, Written, projected_loss
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
@@ -246,6 +247,16 @@ class LanguageStudent(Student[LanguageSpec]):
         logits: Tensor = self.lm_head(hidden)
         return logits
 
+    def distil(
+        self,
+        hidden: Tensor,
+        parts: Sequence[Toward | Written],
+        tokens: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Projected:
+        """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
+        return projected_loss(hidden, *self._head(), parts, tokens, temperature=temperature)
+
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
         logp = log_probabilities(self.project(self.response_hidden(batch)), temperature)
@@ -269,6 +280,16 @@ class LanguageStudent(Student[LanguageSpec]):
         self.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
     # --- parts ---
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
+        layer = self.lm_head
+        if not hasattr(layer, "base_layer"):
+            return layer.weight, layer.bias
+        weight = layer.base_layer.weight
+        for name in () if layer.disable_adapters else layer.active_adapters:
+            weight = weight + layer.get_delta_weight(name)
+        return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = _token_ids(self.chat.tokenizer, sampling.stop)
