@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Head = Callable[["Tensor"], "Tensor"]
-TABLE_BYTES = {"cpu": 160 * 2**20}
+TABLE_BYTES = {"cpu": 120 * 2**20}
 """Size of one table [rows, V] of a chunk, of which up to four are alive, by type of device."""
 ACCELERATOR_BYTES = 2**30
 """The same on accelerators, which need larger products."""
