@@ -165,8 +165,8 @@ def test_the_plan_counts_shared_weights_once(init: str) -> None:
 
     full, low = held(), held(ADAPTER)
     weights, score, teacher = full["trained weights"], "weights of `fake_score`", "network of `teacher`"
-    assert full[score] == full[teacher] == weights
-    adapter = low[score] - weights
+    assert full[score] == pytest.approx(weights, rel=0.01) and full[teacher] == full[score]
+    adapter = low[score] - full[score]
     assert 0 < adapter < 0.2 * weights and teacher not in low
     for name in ("optimiser", "optimiser of `fake_score`"):
         assert full[name] == pytest.approx(2 * weights, rel=0.01)

@@ -125,7 +125,7 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     sampling = SimpleNamespace(max_new_tokens=2)
     spec = SimpleNamespace(sampling=sampling)
     ctx: Any = SimpleNamespace(
-        student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec),
+        student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec, rollout_batch=0),
         generators=lambda purpose, ids: list(ids),
         gathered=contextlib.nullcontext,
         gather=lambda value: value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from vidalign.cli import main
 from vidalign.engine.config import EngineConfig
 from vidalign.errors import DoesNotFit, UsageError, UserError
 from vidalign.recipe import load_recipe
+from vidalign.students.kind import StudentKind
 from vidalign.workflows import fits
 from vidalign.workflows.plan import Plan, divided, measure_step, plan_step, trace_step
 
@@ -75,10 +77,14 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", *small, "--gpu", "h1000") == 2
 
 
-def test_what_cannot_be_planned_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", "tokens/dopd") == 3
-    told = capsys.readouterr().err
-    assert "students of the kind 'language' cannot be planned - student.name" in told and len(told.splitlines()) == 1
+def test_what_cannot_be_planned_is_said() -> None:
+    class Bare(StudentKind[Any, Any]):
+        @classmethod
+        def network(cls) -> Any:
+            raise AssertionError("nothing is loaded")
+
+    with pytest.raises(UserError, match="students of the kind 'bare' cannot be planned.*unloaded"):
+        Bare.unloaded(replace(load_recipe("world/astrolabe").student, name="bare"))
 
 
 def test_two_teachers_in_one_have_no_stand_in() -> None:

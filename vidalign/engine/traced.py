@@ -56,6 +56,7 @@ class LiveBytes(CountedBytes):
                 return torch.zeros((), dtype=kwargs.get("dtype") or args[0].dtype).expand(args[0].shape).clone()
             if name == "copy_" and not args[0].is_meta:
                 return args[0]
+            args = tuple(map(_there, args))
         elif name in DRAWS:
             return self._drawn(name, func, args, kwargs)
         return self.counted(self._quickly(func, args, kwargs))
@@ -89,6 +90,13 @@ class LiveBytes(CountedBytes):
         if math.prod(size) > SMALL:
             return torch.zeros(size, dtype=kwargs.get("dtype"))
         return func(*args, **kwargs)
+
+
+def _there(x: Any) -> Any:
+    """What has values, as a mask that chooses every token of a response, beside what has none: on the same device."""
+    if isinstance(x, Tensor) and x.ndim and not x.is_meta:
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
+    return x
 
 
 def _signature(values: Any) -> Any:

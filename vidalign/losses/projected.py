@@ -195,7 +195,7 @@ class _Chunks:
         else:
             target = self._target(part).log_softmax(-1)
             losses, gradient = divergence(logp, target, part.kind, part.beta, part.top_k)
-        weights = part.weights.to(self.wide)
+        weights = part.weights.to(losses)
         self.results[1].index_add_(0, index, losses)
         self.results[0] += (losses * weights).sum()
         self._add(index, states, gradient.mul_((weights / self.temperature)[:, None]))

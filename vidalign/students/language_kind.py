@@ -61,9 +61,20 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import stand_in
 
+        return stand_in(cls._own(student)), None, NoCodec()
+
+    @classmethod
+    def unloaded(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:
+        from vidalign.codecs.base import NoCodec
+        from vidalign.students.language_stand_in import unloaded
+
+        return unloaded(cls._own(student)), None, NoCodec()
+
+    @classmethod
+    def _own(cls, student: StudentChoice) -> LanguageSpec:
+        """The specification of a recipe's student, with the recipe's own settings."""
         spec, own = cls.spec(student), student.config
-        spec = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
-        return stand_in(spec), None, NoCodec()
+        return replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
 
     @classmethod
     def check(cls, draft: Draft) -> None:

@@ -1,16 +1,19 @@
-"""A stand-in for a language student with a tiny network: what an objective calls is counted without its weights."""
+"""Stand-ins for a language student: a tiny network whose calls are counted, and the real one without its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vidalign.students.chat import TokenBatch, lengthen
 from vidalign.students.language import LanguageStudent
-from vidalign.students.language_checkpoint import tokenizer_and_processor
-from vidalign.students.language_config import LanguageSpec
+from vidalign.students.language_checkpoint import new_model, tokenizer_and_processor
+from vidalign.students.language_config import LanguageSpec, Sampling
 
 WIDTH, TOKENS = 8, 4
 """Hidden size of the stand-in, and the longest response that it samples: a response counts once, however long."""
@@ -40,3 +43,38 @@ def stand_in(spec: LanguageSpec) -> LanguageStudent:
     )
     small = replace(spec, sampling=replace(spec.sampling, max_new_tokens=TOKENS))
     return LanguageStudent(small, model, tokenizer, processor)
+
+
+class Unloaded(LanguageStudent):
+    """One on the meta device, where nothing can be sampled: every response is as long as it may be."""
+
+    def generate(
+        self, prompts: TokenBatch, generators: Sequence[torch.Generator] | None, sampling: Sampling | None = None
+    ) -> TokenBatch:
+        """A batch on the CPU of the right shape; the passes of the first and the last token are made."""
+        rows, longest = len(prompts.ids), (sampling or self.spec.sampling).max_new_tokens
+        past = self.model(
+            input_ids=prompts.ids,
+            attention_mask=prompts.mask.long(),
+            use_cache=True,
+            logits_to_keep=1,
+            **prompts.inputs,
+        ).past_key_values
+        for layer in past.layers:
+            if layer.keys is not None:
+                room = (rows, layer.keys.shape[1], longest - 1, layer.keys.shape[3])
+                layer.keys, layer.values = (torch.cat([x, x.new_empty(room)], 2) for x in (layer.keys, layer.values))
+        mask = torch.ones(rows, prompts.ids.shape[1] + longest, dtype=torch.int64, device=self.device)
+        self.model(input_ids=prompts.ids[:, :1], attention_mask=mask, past_key_values=past, use_cache=True)
+        sampled = torch.zeros(rows, longest, dtype=torch.int64)
+        response, logprobs = torch.ones(rows, longest, dtype=torch.bool), torch.zeros(rows, longest)
+        ids = torch.cat([prompts.ids.cpu(), sampled], 1)
+        whole = torch.cat([prompts.mask.cpu(), response], 1)
+        return TokenBatch(ids, whole, response, lengthen(prompts.inputs, ids.shape), logprobs)
+
+
+def unloaded(spec: LanguageSpec) -> LanguageStudent:
+    """The student of `spec` with weights on the meta device, and its own tokenizer."""
+    with torch.device("meta"):
+        model = new_model(spec.config)
+    return Unloaded(spec, model, *tokenizer_and_processor(spec.tokenizer, model.config))

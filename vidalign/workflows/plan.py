@@ -21,7 +21,7 @@ from vidalign.engine.meter import metered
 from vidalign.engine.traced import DEVICE, traced
 from vidalign.errors import DoesNotFit, UserError, first_line
 from vidalign.recipe.sharing import processes_of_a_group
-from vidalign.workflows.step import Sizes, Step, first_steps
+from vidalign.workflows.step import Sizes, Step, first_steps, prompts_of
 
 if TYPE_CHECKING:
     from vidalign.engine.config import EngineConfig
@@ -73,8 +73,9 @@ def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True, step: int = 
         recipe, whole = copy.copy(recipe), recipe.objective.config
         part = replace(whole, group_size=whole.group_size // spread)
         recipe.objective = replace(recipe.objective, config=part)
+    given = prompts_of(recipe, prompts, step)
     with _refusing(recipe), traced(last=last) as live:
-        sizes = Step(recipe, live, DEVICE, prompts=prompts, step=step).run()
+        sizes = Step(recipe, live, DEVICE, given).run()
     return divided(Plan(**vars(sizes), step=step, last=last), recipe.engine, gpus), live.drawn
 
 
@@ -88,9 +89,10 @@ def measure_step(recipe: Recipe, plan: Plan) -> tuple[Plan, torch.device]:
     if device.type == "cpu" and getattr(recipe.student.config, "compile", False):
         why, fix = "tensors inside a graph cannot be counted", "add student.compile=false"
         raise UserError("compiled blocks are not measured on a CPU", where="student.compile", why=why, fix=fix)
+    given = prompts_of(recipe, prompts, plan.step)
     try:
         with metered(device, last=plan.last) as meter:
-            sizes = Step(recipe, meter, device, prompts=prompts, step=plan.step).run()
+            sizes = Step(recipe, meter, device, given).run()
     except torch.OutOfMemoryError as error:
         raise DoesNotFit("a step does not fit on this device", where=str(device), why=first_line(error)) from error
     return Plan(**vars(sizes), step=plan.step, last=plan.last), device

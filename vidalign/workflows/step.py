@@ -37,6 +37,7 @@ from vidalign.trainer import judge_experience
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
+    from vidalign.data.source import PromptSource
     from vidalign.engine.base import Engine
     from vidalign.engine.meter import Meter
     from vidalign.objectives.base import Experience, Objective, Phase
@@ -62,11 +63,19 @@ def first_steps(recipe: Recipe) -> list[int]:
     return sorted({part.start for part in recipe.objectives.values()}) or [0]
 
 
+def prompts_of(recipe: Recipe, prompts: int, step: int) -> tuple[PromptSource, Batch]:
+    """The source of a recipe and the first so many prompts of a step; sources draw numbers, so it is not traced."""
+    source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
+    first = step * recipe.trainer.prompts_per_step
+    ids = list(range(first, first + prompts))
+    return source, Batch(step, [source[n] for n in ids], ids)
+
+
 class Step:
     """A step on `device`; real: with the weights of the recipe, else with ones that have no values. Raises `UserError`
     where a part cannot be made."""
 
-    def __init__(self, recipe: Recipe, meter: Meter, device: torch.device, *, prompts: int, step: int) -> None:
+    def __init__(self, recipe: Recipe, meter: Meter, device: torch.device, given: tuple[PromptSource, Batch]) -> None:
         self.meter, self.sizes = meter, Sizes()
         self._peaks: list[int] = []
         """Of the phases that are open."""
@@ -78,11 +87,8 @@ class Step:
             student, codec = build_student(recipe), kind.codec(student.spec)
         student.gradient_checkpointing(recipe.student.checkpointing)
         student.rollout_batch = recipe.trainer.rollout_batch
-        rewards = _rewards(recipe, student.spec, features, device, prompts)
-        source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
-        first = step * recipe.trainer.prompts_per_step
-        ids = list(range(first, first + prompts))
-        self.batch = Batch(step, [source[n] for n in ids], ids)
+        rewards = _rewards(recipe, student.spec, features, device, len(given[1].ids))
+        source, self.batch = given
         offer = _offer(recipe, self.objective, rewards)
         teacher = dry_teacher(recipe, offer, bare[0], bare[2], partial(_network, recipe, real))
         config = recipe.teacher.config if recipe.teacher is not None else None
@@ -95,7 +101,7 @@ class Step:
         parts = Parts(student, teacher, rewards, source, features, codec, decoder)
         with torch.random.fork_rng(devices=[]):
             self.ctx: TrainContext = assemble(_plain(recipe), self.objective, parts, Tracker.silent(), device)
-        self.ctx.step = step
+        self.ctx.step = self.batch.step
 
     def run(self) -> Sizes:
         """Run it once."""
@@ -210,7 +216,7 @@ def _nbytes(network: Any, seen: set[int] | None = None) -> int:
     own = {p.untyped_storage()._cdata: p.nbytes for p in network.parameters()}
     new = {key: size for key, size in own.items() if seen is None or key not in seen}
     if seen is not None:
-        seen |= own.keys()
+        seen.update(own)
     return sum(new.values())
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TEACHER = "teacher"
 """The source of a target that is the teacher; the others are weight sets of the student."""
 GENERATE_SLICE = 64
-"""Responses generated at once: bounds the memory of the key-value cache."""
+"""Responses generated at once unless `Student.rollout_batch` says it: bounds the memory of the key-value cache."""
 Privilege = Literal["own", "shuffled", "none"]
 
 
@@ -71,8 +71,9 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
     generators = ctx.generators("rollout", samples)
     parts = []
     with ctx.gathered():
-        for start in range(0, len(examples), GENERATE_SLICE):
-            rows = slice(start, start + GENERATE_SLICE)
+        size = student.rollout_batch or GENERATE_SLICE
+        for start in range(0, len(examples), size):
+            rows = slice(start, start + size)
             parts.append(student.generate(student.prompts(examples[rows]), generators[rows]))
     width = max(part.response.shape[1] for part in parts)
     tensors = {
