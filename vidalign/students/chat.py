@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.data.examples import Example
-from vidalign.errors import DataError, UserError
+from vidalign.errors import DataError
 from vidalign.students.language_config import ChatConfig
+from vidalign.students.turns import SAID, Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,26 +60,21 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any, config: ChatConfig, processor: Any = None) -> None:
         self.tokenizer, self.config, self.processor = tokenizer, config, processor
-        if not (processor or tokenizer).chat_template:
-            raise UserError("the tokenizer has no chat template", where="student", fix="use an instruction-tuned model")
-        own = tokenizer.pad_token_id
-        self.pad = int(tokenizer.eos_token_id if own is None else own)
+        self.turns = Turns(processor or tokenizer, options=config.options)
+        self.closing, self.end = self._closing()
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, self.end, 0)
+        self.pad = next(int(one) for one in pads if one is not None)
 
     def messages(self, example: Example, privileged: str = "") -> list[dict[str, Any]]:
         """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt."""
         text = self.config.privileged.format(prompt=example.prompt, privileged=privileged) if privileged else None
-        content: Any = example.prompt if text is None else text
-        if self.processor is not None:
-            content = [*({"type": "image"} for _ in example.images), {"type": "text", "text": content}]
+        content = self._content(example.prompt if text is None else text, len(example.images))
         turns = [{"role": "system", "content": self.config.system}] if self.config.system else []
         return [*turns, {"role": "user", "content": content}]
 
     def text(self, example: Example, privileged: str = "") -> str:
         """The conversation as the model's template writes it, up to and with the assistant marker."""
-        turns = self.messages(example, privileged)
-        source = self.processor or self.tokenizer
-        options = {"tokenize": False, "add_generation_prompt": True, **self.config.options}
-        return str(source.apply_chat_template(turns, **options))
+        return self.turns.text(self.messages(example, privileged))
 
     def prompts(self, examples: Sequence[Example], privileged: Sequence[str] | None = None) -> TokenBatch:
         """Prompts alone (R = 0), left padded to the longest.
@@ -111,9 +107,10 @@ class ChatEncoder:
         mask = torch.cat([before.mask.to(device), response], 1)
         return TokenBatch(ids, mask, response, lengthen(before.inputs, ids.shape))
 
-    def responses(self, texts: Sequence[str], stop: int) -> tuple[Tensor, Tensor]:
-        """Ids ``[N, R]`` and mask of written responses, each closed by the token `stop`, right padded."""
-        rows = [[*self.tokenizer(text, add_special_tokens=False).input_ids, stop] for text in texts]
+    def responses(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids ``[N, R]`` and mask of written responses, right padded. Each is closed as the template closes the turn of
+        an assistant, up to and with the token `end`."""
+        rows = [[*self.tokenizer(text + self.closing, add_special_tokens=False).input_ids, self.end] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
         return ids, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
@@ -122,6 +119,25 @@ class ChatEncoder:
         """Text of every response, without special tokens."""
         rows = [ids[keep].tolist() for ids, keep in zip(response_ids.cpu(), response.cpu(), strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def _content(self, text: str, pictures: int = 0) -> Any:
+        """The content of a turn: a text, or parts for a processor."""
+        if self.processor is None:
+            return text
+        return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+
+    def _closing(self) -> tuple[str, int | None]:
+        """What the template writes between an assistant's text and the token that ends its turn, and that token. It is
+        the first added token behind the text; the tokenizer's end-of-text token where there is none."""
+        user = {"role": "user", "content": self._content("?")}
+        after = self.turns.after_assistant(user, self._content(SAID))
+        added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        places = {token: place for token in added if token.strip() and (place := after.find(token)) >= 0}
+        if not places:
+            end = self.tokenizer.eos_token_id
+            return "", None if end is None else int(end)
+        first = min(places, key=lambda token: (places[token], -len(token)))
+        return after[: places[first]], added[first]
 
     def _encode(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
         text = self.text(example, privileged)

@@ -51,8 +51,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
         self.spec = spec
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
-        self.chat = ChatEncoder(tokenizer, spec.chat, processor)
-        self.stop_ids = _stop_ids(tokenizer, spec)
+        self._converse(tokenizer, processor)
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
@@ -86,9 +85,16 @@ class LanguageStudent(Student[LanguageSpec]):
     def configure(self, chat: ChatConfig | None = None, sampling: Sampling | None = None) -> LanguageStudent:
         """Other chat or sampling settings than those that came with the weights; they are saved with the student."""
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
-        self.chat = ChatEncoder(self.chat.tokenizer, self.spec.chat, self.chat.processor)
-        _token_ids(self.chat.tokenizer, self.spec.sampling.stop)  # they exist
+        self._converse(self.chat.tokenizer, self.chat.processor)
         return self
+
+    def _converse(self, tokenizer: Any, processor: Any) -> None:
+        """Write and end turns as the specification says."""
+        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor)
+        self.stop_ids = _stop_ids(self.chat, self.spec)
+        """What ends a response: the tokenizer's end of text, the end of a turn in the template, those of the spec."""
+        if self.chat.end is None:
+            self.chat.end = next(iter(self.stop_ids or self._stops(self.spec.sampling)))
 
     def adapter_settings(self) -> dict[str, str]:
         """Where the model comes from, and that it writes text: servers ask for both."""
@@ -298,22 +304,23 @@ class LanguageStudent(Student[LanguageSpec]):
                 layer.training = False
 
 
-def _stop_ids(tokenizer: Any, spec: LanguageSpec) -> list[int]:
-    """The tokenizer's end-of-text token and those of the spec; `UserError` when nothing would end a response."""
-    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    ids = {*own, *_token_ids(tokenizer, spec.stop)}
-    if not ids | {*_token_ids(tokenizer, spec.sampling.stop)}:
+def _stop_ids(chat: ChatEncoder, spec: LanguageSpec) -> list[int]:
+    """The tokenizer's end-of-text token, the template's end of a turn, and those of the spec; `UserError` when nothing
+    would end a response."""
+    own = [int(end) for end in (chat.tokenizer.eos_token_id, chat.end) if end is not None]
+    ids = {*own, *_token_ids(chat.tokenizer, spec.stop)}
+    if not ids | {*_token_ids(chat.tokenizer, spec.sampling.stop)}:
         raise UserError(
             "nothing ends a response",
             where="student.sampling.stop",
-            why="the tokenizer has no end-of-text token",
+            why="the tokenizer has no end-of-text token, and the template ends no turn with a token",
             fix="name the tokens that do",
         )
     return sorted(ids)
 
 
 def _token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
-    known = tokenizer.get_vocab()
+    known = tokenizer.get_vocab() if names else {}
     for name in names:
         if name not in known:
             raise UserError(
