@@ -149,21 +149,38 @@ class ChatEncoder:
                     fix="use a vision-language model",
                 )
             return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
-        pictures = {"images": list(example.images)} if example.images else {}
+        pictures = {"images": [list(example.images)]} if example.images else {}  # nested: all of one row
         inputs = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
         inputs.pop("attention_mask", None)
         return inputs.pop("input_ids")[0], inputs
 
     @staticmethod
     def _stack(extras: Sequence[dict[str, Tensor]], length: int) -> dict[str, Tensor]:
-        """Picture tensors of all rows one after the other; those with an entry a token are padded like the ids."""
+        """What the processor made of the pictures of every row, one after the other along the first dimension.
+
+        That dimension counts pictures, rows or flat patches, as the processor lays them out; a row without pictures
+        has no part. All others are padded to the largest with zeros, as processors pad tiles and pictures themselves:
+        models leave such tiles out, and masks of pixels become false there. An entry a token is padded like the ids.
+        """
         out: dict[str, list[Tensor]] = {}
         for extra in extras:
             for name, value in extra.items():
                 if name.endswith(PER_TOKEN):
                     value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
                 out.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in out.items()}
+        return {name: torch.cat(_padded(values)) for name, values in out.items()}
+
+
+def _padded(values: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with zeros behind, up to the largest in all dimensions but the first."""
+    sizes = [max(size) for size in zip(*(value.shape[1:] for value in values), strict=True)]
+    room = [[(0, most - own) for most, own in zip(sizes, value.shape[1:], strict=True)] for value in values]
+    return [
+        torch.nn.functional.pad(value, [side for pair in reversed(one) for side in pair])
+        if any(map(any, one))
+        else value
+        for value, one in zip(values, room, strict=True)
+    ]
 
 
 def lengthen(inputs: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:

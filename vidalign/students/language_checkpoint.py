@@ -46,13 +46,15 @@ def sees_pictures(config: Any) -> bool:
 
 def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
     """Tokenizer of a folder, hub name or shipped name, and processor of a vision-language model (else None)."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from vidalign.students.processors import load_processor
 
     shipped = Path(str(resources.files("vidalign") / "weights")) / name
     source = str(shipped) if (shipped / "tokenizer.json").is_file() else name
     try:
         if sees_pictures(config):
-            processor = AutoProcessor.from_pretrained(source)
+            processor = load_processor(source, config)
             return processor.tokenizer, processor
         return AutoTokenizer.from_pretrained(source), None
     except (OSError, ValueError) as error:

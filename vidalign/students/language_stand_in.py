@@ -25,9 +25,8 @@ class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not 
 
 def stand_in(spec: LanguageSpec) -> LanguageStudent:
     """A student with the tokenizer, the chat and the sampling of `spec`."""
-    tokenizer, processor = tokenizer_and_processor(
-        spec.tokenizer, SimpleNamespace(vision_config=spec.config.get("vision_config"))
-    )
+    config = SimpleNamespace(vision_config=spec.config.get("vision_config"), model_type=spec.config["model_type"])
+    tokenizer, processor = tokenizer_and_processor(spec.tokenizer, config)
     model = TinyModel(
         LlamaConfig(
             vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
