@@ -116,6 +116,7 @@ def tokenizer(name: str, template: bool = True) -> PreTrainedTokenizerFast:
         bos_token=family.begin,
         eos_token=family.end,
         pad_token=family.pad,
+        unk_token="<unk>" if "<unk>" in family.specials else None,
         additional_special_tokens=family.specials,
     )
     made.add_tokens(list(family.plain))

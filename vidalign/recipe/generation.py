@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vidalign.errors import UserError
 
@@ -19,6 +19,9 @@ class ChatConfig:
     """User turn of a privileged policy."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further variables of the model's chat template, such as `enable_thinking: false`."""
+    control_tokens: Literal["text", "as_written"] = "text"
+    """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: text = they
+    are read as ordinary text, as_written = as the tokens of that name."""
 
     def __post_init__(self) -> None:
         names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)

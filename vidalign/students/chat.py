@@ -7,14 +7,17 @@ last columns of the batch. So column j of the response is the same token under e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.data.examples import Example
 from vidalign.errors import DataError
+from vidalign.students.control import TypedTokens, control_tokens
 from vidalign.students.language_config import ChatConfig
 from vidalign.students.turns import SAID, Turns
 
@@ -65,11 +68,16 @@ class ChatEncoder:
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, self.end, 0)
         self.pad = next(int(one) for one in pads if one is not None)
 
-    def messages(self, example: Example, privileged: str = "") -> list[dict[str, Any]]:
-        """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt."""
+    def messages(
+        self, example: Example, privileged: str = "", written: Callable[[str], str] = str
+    ) -> list[dict[str, Any]]:
+        """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt.
+
+        written: what is made of the text of every turn.
+        """
         text = self.config.privileged.format(prompt=example.prompt, privileged=privileged) if privileged else None
-        content = self._content(example.prompt if text is None else text, len(example.images))
-        turns = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        content = self._content(written(example.prompt if text is None else text), len(example.images))
+        turns = [{"role": "system", "content": written(self.config.system)}] if self.config.system else []
         return [*turns, {"role": "user", "content": content}]
 
     def text(self, example: Example, privileged: str = "") -> str:
@@ -110,7 +118,7 @@ class ChatEncoder:
     def responses(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids ``[N, R]`` and mask of written responses, right padded. Each is closed as the template closes the turn of
         an assistant, up to and with the token `end`."""
-        rows = [[*self.tokenizer(text + self.closing, add_special_tokens=False).input_ids, self.end] for text in texts]
+        rows = [[*self._response(text), self.end] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.pad] * (length - len(row)) for row in rows])
         return ids, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
@@ -129,8 +137,7 @@ class ChatEncoder:
     def _closing(self) -> tuple[str, int | None]:
         """What the template writes between an assistant's text and the token that ends its turn, and that token. It is
         the first added token behind the text; the tokenizer's end-of-text token where there is none."""
-        user = {"role": "user", "content": self._content("?")}
-        after = self.turns.after_assistant(user, self._content(SAID))
+        after = self._answered.rpartition(SAID)[2]
         added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
         places = {token: place for token in added if token.strip() and (place := after.find(token)) >= 0}
         if not places:
@@ -139,18 +146,59 @@ class ChatEncoder:
         first = min(places, key=lambda token: (places[token], -len(token)))
         return after[: places[first]], added[first]
 
+    @cached_property
+    def _answered(self) -> str:
+        """A question and its answer, as the template writes them."""
+        return self.turns.answered({"role": "user", "content": self._content("?")}, self._content(SAID))
+
+    @cached_property
+    def _placeholders(self) -> set[str]:
+        """Tokens that stand for pictures and the like."""
+        names = ("image_token", "video_token", "audio_token")
+        return {token for name in names if (token := getattr(self.processor, name, None))}
+
+    @cached_property
+    def _typed(self) -> TypedTokens:
+        """Reads prompts in which somebody typed a control token."""
+        begun = self.turns.text([{"role": "user", "content": self._content("?")}])
+        return TypedTokens(self.tokenizer, control_tokens(self.tokenizer, begun + self._answered, self._placeholders))
+
+    @cached_property
+    def _typed_in_responses(self) -> TypedTokens:
+        """Reads written responses: they may hold control tokens, but none that ends them or stands for a picture."""
+        ends = {self.tokenizer.convert_ids_to_tokens(self.end), self.tokenizer.eos_token}
+        added = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        return TypedTokens(self.tokenizer, (ends | self._placeholders) & added)
+
+    def _response(self, text: str) -> list[int]:
+        """The ids of a written response, up to the token that ends it."""
+        tokenizer = self.tokenizer
+        if self.config.control_tokens == "text":
+            text = text.removesuffix(tokenizer.convert_ids_to_tokens(self.end))
+            if self._typed_in_responses.typed_in(text):
+                tokenizer, text = self._typed_in_responses, self._typed_in_responses.marked(text)
+        return list(tokenizer(text + self.closing, add_special_tokens=False).input_ids)
+
     def _encode(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
-        text = self.text(example, privileged)
-        if self.processor is None:
+        """Ids of a prompt, and what the processor makes of its pictures."""
+        turns, tokenizer, processor = self.messages(example, privileged), self.tokenizer, self.processor
+        texts = (example.prompt, privileged, self.config.system, self.config.privileged)
+        if self.config.control_tokens == "text" and any(map(self._typed.typed_in, texts)):
+            turns, tokenizer = self.messages(example, privileged, self._typed.marked), self._typed
+            if processor is not None:
+                processor = copy.copy(processor)
+                processor.tokenizer = tokenizer
+        text = self.turns.text(turns)
+        if processor is None:
             if example.images:
                 raise DataError(
                     "the student cannot see pictures",
                     why="it is a causal language model",
                     fix="use a vision-language model",
                 )
-            return torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids), {}
+            return torch.tensor(tokenizer(text, add_special_tokens=False).input_ids), {}
         pictures = {"images": [list(example.images)]} if example.images else {}  # nested: all of one row
-        inputs = dict(self.processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
+        inputs = dict(processor(text=[text], return_tensors="pt", add_special_tokens=False, **pictures))
         inputs.pop("attention_mask", None)
         return inputs.pop("input_ids")[0], inputs
 

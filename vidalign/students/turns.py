@@ -51,13 +51,13 @@ class Turns:
                 fix="check chat.template, chat.system and chat.options",
             ) from error
 
-    def after_assistant(self, user: Mapping[str, Any], said: Any) -> str:
-        """What the template writes after an assistant's turn; `said`: a content that holds `SAID`. Empty where there
-        is no template, or where it writes no such turn."""
+    def answered(self, user: Mapping[str, Any], said: Any) -> str:
+        """A conversation with an assistant's turn in it; `said`: a content that holds `SAID`. Empty where there is no
+        template, or where it writes no such turn."""
         if not self.exists:
             return ""
         try:
             text = self.text([user, {"role": "assistant", "content": said}], begun=False)
         except UserError:
             return ""
-        return text.rpartition(SAID)[2] if SAID in text else ""
+        return text if SAID in text else ""
