@@ -18,7 +18,10 @@ class ChatConfig:
     privileged: str = "{prompt}\n\n{privileged}"
     """User turn of a privileged policy."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further variables of the model's chat template, such as `enable_thinking: false`."""
+    """Further variables of the chat template, such as `enable_thinking: false`."""
+    template: str = ""
+    """Chat template, for a base model that has none: the text of a Jinja template, or a file that holds it. Empty: the
+    model's own."""
     control_tokens: Literal["text", "as_written"] = "text"
     """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: text = they
     are read as ordinary text, as_written = as the tokens of that name."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from vidalign.data.examples import Example
 from vidalign.errors import DataError
 from vidalign.students.control import TypedTokens, control_tokens
 from vidalign.students.language_config import ChatConfig
-from vidalign.students.turns import SAID, Turns
+from vidalign.students.turns import SAID, Turns, template_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,12 +62,27 @@ class TokenBatch:
 class ChatEncoder:
     """Chat template and tokenizer of one model; `processor` is the multimodal one of a vision-language model."""
 
-    def __init__(self, tokenizer: Any, config: ChatConfig, processor: Any = None) -> None:
-        self.tokenizer, self.config, self.processor = tokenizer, config, processor
-        self.turns = Turns(processor or tokenizer, options=config.options)
+    def __init__(
+        self, tokenizer: Any, config: ChatConfig, processor: Any = None, section: str = "student.chat"
+    ) -> None:
+        self.tokenizer, self.processor = tokenizer, processor
+        self.config = replace(config, template=template_text(config.template, section))
+        self.turns = Turns(processor or tokenizer, self.config.template, config.options, section)
         self.closing, self.end = self._closing()
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, self.end, 0)
         self.pad = next(int(one) for one in pads if one is not None)
+
+    def check(self) -> None:
+        """Raises `UserError` for a template that is missing or cannot write the conversations of these settings."""
+        *system, user = self.messages(Example("?"))
+        self.turns.check(system[0] if system else None, user)
+
+    def save(self, folder: Path) -> None:
+        """Tokenizer, processor and chat template, as transformers reads them."""
+        source = copy.copy(self.processor or self.tokenizer)
+        if self.config.template:
+            source.chat_template = self.config.template
+        source.save_pretrained(folder)
 
     def messages(
         self, example: Example, privileged: str = "", written: Callable[[str], str] = str

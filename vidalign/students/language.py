@@ -49,7 +49,8 @@ class LanguageStudent(Student[LanguageSpec]):
         super().__init__()
         from transformers import GenerationConfig
 
-        self.spec = spec
+        self.spec, self.section, self.own_prompts = spec, "student", False
+        """`own_prompts`: whether a teacher writes its prompts by settings of its own, not by those of the student."""
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
         self._converse(tokenizer, processor)
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
@@ -82,15 +83,22 @@ class LanguageStudent(Student[LanguageSpec]):
 
         return language_checkpoint.load(str(path)).to(device)
 
-    def configure(self, chat: ChatConfig | None = None, sampling: Sampling | None = None) -> LanguageStudent:
-        """Other chat or sampling settings than those that came with the weights; they are saved with the student."""
+    def configure(
+        self, chat: ChatConfig | None = None, sampling: Sampling | None = None, section: str = "student"
+    ) -> LanguageStudent:
+        """Other chat or sampling settings than those that came with the weights; they are saved with the student.
+
+        section: of the recipe that gives them. Raises `UserError` for a chat template that cannot be read.
+        """
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
+        self.section, self.own_prompts = section, section != "student"
         self._converse(self.chat.tokenizer, self.chat.processor)
         return self
 
     def _converse(self, tokenizer: Any, processor: Any) -> None:
         """Write and end turns as the specification says."""
-        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor)
+        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor, f"{self.section}.chat")
+        self.spec = replace(self.spec, chat=self.chat.config)
         self.stop_ids = _stop_ids(self.chat, self.spec)
         """What ends a response: the tokenizer's end of text, the end of a turn in the template, those of the spec."""
         if self.chat.end is None:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import CheckpointError, UserError, first_line
 from vidalign.quiet import no_bars
+from vidalign.students.chat import ChatEncoder
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import BESIDE, LanguageSpec, is_transformers
 from vidalign.students.video.checkpoint import check_layers, check_spec
@@ -66,6 +68,13 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
         ) from error
 
 
+def chat_of(spec: LanguageSpec) -> ChatEncoder:
+    """How a specification writes conversations; no weights are read."""
+    config = SimpleNamespace(vision_config=spec.config.get("vision_config"), model_type=spec.config.get("model_type"))
+    tokenizer, processor = tokenizer_and_processor(spec.tokenizer, config)
+    return ChatEncoder(tokenizer, spec.chat, processor)
+
+
 WEIGHTS = "model.safetensors"
 """How transformers calls them, in a folder that holds all else of a model too."""
 
@@ -93,7 +102,7 @@ def _write_beside(student: LanguageStudent, folder: Path, dtype: str) -> None:
     config.dtype = dtype
     config.architectures = [type(student.model).__name__]
     config.save_pretrained(folder)
-    (student.chat.processor or student.chat.tokenizer).save_pretrained(folder)
+    student.chat.save(folder)
     ends = GenerationConfig(eos_token_id=student.stop_ids, pad_token_id=student.chat.pad)
     ends.save_pretrained(folder)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidalign.errors import DataError
+from vidalign.errors import DataError, UserError
 from vidalign.reading import regular
 from vidalign.students.kind import Sizes, StudentKind
-from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_transformers
+from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_hub_name, is_transformers
 from vidalign.students.samples import SampleRequest, Samples
 
 if TYPE_CHECKING:
@@ -53,7 +53,12 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def build(cls, student: StudentChoice, seed: int) -> LanguageStudent:
-        return super().build(student, seed).configure(student.config.chat, student.config.sampling)
+        from vidalign.students.language_checkpoint import chat_of
+
+        own = student.config
+        spec = cls.spec(student)
+        chat_of(replace(spec, chat=own.chat or spec.chat)).check()  # before the weights are read
+        return super().build(student, seed).configure(own.chat, own.sampling)
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:
@@ -73,6 +78,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         student = draft.recipe.student
         check_adapter(draft, [] if student.init else written_layers(student.path))
         _check_pictures(draft)
+        check_chat(draft, "student", student.path, lambda: cls.spec(student))
 
     @classmethod
     def check_weights(cls, draft: Draft, path: str) -> None:
@@ -147,6 +153,25 @@ def _check_pictures(draft: Draft) -> None:
                 "it is a causal language model",
                 "use a vision-language model, or prompts without pictures",
             )
+
+
+def check_chat(draft: Draft, section: str, path: str, read: Callable[[], LanguageSpec]) -> None:
+    """The chat template of a model whose files are at hand writes conversations by the settings of a section; those of
+    the hub are asked for when the run begins. read: its specification."""
+    from vidalign.students.chat import ChatEncoder
+    from vidalign.students.language_checkpoint import chat_of
+
+    chat = getattr(getattr(draft.recipe, section).config, "chat", None)
+    if chat is None or not draft.sound(section) or (is_hub_name(path) and not Path(path).exists()):
+        return
+    try:
+        made = chat_of(replace(read(), chat=ChatConfig()))
+    except UserError:
+        return  # reported with the weights
+    try:
+        ChatEncoder(made.tokenizer, chat, made.processor, f"{section}.chat").check()
+    except UserError as error:
+        draft.refuse_as(error, error.problems[0].where)
 
 
 def _is_blind(draft: Draft) -> bool:

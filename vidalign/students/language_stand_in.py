@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vidalign.students.language import LanguageStudent
-from vidalign.students.language_checkpoint import tokenizer_and_processor
+from vidalign.students.language_checkpoint import chat_of
 from vidalign.students.language_config import LanguageSpec
 
 WIDTH, TOKENS = 8, 4
@@ -25,8 +24,8 @@ class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not 
 
 def stand_in(spec: LanguageSpec) -> LanguageStudent:
     """A student with the tokenizer, the chat and the sampling of `spec`."""
-    config = SimpleNamespace(vision_config=spec.config.get("vision_config"), model_type=spec.config["model_type"])
-    tokenizer, processor = tokenizer_and_processor(spec.tokenizer, config)
+    chat = chat_of(spec)
+    tokenizer = chat.tokenizer
     model = TinyModel(
         LlamaConfig(
             vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
@@ -38,4 +37,4 @@ def stand_in(spec: LanguageSpec) -> LanguageStudent:
         )
     )
     small = replace(spec, sampling=replace(spec.sampling, max_new_tokens=TOKENS))
-    return LanguageStudent(small, model, tokenizer, processor)
+    return LanguageStudent(small, model, tokenizer, chat.processor)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vidalign.errors import UserError, first_line
+from vidalign.reading import regular
 
 SAID = "vidalign0said0this"
 """Stands for an assistant's text, to see what a template writes behind it; neither markup nor blank."""
@@ -21,6 +23,8 @@ class Turns:
     template: str = ""
     """Text of a Jinja template; empty: that of `source`."""
     options: Mapping[str, Any] | None = None
+    section: str = "student.chat"
+    """Where the recipe says so."""
 
     @property
     def exists(self) -> bool:
@@ -35,7 +39,7 @@ class Turns:
         if not self.exists:
             raise UserError(
                 "the tokenizer has no chat template",
-                where="student.chat.template",
+                where=f"{self.section}.template",
                 why="base models come without one",
                 fix="give chat.template, or use an instruction-tuned model",
             )
@@ -46,10 +50,28 @@ class Turns:
         except Exception as error:  # a template is a program of somebody else
             raise UserError(
                 "the chat template cannot write the conversation",
-                where="student.chat",
+                where=f"{self.section}.template" if self.template else self.section,
                 why=first_line(error),
-                fix="check chat.template, chat.system and chat.options",
+                fix="check chat.template and chat.options",
             ) from error
+
+    def check(self, system: Mapping[str, Any] | None, user: Mapping[str, Any]) -> None:
+        """Raises `UserError` for a template that cannot write these turns, or leaves out what the system turn says."""
+        self.text([user])
+        if system is None:
+            return
+        why = "it writes nothing of it"
+        try:
+            if str(system["content"]).strip() in self.text([system, user]):
+                return
+        except UserError as error:
+            why = error.problems[0].why
+        raise UserError(
+            "the chat template refuses a system turn",
+            where=f"{self.section}.system",
+            why=why,
+            fix="leave chat.system empty and put its text into the prompts, or give another chat.template",
+        )
 
     def answered(self, user: Mapping[str, Any], said: Any) -> str:
         """A conversation with an assistant's turn in it; `said`: a content that holds `SAID`. Empty where there is no
@@ -61,3 +83,19 @@ class Turns:
         except UserError:
             return ""
         return text if SAID in text else ""
+
+
+def template_text(template: str, section: str = "student.chat") -> str:
+    """A chat template as a recipe gives it: its text, or that of the file that it names. Raises `UserError` for one
+    that is neither."""
+    if not template or any(mark in template for mark in ("{{", "{%", "{#")):
+        return template
+    try:
+        return regular(Path(template)).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"there is no chat template {template[:60]!r}",
+            where=f"{section}.template",
+            why=f"it holds no Jinja, such as {{{{ messages }}}}, and cannot be read as a file: {first_line(error)}",
+            fix="give the text of a template, or the path of a file",
+        ) from error
