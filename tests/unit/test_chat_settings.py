@@ -37,7 +37,11 @@ def spoil(folder: Path) -> None:
     """Weights that no model can be made of."""
     save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(
-        (folder / "config.json").read_text().replace('"n_embd": 32', '"n_embd": 33'), encoding="utf-8"
+        (folder / "config.json")
+        .read_text()
+        .replace('"hidden_size": 32', '"hidden_size": 33')
+        .replace('"n_embd": 32', '"n_embd": 33'),
+        encoding="utf-8",
     )
 
 
@@ -90,11 +94,13 @@ def test_templates_that_cannot_be_used_are_refused_before_any_work(tmp_path: Pat
 
 
 def test_without_chat_settings_a_base_model_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    base = save("gpt2", tmp_path / "base", template=False)
-    recipe = load_recipe(write_recipe(tmp_path, f"path: {base}"), [])
+    base = save("qwen", tmp_path / "base", max_position_embeddings=1024)
+    recipe = load_recipe(write_recipe(tmp_path, f"path: {base}"), ["~student.sampling"])
+    (base / "chat_template.jinja").unlink()  # as a name of the hub, whose files are read when the run begins
     spoil(base)
     with pytest.raises(UserError, match=r"no chat template - student\.chat\.template"):
         build_context(recipe, build_objective(recipe), Tracker.silent())
+    assert "no chat template" in refused(tmp_path / "recipe.yaml", "~student.sampling")
 
 
 @pytest.mark.parametrize("left_out", [False, True])

@@ -26,7 +26,18 @@ class ChatConfig:
     """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: text = they
     are read as ordinary text, as_written = as the tokens of that name."""
 
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens, with its privileged text and pictures; null = the model's context less
+    `sampling.max_new_tokens`."""
+    long_prompts: Literal["refuse", "drop", "cut"] = "refuse"
+    """What becomes of a longer one: refuse = the run ends, drop = another training prompt takes its place, cut = the
+    beginning of its question is left out."""
+
     def __post_init__(self) -> None:
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise UserError(
+                f"max_prompt_length is {self.max_prompt_length}", where="chat.max_prompt_length", fix="use 1 or more"
+            )
         names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
         if names != ["privileged", "prompt"]:
             raise UserError(

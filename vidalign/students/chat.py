@@ -20,6 +20,7 @@ from vidalign.data.examples import Example
 from vidalign.errors import DataError
 from vidalign.students.control import TypedTokens, control_tokens
 from vidalign.students.language_config import ChatConfig
+from vidalign.students.lengths import Room, latest_part
 from vidalign.students.turns import SAID, Turns, template_text
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class TokenBatch:
 class ChatEncoder:
     """Chat template and tokenizer of one model; `processor` is the multimodal one of a vision-language model."""
 
-    def __init__(
-        self, tokenizer: Any, config: ChatConfig, processor: Any = None, section: str = "student.chat"
-    ) -> None:
+    def __init__(self, tokenizer: Any, config: ChatConfig, processor: Any = None, room: Room | None = None) -> None:
         self.tokenizer, self.processor = tokenizer, processor
+        self.room = room or Room(longest=config.max_prompt_length)
+        section = f"{self.room.section}.chat"
         self.config = replace(config, template=template_text(config.template, section))
         self.turns = Turns(processor or tokenizer, self.config.template, config.options, section)
         self.closing, self.end = self._closing()
@@ -73,7 +74,9 @@ class ChatEncoder:
         self.pad = next(int(one) for one in pads if one is not None)
 
     def check(self) -> None:
-        """Raises `UserError` for a template that is missing or cannot write the conversations of these settings."""
+        """Raises `UserError` for a template that is missing or cannot write the conversations of these settings, and
+        where no prompt fits."""
+        self.room.check()
         *system, user = self.messages(Example("?"))
         self.turns.check(system[0] if system else None, user)
 
@@ -104,10 +107,10 @@ class ChatEncoder:
         """Prompts alone (R = 0), left padded to the longest.
 
         privileged: one text an example, or None for bare prompts. Raises `DataError` for pictures that the model
-        cannot see.
+        cannot see, and for a prompt that is too long, unless it is to be cut.
         """
         hints = privileged if privileged is not None else [""] * len(examples)
-        rows = [self._encode(example, hint) for example, hint in zip(examples, hints, strict=True)]
+        rows = [self._fitted(example, hint) for example, hint in zip(examples, hints, strict=True)]
         length = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), length), self.pad)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -126,7 +129,13 @@ class ChatEncoder:
     ) -> TokenBatch:
         """The same response tokens ``[N, R]`` (with their mask) behind other prompts; arguments as for `prompts`."""
         before = self.prompts(examples, privileged)
-        device = response_ids.device
+        context, device = self.room.context, response_ids.device
+        lengths = before.mask.sum(1) + response.sum(1).to(before.mask.device)
+        for example, length in zip(examples, lengths.tolist(), strict=True):
+            if context is not None and length > context:
+                raise replace(self.room, response=0, longest=None).too_long(
+                    f"{example.prompt[:60]!r} with its response", length
+                )
         ids = torch.cat([before.ids.to(device), response_ids.masked_fill(~response, self.pad)], 1)
         mask = torch.cat([before.mask.to(device), response], 1)
         return TokenBatch(ids, mask, response, lengthen(before.inputs, ids.shape))
@@ -194,6 +203,32 @@ class ChatEncoder:
             if self._typed_in_responses.typed_in(text):
                 tokenizer, text = self._typed_in_responses, self._typed_in_responses.marked(text)
         return list(tokenizer(text + self.closing, add_special_tokens=False).input_ids)
+
+    def excess(self, example: Example, privileged: str = "") -> int | None:
+        """The tokens of a prompt that is too long; None for one that fits."""
+        room, texts = self.room.prompt, (example.prompt, privileged, self._empty)
+        if room is None or (not example.images and len("".join(texts).encode()) <= room):
+            return None  # no token is shorter than a byte
+        length = len(self._encode(example, privileged)[0])
+        return length if length > room else None
+
+    @cached_property
+    def _empty(self) -> str:
+        """The conversation without a question."""
+        return self.text(Example("?", privileged="?"), "?")
+
+    def _fitted(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `_encode`, of a prompt that is no longer than it may be."""
+        ids, extra = self._encode(example, privileged)
+        if self.room.prompt is None or len(ids) <= self.room.prompt:
+            return ids, extra
+        refusal = self.room.too_long(repr(example.prompt[:60]), len(ids))
+        if self.config.long_prompts != "cut":
+            raise refusal
+        kept = latest_part(example.prompt, lambda text: self.excess(replace(example, prompt=text), privileged) is None)
+        if not kept:
+            raise refusal
+        return self._encode(replace(example, prompt=kept), privileged)
 
     def _encode(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Ids of a prompt, and what the processor makes of its pictures."""

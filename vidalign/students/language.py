@@ -27,6 +27,7 @@ from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
+from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -91,13 +92,16 @@ class LanguageStudent(Student[LanguageSpec]):
         section: of the recipe that gives them. Raises `UserError` for a chat template that cannot be read.
         """
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
-        self.section, self.own_prompts = section, section != "student"
+        self.section = section
         self._converse(self.chat.tokenizer, self.chat.processor)
         return self
 
     def _converse(self, tokenizer: Any, processor: Any) -> None:
         """Write and end turns as the specification says."""
-        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor, f"{self.section}.chat")
+        context, own = context_of(self.model.config), self.section == "student"
+        response = self.spec.sampling.max_new_tokens if own else 0
+        room = Room(context, response, self.spec.chat.max_prompt_length, self.section)
+        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor, room)
         self.spec = replace(self.spec, chat=self.chat.config)
         self.stop_ids = _stop_ids(self.chat, self.spec)
         """What ends a response: the tokenizer's end of text, the end of a turn in the template, those of the spec."""
@@ -187,6 +191,7 @@ class LanguageStudent(Student[LanguageSpec]):
         """
         assert prompts.response.shape[1] == 0, "generation begins where the prompt ends"
         sampling = sampling or self.spec.sampling
+        self._check_context(prompts.mask, sampling.max_new_tokens)
         sampler = CounterSampler(sampling, generators, self.picture_ids)
         self.model.eval()  # whatever a wrapper has set: the cache needs it
         ids = self.model.generate(
@@ -241,6 +246,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
         `TokenBatch.predicting` selects those that predict the response.
         """
+        self._check_context(mask)
         positions = {}
         if not hasattr(self.model.base_model, "get_rope_index"):  # models with one compute them from the mask
             positions["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -283,6 +289,21 @@ class LanguageStudent(Student[LanguageSpec]):
         self.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
     # --- parts ---
+
+    def _check_context(self, mask: Tensor, more: int = 0) -> None:
+        """Raises `UserError` where a row, and as many tokens `more`, are beyond the model's context."""
+        context = self.chat.room.context
+        if (
+            context is not None
+            and mask.shape[1] + more > context
+            and (longest := int(mask.sum(1).max()) + more) > context
+        ):
+            raise UserError(
+                f"a conversation is longer than the context of the {self.section}",
+                where=f"{self.section}.path",
+                why=f"{longest} tokens, with those of the response, and the model takes {context}",
+                fix="shorten the prompts (chat.max_prompt_length, chat.long_prompts), or sampling.max_new_tokens",
+            )
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = _token_ids(self.chat.tokenizer, sampling.stop)

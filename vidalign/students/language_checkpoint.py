@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import CheckpointError, UserError, first_line
@@ -15,6 +15,7 @@ from vidalign.quiet import no_bars
 from vidalign.students.chat import ChatEncoder
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import BESIDE, LanguageSpec, is_transformers
+from vidalign.students.lengths import Room, context_of
 from vidalign.students.video.checkpoint import check_layers, check_spec
 from vidalign.students.weights import check_tensors, header, load_strict, read, reading_spec, resolve, spec_in, write
 from vidalign.students.weights import spec_of as weights_spec
@@ -25,13 +26,27 @@ if TYPE_CHECKING:
 
 def new_model(config: dict[str, Any]) -> Any:
     """A randomly initialised model of a configuration with `model_type`; `UserError` when it is not one."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    try:
-        values = dict(config)
-        built = AutoConfig.for_model(values.pop("model_type"), **values)
+    with _building():
+        built = new_config(config)
         kind = AutoModelForImageTextToText if sees_pictures(built) else AutoModelForCausalLM
         return kind.from_config(built)
+
+
+def new_config(config: dict[str, Any]) -> Any:
+    """The configuration of transformers with these values; `UserError` when there is none."""
+    from transformers import AutoConfig
+
+    values = dict(config)
+    with _building():
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    try:
+        yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             "the student's model cannot be built",
@@ -68,11 +83,13 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
         ) from error
 
 
-def chat_of(spec: LanguageSpec) -> ChatEncoder:
-    """How a specification writes conversations; no weights are read."""
-    config = SimpleNamespace(vision_config=spec.config.get("vision_config"), model_type=spec.config.get("model_type"))
+def chat_of(spec: LanguageSpec, section: str = "student") -> ChatEncoder:
+    """How a specification writes conversations; no weights are read. section: of the recipe that says so."""
+    config = new_config(spec.config)
+    response = spec.sampling.max_new_tokens if section == "student" else 0
+    room = Room(context_of(config), response, spec.chat.max_prompt_length, section)
     tokenizer, processor = tokenizer_and_processor(spec.tokenizer, config)
-    return ChatEncoder(tokenizer, spec.chat, processor)
+    return ChatEncoder(tokenizer, spec.chat, processor, room)
 
 
 WEIGHTS = "model.safetensors"

@@ -15,6 +15,8 @@ from vidalign.students.samples import SampleRequest, Samples
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
+    from vidalign.data.examples import Example
+    from vidalign.data.source import PromptSource
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.exchange import Leaving
@@ -57,8 +59,34 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
         own = student.config
         spec = cls.spec(student)
-        chat_of(replace(spec, chat=own.chat or spec.chat)).check()  # before the weights are read
+        settings = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
+        chat_of(settings).check()  # before the weights are read
         return super().build(student, seed).configure(own.chat, own.sampling)
+
+    @classmethod
+    def fitted(
+        cls, student: LanguageStudent, prompts: PromptSource, held_out: PromptSource, count: int
+    ) -> PromptSource:
+        """Raises `DataError` for a row that is longer than a prompt may be, with its place, before training."""
+        from vidalign.students.lengths import FittingPrompts, rows_too_long
+
+        chat, policy = student.chat, student.spec.chat.long_prompts
+        if policy == "cut" or chat.room.prompt is None:
+            return prompts
+        for place, _, tokens in rows_too_long(held_out, chat.excess, count):
+            raise chat.room.too_long(f"{place}, for evaluation", tokens)
+        if policy == "refuse":
+            for place, _, tokens in rows_too_long(prompts, chat.excess):
+                raise chat.room.too_long(place, tokens)
+            return prompts
+
+        def either(example: Example) -> int | None:
+            return chat.excess(example) or chat.excess(example, example.privileged)
+
+        fitting = FittingPrompts(prompts, lambda example: either(example) is None)
+        if left_out := [(place, example) for place, example, _ in rows_too_long(prompts, either)]:
+            fitting.leave_out(left_out)
+        return fitting
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:
@@ -158,18 +186,20 @@ def _check_pictures(draft: Draft) -> None:
 def check_chat(draft: Draft, section: str, path: str, read: Callable[[], LanguageSpec]) -> None:
     """The chat template of a model whose files are at hand writes conversations by the settings of a section; those of
     the hub are asked for when the run begins. read: its specification."""
-    from vidalign.students.chat import ChatEncoder
     from vidalign.students.language_checkpoint import chat_of
 
-    chat = getattr(getattr(draft.recipe, section).config, "chat", None)
-    if chat is None or not draft.sound(section) or (is_hub_name(path) and not Path(path).exists()):
+    own = getattr(draft.recipe, section).config
+    chat, sampling = getattr(own, "chat", None), getattr(own, "sampling", None)
+    writes = chat is not None or sampling is not None or (section == "student" and Path(path).is_dir())
+    if not writes or not draft.sound(section) or (is_hub_name(path) and not Path(path).exists()):
         return
     try:
-        made = chat_of(replace(read(), chat=ChatConfig()))
+        spec = read()
+        chat_of(replace(spec, chat=ChatConfig()))
     except UserError:
         return  # reported with the weights
     try:
-        ChatEncoder(made.tokenizer, chat, made.processor, f"{section}.chat").check()
+        chat_of(replace(spec, chat=chat or spec.chat, sampling=sampling or spec.sampling), section).check()
     except UserError as error:
         draft.refuse_as(error, error.problems[0].where)
 

@@ -13,6 +13,8 @@ from vidalign.students.language_config import LanguageSpec
 
 WIDTH, TOKENS = 8, 4
 """Hidden size of the stand-in, and the longest response that it samples: a response counts once, however long."""
+CONTEXT = 2**20
+"""Prompts of any length are counted."""
 
 
 class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not typed
@@ -34,7 +36,12 @@ def stand_in(spec: LanguageSpec) -> LanguageStudent:
             num_hidden_layers=1,
             num_attention_heads=1,
             num_key_value_heads=1,
+            max_position_embeddings=CONTEXT,
         )
     )
-    small = replace(spec, sampling=replace(spec.sampling, max_new_tokens=TOKENS))
+    small = replace(
+        spec,
+        chat=replace(spec.chat, max_prompt_length=None),
+        sampling=replace(spec.sampling, max_new_tokens=TOKENS),
+    )
     return LanguageStudent(small, model, tokenizer, chat.processor)

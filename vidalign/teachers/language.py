@@ -54,9 +54,10 @@ class LanguageTeacher:
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
 
-        model = LanguageStudent.load(config.path)
+        model = LanguageStudent.load(config.path).configure(config.chat, section="teacher")
         if config.chat is not None:
-            model.configure(config.chat, section="teacher").chat.check()
+            model.own_prompts = True
+            model.chat.check()
         return cls(model)
 
     def check_student(self, student: LanguageStudent) -> None:
