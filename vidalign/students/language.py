@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.data.examples import Example
+from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.students.base import Pass, Student
@@ -94,6 +95,13 @@ class LanguageStudent(Student[LanguageSpec]):
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
         self.section = section
         self._converse(self.chat.tokenizer, self.chat.processor)
+        return self
+
+    def freeze(self, patterns: Sequence[str]) -> LanguageStudent:
+        """Do not train what these name, see `match_frozen`; shared weights are frozen by any of their names."""
+        named = dict(self.named_parameters(remove_duplicate=False))
+        for name in match_frozen(list(named), patterns) if patterns else ():
+            named[name].requires_grad_(False)
         return self
 
     def _converse(self, tokenizer: Any, processor: Any) -> None:
@@ -254,8 +262,15 @@ class LanguageStudent(Student[LanguageSpec]):
             out = self.model.base_model(
                 input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions, **(inputs or {})
             )
-        states: Tensor = out.last_hidden_state
-        return states
+        return self._reached(out.last_hidden_state)
+
+    def _reached(self, states: Tensor) -> Tensor:
+        """Hidden states of a batch without pictures depend on no weight where only the vision tower is trained: its
+        gradient is 0 then, and the step goes on."""
+        trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+        if states.requires_grad or not trained:
+            return states
+        return states + 0.0 * torch.stack([p.flatten()[0].to(states) for p in trained]).sum()
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:
         """``[N, R, D]``: the hidden states that predict the response tokens."""

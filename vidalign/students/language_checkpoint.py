@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidalign.engine.layers import linear_layers
 from vidalign.errors import CheckpointError, UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.students.chat import ChatEncoder
@@ -81,6 +82,17 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
             why=first_line(error),
             fix="give a folder or a hub name that has one",
         ) from error
+
+
+def names_of(spec: LanguageSpec) -> tuple[list[str], list[str]]:
+    """Linear layers and parameters of a student of this specification; no weights are read or made."""
+    import torch
+
+    with torch.device("meta"):
+        model = new_model(spec.config)
+    inside = LanguageStudent.inside
+    names = [f"{inside}.{name}" for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [f"{inside}.{name}" for name in linear_layers(model)], names
 
 
 def chat_of(spec: LanguageSpec, section: str = "student") -> ChatEncoder:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +46,9 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         """Chat template, instead of the settings in its weights."""
         sampling: Sampling | None = None
         """How it answers, instead of the settings in its weights."""
+        freeze: list[str] = field(default_factory=list)
+        """What is not trained in full fine-tuning: `text` (the language model) or `vision` (the vision tower) of a
+        vision-language model, and layers or parameters by a tail (`embed_tokens`) or a glob (`layers.[0-3].*`)."""
 
     @classmethod
     def network(cls) -> type[LanguageStudent]:
@@ -61,7 +64,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         spec = cls.spec(student)
         settings = replace(spec, chat=own.chat or spec.chat, sampling=own.sampling or spec.sampling)
         chat_of(settings).check()  # before the weights are read
-        return super().build(student, seed).configure(own.chat, own.sampling)
+        return super().build(student, seed).configure(own.chat, own.sampling).freeze(own.freeze)
 
     @classmethod
     def fitted(
@@ -104,7 +107,11 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
         super().check(draft)
         student = draft.recipe.student
-        check_adapter(draft, [] if student.init else written_layers(student.path))
+        adapter, freeze = student.adapter, getattr(student.config, "freeze", [])
+        if freeze or (adapter is not None and adapter.targets != "blocks" and Path(student.path).is_dir()):
+            _check_parts(draft, cls, freeze)
+        else:
+            check_adapter(draft, [] if student.init else written_layers(student.path))
         _check_pictures(draft)
         check_chat(draft, "student", student.path, lambda: cls.spec(student))
 
@@ -186,13 +193,13 @@ def _check_pictures(draft: Draft) -> None:
 def check_chat(draft: Draft, section: str, path: str, read: Callable[[], LanguageSpec]) -> None:
     """The chat template of a model whose files are at hand writes conversations by the settings of a section; those of
     the hub are asked for when the run begins. read: its specification."""
-    from vidalign.students.language_checkpoint import chat_of
-
     own = getattr(draft.recipe, section).config
     chat, sampling = getattr(own, "chat", None), getattr(own, "sampling", None)
-    writes = chat is not None or sampling is not None or (section == "student" and Path(path).is_dir())
+    writes = chat is not None or (section == "student" and bool(path) and Path(path).is_dir())
     if not writes or not draft.sound(section) or (is_hub_name(path) and not Path(path).exists()):
         return
+    from vidalign.students.language_checkpoint import chat_of
+
     try:
         spec = read()
         chat_of(replace(spec, chat=ChatConfig()))
@@ -202,6 +209,21 @@ def check_chat(draft: Draft, section: str, path: str, read: Callable[[], Languag
         chat_of(replace(spec, chat=chat or spec.chat, sampling=sampling or spec.sampling), section).check()
     except UserError as error:
         draft.refuse_as(error, error.problems[0].where)
+
+
+def _check_parts(draft: Draft, kind: type[Language], freeze: Sequence[str]) -> None:
+    """Targets of an adapter, and what is frozen, are parts of the network that the specification describes."""
+    from vidalign.students.checks import check_adapter, check_frozen
+    from vidalign.students.language_checkpoint import names_of
+
+    student = draft.recipe.student
+    unknown = not draft.sound("student") or (is_hub_name(student.path) and not Path(student.path).exists())
+    try:
+        layers, parameters = ([], []) if unknown else names_of(kind.spec(student))
+    except UserError:
+        layers, parameters = [], []  # reported with the weights
+    check_adapter(draft, layers)
+    check_frozen(draft, freeze, parameters)
 
 
 def _is_blind(draft: Draft) -> bool:
