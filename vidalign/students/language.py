@@ -30,9 +30,7 @@ from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
-
-SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config entries of models whose logits are more than a projection of the last hidden state."""
+from vidalign.students.scaled_logits import logit_scale
 
 PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
 """Config entries of tokens that stand for pictures."""
@@ -58,15 +56,7 @@ class LanguageStudent(Student[LanguageSpec]):
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
-        text = model.config.get_text_config()
-        scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
-        if scaled:
-            raise UserError(
-                f"models of type {model.config.model_type!r} are not supported",
-                where="student",
-                why=f"{scaled[0]} changes the logits after the projection, which the losses do themselves",
-                fix="use a model with a plain lm_head, such as Qwen3 or Llama",
-            )
+        self._scale = logit_scale(model.config)
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -146,7 +136,15 @@ class LanguageStudent(Student[LanguageSpec]):
         of padding would be NaN."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
-            self.model.set_attn_implementation("sdpa")
+            try:
+                self.model.set_attn_implementation("sdpa")
+            except ValueError as error:  # Gemma 2
+                raise UserError(
+                    f"models of type {self.model.config.model_type!r} do not compute in fp64",
+                    where="engine.precision",
+                    why="their attention is written out, and its mask is infinite in fp64",
+                    fix="use fp32 or bf16",
+                ) from error
         return self
 
     @property
@@ -160,7 +158,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
     @property
     def head_weight(self) -> Tensor:
-        """``[V, D]``; may be the embedding itself. Logits are ``hidden @ head_weight.T`` (+ `lm_head.bias`)."""
+        """``[V, D]``; may be the embedding itself. See `project` for the logits."""
         weight: Tensor = self.lm_head.weight
         return weight
 
@@ -279,7 +277,7 @@ class LanguageStudent(Student[LanguageSpec]):
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
         logits: Tensor = self.lm_head(hidden)
-        return logits
+        return logits if self._scale is None else self._scale(logits)
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
