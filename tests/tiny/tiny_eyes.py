@@ -36,8 +36,8 @@ ROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 1, 1])
 SIDES = {"height": 32, "width": 32}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with the special tokens of all these families."""
+def tokenizer(**named: str) -> PreTrainedTokenizerFast:
+    """Byte-level, with the special tokens of all these families; some of them by names of their own."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tok,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[*SPECIALS, *TILES],
+        extra_special_tokens=named or [*SPECIALS, *TILES],
     )
 
 
@@ -95,9 +95,7 @@ def config(kind: str, tok: Any) -> dict[str, Any]:
         own = dict(model_type=kind, image_token_id=image, scale_factor=2, pad_token_id=0)
         return own | dict(vision_config=eyes, text_config=_text("llama", size))
     if kind == "gemma3":
-        own = dict(
-            model_type=kind, image_token_index=image, mm_tokens_per_image=4, boi_token_index=3, eoi_token_index=4
-        )
+        own = dict(model_type=kind, image_token_id=image, mm_tokens_per_image=4, boi_token_id=3, eoi_token_id=4)
         text = _text("gemma3_text", size, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
         return own | dict(vision_config=_siglip(), text_config=text)
     own = dict(model_type=kind, image_token_index=image, vision_feature_layer=-1)
@@ -114,7 +112,7 @@ def config(kind: str, tok: Any) -> dict[str, Any]:
     return own | dict(image_grid_pinpoints=pinpoints)
 
 
-MARKS = {"qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"} | {"gemma3": "<image>"}
+GEMMA = dict(boi_token="<|vision_start|>", eoi_token="<|vision_end|>", image_token="<image>")
 PICTURES: dict[str, dict[str, Any]] = {
     "llava": dict(image_processor_type="CLIPImageProcessor", size={"shortest_edge": 32}, crop_size=SIDES),
     "llava_next": dict(
@@ -149,6 +147,7 @@ OWN: dict[str, dict[str, Any]] = {
     "llava_onevision": dict(
         num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9"
     ),
+    "gemma3": dict(image_seq_length=4),
     "idefics3": dict(image_seq_len=4),
     "smolvlm": dict(image_seq_len=4),
 }
@@ -158,6 +157,7 @@ CLASSES = dict(
     llava_onevision="LlavaOnevisionProcessor",
     idefics3="Idefics3Processor",
     smolvlm="SmolVLMProcessor",
+    gemma3="Gemma3Processor",
     qwen2_vl="Qwen2VLProcessor",
     qwen2_5_vl="Qwen2_5_VLProcessor",
     qwen3_vl="Qwen3VLProcessor",
@@ -169,9 +169,10 @@ VIDEOS = dict(
 
 def save(kind: str, folder: Path) -> Path:
     """A folder as published ones are: every part of the processor in a file of its own."""
-    tok = tokenizer()
+    tok = tokenizer(**(GEMMA if kind == "gemma3" else {}))
     qwen = kind.startswith("qwen")
-    tok.chat_template = TEMPLATE.replace("IMAGE", MARKS["qwen2_vl"] if qwen else "<image>")
+    mark = "<|vision_start|><|image_pad|><|vision_end|>" if qwen else "<image>"
+    tok.chat_template = TEMPLATE.replace("IMAGE", "<|vision_start|>" if kind == "gemma3" else mark)
     tok.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -181,6 +182,8 @@ def save(kind: str, folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
+            if parameter.ndim == 2 and not parameter.any():  # a projector that begins at zero sees nothing
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
     model.save_pretrained(folder)
     pictures = {"processor_class": CLASSES[kind], **PICTURES["qwen2_vl" if qwen else kind]}
     _write(folder / "preprocessor_config.json", pictures)

@@ -35,7 +35,7 @@ EXAMPLES = [
     Example("what is there"),
     Example("circle", images=(picture(50, 50, 3),)),
 ]
-ROWS = {"llava": 4, "llava_next": 4, "llava_onevision": 4, "idefics3": 3, "smolvlm": 3}
+ROWS = {"llava": 4, "gemma3": 4, "llava_next": 4, "llava_onevision": 4, "idefics3": 3, "smolvlm": 3}
 """First dimension of the pixels: pictures of the batch, or rows that have some."""
 
 

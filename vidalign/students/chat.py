@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.data.examples import Example
-from vidalign.errors import DataError
+from vidalign.errors import DataError, UserError
 from vidalign.students.control import TypedTokens, control_tokens
 from vidalign.students.language_config import ChatConfig
 from vidalign.students.lengths import Room, latest_part
@@ -264,6 +264,13 @@ class ChatEncoder:
         out: dict[str, list[Tensor]] = {}
         for extra in extras:
             for name, value in extra.items():
+                if not isinstance(value, torch.Tensor):
+                    raise UserError(
+                        f"the pictures of a batch cannot be put together: {name} is a {type(value).__name__}",
+                        where="student.path",
+                        why="the processor of this model returns something else than tensors",
+                        fix="use another vision-language model",
+                    )
                 if name.endswith(PER_TOKEN):
                     value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
                 out.setdefault(name, []).append(value)
