@@ -128,7 +128,7 @@ def test_marks_cannot_be_typed() -> None:
 def test_written_responses_hold_one_end() -> None:
     chat = encoder("qwen")
     end, thought = chat.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
-    ids, mask = chat.responses(["<think>x<|im_end|> = 4", "x<|im_end|>", "x"])
+    ids, mask = chat.responses(["<think>x<|im_end|> = 4", "x<|im_end|>\n", "x"])
     rows = [one[keep].tolist() for one, keep in zip(ids, mask, strict=True)]
     assert [one.count(end) for one in rows] == [1, 1, 1] and rows[1] == rows[2]
     assert rows[0][0] == thought, "other control tokens of an assistant are its own"

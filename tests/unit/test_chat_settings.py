@@ -9,7 +9,8 @@ import torch
 from chat_families import FAMILIES, save, tokenizer
 from chat_runs import write_recipe
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from tiny_eyes import save as save_eyes
+from transformers import AutoProcessor, AutoTokenizer
 
 from vidalign.build import build_context, build_objective, build_prompts
 from vidalign.context import Batch, TrainContext
@@ -78,6 +79,15 @@ def test_a_template_instead_of_the_model_s_own_ends_turns_in_its_way(tmp_path: P
     end, eos = student.chat.end, student.chat.tokenizer.eos_token_id
     assert student.configure(ChatConfig(template=TEMPLATE)).chat.end == eos != end
     assert student.stop_ids == [eos]
+
+
+def test_a_processor_is_saved_with_it(tmp_path: Path) -> None:
+    student = LanguageStudent.load(save_eyes("llava", tmp_path / "llava"))
+    own = TEMPLATE.replace("m['content']", "m['content'][0]['text']")
+    student.configure(ChatConfig(template=own)).save(tmp_path / "left" / "model.safetensors")
+    assert AutoProcessor.from_pretrained(tmp_path / "left").chat_template == own
+    assert AutoTokenizer.from_pretrained(tmp_path / "left").chat_template == own
+    assert student.chat.processor.chat_template != own, "that of the base is as it was"
 
 
 def test_templates_that_cannot_be_used_are_refused_before_any_work(tmp_path: Path) -> None:

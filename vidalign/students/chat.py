@@ -199,7 +199,8 @@ class ChatEncoder:
         """The ids of a written response, up to the token that ends it."""
         tokenizer = self.tokenizer
         if self.config.control_tokens == "text":
-            text = text.removesuffix(tokenizer.convert_ids_to_tokens(self.end))
+            end = tokenizer.convert_ids_to_tokens(self.end)
+            text = text.rstrip().removesuffix(end) if text.rstrip().endswith(end) else text
             if self._typed_in_responses.typed_in(text):
                 tokenizer, text = self._typed_in_responses, self._typed_in_responses.marked(text)
         return list(tokenizer(text + self.closing, add_special_tokens=False).input_ids)
@@ -261,20 +262,21 @@ class ChatEncoder:
         has no part. All others are padded to the largest with zeros, as processors pad tiles and pictures themselves:
         models leave such tiles out, and masks of pixels become false there. An entry a token is padded like the ids.
         """
-        out: dict[str, list[Tensor]] = {}
-        for extra in extras:
-            for name, value in extra.items():
-                if not isinstance(value, torch.Tensor):
-                    raise UserError(
-                        f"the pictures of a batch cannot be put together: {name} is a {type(value).__name__}",
-                        where="student.path",
-                        why="the processor of this model returns something else than tensors",
-                        fix="use another vision-language model",
-                    )
-                if name.endswith(PER_TOKEN):
-                    value = torch.nn.functional.pad(value, (length - value.shape[1], 0))
-                out.setdefault(name, []).append(value)
-        return {name: torch.cat(_padded(values)) for name, values in out.items()}
+        out: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for extra in extras for name in extra):
+            values = [extra[name] for extra in extras if name in extra]
+            if not all(isinstance(value, torch.Tensor) for value in values):
+                raise UserError(
+                    f"the pictures of a batch cannot be put together: {name} is a {type(values[0]).__name__}",
+                    where="student.path",
+                    why="the processor of this model returns something else than tensors",
+                    fix="use another vision-language model",
+                )
+            if name.endswith(PER_TOKEN):
+                values = [extra.get(name, values[0][:, :0]) for extra in extras]
+                values = [torch.nn.functional.pad(value, (length - value.shape[1], 0)) for value in values]
+            out[name] = torch.cat(_padded(values))
+        return out
 
 
 def _padded(values: Sequence[Tensor]) -> list[Tensor]:

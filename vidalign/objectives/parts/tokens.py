@@ -111,7 +111,7 @@ def states(ctx: Context, policy: LanguageStudent, data: Experience, privileged: 
     """
     mask = mask_of(data)
     examples = [data.prompts[group] for group in data.group_index.tolist()]
-    writer = policy if policy.own_prompts else ctx.student
+    writer = policy if getattr(policy, "own_prompts", False) else ctx.student  # a plugin's model need not say so
     batch = writer.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
     return policy.response_hidden(batch)[batch.response]
 
