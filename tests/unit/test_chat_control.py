@@ -106,6 +106,20 @@ def test_a_vocabulary_of_whole_words_has_no_such_word_left() -> None:
     assert ids[0].tolist().count(unknown) == 3
 
 
+def test_a_token_that_letters_would_merge_to_is_text_too() -> None:
+    """As where a converted vocabulary holds its control tokens with merges that lead to them."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<": 0, "e": 1, ">": 2, "<e": 3, "<e>": 4, "x": 5, "xx": 6}
+    tok = Tokenizer(models.BPE(vocabulary, [("<", "e"), ("<e", ">"), ("x", "x")]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<e>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}<e>{% endfor %}"
+    chat = ChatEncoder(fast, ChatConfig())
+    assert tok.encode("<e>").ids == [4], "even as text"
+    assert row(chat, "xx<e>x") == [6, 3, 2, 5, 4], "all merges but the last, and the token of the template"
+
+
 def test_a_lower_case_normaliser_brings_no_token_back() -> None:
     from tokenizers import normalizers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def test_both_folders_compute_what_was_trained(family: str, targets: Any, tmp_pa
     torch.testing.assert_close(run.of(AutoModelForCausalLM.from_pretrained(run.folder)), run.logits, **tolerance)
     adapted = peft.PeftModel.from_pretrained(run.untrained(), run.adapter)
     torch.testing.assert_close(run.of(adapted), run.logits, **tolerance)
+    written = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert written["fan_in_fan_out"] == family.startswith("gpt2")
     if not (
         CONFIGS[family]["tie_word_embeddings"] and "lm_head" in targets
     ):  # PEFT merges such a head into the embedding as well
