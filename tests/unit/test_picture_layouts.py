@@ -17,8 +17,10 @@ from transformers.models.smolvlm import processing_smolvlm
 
 from vidalign.data.examples import Example
 from vidalign.errors import CheckpointError
+from vidalign.rewards.discriminators.vision_language import VisionLanguage
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_stand_in import stand_in
+from vidalign.students.video import VideoStudentSpec
 
 RESPONSES = torch.tensor([[50, 60, 70, 80], [90, 55, 65, 75], [52, 62, 72, 82], [53, 63, 73, 83]])
 LENGTHS = torch.tensor([4, 3, 2, 4])
@@ -109,6 +111,17 @@ def test_videos_without_torchvision_end_in_a_clear_line(tmp_path: Path) -> None:
     assert type(processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
     with pytest.raises(CheckpointError, match="needs torchvision"):
         processor(text=["<|vision_start|><|video_pad|><|vision_end|>"], videos=[np.zeros((2, 32, 32, 3), np.uint8)])
+
+
+@pytest.mark.parametrize("kind", ["qwen3_vl", "llava_onevision"])
+def test_a_discriminator_reads_such_a_processor_too(kind: str, tmp_path: Path) -> None:
+    config = VisionLanguage.Config(path=str(save(kind, tmp_path / kind)), rank=2, frames=2, question="show {prompt}")
+    network = VisionLanguage.from_recipe(config, VideoStudentSpec(), lambda prompts: torch.empty(0), 0)
+    clips = torch.rand(2, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = network(clips, ["a circle", "a large red circle"])
+        alone = network(clips[:1], ["a circle"])
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
