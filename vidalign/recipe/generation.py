@@ -22,9 +22,9 @@ class ChatConfig:
     template: str = ""
     """Chat template, for a base model that has none: the text of a Jinja template, or a file that holds it. Empty: the
     model's own."""
-    control_tokens: Literal["text", "as_written"] = "text"
-    """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: text = they
-    are read as ordinary text, as_written = as the tokens of that name."""
+    control_tokens: Literal["as_text", "as_written"] = "as_text"
+    """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: as_text =
+    they are read as ordinary text, as_written = as the tokens of that name."""
 
     max_prompt_length: int | None = None
     """Longest prompt in tokens, with its privileged text and pictures; null = the model's context less

@@ -198,7 +198,7 @@ class ChatEncoder:
     def _response(self, text: str) -> list[int]:
         """The ids of a written response, up to the token that ends it."""
         tokenizer = self.tokenizer
-        if self.config.control_tokens == "text":
+        if self.config.control_tokens == "as_text":
             end = tokenizer.convert_ids_to_tokens(self.end)
             text = text.rstrip().removesuffix(end) if text.rstrip().endswith(end) else text
             if self._typed_in_responses.typed_in(text):
@@ -235,7 +235,7 @@ class ChatEncoder:
         """Ids of a prompt, and what the processor makes of its pictures."""
         turns, tokenizer, processor = self.messages(example, privileged), self.tokenizer, self.processor
         texts = (example.prompt, privileged, self.config.system, self.config.privileged)
-        if self.config.control_tokens == "text" and any(map(self._typed.typed_in, texts)):
+        if self.config.control_tokens == "as_text" and any(map(self._typed.typed_in, texts)):
             turns, tokenizer = self.messages(example, privileged, self._typed.marked), self._typed
             if processor is not None:
                 processor = copy.copy(processor)
