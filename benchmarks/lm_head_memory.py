@@ -8,7 +8,8 @@ r"""Peak memory and time of a distillation loss between hidden states and gradie
 compares, in one process and on the same tensors, with student head and hidden states trained and the teacher frozen:
 
 - ``naive``: both full tables of logits, the textbook Jensen-Shannon divergence, nothing of vidalign in it;
-- ``projected``: the same divergence on checkpointed chunks of rows (`vidalign.losses.projected`);
+- ``checkpointed``: the same on chunks of 256 rows that the backward pass makes again, seven matrix products;
+- ``projected``: the same divergence with its gradient computed in the forward pass (`vidalign.losses.projected`);
 - ``routed``: dopd's own loss: `--high` of the rows take the full vocabulary, the others the top 128 and a tail;
 - ``trl``: the chunked divergence of TRL's `DistillationTrainer`, its most frugal loss, from hidden states and heads too
   (`GKDTrainer` holds full logits); it reports the student's entropy besides;
@@ -18,7 +19,8 @@ compares, in one process and on the same tensors, with student head and hidden s
 
 In three parts: every loss at `--paired-tokens`, `--repeats` rounds of one run each, so that another load on the machine
 hits all alike; ``naive`` at `--naive-tokens`, as far as memory goes; the others once at `--tokens`. A ``naive`` too
-large to be run is the line through its two largest counts, and marked ``extrapolated``.
+large to be run is the line through its two largest counts, and marked ``extrapolated``. ``head_gradients`` is the peak
+in units of the gradient of the student's head, which every loss has to make.
 
 ``peak_gib`` is that of tensors alive between the start of the loss and the end of its backward pass, beyond the inputs
 and with the gradients: the allocator's count on an accelerator, the allocations that the profiler reports on a CPU.
@@ -50,11 +52,11 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from vidalign.engine import distributed
-from vidalign.losses.projected import ROWS, projected_divergence
+from vidalign.losses.projected import Toward, chunk_rows, projected_loss
 from vidalign.provenance import commit, machine
 
 RESULT = Path(__file__).parent / "results" / "lm_head_memory.json"
-FULL = ("projected", "trl", "routed", "projected_autocast")
+FULL = ("projected", "trl", "checkpointed", "routed", "projected_autocast")
 """What is run at all tokens, the comparison that is claimed first; `naive` is too large, TRL's under autocast slow."""
 MISSING = "trl is left out ({}); its rows need: pip install -c constraints.txt -e '.[bench]'"
 Inputs = dict[str, Tensor]
@@ -86,37 +88,47 @@ def first(x: Inputs, tokens: int) -> Inputs:
 
 def naive(x: Inputs) -> Tensor:
     """What one writes first; as few names as possible, so that no table outlives its use."""
-    student = functional.linear(x["ours"], x["student"]).float().log_softmax(-1)
+    return summed(x["ours"], x["student"], x["theirs"], x["teacher"]) / len(x["ours"])
+
+
+def summed(ours: Tensor, student_head: Tensor, theirs: Tensor, teacher_head: Tensor) -> Tensor:
+    """The textbook Jensen-Shannon divergence of all rows."""
+    student = functional.linear(ours, student_head).float().log_softmax(-1)
     with torch.no_grad():
-        teacher = functional.linear(x["theirs"], x["teacher"]).float().log_softmax(-1)
+        teacher = functional.linear(theirs, teacher_head).float().log_softmax(-1)
     mixture = torch.logaddexp(student, teacher) - math.log(2)
-    parts = [functional.kl_div(mixture, p, reduction="sum", log_target=True) for p in (student, teacher)]
-    return sum(parts) / (2 * len(student))
+    return sum(functional.kl_div(mixture, p, reduction="sum", log_target=True) for p in (student, teacher)) / 2
+
+
+def checkpointed(x: Inputs) -> Tensor:
+    """Every 256 rows by themselves, and again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint
+
+    total = x["ours"].new_zeros((), dtype=torch.float32)
+    for ours, theirs in zip(x["ours"].split(256), x["theirs"].split(256), strict=True):
+        total = total + checkpoint(summed, ours, x["student"], theirs, x["teacher"], use_reentrant=False)
+    return total / len(x["ours"])
 
 
 def losses(args: argparse.Namespace) -> dict[str, Loss]:
     """What is compared, by name: each a scalar to differentiate."""
 
-    def chunks(x: Inputs, rows: slice, kind: Any, top_k: int | None = None) -> Tensor:
-        return projected_divergence(
-            x["ours"][rows],
-            lambda h: functional.linear(h, x["student"]),
-            x["theirs"][rows],
-            lambda h: functional.linear(h, x["teacher"]),
-            kind,
-            top_k=top_k,
-            rows=args.rows,
-        )
+    def part(x: Inputs, rows: Tensor, kind: Any, top_k: int | None = None) -> Toward:
+        weights = torch.full((len(rows),), 1 / len(x["ours"]), device=rows.device)
+        head = x["teacher"]
+        return Toward(rows, weights, x["theirs"][rows], lambda h: functional.linear(h, head), kind, top_k=top_k)
 
     def projected(x: Inputs) -> Tensor:
-        return chunks(x, slice(None), "js").mean()
+        rows = torch.arange(len(x["ours"]), device=x["ours"].device)
+        return projected_loss(x["ours"], x["student"], None, [part(x, rows, "js")], rows=args.rows).total
 
     def routed(x: Inputs) -> Tensor:
-        high = int(args.high * len(x["ours"]))
-        full = chunks(x, slice(None, high), "js")
-        return torch.cat([full, chunks(x, slice(high, None), "reverse_kl", top_k=128)]).mean()
+        rows = torch.arange(len(x["ours"]), device=x["ours"].device)
+        high, low = rows[: int(args.high * len(rows))], rows[int(args.high * len(rows)) :]
+        parts = [part(x, high, "js"), part(x, low, "reverse_kl", top_k=128)]
+        return projected_loss(x["ours"], x["student"], None, parts, rows=args.rows).total
 
-    found: dict[str, Loss] = {"naive": naive, "projected": projected, "routed": routed}
+    found: dict[str, Loss] = {"naive": naive, "checkpointed": checkpointed, "projected": projected, "routed": routed}
     try:
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     except ImportError as error:
@@ -216,6 +228,7 @@ def rounds(found: dict[str, Loss], names: Iterable[str], x: Inputs, repeats: int
         row: Row = {"loss": name, "tokens": len(x["ours"]), "extrapolated": False, "value": several[0]["value"]}
         row |= {key: [round(r[key], 3) for r in several] for key in ("seconds", "cpu_seconds")}
         row |= {k: round(max(r[k] for r in several), 4) for k in ("peak_gib", "resident_gib") if k in several[0]}
+        row["head_gradients"] = round(row["peak_gib"] * 2**30 / x["student"].nbytes, 3)
         rows.append(row)
     return rows
 
@@ -235,10 +248,14 @@ def extrapolated(rows: list[Row], tokens: int) -> Row:
 
 
 def compared(rows: list[Row], clock: str) -> list[Row]:
-    """Memory as a share of `naive`'s, and time as one of `trl`'s in the same round, where both are at hand."""
+    """Memory as a share of `naive`'s, and time as one of `trl`'s and `checkpointed`'s in the same round, if there."""
     found = {(row["loss"], row["tokens"]): row for row in rows}
     for (name, tokens), row in found.items():
         whole, other = found.get(("naive", tokens)), found.get(("trl" + "_autocast" * ("autocast" in name), tokens))
+        recomputed = found.get(("checkpointed" + "_autocast" * ("autocast" in name), tokens))
+        if recomputed and not row["extrapolated"]:
+            ratios = [a / b for a, b in zip(row[clock], recomputed[clock], strict=False)]
+            row["time_of_checkpointed"] = [round(f(ratios), 3) for f in (min, statistics.median, max)]
         if whole:
             row["memory_of_naive"] = round(row["peak_gib"] / whole["peak_gib"], 4)
         if other and not row["extrapolated"]:
@@ -265,7 +282,7 @@ def measure(args: argparse.Namespace, save: Callable[[Row], None] = lambda _: No
         "cores": os.cpu_count(),
         "versions": {"torch": torch.__version__, "trl": _version("trl")},
         "clock": "cpu_seconds" if device.type == "cpu" else "seconds",
-        "sizes": {key: getattr(args, key) for key in sizes},
+        "sizes": {key: getattr(args, key) for key in sizes} | {"chunk": args.rows or chunk_rows(inputs["student"])},
         "load": [round(os.getloadavg()[0], 2)],
         "rows": [],
     }
@@ -302,7 +319,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--naive-tokens", type=int, nargs="+", default=[1024, 2048], help="where `naive` is run too")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a chunk")
+    parser.add_argument("--rows", type=int, default=0, help="rows of a chunk, 0 = vidalign's choice")
     parser.add_argument("--high", type=float, default=0.25, help="share of rows on the full vocabulary in `routed`")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--autocast", action="store_true", help="rows under bf16 autocast besides")

@@ -291,7 +291,22 @@ def _claims(result: dict[str, Any]) -> str:
         lines[-1] += f"; {memory:.2f} of the peak of TRL's loss and {share:.2f} of its time "
         lines[-1] += f"(asked: 1, {_kept(share <= 1)}; runs: {len(row['seconds'])})"
         lines[-1] += f";\n  at {paired} tokens {_ratio(small)} of its time." if "time_of_trl" in small else "."
-    return "\n".join(lines)
+    return "\n".join([*lines, *_bounds(found, result)])
+
+
+def _bounds(found: dict[tuple[str, int], dict[str, Any]], result: dict[str, Any]) -> list[str]:
+    """What is asked of `projected`, where it was measured beside `checkpointed`."""
+    tokens, paired = result["sizes"]["tokens"], result["sizes"]["paired_tokens"]
+    row, few, naive = found.get(("projected", tokens)), found.get(("projected", paired)), found.get(("naive", paired))
+    if row is None or "time_of_checkpointed" not in row:
+        return []
+    asked = [(f"of `checkpointed`'s time at {tokens} tokens", row["time_of_checkpointed"][1], 0.55)]
+    if "time_of_trl" in row:
+        asked.append((f"of TRL's time at {tokens} tokens", row["time_of_trl"][1], 0.65))
+    asked.append((f"head gradients of peak memory at {tokens} tokens", row["head_gradients"], 1.6))
+    if few is not None and naive is not None:
+        asked.append((f"of `naive`'s time at {paired} tokens", _least(few, result) / _least(naive, result), 1.0))
+    return [f"- `projected`: {value:.2f} {what} (asked: {most}, {_kept(value <= most)})" for what, value, most in asked]
 
 
 def _kept(kept: bool) -> str:

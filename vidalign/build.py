@@ -117,8 +117,7 @@ def _plugin(kind: str, choice: Choice, methods: tuple[str, ...]) -> Any:
 
 def build_prompts(recipe: Recipe) -> PromptSource:
     """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
-    data = recipe.data
-    source = open_source(data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
+    source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
         if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
             raise RecipeError([problem])
@@ -138,7 +137,7 @@ def prompt_features(recipe: Recipe) -> PromptFeatures | None:
 def asked_prompts(recipe: Recipe, source: PromptSource, samples: int | None = None) -> list[Any]:
     """Every prompt of a run once: those of its evaluation, of its teacher, and `training_prompts`."""
     settings = recipe.evaluation
-    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0).first(settings.count)
+    held_out = open_source(recipe.judged_prompts, 0).first(settings.count)
     return list(dict.fromkeys([*held_out, *teacher_texts(recipe), *training_prompts(recipe, source, samples)]))
 
 

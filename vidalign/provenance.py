@@ -91,7 +91,7 @@ def describe_run(recipe: Recipe) -> dict[str, str]:
         "recipe_hash": recipe.hash,
         "seed": str(recipe.seed),
         "commit": commit(),
-        "world_hash": find_source(recipe.data.prompts)[0].version,
+        "world_hash": find_source(recipe.training_prompts)[0].version,
         "command": command(),
         "machine": machine(),
         "precision": distributed.resolve_precision(recipe.engine.precision),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_bars(*libraries: str) -> Iterator[None]:
-    """Inside, `transformers` or `diffusers` draw none; afterwards they do what they did before."""
+    """Inside, `transformers`, `diffusers` or `datasets` draw none; afterwards they do what they did before."""
     loggers = [importlib.import_module(f"{library}.utils.logging") for library in libraries]
     shown = [logger for logger in loggers if logger.is_progress_bar_enabled()]
     for logger in shown:

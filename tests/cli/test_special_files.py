@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from run_helpers import SFT, vidalign
 
-from vidalign.data.tables import _picture
+from vidalign.data.pictures import picture
 from vidalign.errors import DataError
 from vidalign.teachers.privilege import dense_prompts
 
@@ -121,5 +121,5 @@ def test_dense_prompts_and_pictures(make: Any, recipe_folder: Path) -> None:
     make(Path("special.json"))
     with pytest.raises(DataError, match="'special.json' cannot be read.*not a regular file"):
         dense_prompts(["a circle"], "special.json")
-    with pytest.raises(DataError, match="a picture cannot be read.*not a regular file"):
-        _picture("special.json", "examples.jsonl")
+    with pytest.raises(ValueError, match="a picture cannot be read.*not a regular file"):
+        picture("special.json", Path())

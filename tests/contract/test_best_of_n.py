@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidalign.context import Batch
 from vidalign.objectives.base import MicroBatch, Phase
+from vidalign.students.video.rollout import Noise
 from vidalign.students.video.spec import Sampler
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin_objective"
@@ -26,13 +27,14 @@ def on_the_meta_device(trained: list[Tensor]) -> Any:
         return x_t
 
     student = SimpleNamespace(
-        draw_noise=lambda *a: None,
+        draw_noise=lambda plan, generators: Noise(*[torch.empty(len(generators) * plan.group_size)] * 2),
         rollout=lambda *a: SimpleNamespace(latents=latents),
         velocity=velocity,
         spec=SimpleNamespace(sampler=Sampler([1.0, 0.5])),
     )
     return SimpleNamespace(
         chunks=1,
+        own_candidates=lambda size: slice(0, size),
         student=student,
         chunk_frames=3,
         device=torch.device("meta"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from language_objective_helpers import collect, make, make_student
 
+from vidalign.engine.policies import CURRENT
 from vidalign.objectives.dopd import DOPD, NAMES
 from vidalign.objectives.parts import tokens
 
@@ -36,7 +37,7 @@ def test_responses_are_shown_with_the_regime_and_the_gap_of_every_token(
     ((step, shown),) = pages
     assert step == 2 and len(data) == 3 * group
     texts = [data.prompts[int(place)].privileged for place in range(len(data.prompts))]
-    logps = [tokens.statistics(ctx, policy, data, texts)[0] for policy in (ctx.teacher.model, ctx.student)]
+    logps = [tokens.score(ctx, source, data, texts).logp for source in (tokens.TEACHER, CURRENT)]
     for row, one in zip(rows, shown, strict=True):
         keep, example = data["response"][row], data.prompts[int(data.group_index[row])]
         assert (one.prompt, one.privileged) == (example.prompt, example.privileged)
@@ -50,8 +51,8 @@ def test_what_is_logged_of_tokens_is_a_mean_over_responses(folder: Path) -> None
     data = collect(objective, ctx)
     texts = [example.privileged for example in data.prompts]
     found, logps, mask = {}, [], data["response"]
-    for name, policy in (("teacher", ctx.teacher.model), ("privileged_student", ctx.student)):
-        logp, spread = tokens.statistics(ctx, policy, data, texts)
+    for name, source in (("teacher", tokens.TEACHER), ("privileged_student", CURRENT)):
+        logp, spread, _ = tokens.score(ctx, source, data, texts)
         means = [values[keep].mean() for values, keep in zip(spread, mask, strict=True)]
         found[f"objective/entropy_{name}/mean"] = float(torch.stack(means).mean())
         logps.append(logp[mask])

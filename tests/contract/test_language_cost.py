@@ -27,10 +27,11 @@ VARIANTS = [
     ("opd", (), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
     ("gkd", ("objective.on_policy=0.5", "trainer.micro_batch=4"), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
     ("opsd", (), Cost(forwards=3 * N, responses=N)),
-    ("dopd", (), Cost(forwards=4 * N, teacher_calls=2 * N, responses=N)),
-    ("dopd", ("objective.routing=uniform", "trainer.micro_batch=4"), Cost(3 * N, teacher_calls=2 * N, responses=N)),
-    ("dopd", ("objective.privilege=none",), Cost(forwards=3 * N, teacher_calls=2 * N, responses=N)),
-    ("dopd", ("objective.lh.source=student", "objective.ht.weight=0"), Cost(4 * N, teacher_calls=N, responses=N)),
+    ("opsd", ("objective.student_target=ema",), Cost(forwards=3 * N, responses=N)),
+    ("dopd", (), Cost(forwards=3 * N, teacher_calls=N, responses=N)),
+    ("dopd", ("objective.routing=uniform", "trainer.micro_batch=4"), Cost(3 * N, teacher_calls=N, responses=N)),
+    ("dopd", ("objective.privilege=none",), Cost(forwards=3 * N, teacher_calls=N, responses=N)),
+    ("dopd", ("objective.student_target=frozen", "objective.ht.weight=0"), Cost(3 * N, teacher_calls=N, responses=N)),
 ]
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from language_objective_helpers import NAMES, collect, examples, make, make_picture_student, make_student
 from objective_helpers import accumulate, logged, network_of, nudge, whole
+from plain_divergences import divergence
 from torch import Tensor
 
 from vidalign.context import TrainContext
 from vidalign.data.source import open_source
 from vidalign.errors import DataError, RecipeError
-from vidalign.losses.divergences import divergence
 from vidalign.losses.routing import Regime
 from vidalign.objectives.base import Experience, MicroBatch, Phase
 from vidalign.objectives.parts import tokens

@@ -64,7 +64,10 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
             head_row("naive", 16, 2.0),
             head_row("naive", 32, 4.0),
             head_row("naive", 64, 8.0, extrapolated=True),
-            head_row("projected", 64, 1.0, time_of_trl=[0.7, 0.75, 0.8]),
+            head_row(
+                "projected", 64, 1.0, time_of_trl=[0.7, 0.75, 0.8], time_of_checkpointed=[0.5] * 3, head_gradients=1.5
+            ),
+            head_row("projected", 16, 1.0),
             head_row("trl", 64, 0.5),
             head_row("routed", 64, 4.0, time_of_trl=[1.2, 1.2, 1.2]),
             head_row("routed", 16, 1.0, time_of_trl=[0.9, 1.0, 1.1]),
@@ -79,6 +82,10 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
     assert "2.00 of the peak of TRL's loss and 0.75 of its time (asked: 1, kept; runs: 2)." in page
     assert "2.0 times less peak memory than the extrapolated `naive` (asked: 4, missed)" in page
     assert "1.20 of its time (asked: 1, missed; runs: 2); at 16 tokens 1.00 (0.90 .. 1.10) of its time." in page
+    assert "0.50 of `checkpointed`'s time at 64 tokens (asked: 0.55, kept)" in page
+    assert "0.75 of TRL's time at 64 tokens (asked: 0.65, missed)" in page
+    assert "1.50 head gradients of peak memory at 64 tokens (asked: 1.6, kept)" in page
+    assert "0.50 of `naive`'s time at 16 tokens (asked: 1.0, kept)" in page
     assert "vocabulary 100" in page and "`python x.py`" in page and "load of the machine 1.0 to 3.5 on 2" in page
 
 
@@ -95,6 +102,8 @@ def test_losses_behind_the_head_are_measured_side_by_side() -> None:
     assert rows["naive", 128]["extrapolated"] and "value" not in rows["naive", 128]
     assert rows["naive", 128]["peak_gib"] == pytest.approx(4 * naive["peak_gib"], rel=0.1)
     assert rows["projected", 128]["memory_of_naive"] < 0.25 and rows["routed", 128]["memory_of_naive"] < 0.25
+    assert rows["checkpointed", 32]["value"] == pytest.approx(naive["value"], rel=1e-4)
+    assert rows["projected", 128]["time_of_checkpointed"][1] > 0 and rows["projected", 128]["head_gradients"] > 1
     assert rows["projected_autocast", 32]["value"] == pytest.approx(projected["value"], rel=1e-2)
     if importlib.util.find_spec("trl"):
         assert rows["trl", 32]["value"] == pytest.approx(naive["value"], rel=1e-4)
@@ -108,7 +117,7 @@ def test_a_benchmark_without_trl_says_what_to_install(
         monkeypatch.setitem(sys.modules, name, None)
     script = runpy.run_path(str(BENCHMARKS / "lm_head_memory.py"))
     found = script["losses"](script["parse"](["--autocast"]))
-    assert list(found) == ["naive", "projected", "routed", "projected_autocast"]
+    assert list(found) == ["naive", "checkpointed", "projected", "routed", "projected_autocast"]
     assert "pip install -c constraints.txt -e '.[bench]'" in capsys.readouterr().err
 
 

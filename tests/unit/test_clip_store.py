@@ -17,8 +17,10 @@ from torch import Tensor
 from vidalign.errors import DataError, RecipeError
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudentSpec
-from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
-from vidalign.teachers.store import ClipStore, index_clips
+from vidalign.teachers.clips import ClipShape, normalise, read_clip
+from vidalign.teachers.index import index_clips
+from vidalign.teachers.store import ClipStore
+from vidalign.teachers.videos import RawClip
 from vidalign.worlds.video import captions
 
 SHAPE = ClipShape(4, 16, 16)
@@ -273,4 +275,4 @@ def test_a_row_of_a_table_stays_in_its_folder(name: str, tmp_path: Path) -> None
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"prompt": ["a"], "video": [name]}).to_parquet(str(tmp_path / "t.parquet"))
     with pytest.raises(DataError, match="row 0 - .*leads out of the folder"):
-        index_clips(tmp_path / "t.parquet")[0].load()
+        index_clips(tmp_path / "t.parquet").entries[0].load()

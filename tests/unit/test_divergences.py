@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
+from plain_divergences import between, bucket_log_probs, divergence, forward_kl, jensen_shannon, reverse_kl
 from torch import Tensor
 
-from vidalign.losses.divergences import (
-    between,
-    bucket_log_probs,
-    divergence,
-    entropy,
-    forward_kl,
-    jensen_shannon,
-    log_probs,
-    reverse_kl,
-)
-from vidalign.losses.projected import projected_cross_entropy, projected_divergence, projected_statistics
+from vidalign.losses.divergences import entropy, log_probs
+from vidalign.losses.projected import Projected, Toward, Written, projected_loss, projected_statistics
 
 KINDS = ("reverse_kl", "forward_kl", "js", "jsd")
 V = 11
@@ -188,28 +181,90 @@ def heads(hidden: int = 6) -> tuple[torch.nn.Linear, torch.nn.Linear, Tensor, Te
     return student, teacher, logits(10, hidden, seed=21), logits(10, hidden + 2, seed=22)
 
 
+def through(
+    student: torch.nn.Linear,
+    ours: Tensor,
+    parts: list[Toward | Written],
+    tokens: Tensor | None = None,
+    **options: Any,
+) -> Projected:
+    return projected_loss(ours, student.weight, student.bias, parts, tokens, **options)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 10, 99])
 @pytest.mark.parametrize("top_k", [None, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_change_neither_value_nor_gradient(kind: Any, top_k: int | None, rows: int) -> None:
+    """Rows in any order, several parts, one of which is a target with the student's own head."""
     student, teacher, ours, theirs = heads()
-    weight = logits(10, seed=30)
+    weight, own = logits(10, seed=30), logits(10, 6, seed=33)
     ours.requires_grad_(True)
-    plain = (divergence(student(ours), teacher(theirs), kind, beta=0.2, top_k=top_k, temperature=1.3) * weight).sum()
+    options: dict[str, Any] = dict(beta=0.2, top_k=top_k, temperature=1.3)
+    a, b = torch.tensor([7, 0, 4, 9, 2]), torch.tensor([1, 8, 3])
+    plain = torch.zeros(10, dtype=torch.float64)
+    plain = plain.index_add(0, a, divergence(student(ours[a]), teacher(theirs[a]), kind, **options))
+    plain = plain.index_add(0, b, divergence(student(ours[b]), student(own[b]), kind, **options))
     wanted = [ours, *student.parameters()]
-    expected = torch.autograd.grad(plain, wanted)
-    value = projected_divergence(
-        ours, student, theirs, teacher, kind, beta=0.2, top_k=top_k, temperature=1.3, rows=rows
-    )
-    found = torch.autograd.grad((value * weight).sum(), wanted)
-    assert (value * weight).sum().item() == pytest.approx(plain.item(), rel=1e-12)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    expected = torch.autograd.grad(3 * (plain * weight).sum(), wanted)
+    parts: list[Toward | Written] = [
+        Toward(a, weight[a], theirs[a], teacher, kind, 0.2, top_k),
+        Toward(b, weight[b], own[b], None, kind, 0.2, top_k),
+    ]
+    found = through(student, ours, parts, torch.arange(10), temperature=1.3, rows=rows)
+    assert found.total.item() == pytest.approx((plain * weight).sum().item(), rel=1e-12)
+    torch.testing.assert_close(found.losses, plain.detach())
+    for gradient, other in zip(torch.autograd.grad(3 * found.total, wanted), expected, strict=True):
+        torch.testing.assert_close(gradient, other)
     assert all(p.grad is None for p in teacher.parameters())
+    expected_logp, spread = projected_statistics(ours, student, torch.arange(10), temperature=1.3)
+    torch.testing.assert_close(found.logp, expected_logp)
+    torch.testing.assert_close(found.entropy, spread)
 
 
-def test_no_more_than_a_chunk_of_logits_lives_between_the_passes() -> None:
-    """What autograd keeps is hidden states, never a row of the vocabulary."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_far_apart_distributions_stay_finite(kind: Any) -> None:
+    """A tail whose probability is 0 in fp32 on one side or both."""
+    student, teacher, ours, theirs = (x.float() for x in heads())
+    ours, index = (60 * ours).requires_grad_(True), torch.arange(10)
+    for top_k in (None, 2):
+        part = Toward(index, torch.ones(10), -60 * theirs, teacher, kind, 0.3, top_k)
+        found = through(student, ours, [part])
+        gradients = torch.autograd.grad(found.total, [ours, *student.parameters()])
+        assert all(x.isfinite().all() for x in (found.losses, *gradients))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_fp32_are_those_of_fp64(kind: Any) -> None:
+    """At a vocabulary of 20,000, relative to the norm of each gradient."""
+    draws = torch.Generator().manual_seed(0)
+    drawn = {"h": (64, 32), "t": (64, 48), "w": (20_000, 32), "u": (20_000, 48)}
+    x = {name: torch.randn(shape, generator=draws, dtype=torch.float64) / 2 for name, shape in drawn.items()}
+    index = torch.arange(64)
+    for top_k in (None, 128):
+        results = []
+        for dtype in (torch.float64, torch.float32):
+            hidden, weight = (x[name].to(dtype).requires_grad_() for name in "hw")
+            target, head = x["t"].to(dtype), x["u"].to(dtype)
+            part = Toward(index, torch.ones(64) / 64, target, lambda h, head=head: h @ head.t(), kind, 0.3, top_k)
+            total = projected_loss(hidden, weight, None, [part]).total
+            results.append([g.double() for g in torch.autograd.grad(total, [hidden, weight])])
+        for exact, single in zip(*results, strict=True):
+            assert (single - exact).norm() < 2e-6 * exact.norm()
+
+
+def test_two_parts_of_equal_distributions_are_exactly_nothing() -> None:
+    student, _, ours, _ = heads()
+    ours.requires_grad_(True)
+    index = torch.arange(10)
+    for kind, top_k in itertools.product(KINDS, (None, 3)):
+        part = Toward(index, torch.ones(10, dtype=torch.float64), ours.detach(), None, kind, 0.3, top_k)
+        found = through(student, ours, [part])
+        assert found.losses.abs().max() == 0
+        assert all(g.abs().max() == 0 for g in torch.autograd.grad(found.total, [ours, *student.parameters()]))
+
+
+def test_no_row_of_the_vocabulary_lives_between_the_passes() -> None:
+    """What autograd keeps are gradients of hidden states and head."""
     student, teacher, ours, theirs = heads()
     ours.requires_grad_(True)
     kept: list[tuple[int, ...]] = []
@@ -219,8 +274,19 @@ def test_no_more_than_a_chunk_of_logits_lives_between_the_passes() -> None:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        projected_divergence(ours, student, theirs, teacher, "js", rows=4)
-    assert kept and not [shape for shape in kept if V in shape and shape[-1] != 6]
+        through(student, ours, [Toward(torch.arange(10), logits(10, seed=1), theirs, teacher)])
+    assert kept and set(kept) <= {tuple(ours.shape), *(tuple(p.shape) for p in student.parameters())}
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_second_backward_is_refused() -> None:
+    student, teacher, ours, theirs = heads()
+    ours.requires_grad_(True)
+    student.requires_grad_(False)
+    found = through(student, ours, [Toward(torch.arange(10), logits(10, seed=1), theirs, teacher)])
+    found.total.backward(retain_graph=True)
+    assert ours.grad is not None and student.weight.grad is None
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.total.backward()
 
 
 def test_sampled_tokens_and_entropy() -> None:
@@ -238,16 +304,24 @@ def test_cross_entropy_in_chunks_is_that_of_torch() -> None:
     tokens, weight = torch.arange(10) % V, torch.linspace(0.1, 1, 10, dtype=torch.float64)
     plain = torch.nn.functional.cross_entropy(student(ours), tokens, reduction="none")
     expected = torch.autograd.grad((plain * weight).sum(), [ours, *student.parameters()])
-    losses, right = projected_cross_entropy(ours, student, tokens, rows=3)
-    found = torch.autograd.grad((losses * weight).sum(), [ours, *student.parameters()])
-    torch.testing.assert_close(losses, plain)
-    assert torch.equal(right.bool(), student(ours).argmax(-1) == tokens)
-    for a, b in zip(found, expected, strict=True):
+    found = through(student, ours, [Written(torch.arange(10), weight, tokens)], rows=3)
+    torch.testing.assert_close(found.losses, plain.detach())
+    assert torch.equal(found.right.bool(), student(ours).argmax(-1) == tokens)
+    gradients = torch.autograd.grad(found.total, [ours, *student.parameters()])
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_no_rows_are_no_loss() -> None:
+    """And every weight still gets a gradient, of zeros."""
     student, teacher, ours, theirs = heads()
-    assert projected_divergence(ours[:0], student, theirs[:0], teacher).shape == (0,)
-    losses, right = projected_cross_entropy(ours[:0], student, torch.arange(0))
-    assert losses.shape == right.shape == (0,) and losses.dtype == torch.float64
+    ours.requires_grad_(True)
+    nothing = torch.arange(0)
+    parts: list[Toward | Written] = [
+        Toward(nothing, ours.detach()[:0, 0], theirs[:0], teacher),
+        Written(nothing, ours.detach()[:0, 0], nothing),
+    ]
+    found = through(student, ours, parts)
+    assert found.total.item() == 0 and found.losses.dtype == torch.float64
+    gradients = torch.autograd.grad(found.total, [ours, *student.parameters()])
+    assert all(g.abs().max() == 0 for g in gradients)

@@ -260,7 +260,7 @@ def test_ground_truth_is_judged_by_the_real_judges() -> None:
 
 def recipe(prompts: str, metrics: dict[str, Any] | None = None, count: int = 10) -> Any:
     settings = SimpleNamespace(prompts=prompts, count=count, metrics=metrics, seeds=1, frames=12)
-    return SimpleNamespace(evaluation=settings, data=SimpleNamespace(eval_prompts="world:basic/unseen"), seed=3)
+    return SimpleNamespace(evaluation=settings, judged_prompts=prompts or "world:basic/unseen", seed=3)
 
 
 def test_held_out_prompts_are_distinct_and_of_no_seed() -> None:

@@ -140,7 +140,7 @@ def objective() -> Any:
 def costs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The cost of a step of a built-in objective with a reward that learns."""
     monkeypatch.setattr(cost, "build_objective", lambda recipe: SimpleNamespace(cost=lambda sizes: cost.Cost()))
-    kind = SimpleNamespace(sizes=lambda student, frames: (1, Sampler()))
+    kind = SimpleNamespace(sizes=lambda student, frames: (1, Sampler(), None))
     monkeypatch.setattr(cost, "student_kind", lambda recipe: kind)
     return next(cost.step_costs(recipe()))
 

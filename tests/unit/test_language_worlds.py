@@ -13,8 +13,9 @@ from vidalign.data.examples import Example
 from vidalign.data.source import check_gives, open_source
 from vidalign.errors import DataError, RecipeError
 from vidalign.recipe import load_recipe
+from vidalign.rewards.exact_match import ExactMatch
 from vidalign.worlds.language import pictures, problems, tokens, vocabulary
-from vidalign.worlds.language.grader import ExactMatch, final_answer
+from vidalign.worlds.language.grader import AfterEquals, final_answer
 from vidalign.worlds.video.constants import COLOURS, PALETTE
 
 # --- token world ---
@@ -176,7 +177,7 @@ def test_unseen_combinations_are_unseen() -> None:
 
 
 def test_grader() -> None:
-    asked = [Example("q", answer="4 2"), Example("q", answer="4"), Example("q", answer="4"), Example("q")]
+    asked = [Example("q", answer=answer, grader=AfterEquals()) for answer in ("4 2", "4", "4", "")]
     said = ["1 > 3 | = 4  2", "= 5 | = 4", "4", "= 4"]
     assert ExactMatch().score(said, asked)["exact_match"].nan_to_num(-1).tolist() == [1, 1, 0, -1]
     assert final_answer("= 4 | = ") == "" and final_answer("") is None

@@ -37,8 +37,12 @@ NAN = math.nan
 
 
 def test_numbers_of_candidates() -> None:
-    assert candidate_ids([3, 5], 2).tolist() == [6, 7, 10, 11]
-    assert candidate_ids([4], 1).tolist() == [4]
+    """Of whole groups, and of the half of each that one of two processes has."""
+    whole: Any = SimpleNamespace(own_candidates=lambda size: slice(0, size))
+    assert candidate_ids(whole, [3, 5], 2).tolist() == [6, 7, 10, 11]
+    assert candidate_ids(whole, [4], 1).tolist() == [4]
+    second: Any = SimpleNamespace(own_candidates=lambda size: slice(size // 2, size))
+    assert candidate_ids(second, [3, 5], 4).tolist() == [14, 15, 22, 23]
 
 
 def test_motion_is_the_mean_difference_of_consecutive_frames() -> None:
@@ -80,6 +84,7 @@ def test_a_reward_that_learns_is_compared_inside_a_prompt_alone() -> None:
         reward_weights={"bright": 1.0, "learned": 3.0},
         rewards=SimpleNamespace(trainable=[SimpleNamespace(name="learned")]),
         world_size=1,
+        spread=1,
         gather=lambda value: value,
     )
     judged = compute_advantages(ctx, scores, combination="raw_sum", normalise="none")

@@ -82,7 +82,21 @@ def learnt(network: VideoStudent) -> Callable[[], Any]:
     return lambda: engine.backward(view.velocity(clips, level, text, past.expand(2)).square().mean())
 
 
-@pytest.mark.parametrize("prepare", [rolled, learnt])
+def in_parts(network: VideoStudent) -> Callable[[], Any]:
+    """Forward and backward of four chunks, two at a time, which the backward pass makes again."""
+    network.gradient_checkpointing()
+    network.forcing_frames = 6
+    policies = Policies(network, ("old",), AdapterConfig(rank=4))
+    engine = build_engine(EngineConfig(), OptimizerConfig(), network, 5, policies)
+    engine.unfreeze()
+    text = torch.zeros(1, 16, 64, device=network.device)
+    clips = torch.zeros(1, 12, *network.chunk_shape[1:], device=network.device)
+    level = torch.full((1,), 0.5, device=network.device)
+    view = engine.view(own_phase=True)
+    return lambda: engine.backward(view.velocity(clips, level, text, clean=clips).square().mean())
+
+
+@pytest.mark.parametrize("prepare", [rolled, learnt, in_parts])
 def test_the_trace_counts_what_a_real_run_allocates(prepare: Callable[[VideoStudent], Callable[[], Any]]) -> None:
     spec = VideoStudentSpec(
         transformer=SMALL, cache=CachePolicy(chunk_frames=3), height=128, width=128, codec={"name": "wan"}

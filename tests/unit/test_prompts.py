@@ -91,7 +91,8 @@ def test_processes_share_out_the_same_samples(ranks: int, monkeypatch: pytest.Mo
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: size)
         recipe = SimpleNamespace(trainer=SimpleNamespace(prompts_per_step=8))
-        fake = SimpleNamespace(recipe=recipe, step=step, prompts=GroupedPrompts(numbered(30), 0, 8))
+        prompts = GroupedPrompts(numbered(30), 0, 8)
+        fake = SimpleNamespace(recipe=recipe, step=step, prompts=prompts, ctx=SimpleNamespace(spread=1))
         batch = Trainer._batch(fake)  # type: ignore[arg-type]
         assert batch.step == step and len(batch.ids) == 8 // size
         return dict(zip(batch.ids, batch.prompts, strict=True))

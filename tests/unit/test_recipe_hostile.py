@@ -11,7 +11,7 @@ import pytest
 
 from vidalign.errors import DataError, Problem
 from vidalign.recipe.source_map import parse_override, read_yaml
-from vidalign.teachers.store import index_clips
+from vidalign.teachers.index import index_clips
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 HOSTILE = {

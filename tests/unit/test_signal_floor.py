@@ -15,7 +15,12 @@ from vidalign.objectives.parts.scoring import compute_advantages, group_weights
 def context(floor: SignalFloor) -> Any:
     """What `judge` asks of a training context, for one process and one reward."""
     return SimpleNamespace(
-        signal=floor, reward_weights={"bright": 1.0}, rewards=None, world_size=1, gather=lambda value: value
+        signal=floor,
+        reward_weights={"bright": 1.0},
+        rewards=None,
+        world_size=1,
+        spread=1,
+        gather=lambda value: value,
     )
 
 

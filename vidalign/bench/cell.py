@@ -81,7 +81,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
     """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction."""
-    seen = set(listed(recipe.data.prompts) or ()) & set(protocol.all_prompts)
+    seen = set(listed(recipe.training_prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
             f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}",

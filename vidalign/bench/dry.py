@@ -64,7 +64,7 @@ def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
         student=student,
         teacher=_teacher(recipe, objective, student, codec),
         rewards=dry_rewards(sizes.reward_weights),
-        prompts=open_source(recipe.data.prompts, recipe.seed, sizes.prompts),
+        prompts=open_source(recipe.training_prompts, recipe.seed, sizes.prompts),
         features=features,
         codec=codec,
     )

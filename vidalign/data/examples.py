@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidalign.data.graders import Grader
 
 
 @dataclass(frozen=True)
@@ -23,3 +27,9 @@ class Example:
     """Kind of problem, for tables."""
     steps: int = 0
     """Number of reasoning steps; 0 when it is not known."""
+    before: tuple[tuple[str, str], ...] = ()
+    """(role, text) of the turns of a conversation before the prompt, which is its last user turn."""
+    grader: Grader | None = field(default=None, compare=False)
+    """What compares a response with the answer; None: the response must be the answer."""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else its source knows, for rewards: the further columns of a table."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,22 +64,32 @@ class TextFile(GroupedPrompts):
     """A text file with one prompt a line."""
 
     @classmethod
-    def listed(cls, argument: str) -> list[str]:
+    def listed(cls, argument: str, **settings: Any) -> list[str]:
         return read_prompts(Path(argument))
 
     @classmethod
-    def placed(cls, argument: str) -> Iterator[tuple[str, str]]:
-        lines = Path(argument).read_text(encoding="utf-8").splitlines()
-        return ((f"{argument}:{n}", line.strip()) for n, line in enumerate(lines, start=1) if line.strip())
+    def placed(cls, argument: str, **settings: Any) -> Iterator[tuple[str, str]]:
+        lines = enumerate(lines_of(Path(argument)), start=1)
+        return ((f"{argument}:{number}", line) for number, line in lines if line)
 
 
 def read_prompts(path: Path) -> list[str]:
     """Distinct non-empty lines of a text file; raises `DataError` when the file is missing, unreadable or empty."""
-    try:
-        lines = [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
-    prompts = [line for line in dict.fromkeys(lines) if line]
+    prompts = [line for line in dict.fromkeys(lines_of(path)) if line]
     if not prompts:
         raise DataError(f"the prompt file {path} holds no prompt", fix="write one prompt a line")
     return prompts
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines that an editor shows, without the space around them; `DataError` when the file cannot be read.
+
+    UTF-8 with or without a byte order mark, or UTF-16 with one. A line ends with LF, CRLF or CR; the other ends of
+    Unicode, such as U+2028, stay inside a prompt.
+    """
+    try:
+        data = regular(path).read_bytes()
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
+    return [line.strip() for line in re.split(r"\r\n|\n|\r", text)]

@@ -1,7 +1,8 @@
 """The contract of a prompt source, and how a recipe's text such as ``world:train`` finds one.
 
 A source is a plugin (kind ``prompts``) that is chosen by ``NAME:ARGUMENT``. A path without a name chooses by its
-suffix: a table (`vidalign.data.tables`) or a text file (`vidalign.data.prompts`). The long form is a mapping with
+suffix: a table (`vidalign.data.tables`, for captions `vidalign.data.captions`) or a text file
+(`vidalign.data.prompts`). The long form is a mapping with
 ``name``, the argument under the name that the source gives it, and its further settings.
 """
 
@@ -9,11 +10,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vidalign import registry
+from vidalign.data.rows import format_of, is_saved
 from vidalign.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 Chosen = str | dict[str, Any]
 """Prompts as a recipe names them: ``tokens:train``, or ``{name: tokens, split: train, privilege: hints}``."""
-TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Formats of table files, as `datasets` calls them, by suffix."""
 
 
 class PromptSource(ABC):
@@ -36,6 +35,8 @@ class PromptSource(ABC):
     ``Config``, which has the argument too; they are handed to `open` by name."""
     gives: ClassVar[Literal["captions", "examples"]] = "captions"
     """What a sample is: a text that says what to show, or an `Example`; students take one or the other."""
+    as_captions: ClassVar[str] = ""
+    """Of a source of examples: the source that gives the same prompts as captions; '' where there is none."""
     brings_pictures: ClassVar[bool] = False
     """Whether every sample brings pictures: only students that see them can take them."""
     judges: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -44,17 +45,18 @@ class PromptSource(ABC):
     """Changes when its prompts or what its judges say of them change; part of what results are comparable by."""
 
     @classmethod
-    def listed(cls, argument: str) -> list[str] | None:
+    def listed(cls, argument: str, **settings: Any) -> list[str] | None:
         """Every prompt, where these can be listed without cost; else None.
 
-        Raises `DataError` when the argument names nothing that can be used.
+        settings: those of the source that are not the argument. Raises `DataError` when the argument names nothing that
+        can be used.
         """
         return None
 
     @classmethod
-    def placed(cls, argument: str) -> Iterator[tuple[str, Any]]:
-        """(place, prompt or example) of all that can be read without cost, for messages."""
-        return ((f"{argument}:{n}", prompt) for n, prompt in enumerate(cls.listed(argument) or (), start=1))
+    def placed(cls, argument: str, **settings: Any) -> Iterator[tuple[str, Any]]:
+        """(place, prompt or example) of all that can be read without cost, for messages; settings as for `listed`."""
+        return ((f"{argument}:{n}", prompt) for n, prompt in enumerate(cls.listed(argument, **settings) or (), start=1))
 
     @classmethod
     @abstractmethod
@@ -112,7 +114,7 @@ def spelled_out(chosen: Chosen) -> tuple[str, dict[str, Any]]:
         return str(settings.pop("name", "")), settings
     name, colon, argument = chosen.partition(":")
     if not colon or name not in registry.names("prompts"):
-        name, argument = "table" if Path(chosen).suffix in TABLES else "text", chosen
+        name, argument = "table" if format_of(chosen) or is_saved(chosen) else "text", chosen
     return name, {getattr(registry.get("prompts", name), "argument", "path"): argument}
 
 
@@ -122,7 +124,7 @@ def shortened(chosen: Chosen) -> Chosen:
         return chosen
     name, settings = spelled_out(chosen)
     kind = registry.get("prompts", name)
-    usual = {f.name: f.default for f in fields(kind.Config)} if hasattr(kind, "Config") else {}
+    usual = {f.name: _default(f) for f in fields(kind.Config)} if hasattr(kind, "Config") else {}
     if any(key != kind.argument and (key not in usual or usual[key] != value) for key, value in settings.items()):
         return chosen
     argument = str(settings.get(kind.argument, ""))
@@ -130,23 +132,50 @@ def shortened(chosen: Chosen) -> Chosen:
     return short if spelled_out(short) == (name, {kind.argument: argument}) else chosen
 
 
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
 def open_source(chosen: Chosen, seed: int, batch: int = 1) -> PromptSource:
     """The prompts that a recipe names; raises `DataError` for what cannot be used."""
     kind, argument = find_source(chosen)
-    own = {key: value for key, value in spelled_out(chosen)[1].items() if key != kind.argument}
     opened: Any = kind.open
-    source: PromptSource = opened(argument, seed, batch, **own)
+    source: PromptSource = opened(argument, seed, batch, **_own(chosen, kind))
     return source
+
+
+def completed(chosen: Chosen, gives: str, **usual: Any) -> Chosen:
+    """Prompts as a recipe means them: those of a source that gives ``captions`` or ``examples``, and with the settings
+    of all sources, `usual`, where the source has them and the recipe gives it none of its own."""
+    name, settings = spelled_out(chosen)
+    kind = registry.get("prompts", name)
+    if gives == "captions" and kind.as_captions:
+        kind, name = registry.get("prompts", kind.as_captions), kind.as_captions
+    known = {f.name for f in fields(kind.Config)} if hasattr(kind, "Config") else set()
+    added = {key: value for key, value in usual.items() if value and key in known and key not in settings}
+    unchanged = name == spelled_out(chosen)[0] and not added
+    return chosen if unchanged else {"name": name, **settings, **added}
+
+
+def _own(chosen: Chosen, kind: type[PromptSource]) -> dict[str, Any]:
+    """The settings of a source but its argument."""
+    return {key: value for key, value in spelled_out(chosen)[1].items() if key != kind.argument}
 
 
 def listed(chosen: Chosen) -> list[str] | None:
     """See `PromptSource.listed`."""
     kind, argument = find_source(chosen)
-    return kind.listed(argument)
+    return kind.listed(argument, **_own(chosen, kind))
+
+
+def placed(chosen: Chosen) -> Iterator[tuple[str, Any]]:
+    """See `PromptSource.placed`."""
+    kind, argument = find_source(chosen)
+    return kind.placed(argument, **_own(chosen, kind))
 
 
 SOURCES = {
-    "captions": "use world:SPLIT or a text file with one prompt a line",
+    "captions": "use world:SPLIT, a text file with one prompt a line, or a table",
     "examples": "use tokens:SPLIT, pictures:SPLIT or a table",
 }
 """Which sources give what."""

@@ -16,6 +16,11 @@ from vidalign.ranges import require
 Precision = Literal["auto", "fp32", "bf16", "fp64"]
 
 
+MISSING = "DeepSpeed cannot be imported"
+INSTALL = "install torch first, then: pip install 'vidalign[deepspeed]'; or choose engine.name=plain"
+"""How to get DeepSpeed: its build needs torch."""
+
+
 @dataclass
 class EngineConfig:
     """The section `engine`: what trains, in which precision, over how many processes."""

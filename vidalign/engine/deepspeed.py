@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from vidalign.engine import distributed, zero3
 from vidalign.engine.base import Engine
-from vidalign.engine.config import EngineConfig, OptimizerConfig
+from vidalign.engine.config import INSTALL, MISSING, EngineConfig, OptimizerConfig
 from vidalign.engine.optimizers import make_optimizer, make_schedule
-from vidalign.errors import CheckpointError
+from vidalign.errors import CheckpointError, UserError
 
 FOLDER = "deepspeed"
 
@@ -183,8 +183,10 @@ class _Recorder:
 def _prepare() -> Any:
     """Import DeepSpeed, quietly, with a process group in place."""
     os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
-    import deepspeed
-
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(MISSING, where="engine.name", why=str(error), fix=INSTALL) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)  # DeepSpeed's calls
     distributed.setup(single=True)

@@ -15,7 +15,7 @@ the caching allocator loses to fragments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -230,6 +230,14 @@ def traced(*, last: bool = True) -> Iterator[LiveBytes]:
             engine: Any = torch.autograd.Variable._execution_engine
             engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
 
+    def gradient(outputs: Tensor, inputs: Sequence[Tensor], seed: Tensor | None = None, **options: Any) -> Any:
+        """As `torch.autograd.grad`, for the same reason."""
+        graph, unused = options.get("create_graph", False), options.get("allow_unused", False)
+        seeds = (torch.ones_like(outputs) if seed is None else seed,)
+        engine: Any = torch.autograd.Variable._execution_engine
+        inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        return engine.run_backward((outputs,), seeds, graph, graph, inputs, unused, accumulate_grad=False)
+
     devices = "torch.utils._foreach_utils._get_foreach_kernels_supported_devices"
     with ExitStack() as stack:
         for name, replacement in ((devices, lambda: ["meta"]), ("torch.accelerator.synchronize", lambda *_: None)):
@@ -237,6 +245,7 @@ def traced(*, last: bool = True) -> Iterator[LiveBytes]:
         stack.enter_context(mock.patch.object(Dispatch, "autocast", autocast))
         stack.enter_context(mock.patch.object(torch, "autocast", switched))
         stack.enter_context(mock.patch.object(Tensor, "backward", backward))
+        stack.enter_context(mock.patch.object(torch.autograd, "grad", gradient))
         live = stack.enter_context(LiveBytes(last=last))
         stack.enter_context(accelerator)
         yield live

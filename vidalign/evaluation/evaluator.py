@@ -80,7 +80,7 @@ class Evaluator:
     def from_recipe(cls, recipe: Recipe, rewards: CompositeReward | None) -> Evaluator:
         """On the held-out prompts of a recipe, the same for every seed of it."""
         settings = recipe.evaluation
-        source = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+        source = open_source(recipe.judged_prompts, 0)
         metrics = build_metrics(source.judges if settings.metrics is None else settings.metrics)
         return cls(source, metrics, rewards, count=settings.count, seeds=settings.seeds, frames=settings.frames)
 

@@ -8,9 +8,9 @@ arXiv 2306.13649, equation 1; Agarwal et al.).
 | ``js`` | ``(KL(T || M) + KL(S || M)) / 2``, ``M = (S + T) / 2`` | bounded by ln 2 |
 | ``jsd`` | ``beta KL(T || M) + (1 - beta) KL(S || M)``, ``M = beta T + (1 - beta) S`` | GKD; beta 0 and 1 are the KLs |
 
-Natural logarithms, fp32 or wider. The gradient flows to the student alone and is written as
-``sum_v S_v sg[D_v] d log S_v``: as probabilities sum to 1, the derivative of D drops out. Hence it is *exactly* zero
-where the two agree, which differentiating ``S log(S / T)`` is not (rounding leaves 1e-8 on every entry).
+Natural logarithms, fp32 or wider. With probabilities S of the student and ``a = S dL/d log S``, the gradient in the
+student's logits is ``a - S sum(a)``, where the derivative of the bracket drops out, as probabilities sum to 1. It is
+*exactly* zero where the two agree, which differentiating ``S log(S / T)`` is not (rounding leaves 1e-8 on every entry).
 
 On a support of the student's K most likely tokens the rest of the vocabulary becomes one more bucket. Plain
 truncation sums to less than 1 and can be negative: -0.162 in the example of the tests.
@@ -34,81 +34,67 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
 
 
-def bucket_log_probs(logits: Tensor, index: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities ``[..., K + 1]`` of the tokens at `index` ``[..., K]`` and of all others together.
-
-    logits: ``[..., V]``, K < V. The tail is a logsumexp over the other tokens, not ``log(1 - sum)``, which is rounding
-    noise when the K tokens hold nearly all of the mass.
-    """
-    assert index.shape[-1] < logits.shape[-1], "a tail needs at least one token outside the support"
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    rest = scaled.scatter(-1, index, -math.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([scaled.gather(-1, index), rest], -1).log_softmax(-1)
-
-
-def divergence(
-    student: Tensor,
-    target: Tensor,
-    kind: Kind = "reverse_kl",
-    *,
-    beta: float = 0.5,
-    top_k: int | None = None,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Divergence ``[...]`` of two sets of logits ``[..., V]``, at least 0 (up to rounding); gradient to `student` only.
-
-    beta: weight of the target in the mixture, for ``jsd`` alone, in 0..1. top_k: None for the full vocabulary, else the
-    support is the student's K most likely tokens and a tail; K >= V is the full vocabulary. temperature: of *both*
-    distributions, above 0; the value is not multiplied by its square.
-    """
-    target = target.detach()
-    if top_k is None or top_k >= student.shape[-1]:
-        return between(log_probs(student, temperature), log_probs(target, temperature), kind, beta=beta)
-    index = student.detach().topk(top_k, -1).indices
-    ours, theirs = bucket_log_probs(student, index, temperature), bucket_log_probs(target, index, temperature)
-    return between(ours, theirs, kind, beta=beta)
-
-
-def between(student: Tensor, target: Tensor, kind: Kind, *, beta: float = 0.5) -> Tensor:
-    """`divergence` of log-probabilities ``[..., V]`` that each sum to 1."""
-    if kind == "js":
-        return jensen_shannon(student, target, 0.5)
-    if kind == "jsd":
-        return jensen_shannon(student, target, beta)
-    return reverse_kl(student, target) if kind == "reverse_kl" else forward_kl(student, target)
-
-
-def reverse_kl(student: Tensor, target: Tensor) -> Tensor:
-    """``KL(S || T) = sum S (log S - log T)``, ``[..., V] -> [...]``."""
-    return (student.exp() * (student - target).detach()).sum(-1)
-
-
-def forward_kl(student: Tensor, target: Tensor) -> Tensor:
-    """``KL(T || S) = sum T (log T - log S)``, ``[..., V] -> [...]``."""
-    target = target.detach()
-    return (target.exp() * (target - student)).sum(-1)
-
-
-def jensen_shannon(student: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
-    """GKD's JSD(beta), ``[..., V] -> [...]``; beta 0 is the forward KL, 1 the reverse one (the limits of
-    ``JSD / beta`` and ``JSD / (1 - beta)``). At beta 1/2 at most ln 2.
-
-    With ``d = log T - log S`` the mixture is ``log(M / S) = log1p(beta expm1(d))`` for d <= 0 and, from the other
-    side, ``log(M / T) = log1p((1 - beta) expm1(-d))``: no overflow, and exactly 0 where d is 0.
-    """
-    assert 0 <= beta <= 1, "beta is checked by the recipe"
-    if beta == 0:
-        return forward_kl(student, target)
-    if beta == 1:
-        return reverse_kl(student, target)
-    with torch.no_grad():
-        d = target - student
-        inner = torch.where(d > 0, (1 - beta) * torch.expm1(-d.abs()), beta * torch.expm1(-d.abs())).log1p_()
-        student_to_mixture, target_to_mixture = -inner - d.clamp(min=0), -inner + d.clamp(max=0)
-        teacher_part = (target.exp() * target_to_mixture).sum(-1)
-    return beta * teacher_part + (1 - beta) * (student.exp() * student_to_mixture).sum(-1)
-
-
 def entropy(log_p: Tensor) -> Tensor:
     """``-sum p log p`` in nats, ``[..., V] -> [...]``."""
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def divergence(ours: Tensor, theirs: Tensor, kind: Kind, beta: float, top_k: int | None) -> tuple[Tensor, Tensor]:
+    """Divergences ``[n]``, at least 0 up to rounding, and their gradient ``[n, V]`` in the student's logits.
+
+    ours, theirs: log-probabilities ``[n, V]`` of student and target, fp32 or wider; both are overwritten. beta: weight
+    of the target in the mixture of ``jsd``, in 0..1. top_k: None for the full vocabulary, else the support is the
+    student's K most likely tokens and a tail; K >= V is the full vocabulary. The derivative in a temperature is left to
+    the caller: divide the gradient by it.
+    """
+    if top_k is None or top_k >= ours.shape[-1]:
+        losses, pull, total = _pull(ours, theirs, kind, beta)
+        return losses, pull.addcmul_(ours, total[:, None], value=-1)
+    index = ours.topk(top_k, -1).indices
+    buckets, others = _buckets(ours, index), _buckets(theirs, index)
+    tail = buckets[:, -1:].clone()
+    losses, pull, total = _pull(buckets, others, kind, beta)
+    inside = pull - buckets * total[:, None]
+    rest = ours.sub_(tail).exp_()  # probabilities within the tail; those of the support are replaced
+    return losses, rest.mul_(inside[:, -1:]).scatter_(-1, index, inside[:, :-1])
+
+
+def _buckets(logits: Tensor, index: Tensor) -> Tensor:
+    """Log-probabilities ``[n, K + 1]`` of the tokens at `index` ``[n, K]`` and of all others together.
+
+    The tail is a logsumexp and not ``log(1 - sum)``, which is rounding noise when the K tokens hold nearly all of the
+    mass. `logits` ``[n, V]`` are changed and get their values back.
+    """
+    kept = logits.gather(-1, index)
+    rest = logits.scatter_(-1, index, -math.inf).logsumexp(-1, keepdim=True)
+    logits.scatter_(-1, index, kept)
+    return torch.cat([kept, rest], -1).log_softmax(-1)
+
+
+def _pull(ours: Tensor, theirs: Tensor, kind: Kind, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ``[n]``, ``a = S dL/d log S`` ``[n, v]`` and its sum ``[n]``. Log-probabilities of the student and the
+    target, ``[n, v]`` each, are overwritten: `ours` becomes S. All are exactly 0 in sum where the two agree."""
+    beta = {"reverse_kl": 1.0, "forward_kl": 0.0, "js": 0.5}.get(kind, beta)
+    if beta == 1:  # S (log S - log T)
+        gap = torch.sub(ours, theirs, out=theirs)
+        losses = torch.linalg.vecdot(ours.exp_(), gap)
+        return losses, gap.mul_(ours), losses
+    if beta == 0:  # -T
+        p = theirs.exp()
+        losses = torch.linalg.vecdot(p, theirs.sub_(ours))
+        ours.exp_()
+        return losses, p.neg_(), -torch.ones_like(losses)
+    p = theirs.exp()
+    d = theirs.sub_(ours)
+    teacher = torch.linalg.vecdot(p, d.clamp(max=0))
+    ours.exp_()
+    inner = d.abs().neg_().expm1_()
+    inner = (
+        inner.mul_(beta if beta == 0.5 else torch.where(d > 0, d.new_tensor(1 - beta), d.new_tensor(beta)))
+        .log1p_()
+        .neg_()
+    )
+    teacher += torch.linalg.vecdot(p, inner)  # log T - log M = inner + min(d, 0)
+    inner.sub_(d.clamp_(min=0))  # log S - log M
+    own = torch.linalg.vecdot(ours, inner)
+    return beta * teacher + (1 - beta) * own, inner.mul_(ours).mul_(1 - beta), (1 - beta) * own

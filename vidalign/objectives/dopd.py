@@ -12,13 +12,14 @@ One step:
    HS  high gap, q_T < q_S   sg[S^p] reverse KL, top-K + tail   0.6
 4. the loss is the mean over the tokens of a response, then over responses, differentiated directly.
 
-What we changed: a tail bucket beside the top K tokens, without which the divergence can be negative. S^p is computed at
-the update itself, after the rollout: there is one update a step.
+What we changed: a tail bucket beside the top K tokens, without which the divergence can be negative. S^p has the
+student's weights by default, which do not move within a step; `student_target` keeps it frozen, or a moving average.
+Hidden states of T^p and S^p are kept from the routing for the loss.
 Exact: where p is empty, S^p is S, and LL and HS have no value and no gradient.
 Ablations: HT only ``lh.weight=0 ll.weight=0 hs.weight=0``; equal weights: all 1; no privilege ``privilege=none``; no
 student source ``ll.source=teacher hs.source=teacher``; no teacher source ``lh.source=student ht.source=student``; not
 aware of the advantage ``routing=uniform``; form of p ``data.prompts.privilege=executed`` and so on.
-Knobs that matter: learning rate, data.prompts.privilege, the weights, top_k.
+Knobs that matter: learning rate, data.prompts.privilege, student_target, the weights, top_k.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from vidalign.cost import Cost
-from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
+from vidalign.engine.policies import CURRENT
 from vidalign.losses import routing
-from vidalign.losses.projected import projected_divergence
+from vidalign.losses.projected import Toward
 from vidalign.losses.routing import Regime
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
 from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.student_target import StudentTarget
 from vidalign.ranges import require
 from vidalign.tracking.tokens import ColouredResponse
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     Context = TrainContext[LanguageStudent, LogitTeacher]
 
 NAMES = tuple(regime.name.lower() for regime in Regime)
+SOURCES = ("teacher", "student")
+"""Whose hidden states with privilege are scored."""
 SHOWN = 8
 """Responses on a page of coloured tokens."""
 
@@ -77,7 +81,7 @@ class DOPD(Objective):
     needs = Needs(students=("language",), teacher="logits", whole_student=True)
 
     @dataclass
-    class Config:
+    class Config(StudentTarget):
         group_size: int = 4
         """Responses per prompt."""
         privilege: Literal["own", "shuffled", "none"] = "own"
@@ -100,11 +104,18 @@ class DOPD(Objective):
         """High gap, the student is surer."""
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             require(self, "trim", least=0, below=1)
             require(self, "top_k", least=1)
             require(self, "beta", least=0, most=1)
 
     config: Config
+
+    def blueprint(self) -> Blueprint:
+        return Blueprint(self.config.policies)
+
+    def after_step(self, ctx: Context) -> None:
+        self.config.follow(ctx)
 
     # --- collect ---
 
@@ -117,14 +128,16 @@ class DOPD(Objective):
         texts = tokens.privileged_texts(data.prompts, self.config.privilege)
         data.prompts = [replace(example, privileged=text) for example, text in zip(data.prompts, texts, strict=True)]
         mask = data["response"]
-        teacher, teacher_entropy = tokens.statistics(ctx, ctx.teacher.model, data, texts)
-        student, student_entropy = tokens.statistics(ctx, ctx.student, data, texts)
+        scored = {source: tokens.score(ctx, self._weights_of(source), data, texts) for source in SOURCES}
+        teacher, student = (scored[source].logp for source in SOURCES)
         regime, metrics = self._route(ctx, teacher[mask], student[mask])
         data.tensors["regime"] = torch.zeros_like(data["response_ids"]).masked_scatter(mask, regime)
         weights = tokens.token_weights(mask).to(teacher.dtype)
-        for name, values in (("teacher", teacher_entropy), ("privileged_student", student_entropy)):
-            mean = ctx.gather((values[mask] * weights).sum()[None]).mean()
+        for name, source in (("teacher", "teacher"), ("privileged_student", "student")):
+            mean = ctx.gather((scored[source].entropy[mask] * weights).sum()[None]).mean()
             metrics[f"objective/entropy_{name}/mean"] = float(mean)
+        for source in self._sources():
+            data.tensors[f"{source}_states"] = scored[source].states
         data.metrics |= metrics
         self._show(ctx, data, teacher - student)
         return data
@@ -168,83 +181,49 @@ class DOPD(Objective):
     # --- loss ---
 
     def loss(self, ctx: Context, micro_batch: MicroBatch, phase: Phase) -> LossOut:
-        data, student = micro_batch.data, ctx.student
-        mask = tokens.mask_of(data)
+        data, mask = micro_batch.data, tokens.mask_of(micro_batch.data)
         regime = data["regime"][:, : mask.shape[1]][mask]
-        states = tokens.states(ctx, student, data)
-        targets = self._targets(ctx, data, mask, regime, states)
-        weights = tokens.token_weights(mask).to(targets[0][2].dtype) if targets else None
-        loss = 0.0 * student.project(states[:1]).sum()  # every weight gets a gradient, whatever the regimes
-        metrics, counts = tokens.watch(ctx, data, states)
-        metrics |= {f"objective/loss_{name}/mean": loss.detach() for name in NAMES}
-        for name, rows, losses in targets:
-            assert weights is not None, "there are weights where there are targets"
-            part = (losses * weights[rows]).sum()
-            loss = loss + self._of(name).weight * part
-            metrics[f"objective/loss_{name}/mean"] = part.detach()  # the parts add up, unweighted
-        return LossOut(loss, metrics, counts=counts)
-
-    def _targets(
-        self,
-        ctx: Context,
-        data: Experience,
-        mask: Tensor,
-        regime: Tensor,
-        states: Tensor,
-    ) -> list[tuple[str, Tensor, Tensor]]:
-        """Name, rows and losses of every regime that occurs and counts; rows are selected before the projection."""
+        states, weights = tokens.states(ctx, ctx.student, data), tokens.token_weights(mask)
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
         rows = {name: index for name, index in rows.items() if len(index)}
-        hidden = {
-            source: self._privileged(ctx, source, data, mask, states)
-            for source in dict.fromkeys(self._of(name).source for name in rows)
-        }
-        targets = []
-        for name, index in rows.items():
-            one = self._of(name)
-            target = ctx.teacher.model if one.source == "teacher" else ctx.student
-            losses = projected_divergence(
-                states[index],
-                ctx.student.project,
-                hidden[one.source][index],
-                target.project,
-                one.divergence,
-                beta=self.config.beta,
-                top_k=self.config.top_k if one.support == "top_k" else None,
-                temperature=tokens.temperature_of(ctx),
-            )
-            targets.append((name, index, losses))
-        return targets
+        targets = {source: self._states(source, data, mask, states) for source in self._sources()}
+        parts = [self._part(ctx, name, index, weights, targets) for name, index in rows.items()]
+        found, metrics, counts = tokens.distil(ctx, data, states, parts)
+        for name in NAMES:  # the parts add up, unweighted
+            own = rows.get(name, regime[:0])
+            metrics[f"objective/loss_{name}/mean"] = (found.losses[own] * weights[own]).sum()
+        return LossOut(found.total, metrics, counts=counts)
 
-    @without_gradient
-    def _privileged(
-        self,
-        ctx: Context,
-        source: str,
-        data: Experience,
-        mask: Tensor,
-        states: Tensor,
-    ) -> Tensor:
-        """Hidden states ``[M, D]`` of the privileged teacher or student; the student's without privilege are
-        `states`."""
-        texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
-        if source == "teacher":
-            return tokens.states(ctx, ctx.teacher.model, data, texts)
-        if not any(texts):
-            return states.detach()
-        privileged = tokens.states(ctx, ctx.student, data, texts)
-        bare = torch.tensor([not text for text in texts], device=mask.device)[:, None].expand(mask.shape)[mask]
-        return torch.where(bare[:, None], states.detach(), privileged)
+    def _part(self, ctx: Context, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor]) -> Toward:
+        """How the rows of a regime are trained."""
+        one = self._of(name)
+        head = tokens.target_head(ctx, self._weights_of(one.source))
+        top_k = self.config.top_k if one.support == "top_k" else None
+        states = targets[one.source][rows]
+        return Toward(rows, one.weight * weights[rows], states, head, one.divergence, self.config.beta, top_k)
+
+    def _states(self, source: str, data: Experience, mask: Tensor, states: Tensor) -> Tensor:
+        """Hidden states ``[M, D]`` of the privileged teacher or student, as they were scored; those of the student that
+        is trained, without privilege, are `states`."""
+        kept = data[f"{source}_states"][:, : mask.shape[1]][mask]
+        if self._weights_of(source) != CURRENT:
+            return kept
+        bare = torch.tensor([not data.prompts[group].privileged for group in data.group_index.tolist()])
+        return torch.where(bare.to(mask.device)[:, None].expand(mask.shape)[mask][:, None], states.detach(), kept)
+
+    def _weights_of(self, source: str) -> str:
+        """The teacher, or the weight set of the privileged student."""
+        return tokens.TEACHER if source == "teacher" else self.config.weight_set
+
+    def _sources(self) -> list[str]:
+        """The targets of regimes that count."""
+        names = NAMES if self.config.routing == "advantage" else ("ht",)
+        return list(dict.fromkeys(self._of(name).source for name in names if self._of(name).weight))
 
     def cost(self, sizes: StepSizes) -> Cost:
-        """As if every regime occurred in every micro-batch, and every prompt had a privileged text."""
-        config = self.config
-        names = NAMES if config.routing == "advantage" else ("ht",)
-        sources = {self._of(name).source for name in names if self._of(name).weight}
-        responses = sizes.prompts * config.group_size
-        own = "student" in sources and config.privilege != "none"
-        calls = (1 + ("teacher" in sources)) * responses
-        return Cost(forwards=(3 + own) * responses, teacher_calls=calls, responses=responses)
+        """A rollout, both privileged policies and the loss, whatever the regimes."""
+        responses = sizes.prompts * self.config.group_size
+        return Cost(forwards=3 * responses, teacher_calls=responses, responses=responses)
 
     def _of(self, name: str) -> RegimeConfig:
         settings: RegimeConfig = getattr(self.config, name)

@@ -6,11 +6,13 @@ something was left out keeps silent about sections that already hold a mistake.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from vidalign import registry
+from vidalign.engine.config import INSTALL, MISSING
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
@@ -33,6 +35,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
         _student,
         _own("students"),
         _optimizer,
+        _engine,
         check_prompts,
         _fit,
     ]
@@ -162,6 +165,13 @@ def _optimizer(draft: Draft) -> None:
     if draft.recipe.trainer.optimizer == "muon" and draft.recipe.engine.name == "deepspeed":
         why = "it needs whole matrices, and ZeRO divides the weights into flat pieces"
         draft.refuse("muon does not run on DeepSpeed", "trainer.optimizer", why, "use adamw, or engine.name: plain")
+
+
+def _engine(draft: Draft) -> None:
+    """A recipe is also checked on machines that it does not run on."""
+    if draft.recipe.engine.name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        where = draft.tree.locate("engine.name")
+        draft.warnings.append(Problem(MISSING, where, "it is not installed here", INSTALL))
 
 
 def _own(kind: str) -> Callable[[Draft], None]:

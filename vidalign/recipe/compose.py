@@ -73,7 +73,7 @@ def merge(below: Node, above: Node, choices: dict[str, str], problems: list[Prob
     if path in PROMPTS and isinstance(below.value, str):
         below = _long_form(below)
     entries = dict(below.value) if isinstance(below.value, dict) else {}
-    if path in choices and _renamed(entries, above.value, choices[path]):
+    if (path in choices or path in PROMPTS) and _renamed(entries, above.value, choices.get(path, "")):
         entries = {}
     for key, child in above.value.items():
         if key.startswith("~") and entries.pop(key[1:], None) is None:

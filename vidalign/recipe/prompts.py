@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from vidalign import registry
-from vidalign.data.source import Chosen, PromptSource, check_gives, find_source, spelled_out
+from vidalign.data import graders
+from vidalign.data.source import Chosen, check_gives, find_source, listed, placed, spelled_out
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
@@ -20,6 +21,7 @@ from vidalign.recipe.typed import settings_of, unknown_key
 def check_prompts(draft: Draft) -> None:
     """The sources exist and have prompts for the student; a reward can score every training prompt."""
     before = len(draft.problems)
+    _shared(draft)
     for path, source in sources(draft).items():
         try:
             if not isinstance(source, str):
@@ -30,19 +32,48 @@ def check_prompts(draft: Draft) -> None:
                 problem.fix = problem.fix.replace("the path", path)
             draft.refuse_as(error, path)
     if len(draft.problems) == before:
-        _scored(draft, *find_source(draft.recipe.data.prompts))
+        _scored(draft)
         _judged(draft)
+
+
+def _shared(draft: Draft) -> None:
+    """The settings of all sources change one of them, and the grader exists and has its settings."""
+    recipe = draft.recipe
+    _grader(draft, recipe.data.grader, "data.grader")
+    for key in ("columns", "grader"):
+        if not getattr(recipe.data, key):
+            continue
+        with suppress(UserError):  # reported with the sources
+            meant = [spelled_out(recipe.prompts_of(source))[1] for source in sources(draft).values()]
+            if all(settings.get(key) != getattr(recipe.data, key) for settings in meant):
+                why = "no source of prompts has such a setting, or each gives its own"
+                draft.refuse(f"data.{key} has no effect", f"data.{key}", why, "delete it")
+
+
+def _grader(draft: Draft, chosen: Any, path: str) -> None:
+    """A grader with its settings; `UserError` where it cannot be made, for want of a package."""
+    if not chosen:
+        return
+    name, settings = graders.spelled_out(chosen)
+    before = len(draft.problems)
+    try:
+        settings_of("graders", name, as_node(settings, draft.tree.locate(path)), path, draft.problems)
+        if len(draft.problems) == before:
+            graders.make_grader(chosen)
+    except UserError as error:
+        draft.refuse_as(error, path)
 
 
 def _settings(draft: Draft, source: dict[str, Any], path: str) -> None:
     """The source exists and has these settings; `UserError` for one that does not exist."""
     section, _, key = path.partition(".")
     node = draft.tree.value[section].value[key]
-    name, given = spelled_out(source)
+    name, given = spelled_out(draft.recipe.prompts_of(source))
     kind = registry.get("prompts", name)
     if hasattr(kind, "Config"):
         settings = Node({key: child for key, child in node.value.items() if key != "name"}, node.where)
         settings_of("prompts", name, settings, path, draft.problems)
+        _grader(draft, given.get("grader", "") if "grader" in node.value else "", f"{path}.grader")
         return
     for unknown in given.keys() - {kind.argument}:
         problem = unknown_key(f"{path}.{unknown}", node.value[unknown].where, [kind.argument])
@@ -82,14 +113,14 @@ def weighted(objective: Choice, weights: dict[str, float]) -> dict[str, Any]:
     return {name: registry.get("rewards", name) for name, weight in chosen.items() if weight}
 
 
-def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
+def _scored(draft: Draft) -> None:
     """A reward can score every training prompt; the examples of a hub are not read."""
     try:
         rewards = weighted(draft.recipe.objective, draft.recipe.reward_weights)
     except UserError:
         return  # reported with the rewards
     try:
-        problem = unscored(rewards, kind.placed(argument))
+        problem = unscored(rewards, placed(draft.recipe.training_prompts))
     except UserError as error:
         draft.refuse_as(error, "data.prompts")
         return
@@ -101,8 +132,7 @@ def _scored(draft: Draft, kind: type[PromptSource], argument: str) -> None:
 def _judged(draft: Draft) -> None:
     """The metrics of the evaluation exist and fit the student; at least one judges the held-out prompts."""
     recipe, settings = draft.recipe, draft.recipe.evaluation
-    source = settings.prompts or recipe.data.eval_prompts
-    metrics = find_source(source)[0].judges if settings.metrics is None else settings.metrics
+    metrics = find_source(recipe.judged_prompts)[0].judges if settings.metrics is None else settings.metrics
     makes = getattr(registry.get("students", recipe.student.name), "makes", "clips")
     for name, values in metrics.items():
         path = f"evaluation.metrics.{name}"
@@ -138,6 +168,6 @@ def sources(draft: Draft) -> dict[str, Chosen]:
 def _listed(draft: Draft, source: Chosen) -> list[str]:
     """The prompts of a source, none where they cannot be listed without cost; `UserError` for a wrong source."""
     name = draft.recipe.student.name
-    check_gives(source, name, getattr(registry.get("students", name), "asked", "captions"))
-    kind, argument = find_source(source)
-    return kind.listed(argument) or []
+    meant = draft.recipe.prompts_of(source)
+    check_gives(meant, name, getattr(registry.get("students", name), "asked", "captions"))
+    return listed(meant) or []

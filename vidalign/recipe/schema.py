@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vidalign import registry
+from vidalign.data.columns import check_columns
+from vidalign.data.source import Chosen, completed
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
 from vidalign.ranges import require
 
@@ -93,11 +96,19 @@ class DataConfig:
     """Prompts, and the clips of objectives that learn from clips."""
 
     prompts: str | dict[str, Any] = "world:train"
-    """Training prompts: `world:SPLIT` or a text file with one prompt a line. For language students `tokens:SPLIT`,
-    `pictures:SPLIT`, `datasets:NAME:SPLIT`, or a json, csv or parquet file with a column `prompt`. The long form is a
-    mapping with `name` and the settings of that source: `{name: tokens, split: train, privilege: hints}`."""
+    """Training prompts: `world:SPLIT`, a text file with one prompt a line, or a json, jsonl, csv, tsv or parquet file
+    with a column `prompt`. For language students `tokens:SPLIT`, `pictures:SPLIT`, `datasets:NAME:SPLIT`,
+    `datasets:NAME:CONFIG:SPLIT`, or such a table. The long form is a mapping with `name` and the settings of that
+    source: `{name: tokens, split: train, privilege: hints}`."""
     eval_prompts: str | dict[str, Any] = "world:held_out"
     """Prompts that are never trained on, in the same form."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of tables that have other names than `prompt`, `privileged`, `images`, `answer` and `response`:
+    `{prompt: question, answer: solution}`."""
+    grader: str | dict[str, Any] = ""
+    """What compares responses with the answers of tables, for `exact_match` as reward and as metric: `last_number`, or
+    `{name: regex, pattern: "Answer: (.*)"}`; `vidalign list graders` prints all. Empty = `equals`. A long form of
+    prompts may name another: `{name: table, path: FILE, grader: boxed}`."""
     frames: int = 12
     """Length of a clip in frames."""
     text_cache: str = ""
@@ -105,6 +116,7 @@ class DataConfig:
     `~/.cache/vidalign/text`. It is no part of what makes two runs equal."""
 
     def __post_init__(self) -> None:
+        check_columns(self.columns)
         require(self, "frames", least=1)
 
 
@@ -217,6 +229,21 @@ class Sections:
     """What a run writes and shows."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The judgement before and after training."""
+
+    @property
+    def training_prompts(self) -> Chosen:
+        """Source of the prompts that are trained on."""
+        return self.prompts_of(self.data.prompts)
+
+    @property
+    def judged_prompts(self) -> Chosen:
+        """Source of the prompts that the evaluation judges."""
+        return self.prompts_of(self.evaluation.prompts or self.data.eval_prompts)
+
+    def prompts_of(self, chosen: Chosen) -> Chosen:
+        """A source as this recipe means it: with its columns and grader; as captions for a student that takes these."""
+        asked = getattr(registry.get("students", self.student.name), "asked", "captions")
+        return completed(chosen, asked, columns=self.data.columns, grader=self.data.grader)
 
     @property
     def reward_weights(self) -> dict[str, float]:

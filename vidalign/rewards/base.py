@@ -37,6 +37,9 @@ class Reward(Protocol):
     Its class may say what it judges, ``judges = "clips"`` or ``"texts"``: a recipe with another student is refused. A
     static method ``can_score(prompt)`` (of an `Example` for texts) may say which prompts it can score. A training
     prompt that no reward of the recipe can score is refused.
+
+    A `score` with a further argument ``metadata: Sequence[Mapping[str, Any]] = ()`` is given one mapping an item: the
+    further columns of the table that its prompt comes from, none of other prompts.
     """
 
     name: str

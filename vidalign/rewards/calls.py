@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vidalign.data.captions import metadata_of
 from vidalign.errors import PluginError
 from vidalign.guest import guest, is_foreign
 
@@ -25,6 +27,7 @@ class RewardCall:
         self.listeners: list[Callable[[int], None]] = []
         """Called with the number of clips of every call."""
         self._overdue: threading.Thread | None = None
+        self._informed = _asks_for_metadata(reward)
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
         """Everything that it returns by name, where the clips are, its own name first; ``[B]`` under that.
@@ -47,12 +50,13 @@ class RewardCall:
         """What the reward returns; other rewards, and what is shown, must not see what it does to the clips."""
         for listener in self.listeners:
             listener(len(prompts))
+        known = {"metadata": [metadata_of(prompt) for prompt in prompts]} if self._informed else {}
         if not is_foreign(self.reward) or not isinstance(clips, torch.Tensor) or clips.is_inference():
-            return self.reward.score(clips, prompts)
+            return self.reward.score(clips, prompts, **known)
         if clips.device.type == "cpu":  # a view in numpy is written to unseen
-            return self.reward.score(clips.clone(), list(prompts))
+            return self.reward.score(clips.clone(), list(prompts), **known)
         before = clips._version
-        scores = self.reward.score(clips, list(prompts))
+        scores = self.reward.score(clips, list(prompts), **known)
         if clips._version != before:
             raise PluginError(
                 f"the reward {self.name!r} changed the clips that it was given",
@@ -106,6 +110,14 @@ class RewardCall:
 
     def _refusal(self, what: str, why: str) -> PluginError:
         return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
+
+
+def _asks_for_metadata(reward: Any) -> bool:
+    """Whether its `score` has an argument of that name."""
+    try:
+        return "metadata" in inspect.signature(reward.score).parameters
+    except (AttributeError, TypeError, ValueError):  # what has no signature is called as every reward
+        return False
 
 
 def _beside(values: torch.Tensor, clips: Any) -> torch.Tensor:

@@ -78,7 +78,7 @@ class ChatEncoder:
         where no prompt fits."""
         self.room.check()
         *system, user = self.messages(Example("?"))
-        self.turns.check(system[0] if system else None, user)
+        self.turns.check(system, user, self.config.system)
 
     def save(self, folder: Path) -> None:
         """Tokenizer, processor and chat template, as transformers reads them."""
@@ -92,11 +92,15 @@ class ChatEncoder:
     ) -> list[dict[str, Any]]:
         """The conversation up to the assistant's turn; an empty `privileged` leaves the plain prompt.
 
-        written: what is made of the text of every turn.
+        A system turn of the example itself stands instead of the configured one. written: what is made of the text of
+        every turn.
         """
         text = self.config.privileged.format(prompt=example.prompt, privileged=privileged) if privileged else None
         content = self._content(written(example.prompt if text is None else text), len(example.images))
-        turns = [{"role": "system", "content": written(self.config.system)}] if self.config.system else []
+        before = list(example.before)
+        if self.config.system and all(role != "system" for role, _ in before):
+            before = [("system", self.config.system), *before]
+        turns = [{"role": role, "content": self._content(written(text))} for role, text in before]
         return [*turns, {"role": "user", "content": content}]
 
     def text(self, example: Example, privileged: str = "") -> str:
@@ -208,7 +212,8 @@ class ChatEncoder:
     def excess(self, example: Example, privileged: str = "") -> int | None:
         """The tokens of a prompt that is too long; None for one that fits."""
         room, texts = self.room.prompt, (example.prompt, privileged, self._empty)
-        if room is None or (not example.images and len("".join(texts).encode()) <= room):
+        alone = not example.images and not example.before
+        if room is None or (alone and len("".join(texts).encode()) <= room):
             return None  # no token is shorter than a byte
         length = len(self._encode(example, privileged)[0])
         return length if length > room else None
@@ -234,7 +239,8 @@ class ChatEncoder:
     def _encode(self, example: Example, privileged: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Ids of a prompt, and what the processor makes of its pictures."""
         turns, tokenizer, processor = self.messages(example, privileged), self.tokenizer, self.processor
-        texts = (example.prompt, privileged, self.config.system, self.config.privileged)
+        earlier = [text for _, text in example.before]
+        texts = (example.prompt, privileged, *earlier, self.config.system, self.config.privileged)
         if self.config.control_tokens == "as_text" and any(map(self._typed.typed_in, texts)):
             turns, tokenizer = self.messages(example, privileged, self._typed.marked), self._typed
             if processor is not None:

@@ -25,12 +25,13 @@ from vidalign.data.examples import Example
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
+from vidalign.losses.projected import Projected, Toward, Written, projected_loss
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
-from vidalign.students.scaled_logits import logit_scale
+from vidalign.students.scaled_logits import logit_factor
 
 PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
 """Config entries of tokens that stand for pictures."""
@@ -56,7 +57,7 @@ class LanguageStudent(Student[LanguageSpec]):
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
-        self._scale = logit_scale(model.config)
+        self._factor = logit_factor(model.config)
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -277,7 +278,27 @@ class LanguageStudent(Student[LanguageSpec]):
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
         logits: Tensor = self.lm_head(hidden)
-        return logits if self._scale is None else self._scale(logits)
+        return logits if self._factor == 1.0 else logits * self._factor
+
+    def distil(
+        self,
+        hidden: Tensor,
+        parts: Sequence[Toward | Written],
+        tokens: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Projected:
+        """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
+        weight, bias = self._head()
+        if self._factor != 1.0:  # of the logits, hence of the states and of the bias
+            hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor
+            parts = [self._scaled(part) for part in parts]
+        return projected_loss(hidden, weight, bias, parts, tokens, temperature=temperature)
+
+    def _scaled(self, part: Toward | Written) -> Toward | Written:
+        """The states of a target that goes through the same head."""
+        if isinstance(part, Written) or part.head is not None:
+            return part
+        return replace(part, hidden=part.hidden * self._factor)
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
@@ -317,6 +338,16 @@ class LanguageStudent(Student[LanguageSpec]):
                 why=f"{longest} tokens, with those of the response, and the model takes {context}",
                 fix="shorten the prompts (chat.max_prompt_length, chat.long_prompts), or sampling.max_new_tokens",
             )
+
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
+        layer = self.lm_head
+        if not hasattr(layer, "base_layer"):
+            return layer.weight, layer.bias
+        weight = layer.base_layer.weight
+        for name in () if layer.disable_adapters else layer.active_adapters:
+            weight = weight + layer.get_delta_weight(name)
+        return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = _token_ids(self.chat.tokenizer, sampling.stop)

@@ -157,13 +157,12 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         cls, student: LanguageStudent, request: SampleRequest, features: PromptFeatures | None = None
     ) -> Samples:
         """Prompt and response of every prompt, shown all `images`, in one text file."""
-        from PIL import Image
-
         from vidalign.data.examples import Example
+        from vidalign.data.pictures import picture
 
         try:
-            pictures = tuple(Image.open(regular(path)).convert("RGB") for path in request.images)
-        except OSError as error:
+            pictures = tuple(picture(regular(path).read_bytes(), Path()) for path in request.images)
+        except (OSError, ValueError) as error:
             raise DataError("a picture cannot be read", where="--image", why=str(error)) from error
         examples = [Example(prompt, images=pictures) for prompt in request.prompts]
         texts = student.sample(examples, seed=request.seed)

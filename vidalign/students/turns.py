@@ -55,14 +55,15 @@ class Turns:
                 fix="check chat.template and chat.options",
             ) from error
 
-    def check(self, system: Mapping[str, Any] | None, user: Mapping[str, Any]) -> None:
-        """Raises `UserError` for a template that cannot write these turns, or leaves out what the system turn says."""
+    def check(self, system: Sequence[Mapping[str, Any]], user: Mapping[str, Any], says: str) -> None:
+        """Raises `UserError` for a template that cannot write these turns, or leaves out what the system turn, if there
+        is one, `says`."""
         self.text([user])
-        if system is None:
+        if not system:
             return
         why = "it writes nothing of it"
         try:
-            if str(system["content"]).strip() in self.text([system, user]):
+            if says.strip() in self.text([*system, user]):
                 return
         except UserError as error:
             why = error.problems[0].why

@@ -6,12 +6,16 @@ to the posterior mean of a multi-step model would blur it.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import UserError
-from vidalign.teachers.network import NetworkTeacher
+from vidalign.ranges import require
+from vidalign.students.video.checks import check_forcing
+from vidalign.teachers.network import NetworkTeacher, teacher_spec
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudentSpec
 
 
@@ -20,6 +24,24 @@ class FewStepTeacher(NetworkTeacher):
 
     offers = ("few_step",)
     shared = (*NetworkTeacher.shared, "sampler.sigmas", "sampler.first_sigmas", "cache.chunk_frames")
+
+    @dataclass
+    class Config(NetworkTeacher.Config):
+        forcing_frames: int = 0
+        """Most latent frames of a video that it takes at once, whole chunks; 0 = all. Results do not depend on it."""
+
+        def __post_init__(self) -> None:
+            require(self, "forcing_frames", least=0)
+
+    def configure(self, config: Any) -> None:
+        self.model.forcing_frames = config.forcing_frames
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        super().check(draft)
+        config = draft.settings("teacher", cls.Config)
+        if (spec := teacher_spec(config.path)) is not None and not spec.bidirectional:
+            check_forcing(draft, "teacher.forcing_frames", config.forcing_frames, spec)
 
     @classmethod
     def _check_shared(cls, student: VideoStudentSpec, teacher: VideoStudentSpec) -> None:

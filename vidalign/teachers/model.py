@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,11 +35,8 @@ class ModelTeacher(NetworkTeacher):
         self.negative: torch.Tensor | None = None
         """Features ``[1, L, D]`` of the negative prompt, once `prepare` has read it."""
 
-    @classmethod
-    def from_recipe(cls, config: Any, frames: int, spec: VideoStudentSpec) -> Self:
-        from vidalign.students.video import VideoStudent
-
-        return cls(VideoStudent.load(config.path), config.guidance)
+    def configure(self, config: Any) -> None:
+        self.guidance = config.guidance or self.guidance
 
     @classmethod
     def texts(cls, config: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vidalign.errors import UserError
 from vidalign.recipe.schema import StudentChoice
@@ -44,7 +44,7 @@ class NetworkTeacher:
         path = draft.settings("teacher", cls.Config).path
         if not path or not check_weights(draft, path, "teacher.path"):
             check_teacher_weights(draft, path, "video")
-        teacher = _spec(StudentChoice("video", Video.Config(), path)) if path else None
+        teacher = teacher_spec(path)
         student = _spec(draft.recipe.student)
         if student is None or teacher is None:
             return
@@ -58,15 +58,25 @@ class NetworkTeacher:
         check_same(cls.shared, student, teacher, f"distil from a teacher of the same {', '.join(cls.shared)}")
 
     @classmethod
-    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:
+    def from_recipe(cls, config: Any, frames: int, spec: VideoStudentSpec) -> Self:
         """The teacher of a recipe; videos have `frames` latent frames of the student `spec`."""
         from vidalign.students.video import VideoStudent
 
-        return cls(VideoStudent.load(config.path))
+        teacher = cls(VideoStudent.load(config.path))
+        teacher.configure(config)
+        return teacher
+
+    def configure(self, config: Any) -> None:
+        """Take the settings of its own `Config` that do not choose weights; there are none here."""
 
     def check_student(self, student: VideoStudent) -> None:
         """Raises `UserError` unless student and teacher agree in `shared`."""
         self._check_shared(student.spec, self.model.spec)
+
+
+def teacher_spec(path: str) -> VideoStudentSpec | None:
+    """The specification of a teacher's weights, see `_spec`."""
+    return _spec(StudentChoice("video", Video.Config(), path)) if path else None
 
 
 def _spec(choice: StudentChoice) -> VideoStudentSpec | None:

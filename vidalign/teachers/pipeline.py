@@ -24,7 +24,8 @@ from vidalign.owner import replacing
 from vidalign.quiet import no_bars
 from vidalign.ranges import require
 from vidalign.students.video.guidance import Guidance
-from vidalign.teachers.clips import ClipShape, RawClip, normalise, read_clip
+from vidalign.teachers.clips import ClipShape, normalise, read_clip
+from vidalign.teachers.videos import RawClip
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft

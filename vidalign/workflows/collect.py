@@ -58,7 +58,7 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     distributed.barrier()
     buffer = Buffer.open(out, whole=False)
     missing = {n // size for n in distributed.broadcast_object(buffer.missing())}
-    prompts = open_source(recipe.data.prompts, recipe.seed, size)
+    prompts = open_source(recipe.training_prompts, recipe.seed, size)
     console = Console(stderr=True, quiet=distributed.rank() != 0)
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step = step

@@ -87,7 +87,7 @@ def changes(recipe: Recipe, plan: Plan, gpus: int) -> list[str]:
     rollout = min(trainer.rollout_batch or clips, clips)
     options = [
         (recipe.engine.precision not in ("bf16", "auto"), "engine.precision=bf16"),
-        (at == "rollout" and rollout > 1, f"trainer.rollout_batch={max(1, rollout // 2)}"),
+        (at in ("rollout", "warm-up") and rollout > 1, f"trainer.rollout_batch={max(1, rollout // 2)}"),
         (at == "loss" and not recipe.student.checkpointing, "student.checkpointing=true"),
         (at == "loss" and trainer.micro_batch > 1, f"trainer.micro_batch={max(1, trainer.micro_batch // 2)}"),
         (at == "decode", "student.init.codec.dtype=bf16"),

@@ -37,9 +37,9 @@ class MergeScores:
 
     def __init__(self, recipe: Recipe, prompts: str = "", judge: str = "") -> None:
         self.seeds = recipe.evaluation.seeds
-        self.inside = _take(recipe, recipe.data.prompts), _trained_rewards(recipe)
-        trained = recipe.data.prompts
-        self.outside = _take(recipe, prompts or _unseen(trained)), _metric(judge or _judge(trained))
+        self.inside = _take(recipe, recipe.training_prompts), _trained_rewards(recipe)
+        trained = recipe.training_prompts
+        self.outside = _take(recipe, recipe.prompts_of(prompts or _unseen(trained))), _metric(judge or _judge(trained))
 
     @property
     def clips(self) -> int:

@@ -30,9 +30,8 @@ from vidalign.engine.plain import PlainEngine
 from vidalign.errors import UserError
 from vidalign.objectives.mixture import MixedBatch, MixedExperience, Mixture
 from vidalign.rewards.base import CompositeReward, TrainableReward
-from vidalign.students.video.guidance import Guidance
 from vidalign.teachers.base import PreparedTeacher
-from vidalign.teachers.model import ModelTeacher
+from vidalign.teachers.network import NetworkTeacher
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import judge_experience
 
@@ -80,12 +79,15 @@ class Step:
         student.gradient_checkpointing(recipe.student.checkpointing)
         student.rollout_batch = recipe.trainer.rollout_batch
         rewards = _rewards(recipe, student.spec, features, device, prompts)
-        source = open_source(recipe.data.prompts, recipe.seed, recipe.trainer.prompts_per_step)
+        source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
         first = step * recipe.trainer.prompts_per_step
         ids = list(range(first, first + prompts))
         self.batch = Batch(step, [source[n] for n in ids], ids)
         offer = _offer(recipe, self.objective, rewards)
-        teacher = _teacher(recipe, dry_teacher(recipe, offer, bare[0], bare[2], partial(_network, recipe, real)))
+        teacher = dry_teacher(recipe, offer, bare[0], bare[2], partial(_network, recipe, real))
+        config = recipe.teacher.config if recipe.teacher is not None else None
+        if isinstance(teacher, NetworkTeacher) and isinstance(config, teacher.Config):
+            teacher.configure(config)
         if isinstance(teacher, PreparedTeacher):
             teacher.prepare(self.batch.prompts, features)
         with device:
@@ -265,14 +267,6 @@ def _offer(recipe: Recipe, objective: Objective, rewards: CompositeReward | None
             fix=f"plan with a teacher of one of {', '.join(OFFERS)}",
         )
     return next(iter(offers), "")
-
-
-def _teacher(recipe: Recipe, teacher: Any) -> Any:
-    """`teacher`, guided as the recipe says."""
-    guidance = getattr(recipe.teacher.config, "guidance", None) if recipe.teacher is not None else None
-    if isinstance(teacher, ModelTeacher) and isinstance(guidance, Guidance):
-        teacher.guidance = guidance
-    return teacher
 
 
 def _network(recipe: Recipe, real: bool) -> Any:

@@ -79,4 +79,4 @@ class GKD(Objective):
         return out
 
     def loss(self, ctx: Context, micro_batch: MicroBatch, phase: Phase) -> LossOut:
-        return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
+        return tokens.single_target_loss(ctx, micro_batch.data, self.config, tokens.TEACHER, None)

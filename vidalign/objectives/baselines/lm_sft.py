@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.errors import DataError
-from vidalign.losses.projected import projected_cross_entropy
+from vidalign.losses.projected import Written
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.ranges import require
 
@@ -60,13 +60,14 @@ class LanguageSFT(Objective):
         batch = student.compose(data.prompts, data["ids"], data["response"], hints)
         rows = batch.response
         hidden = student.response_hidden(batch)[rows]  # [tokens, D]
-        losses, right = projected_cross_entropy(hidden, student.project, batch.response_ids[rows])
-        weights = (rows.to(losses) / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
-        loss = (losses * weights).sum()
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weights = (rows.to(wide) / rows.sum(1, keepdim=True))[rows] / len(rows)  # a mean of means
+        index = torch.arange(len(hidden), device=hidden.device)
+        found = student.distil(hidden, [Written(index, weights, batch.response_ids[rows])])
         return LossOut(
-            loss,
+            found.total,
             {
-                "objective/cross_entropy/mean": loss.detach(),
-                "objective/token_accuracy/mean": (right * weights).sum().detach(),
+                "objective/cross_entropy/mean": found.total.detach(),
+                "objective/token_accuracy/mean": (found.right * weights).sum(),
             },
         )

@@ -36,4 +36,4 @@ class OPD(Objective):
         return tokens.sample(ctx, batch, self.config.group_size)
 
     def loss(self, ctx: TrainContext[LanguageStudent, LogitTeacher], micro_batch: MicroBatch, phase: Phase) -> LossOut:
-        return tokens.single_target_loss(ctx, micro_batch.data, self.config, ctx.teacher.model, None)
+        return tokens.single_target_loss(ctx, micro_batch.data, self.config, tokens.TEACHER, None)

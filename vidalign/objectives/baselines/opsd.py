@@ -2,11 +2,11 @@
 with privileged text in the prompt are its teacher.
 
 One step: the student answers bare prompts. Every response token is scored twice by the same weights, without and with
-the privileged text. The loss is their divergence, and the gradient flows through the bare side only. The target moves
-with the student: it is recomputed at every update.
+the privileged text. The loss is their divergence, and the gradient flows through the bare side only. By default the
+target moves with the student; `student_target` keeps it frozen, or a moving average.
 
 What we changed: reverse KL by default, as for `opd`, so that recipes differ in the target alone.
-Knobs that matter: learning rate, data.prompts.privilege (what the target sees), divergence.
+Knobs that matter: learning rate, student_target, data.prompts.privilege (what the target sees), divergence.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
+from vidalign.objectives.parts.student_target import StudentTarget
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -27,10 +28,18 @@ class OPSD(Objective):
     needs = Needs(students=("language",), whole_student=True)
 
     @dataclass
-    class Config(tokens.DistillConfig):
-        pass
+    class Config(StudentTarget, tokens.DistillConfig):
+        def __post_init__(self) -> None:
+            tokens.DistillConfig.__post_init__(self)
+            StudentTarget.__post_init__(self)
 
     config: Config
+
+    def blueprint(self) -> Blueprint:
+        return Blueprint(self.config.policies)
+
+    def after_step(self, ctx: TrainContext[LanguageStudent]) -> None:
+        self.config.follow(ctx)
 
     def collect(self, ctx: TrainContext[LanguageStudent], batch: Batch) -> Experience:
         return tokens.sample(ctx, batch, self.config.group_size)
@@ -38,4 +47,4 @@ class OPSD(Objective):
     def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
         texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
-        return tokens.single_target_loss(ctx, data, self.config, ctx.student, texts)
+        return tokens.single_target_loss(ctx, data, self.config, self.config.weight_set, texts)

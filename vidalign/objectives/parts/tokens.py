@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
+from vidalign.engine.policies import CURRENT
 from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
-from vidalign.losses.projected import projected_divergence, projected_statistics
+from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     Context = TrainContext[LanguageStudent]
 
+TEACHER = "teacher"
+"""The source of a target that is the teacher; the others are weight sets of the student."""
 GENERATE_SLICE = 64
 """Responses generated at once: bounds the memory of the key-value cache."""
 Privilege = Literal["own", "shuffled", "none"]
@@ -128,27 +132,56 @@ def token_weights(mask: Tensor) -> Tensor:
     return (mask / counts)[mask] / len(mask)
 
 
-def statistics(
-    ctx: Context, policy: LanguageStudent, data: Experience, privileged: Sequence[str] | None
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy ``[N, R]`` of every response token under `policy`, 0 on padding; no gradient.
+class Scored(NamedTuple):
+    """What a policy says of every response token, ``[N, R]``, 0 on padding; no gradient."""
 
-    privileged: one text a prompt.
-    """
+    logp: Tensor
+    entropy: Tensor
+    states: Tensor
+    """``[N, R, D]``, the hidden states behind them, for the loss: they are computed once a step."""
+
+
+def score(ctx: Context, source: str, data: Experience, privileged: Sequence[str]) -> Scored:
+    """The responses under `source`, the teacher or a weight set of the student, with one privileged text a prompt."""
+    head = projection(ctx, source)
     logp = torch.zeros(data["response"].shape, device=ctx.device)
-    spread, row = torch.zeros_like(logp), 0
-    texts = None if privileged is None else [privileged[group] for group in data.group_index.tolist()]
+    spread, kept, row = torch.zeros_like(logp), logp.new_zeros(0), 0
+    texts = [privileged[group] for group in data.group_index.tolist()]
     for start, stop in data.slices(ctx.micro_batch):
         part = data.candidates(start, stop)
-        mask = mask_of(part)
-        own = None if texts is None else texts[row : row + len(part)]
-        results = projected_statistics(
-            states(ctx, policy, part, own), policy.project, tokens_of(part), temperature=temperature_of(ctx)
-        )
-        for target, values in zip((logp, spread), results, strict=True):
-            target[row : row + len(part), : mask.shape[1]][mask] = values.to(target.dtype)
-        row += len(part)
-    return logp, spread
+        mask, here = mask_of(part), slice(row, row + len(part))
+        found = target_states(ctx, source, part, texts[here])
+        results = projected_statistics(found, head, tokens_of(part), temperature=temperature_of(ctx))
+        if not len(kept):
+            kept = found.new_zeros(*logp.shape, found.shape[-1])
+        for target, values in zip((logp, spread, kept), (*results, found), strict=True):
+            target[here, : mask.shape[1]][mask] = values.to(target.dtype)
+        row = here.stop
+    return Scored(logp, spread, kept)
+
+
+@without_gradient
+def target_states(ctx: Context, source: str, data: Experience, privileged: Sequence[str] | None) -> Tensor:
+    """`states` of a target without gradient: of the teacher, or of a weight set of the student."""
+    if source == TEACHER:
+        return states(ctx, ctx.teacher.model, data, privileged)
+    with ctx.policy(source):
+        return states(ctx, ctx.student, data, privileged)
+
+
+def projection(ctx: Context, source: str) -> Head:
+    """Logits of hidden states of a target."""
+    if source == TEACHER:
+        head: Head = ctx.teacher.model.project
+        return head
+    student = ctx.roles.engines["student"].view(own_phase=False)  # inside a pass of the engine there is no second one
+
+    def project(hidden: Tensor) -> Tensor:
+        with ctx.policy(source):
+            logits: Tensor = student.project(hidden)
+        return logits
+
+    return project
 
 
 def gather_tokens(ctx: Context, values: Tensor) -> Tensor:
@@ -163,47 +196,37 @@ def gather_tokens(ctx: Context, values: Tensor) -> Tensor:
 
 
 def single_target_loss(
-    ctx: Context,
-    data: Experience,
-    config: DistillConfig,
-    target: LanguageStudent,
-    privileged: Sequence[str] | None,
+    ctx: Context, data: Experience, config: DistillConfig, source: str, privileged: Sequence[str] | None
 ) -> LossOut:
-    """The loss of a baseline: every token towards `target`, which sees `privileged` (one text a sample)."""
-    student = ctx.student
-    ours = states(ctx, student, data)
-    with torch.no_grad():
-        theirs = states(ctx, target, data, privileged)
-    losses = projected_divergence(
-        ours,
-        student.project,
-        theirs,
-        target.project,
-        config.divergence,
-        beta=config.beta,
-        top_k=config.top_k,
-        temperature=temperature_of(ctx),
-    )
-    weights = token_weights(mask_of(data)).to(losses.dtype)
-    metrics, counts = watch(ctx, data, ours)
-    return LossOut((losses * weights).sum(), metrics, counts=counts)
+    """The loss of a baseline: every token towards `source`, which sees `privileged` (one text a sample)."""
+    ours, weights = states(ctx, ctx.student, data), token_weights(mask_of(data))
+    theirs = target_states(ctx, source, data, privileged)
+    head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
+    every = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
+    found, metrics, counts = distil(ctx, data, ours, [every])
+    return LossOut(found.total, metrics, counts=counts)
 
 
-def watch(ctx: Context, data: Experience, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Entropy of the student, and how far the loss' forward is from the rollout on the rollout's own tokens: mean
-    difference of log-probabilities over the tokens that the student sampled (single ones differ by a lot in bf16), and
-    their number."""
+def target_head(ctx: Context, source: str) -> Head | None:
+    """The head of a target of the loss; None where it is the student's own as it is."""
+    return None if source == CURRENT else projection(ctx, source)
+
+
+def distil(
+    ctx: Context, data: Experience, hidden: Tensor, parts: Sequence[Toward]
+) -> tuple[Projected, dict[str, Tensor], dict[str, int]]:
+    """Losses of the student's states ``[M, D]``, and what is watched beside them: its entropy, and how far the loss'
+    forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
+    that the student sampled (single ones differ by a lot in bf16), and their number."""
     mask = mask_of(data)
-    logp, spread = projected_statistics(
-        hidden.detach(), ctx.student.project, tokens_of(data), temperature=temperature_of(ctx)
-    )
+    found: Projected = ctx.student.distil(hidden, parts, tokens_of(data), temperature_of(ctx))
     recorded = data["logp"][:, : mask.shape[1]][mask]
     sampled = recorded.isfinite()
     metrics = {
-        "objective/entropy/mean": (spread * token_weights(mask).to(spread.dtype)).sum(),
-        "health/on_policy_gap/mean": (logp - recorded).abs()[sampled].mean(),
+        "objective/entropy/mean": (found.entropy * token_weights(mask).to(found.entropy.dtype)).sum(),
+        "health/on_policy_gap/mean": (found.logp - recorded).abs()[sampled].mean(),
     }
-    return metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
+    return found, metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
 
 
 def _lengths(ctx: Context, tensors: dict[str, Tensor]) -> dict[str, float]:

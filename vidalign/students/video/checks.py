@@ -28,7 +28,7 @@ def check(draft: Draft) -> None:
     student = draft.recipe.student
     if student.init:
         _check_transformer(draft, draft.tree.value["student"].value["init"])
-    spec = written_spec(student)
+    spec, made = written_spec(student), None
     if spec is not None and _is_bidirectional(spec):
         key, whose = ("init", "it") if student.init else ("path", repr(student.path))
         draft.refuse_as(no_chunks(whose=f"{whose}, a bidirectional network,"), f"student.{key}")
@@ -40,6 +40,8 @@ def check(draft: Draft) -> None:
     check_adapter(draft, _linear_layers(draft, spec))
     _check_dtype(draft)
     _check_compile(draft)
+    if made is not None:
+        check_forcing(draft, "student.forcing_frames", draft.settings("student", Video.Config).forcing_frames, made)
 
 
 def check_weights(draft: Draft, path: str, key: str) -> bool:
@@ -165,6 +167,17 @@ def _check_compile(draft: Draft) -> None:
     if draft.settings("student", Video.Config).compile and engine.name == "deepspeed" and engine.zero_stage == 3:
         why = "DeepSpeed gathers weights between the layers of a block, where a graph would have to end"
         draft.refuse("ZeRO-3 does not run compiled blocks", "student.compile", why, "use engine.zero_stage=2")
+
+
+def check_forcing(draft: Draft, key: str, frames: int, spec: VideoStudentSpec) -> None:
+    """Parts of teacher forcing are whole chunks, of weights that are not divided."""
+    size, engine = spec.cache.chunk_frames, draft.recipe.engine
+    if size and frames % size:
+        near = max(size, round(frames / size) * size)
+        draft.refuse(f"{key} {frames} is not whole chunks", key, f"chunks have {size} latent frames", f"use {near}")
+    if frames and engine.name == "deepspeed" and engine.zero_stage == 3:
+        why = "a part is made again in the backward pass, with weights that are divided by then"
+        draft.refuse("ZeRO-3 does not take teacher forcing in parts", key, why, "use engine.zero_stage=2")
 
 
 def _check_transformer(draft: Draft, init: Node) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from vidalign.ranges import require
 from vidalign.students.exchange import Card, Leaving
 from vidalign.students.kind import Sizes, StudentKind, check_clip_name
 from vidalign.students.video.spec import VideoStudentSpec
@@ -73,6 +74,12 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         compile: bool = False
         """Compile the blocks of the network with `torch.compile`: the first chunks and steps wait for it, minutes at
         real size, and results stay the same to rounding."""
+        forcing_frames: int = 0
+        """Most latent frames of a video that a loss over all of its chunks takes through the network at once, whole
+        chunks; 0 = all. Bounds memory, takes a further forward pass; the gradient stays within a part."""
+
+        def __post_init__(self) -> None:
+            require(self, "forcing_frames", least=0)
 
     @classmethod
     def network(cls) -> type[VideoStudent]:
@@ -91,6 +98,7 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
             made = cls.network().load(student.path, dtype=dtype, spec=spec)
         if student.config.attention != "auto":
             made.use_attention(student.config.attention)
+        made.forcing_frames = student.config.forcing_frames
         if student.config.compile:
             from vidalign.students.video.blocks import check_compiler
 
@@ -235,4 +243,6 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
     def unloaded(cls, student: StudentChoice) -> tuple[VideoStudent, Features, Codec]:
         from vidalign.students.video.stand_in import unloaded
 
-        return unloaded(cls.spec(student))
+        made, features, codec = unloaded(cls.spec(student))
+        made.forcing_frames = student.config.forcing_frames
+        return made, features, codec

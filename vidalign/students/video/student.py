@@ -22,7 +22,9 @@ from vidalign.students.video import plan as plans
 from vidalign.students.video.blocks import compiled
 from vidalign.students.video.context import Context, Piece, Reader
 from vidalign.students.video.evaluation import Sample, clip_sampler
+from vidalign.students.video.forcing import in_parts
 from vidalign.students.video.plan import AttentionPlan, Layout
+from vidalign.students.video.prediction import converted, levels
 from vidalign.students.video.processors import Runtime, install, use_attention
 from vidalign.students.video.rollout.branching import rollout
 from vidalign.students.video.rollout.clock import Clock
@@ -31,8 +33,6 @@ from vidalign.students.video.rollout.plan import Rollout, RolloutPlan
 from vidalign.students.video.rope import RotaryTables
 from vidalign.students.video.spec import Past, VideoStudentSpec, no_switch
 from vidalign.students.video.streaming import OnChunk
-
-EPS = 1e-3  # floor of sigma where x0 is turned into velocity
 
 
 class VideoStudent(Student[VideoStudentSpec]):
@@ -52,6 +52,8 @@ class VideoStudent(Student[VideoStudentSpec]):
 
     spec_type = VideoStudentSpec
     inside = "transformer"
+    forcing_frames: int = 0
+    """Most frames that teacher forcing takes through the network at once, whole chunks, see `forcing`; 0 = all."""
     __call__: Callable[..., Tensor]
 
     @classmethod
@@ -109,17 +111,11 @@ class VideoStudent(Student[VideoStudentSpec]):
             layout = plans.bidirectional_layout(x_t.shape[1])
             if attention == "block_causal":
                 layout = plans.block_causal_layout(self.spec.cache, x_t.shape[1])
-            raw = self._run(x_t, self._levels(sigma, x_t), text, layout)
-        return self._convert(raw, x_t, sigma, output)
+            raw = self._run(x_t, levels(sigma, x_t), text, layout)
+        return converted(raw, x_t, sigma, self.spec.prediction, output)
 
     def velocity(
-        self,
-        x_t: Tensor,
-        sigma: Tensor,
-        text: Tensor,
-        context: Context | None = None,
-        *,
-        clean: Tensor | None = None,
+        self, x_t: Tensor, sigma: Tensor, text: Tensor, context: Context | None = None, *, clean: Tensor | None = None
     ) -> Tensor:
         """Causal velocity, see `forward`."""
         return self(x_t, sigma, text, context, clean=clean)
@@ -214,14 +210,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         return noise.to("cpu", self.latent_dtype)
 
     @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[str],
-        *,
-        frames: int,
-        seed: int = 0,
-        on_chunk: OnChunk | None = None,
-    ) -> Tensor:
+    def sample(self, prompts: Sequence[str], *, frames: int, seed: int = 0, on_chunk: OnChunk | None = None) -> Tensor:
         """Clips ``[B, F, 3, H, W]`` in [0, 1] of B prompts, on the device of the student.
 
         frames: latent frames, whole chunks unless the first may be smaller; seed: another one gives other clips, the
@@ -323,7 +312,7 @@ class VideoStudent(Student[VideoStudentSpec]):
     ) -> Tensor:
         reader = context if isinstance(context, Reader) else Reader(context or Context(len(x_t)))
         past, frames, size = reader.context, x_t.shape[1], self.spec.cache.chunk_frames
-        sigma = self._levels(sigma, x_t)
+        sigma = levels(sigma, x_t)
         if frames <= size or (self.spec.sampler.rolling and clean is None):
             layout = plans.denoise_layout(self.spec.cache, past, frames)
             return self._run(x_t, sigma, text, layout, reader)
@@ -333,10 +322,24 @@ class VideoStudent(Student[VideoStudentSpec]):
                 why="several whole chunks need `clean` latents and no EMA sink",
                 fix="pass clean=, or one chunk at a time",
             )
+        if self.forcing_frames and frames > self.forcing_frames:
+            return self._in_parts(x_t, sigma, text, past, clean)
         layout = plans.teacher_forcing_layout(self.spec.cache, past, frames)
         head = clean[:, : frames - size].to(x_t.dtype)
-        levels = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
-        return self._run(torch.cat([head, x_t], 1), levels, text, layout, reader)[:, frames - size :]
+        everywhere = torch.cat([torch.zeros_like(sigma[:, : frames - size]), sigma], 1)
+        return self._run(torch.cat([head, x_t], 1), everywhere, text, layout, reader)[:, frames - size :]
+
+    def _in_parts(self, x_t: Tensor, sigma: Tensor, text: Tensor, past: Context, clean: Tensor) -> Tensor:
+        """`_causal` of `forcing_frames` at once."""
+
+        def denoise(x: Tensor, frames: slice, context: Context) -> Tensor:
+            return self._causal(x, sigma[:, frames], text, context, clean[:, frames])
+
+        def extend(context: Context, frames: slice) -> Context:
+            return self.extend(context, clean[:, frames], text)
+
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return in_parts(denoise, extend, x_t, past, self.forcing_frames, trained)
 
     def _clean_pass(self, context: Context, chunk: Tensor, text: Tensor, layout: plans.Layout | None = None) -> Context:
         """`context` with the keys and values of `chunk` at t = 0 appended, nothing evicted; layout: what attends what,
@@ -389,19 +392,3 @@ class VideoStudent(Student[VideoStudentSpec]):
             self.runtime.plan = None  # it holds keys and values of the past, which shall not outlive the call
         predicted: Tensor = out.squeeze(2).unflatten(0, (n, frames))
         return predicted
-
-    @staticmethod
-    def _levels(sigma: Tensor, x: Tensor) -> Tensor:
-        """Sigma `[N]` or `[N, F]` as `[N, F]`."""
-        assert sigma.ndim in (1, 2), "sigma must be [N] or [N, F]"
-        return (sigma if sigma.ndim == 2 else sigma.unsqueeze(1)).expand(x.shape[:2])
-
-    def _convert(self, raw: Tensor, x_t: Tensor, sigma: Tensor, output: str) -> Tensor:
-        assert output in ("velocity", "x0"), "output is velocity or x0"
-        raw = raw.to(x_t.dtype)
-        if output == self.spec.prediction:
-            return raw
-        level = self._levels(sigma, x_t).double()[..., None, None, None]
-        if output == "x0":
-            return (x_t.double() - level * raw.double()).to(x_t.dtype)
-        return ((x_t.double() - raw.double()) / level.clamp_min(EPS)).to(x_t.dtype)

@@ -1,12 +1,8 @@
-"""The exact grader: what stands after the last ``=`` of a response, word for word."""
+"""The grader of the embedded language worlds: what stands after the last ``=`` of a response, word for word."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from vidalign.data.examples import Example
+from vidalign.data.graders import Grader
 
 
 def final_answer(response: str) -> str | None:
@@ -15,21 +11,8 @@ def final_answer(response: str) -> str | None:
     return " ".join(answer.split()) if mark else None
 
 
-class ExactMatch:
-    """1 for the right answer, 0 for a wrong one or none; NaN where the answer is not known."""
+class AfterEquals(Grader):
+    """What stands after the last ``=`` of the response is the answer: "1 plus 2 > 3 | = 3" for 3."""
 
-    name = "exact_match"
-    judges = "texts"
-
-    @staticmethod
-    def can_score(example: Example) -> bool:
-        """Whether the right answer is known."""
-        return bool(example.answer)
-
-    def score(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """``[B]`` under ``exact_match`` for B responses."""
-        values = [
-            float(final_answer(response) == " ".join(example.answer.split())) if example.answer else float("nan")
-            for response, example in zip(responses, examples, strict=True)
-        ]
-        return {self.name: torch.tensor(values)}
+    def grade(self, response: str, answer: str) -> float:
+        return float(final_answer(response) == " ".join(answer.split()))

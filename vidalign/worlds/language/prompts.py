@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from vidalign.data.examples import Example
 from vidalign.data.source import PromptSource
 from vidalign.worlds.golden import world_hash
 from vidalign.worlds.language import pictures, tokens
+from vidalign.worlds.language.grader import AfterEquals
+
+GRADER = AfterEquals()
 
 
 class Tokens(PromptSource):
@@ -32,7 +35,7 @@ class Tokens(PromptSource):
         self.split, self.seed, self.privilege = split, seed, privilege
 
     @classmethod
-    def listed(cls, argument: str) -> None:
+    def listed(cls, argument: str, **settings: Any) -> None:
         cls.problems.check_split(argument)
 
     @classmethod
@@ -42,7 +45,7 @@ class Tokens(PromptSource):
 
     def __getitem__(self, sample: int) -> Example:
         example: Example = self.problems.example(self.split, self.seed, sample, self.privilege)
-        return example
+        return replace(example, grader=GRADER)
 
 
 class Pictures(Tokens):

@@ -23,7 +23,7 @@ class Captions(GroupedPrompts):
     version = world_hash()
 
     @classmethod
-    def listed(cls, argument: str) -> list[str]:
+    def listed(cls, argument: str, **settings: Any) -> list[str]:
         return list(captions.prompts(argument))
 
     @classmethod

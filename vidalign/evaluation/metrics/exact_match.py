@@ -8,7 +8,7 @@ import torch
 
 from vidalign.data.examples import Example
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.worlds.language import grader
+from vidalign.rewards import exact_match
 
 
 class ExactMatch(Metric):
@@ -18,7 +18,7 @@ class ExactMatch(Metric):
     judges = "answers"
 
     def grade(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        exact = grader.ExactMatch().score(responses, examples)[grader.ExactMatch.name]
+        exact = exact_match.ExactMatch().score(responses, examples)[self.name]
         scores = {"all": exact}
         for family in dict.fromkeys(example.family for example in examples if example.family):
             inside = torch.tensor([example.family == family for example in examples])
