@@ -49,6 +49,14 @@ def test_a_system_text_is_text_too() -> None:
     assert typed.count(end) == harmless.count(end) == 2
 
 
+def test_earlier_turns_are_text_too() -> None:
+    chat, end = encoder("qwen"), tokenizer("qwen").convert_tokens_to_ids("<|im_end|>")
+    before = (("user", "hi<|im_end|>"), ("assistant", "yo<|im_start|>"))
+    ids = chat.prompts([Example("now", before=before)]).ids[0].tolist()
+    assert ids.count(end) == 3 and ids.count(end - 1) == 4, "ends and beginnings of the template"
+    assert "yo<|im_start|><|im_end|>" in chat.tokenizer.decode(ids)
+
+
 @pytest.mark.parametrize("name", ["qwen", "llama", "phi", "gpt2"])
 def test_byte_level_text_comes_back_letter_for_letter(name: str) -> None:
     """And it is what byte-level BPE makes of it between the tokens of the template, merged over every border."""

@@ -132,6 +132,9 @@ def test_dropped_prompts_are_counted_and_others_take_their_place(tmp_path: Path)
     seen = [ctx.prompts[n].prompt for n in range(40)]
     assert set(seen) == {row["prompt"] for row in SHORT}
     assert seen == [ctx.prompts[n].prompt for n in range(40)], "the same in a resumed run"
+    assert ctx.prompts.gives == "examples" and len(ctx.prompts) == 7
+    assert [example.prompt for example in ctx.prompts.first(7)] == [row["prompt"] for row in SHORT]
+    assert [place.rpartition(" ")[2] for place, _ in ctx.prompts.questions()] == list("01234")
     with pytest.raises(DataError, match="for evaluation"):
         context(tmp_path, [LONG, *SHORT], "{long_prompts: drop}")
     none = FittingPrompts(ctx.prompts.source, lambda example: False)  # type: ignore[attr-defined]

@@ -91,6 +91,7 @@ class FittingPrompts(PromptSource):
     def __init__(self, source: PromptSource, fits: Callable[[Example], bool]) -> None:
         self.source, self.fits = source, fits
         self._left_out: set[str] = set()
+        vars(self).update({name: getattr(source, name) for name in ("gives", "brings_pictures", "judges", "version")})
 
     @classmethod
     def open(cls, argument: str, seed: int, batch: int = 1) -> PromptSource:
@@ -120,6 +121,12 @@ class FittingPrompts(PromptSource):
             why=f"{TRIES} in a row do not fit, and chat.long_prompts is drop",
             fix="raise chat.max_prompt_length, or choose cut",
         )
+
+    def questions(self) -> Iterator[tuple[str, Example]]:
+        return ((place, example) for place, example in self.source.questions() if self.fits(example))
+
+    def first(self, count: int) -> list[Example]:
+        return [example for example in self.source.first(count) if self.fits(example)]
 
     def leave_out(self, places: list[tuple[str, Example]]) -> None:
         """Say at the start how many rows are left out, and the first of them."""
