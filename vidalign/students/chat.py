@@ -167,7 +167,8 @@ class ChatEncoder:
         """What the template writes between an assistant's text and the token that ends its turn, and that token. It is
         the first added token behind the text; the tokenizer's end-of-text token where there is none."""
         after = self._answered.rpartition(SAID)[2]
-        added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
+        known = self.tokenizer.added_tokens_decoder if after else {}
+        added = {str(token): number for number, token in known.items()}
         places = {token: place for token in added if token.strip() and (place := after.find(token)) >= 0}
         if not places:
             end = self.tokenizer.eos_token_id

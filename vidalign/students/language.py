@@ -32,6 +32,7 @@ from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, Lan
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
 from vidalign.students.scaled_logits import logit_factor
+from vidalign.students.stops import stop_ids_of, token_ids
 
 PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
 """Config entries of tokens that stand for pictures."""
@@ -102,7 +103,7 @@ class LanguageStudent(Student[LanguageSpec]):
         room = Room(context, response, self.spec.chat.max_prompt_length, self.section)
         self.chat = ChatEncoder(tokenizer, self.spec.chat, processor, room)
         self.spec = replace(self.spec, chat=self.chat.config)
-        self.stop_ids = _stop_ids(self.chat, self.spec)
+        self.stop_ids = stop_ids_of(self.chat, self.spec)
         """What ends a response: the tokenizer's end of text, the end of a turn in the template, those of the spec."""
         if self.chat.end is None:
             self.chat.end = next(iter(self.stop_ids or self._stops(self.spec.sampling)))
@@ -350,7 +351,7 @@ class LanguageStudent(Student[LanguageSpec]):
         return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
-        own = _token_ids(self.chat.tokenizer, sampling.stop)
+        own = token_ids(self.chat.tokenizer, sampling.stop)
         return sorted({*self.stop_ids, *own})
 
     def _here(self, batch: TokenBatch) -> TokenBatch:
@@ -375,30 +376,3 @@ class LanguageStudent(Student[LanguageSpec]):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-def _stop_ids(chat: ChatEncoder, spec: LanguageSpec) -> list[int]:
-    """The tokenizer's end-of-text token, the template's end of a turn, and those of the spec; `UserError` when nothing
-    would end a response."""
-    own = [int(end) for end in (chat.tokenizer.eos_token_id, chat.end) if end is not None]
-    ids = {*own, *_token_ids(chat.tokenizer, spec.stop)}
-    if not ids | {*_token_ids(chat.tokenizer, spec.sampling.stop)}:
-        raise UserError(
-            "nothing ends a response",
-            where="student.sampling.stop",
-            why="the tokenizer has no end-of-text token, and the template ends no turn with a token",
-            fix="name the tokens that do",
-        )
-    return sorted(ids)
-
-
-def _token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
-    known = tokenizer.get_vocab() if names else {}
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"the stop token {name!r} is not in the vocabulary",
-                where="sampling.stop",
-                fix="give one whole token of the tokenizer",
-            )
-    return [known[name] for name in names]
