@@ -69,9 +69,9 @@ class ChatEncoder:
         section = f"{self.room.section}.chat"
         self.config = replace(config, template=template_text(config.template, section))
         self.turns = Turns(processor or tokenizer, self.config.template, config.options, section)
-        self.closing, self.end = self._closing()
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, self.end, 0)
-        self.pad = next(int(one) for one in pads if one is not None)
+        own = tokenizer.pad_token_id
+        own = tokenizer.eos_token_id if own is None else own
+        self.pad = int(self.end or 0) if own is None else int(own)
 
     def check(self) -> None:
         """Raises `UserError` for a template that is missing or cannot write the conversations of these settings, and
@@ -163,12 +163,21 @@ class ChatEncoder:
             return text
         return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
 
-    def _closing(self) -> tuple[str, int | None]:
-        """What the template writes between an assistant's text and the token that ends its turn, and that token. It is
-        the first added token behind the text; the tokenizer's end-of-text token where there is none."""
+    @cached_property
+    def end(self) -> int | None:
+        """The token that ends a turn: the first added token that the template writes behind an assistant's text, the
+        tokenizer's end-of-text token where there is none."""
+        return self._ending[1]
+
+    @cached_property
+    def closing(self) -> str:
+        """What the template writes between that text and that token."""
+        return self._ending[0]
+
+    @cached_property
+    def _ending(self) -> tuple[str, int | None]:
         after = self._answered.rpartition(SAID)[2]
-        known = self.tokenizer.added_tokens_decoder if after else {}
-        added = {str(token): number for number, token in known.items()}
+        added = {str(token): number for number, token in self.tokenizer.added_tokens_decoder.items()}
         places = {token: place for token in added if token.strip() and (place := after.find(token)) >= 0}
         if not places:
             end = self.tokenizer.eos_token_id
