@@ -254,6 +254,9 @@ def build_context(
     student = build_student(recipe).to(device)
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
+    settings = recipe.evaluation
+    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+    prompts = kind.fitted(student, prompts, held_out, settings.count)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
     codec, decoder = kind.codec(student.spec), kind.decoder(recipe.student)

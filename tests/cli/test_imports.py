@@ -10,7 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from vidalign import registry
-from vidalign.engine import policies
+from vidalign.engine import layers
 from vidalign.students.video import wan
 
 HEAVY = {"diffusers", "transformers", "peft"}
@@ -81,5 +81,5 @@ def test_the_names_of_the_network_are_those_of_diffusers(more: dict[str, int]) -
     config = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, **more}
     with torch.device("meta"):
         network = WanTransformer3DModel(**config)
-    assert wan.linear_layers(config) == policies.linear_layers(network)
+    assert wan.linear_layers(config) == layers.linear_layers(network)
     assert set(wan.SETTINGS) == {name for name in network.config if not name.startswith("_")}

@@ -14,8 +14,9 @@ from engine_helpers import Net, net, numbers, setup, train
 
 from vidalign.engine.base import build_engine
 from vidalign.engine.config import AdapterConfig, EngineConfig, OptimizerConfig
+from vidalign.engine.layers import linear_layers, match_targets
 from vidalign.engine.plain import PlainEngine
-from vidalign.engine.policies import Policies, linear_layers, match_targets
+from vidalign.engine.policies import Policies
 from vidalign.engine.rng import generator
 from vidalign.errors import CheckpointError, UserError
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from language_helpers import CONFIGS as FAMILIES
 from language_helpers import TEXT, make
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -30,7 +32,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **TEXT,
     },
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True, **TEXT},
+    "gpt2": FAMILIES["gpt2"] | {"tie_word_embeddings": False},  # its matrices are transposed
+    "gpt2 tied": FAMILIES["gpt2"] | {"tie_word_embeddings": True},
 }
+GPT2 = {"q_proj": "c_attn", "v_proj": "c_attn", "down_proj": "mlp.c_proj"}
+"""What GPT-2 calls these layers."""
 TARGETS = {"blocks": "blocks", "two kinds": ["q_proj", "down_proj"], "the head too": ["v_proj", "lm_head"]}
 IDS = torch.tensor([[5, 17, 44, 8, 23, 9]])
 
@@ -71,6 +77,8 @@ class Trained:
 def test_both_folders_compute_what_was_trained(family: str, targets: Any, tmp_path: Path) -> None:
     import peft
 
+    if family.startswith("gpt2") and isinstance(targets, list):
+        targets = [GPT2.get(name, name) for name in targets]
     run = Trained(CONFIGS[family], targets, tmp_path)
     base = run.of(run.untrained())
     assert (run.logits - base).abs().max() > 0.01
@@ -78,6 +86,8 @@ def test_both_folders_compute_what_was_trained(family: str, targets: Any, tmp_pa
     torch.testing.assert_close(run.of(AutoModelForCausalLM.from_pretrained(run.folder)), run.logits, **tolerance)
     adapted = peft.PeftModel.from_pretrained(run.untrained(), run.adapter)
     torch.testing.assert_close(run.of(adapted), run.logits, **tolerance)
+    written = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert written["fan_in_fan_out"] == family.startswith("gpt2")
     if not (
         CONFIGS[family]["tie_word_embeddings"] and "lm_head" in targets
     ):  # PEFT merges such a head into the embedding as well

@@ -256,7 +256,7 @@ def test_mistakes_are_told() -> None:
     with pytest.raises(DataError, match="cannot see pictures"):
         make().prompts([replace(examples("llava")[0])])
     with pytest.raises(UserError, match="final_logit_softcapping"):
-        config = {**CONFIGS["llama"], "model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 30.0}
+        config = {**CONFIGS["llama"], "model_type": "vaultgemma", "head_dim": 8, "final_logit_softcapping": 30.0}
         LanguageStudent.from_spec(LanguageSpec(config))
     with pytest.raises(CheckpointError, match="no such weights"):
         LanguageStudent.load("tokens/studnt")

@@ -33,7 +33,7 @@ def test_a_student_has_only_its_own_keys() -> None:
     shared = {"name", "path", "init", "adapter", "checkpointing"}
     speed = {"attention", "compile", "decoder", "forcing_frames"}
     assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, *speed, "cache", *OF_VIDEOS}
-    assert load_recipe("tokens/opd").plain()["student"].keys() == {*shared, "chat", "sampling"}
+    assert load_recipe("tokens/opd").plain()["student"].keys() == {*shared, "chat", "sampling", "freeze"}
 
 
 @pytest.mark.parametrize(

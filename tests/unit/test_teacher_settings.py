@@ -34,7 +34,8 @@ def saved(recipe: Recipe, folder: Path, **teacher: object) -> Path:
 
 def test_a_teacher_has_only_its_own_keys() -> None:
     assert load_recipe("world/sft").plain()["teacher"] == {"name": "world"}
-    assert load_recipe("tokens/opd").plain()["teacher"] == {"name": "language", "path": "tokens/teacher"}
+    expected = {"name": "language", "path": "tokens/teacher", "chat": None}
+    assert load_recipe("tokens/opd").plain()["teacher"] == expected
 
 
 def test_a_teacher_without_name_is_a_model() -> None:

@@ -97,7 +97,8 @@ class AdapterConfig:
     alpha: float = 32.0
     """The update is scaled by alpha / rank."""
     targets: str | list[str] = "blocks"
-    """`blocks` = every linear layer of the transformer blocks; otherwise patterns of layer names: a tail
+    """`blocks` = every linear layer of the transformer blocks. Of a vision-language model `text` = those of the
+    language model's blocks, `vision` = those of the vision tower. Otherwise patterns of layer names: a tail
     (`attn1.to_q`) or a glob (`transformer.blocks.*.ffn.*`)."""
     start: str = ""
     """Folder of an adapter to go on from, as PEFT writes it, with this rank, alpha and layers; empty = a new one."""

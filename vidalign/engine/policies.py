@@ -11,7 +11,6 @@ Injecting adapters changes the network, so `Policies` is built before the engine
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 import warnings
@@ -27,7 +26,7 @@ from vidalign.engine import distributed, rng, zero3
 from vidalign.engine.adapter_start import load_start
 from vidalign.engine.checkpoint import check_shapes, read_tensors, write_tensors
 from vidalign.engine.config import AdapterConfig
-from vidalign.errors import UserError, nearest
+from vidalign.engine.layers import linear_layers, match_targets
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -163,7 +162,14 @@ class Policies:
         if distributed.rank() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             layers = [layer.removeprefix(root) for layer in self._layers]
-            made = LoraConfig(r=self.adapter.rank, lora_alpha=self.adapter.alpha, target_modules=layers, **settings)
+            transposed = any(layer.fan_in_fan_out for layer in self._layers.values())
+            made = LoraConfig(
+                r=self.adapter.rank,
+                lora_alpha=self.adapter.alpha,
+                target_modules=layers,
+                fan_in_fan_out=transposed,
+                **settings,
+            )
             made.save_pretrained(str(directory))
             save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -239,38 +245,6 @@ class Policies:
         return directory / (f"policies-rank{distributed.rank()}.pt" if sharded else "policies.pt")
 
 
-def linear_layers(network: nn.Module) -> list[str]:
-    """Names of the layers that an adapter can be put on."""
-    return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
-
-
-def match_targets(layers: list[str], targets: str | list[str]) -> list[str]:
-    """The layers that `targets` names; `UserError` listing the layers that exist when a pattern matches none.
-
-    `layers` may come from a network on the meta device: nothing has to be loaded to check a recipe.
-    """
-    if targets == "blocks":
-        names = ("blocks", "layers")  # of diffusers, of transformers
-        patterns = [f"{kind}.[0-9]*.*" for kind in names if any(f".{kind}.0." in f".{name}" for name in layers)]
-        patterns = patterns or ["blocks.[0-9]*.*"]
-    else:
-        patterns = [targets] if isinstance(targets, str) else list(targets)
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matches = {name for name in layers if fnmatch.fnmatchcase(f".{name}", f"*.{pattern.lstrip('.')}")}
-        if not matches:
-            kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in layers})
-            near = nearest(pattern, kinds)
-            raise UserError(
-                f"adapter pattern {pattern!r} matches no layer",
-                where="student.adapter.targets",
-                why="linear layers of this network: " + ", ".join(kinds),
-                fix=f"did you mean {near!r}?" if near else "use 'blocks', or one of these names",
-            )
-        chosen |= matches
-    return [name for name in layers if name in chosen]
-
-
 def inject_adapters(network: nn.Module, names: Iterable[str], config: AdapterConfig, seed: int) -> dict[str, Any]:
     """Put one frozen LoRA adapter a name on the targeted layers; returns the adapted layers by name.
 
@@ -285,6 +259,7 @@ def inject_adapters(network: nn.Module, names: Iterable[str], config: AdapterCon
         lora = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=pattern)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # PEFT sees which layers are transposed
             peft.inject_adapter_in_model(lora, network, adapter_name=name)
     layers = {key: module for key, module in network.named_modules() if isinstance(module, LoraLayer)}
     for key, layer in layers.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vidalign.errors import UserError
 
@@ -18,9 +18,26 @@ class ChatConfig:
     privileged: str = "{prompt}\n\n{privileged}"
     """User turn of a privileged policy."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further variables of the model's chat template, such as `enable_thinking: false`."""
+    """Further variables of the chat template, such as `enable_thinking: false`."""
+    template: str = ""
+    """Chat template, for a base model that has none: the text of a Jinja template, or a file that holds it. Empty: the
+    model's own."""
+    control_tokens: Literal["as_text", "as_written"] = "as_text"
+    """Control tokens and placeholders of pictures that somebody typed into a prompt, such as `<|im_end|>`: as_text =
+    they are read as ordinary text, as_written = as the tokens of that name."""
+
+    max_prompt_length: int | None = None
+    """Longest prompt in tokens, with its privileged text and pictures; null = the model's context less
+    `sampling.max_new_tokens`."""
+    long_prompts: Literal["refuse", "drop", "cut"] = "refuse"
+    """What becomes of a longer one: refuse = the run ends, drop = another training prompt takes its place, cut = the
+    beginning of its question is left out."""
 
     def __post_init__(self) -> None:
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise UserError(
+                f"max_prompt_length is {self.max_prompt_length}", where="chat.max_prompt_length", fix="use 1 or more"
+            )
         names = sorted(name for _, name, _, _ in string.Formatter().parse(self.privileged) if name is not None)
         if names != ["privileged", "prompt"]:
             raise UserError(

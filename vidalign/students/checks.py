@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from vidalign.engine.adapter_start import check_start
-from vidalign.engine.policies import match_targets
+from vidalign.engine.layers import WORDS, match_frozen, match_targets
 from vidalign.errors import UserError
 from vidalign.reading import parse_json
 from vidalign.students.weights import header, kinds
@@ -52,7 +52,9 @@ def written_layers(path: str) -> list[str]:
         matrices = [key for key, shape in header(path).shapes.items() if len(shape) == 2]
     except (UserError, SafetensorError, OSError):
         return []
-    return [key.removesuffix(".weight") for key in matrices if "embed" not in key and not key.startswith("lm_head")]
+    tables = ("embed", "wte.", "wpe.")
+    found = (key for key in matrices if not any(table in key for table in tables) and not key.startswith("lm_head"))
+    return [key.removesuffix(".weight") for key in found]
 
 
 def check_folder(draft: Draft, path: str, key: str) -> None:
@@ -85,10 +87,24 @@ def check_adapter(draft: Draft, layers: Sequence[str]) -> None:
     if adapter is None or adapter.targets == "blocks":
         return
     for pattern in [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets:
+        if not layers and pattern in WORDS:
+            continue
         try:
             match_targets(list(layers) or [pattern], [pattern])
         except UserError as error:
             draft.refuse_as(error, "student.adapter.targets")
+
+
+def check_frozen(draft: Draft, patterns: Sequence[str], parameters: Sequence[str]) -> None:
+    """What `student.freeze` names are parameters of the network, of which all are trained; none where they are not
+    known."""
+    if patterns and draft.recipe.student.adapter is not None:
+        why = "an adapter freezes every other weight"
+        draft.refuse("student.freeze has no use here", "student.freeze", why, "delete it, or student.adapter")
+    try:
+        match_frozen(parameters, patterns if parameters else ())
+    except UserError as error:
+        draft.refuse_as(error, "student.freeze")
 
 
 def _check_family(draft: Draft, spec: str, path: str, key: str, kind: str) -> None:

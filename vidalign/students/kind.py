@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vidalign.codecs.base import Codec
+    from vidalign.data.source import PromptSource
     from vidalign.engine.config import Precision
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
@@ -122,6 +123,15 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         weights are large gives a small network of the same chunks and sampler; the default is the student itself."""
         made = cls.build(student, 0)
         return made, cls.features(made.spec), cls.codec(made.spec)
+
+    @classmethod
+    def fitted(cls, student: StudentT, prompts: PromptSource, held_out: PromptSource, count: int) -> PromptSource:
+        """The training prompts as this student can read them, by default as they are; asked once, before training.
+
+        held_out: the source of the evaluation's first `count` prompts. Raises `UserError` for prompts that it cannot
+        read.
+        """
+        return prompts
 
     @classmethod
     def unloaded(cls, student: StudentChoice) -> tuple[StudentT, Any, Codec]:

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.data.examples import Example
+from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.losses.projected import Projected, Toward, Written, projected_loss
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
+from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
-
-SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config entries of models whose logits are more than a projection of the last hidden state."""
+from vidalign.students.scaled_logits import logit_factor
+from vidalign.students.stops import stop_ids_of, token_ids
 
 PICTURES = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id")
 """Config entries of tokens that stand for pictures."""
@@ -50,22 +51,14 @@ class LanguageStudent(Student[LanguageSpec]):
         super().__init__()
         from transformers import GenerationConfig
 
-        self.spec = spec
+        self.spec, self.section, self.own_prompts = spec, "student", False
+        """`own_prompts`: whether a teacher writes its prompts by settings of its own, not by those of the student."""
         self.model = model.eval()  # a rollout and its scoring must be the same function: no dropout, ever
-        self.chat = ChatEncoder(tokenizer, spec.chat, processor)
-        self.stop_ids = _stop_ids(tokenizer, spec)
+        self._converse(tokenizer, processor)
         self.picture_ids = sorted({int(i) for name in PICTURES if (i := getattr(model.config, name, None)) is not None})
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
-        text = model.config.get_text_config()
-        scaled = [name for name in SCALED_LOGITS if getattr(text, name, None) not in (None, 1.0)]
-        if scaled:
-            raise UserError(
-                f"models of type {model.config.model_type!r} are not supported",
-                where="student",
-                why=f"{scaled[0]} changes the logits after the projection, which the losses do themselves",
-                fix="use a model with a plain lm_head, such as Qwen3 or Llama",
-            )
+        self._factor = logit_factor(model.config)
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -84,12 +77,36 @@ class LanguageStudent(Student[LanguageSpec]):
 
         return language_checkpoint.load(str(path)).to(device)
 
-    def configure(self, chat: ChatConfig | None = None, sampling: Sampling | None = None) -> LanguageStudent:
-        """Other chat or sampling settings than those that came with the weights; they are saved with the student."""
+    def configure(
+        self, chat: ChatConfig | None = None, sampling: Sampling | None = None, section: str = "student"
+    ) -> LanguageStudent:
+        """Other chat or sampling settings than those that came with the weights; they are saved with the student.
+
+        section: of the recipe that gives them. Raises `UserError` for a chat template that cannot be read.
+        """
         self.spec = replace(self.spec, chat=chat or self.spec.chat, sampling=sampling or self.spec.sampling)
-        self.chat = ChatEncoder(self.chat.tokenizer, self.spec.chat, self.chat.processor)
-        _token_ids(self.chat.tokenizer, self.spec.sampling.stop)  # they exist
+        self.section = section
+        self._converse(self.chat.tokenizer, self.chat.processor)
         return self
+
+    def freeze(self, patterns: Sequence[str]) -> LanguageStudent:
+        """Do not train what these name, see `match_frozen`; shared weights are frozen by any of their names."""
+        named = dict(self.named_parameters(remove_duplicate=False))
+        for name in match_frozen(list(named), patterns) if patterns else ():
+            named[name].requires_grad_(False)
+        return self
+
+    def _converse(self, tokenizer: Any, processor: Any) -> None:
+        """Write and end turns as the specification says."""
+        context, own = context_of(self.model.config), self.section == "student"
+        response = self.spec.sampling.max_new_tokens if own else 0
+        room = Room(context, response, self.spec.chat.max_prompt_length, self.section)
+        self.chat = ChatEncoder(tokenizer, self.spec.chat, processor, room)
+        self.spec = replace(self.spec, chat=self.chat.config)
+        self.stop_ids = stop_ids_of(self.chat, self.spec)
+        """What ends a response: the tokenizer's end of text, the end of a turn in the template, those of the spec."""
+        if self.chat.end is None:
+            self.chat.end = next(iter(self.stop_ids or self._stops(self.spec.sampling)))
 
     def adapter_settings(self) -> dict[str, str]:
         """Where the model comes from, and that it writes text: servers ask for both."""
@@ -121,7 +138,15 @@ class LanguageStudent(Student[LanguageSpec]):
         of padding would be NaN."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.head_weight.dtype == torch.float64 and self.model.config._attn_implementation == "eager":
-            self.model.set_attn_implementation("sdpa")
+            try:
+                self.model.set_attn_implementation("sdpa")
+            except ValueError as error:  # Gemma 2
+                raise UserError(
+                    f"models of type {self.model.config.model_type!r} do not compute in fp64",
+                    where="engine.precision",
+                    why="their attention is written out, and its mask is infinite in fp64",
+                    fix="use fp32 or bf16",
+                ) from error
         return self
 
     @property
@@ -135,7 +160,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
     @property
     def head_weight(self) -> Tensor:
-        """``[V, D]``; may be the embedding itself. Logits are ``hidden @ head_weight.T`` (+ `lm_head.bias`)."""
+        """``[V, D]``; may be the embedding itself. See `project` for the logits."""
         weight: Tensor = self.lm_head.weight
         return weight
 
@@ -174,6 +199,7 @@ class LanguageStudent(Student[LanguageSpec]):
         """
         assert prompts.response.shape[1] == 0, "generation begins where the prompt ends"
         sampling = sampling or self.spec.sampling
+        self._check_context(prompts.mask, sampling.max_new_tokens)
         sampler = CounterSampler(sampling, generators, self.picture_ids)
         self.model.eval()  # whatever a wrapper has set: the cache needs it
         ids = self.model.generate(
@@ -228,6 +254,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
         `TokenBatch.predicting` selects those that predict the response.
         """
+        self._check_context(mask)
         positions = {}
         if not hasattr(self.model.base_model, "get_rope_index"):  # models with one compute them from the mask
             positions["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -235,8 +262,15 @@ class LanguageStudent(Student[LanguageSpec]):
             out = self.model.base_model(
                 input_ids=ids, attention_mask=mask.long(), use_cache=False, **positions, **(inputs or {})
             )
-        states: Tensor = out.last_hidden_state
-        return states
+        return self._reached(out.last_hidden_state)
+
+    def _reached(self, states: Tensor) -> Tensor:
+        """Hidden states of a batch without pictures depend on no weight where only the vision tower is trained: its
+        gradient is 0 then, and the step goes on."""
+        trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
+        if states.requires_grad or not trained:
+            return states
+        return states + 0.0 * torch.stack([p.flatten()[0].to(states) for p in trained]).sum()
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:
         """``[N, R, D]``: the hidden states that predict the response tokens."""
@@ -245,7 +279,7 @@ class LanguageStudent(Student[LanguageSpec]):
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
         logits: Tensor = self.lm_head(hidden)
-        return logits
+        return logits if self._factor == 1.0 else logits * self._factor
 
     def distil(
         self,
@@ -255,7 +289,17 @@ class LanguageStudent(Student[LanguageSpec]):
         temperature: float = 1.0,
     ) -> Projected:
         """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
-        return projected_loss(hidden, *self._head(), parts, tokens, temperature=temperature)
+        weight, bias = self._head()
+        if self._factor != 1.0:  # of the logits, hence of the states and of the bias
+            hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor
+            parts = [self._scaled(part) for part in parts]
+        return projected_loss(hidden, weight, bias, parts, tokens, temperature=temperature)
+
+    def _scaled(self, part: Toward | Written) -> Toward | Written:
+        """The states of a target that goes through the same head."""
+        if isinstance(part, Written) or part.head is not None:
+            return part
+        return replace(part, hidden=part.hidden * self._factor)
 
     def logprobs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
         """``[N, R]`` log-probabilities of the response tokens, 0 on padding; all logits are in memory at once."""
@@ -281,6 +325,21 @@ class LanguageStudent(Student[LanguageSpec]):
 
     # --- parts ---
 
+    def _check_context(self, mask: Tensor, more: int = 0) -> None:
+        """Raises `UserError` where a row, and as many tokens `more`, are beyond the model's context."""
+        context = self.chat.room.context
+        if (
+            context is not None
+            and mask.shape[1] + more > context
+            and (longest := int(mask.sum(1).max()) + more) > context
+        ):
+            raise UserError(
+                f"a conversation is longer than the context of the {self.section}",
+                where=f"{self.section}.path",
+                why=f"{longest} tokens, with those of the response, and the model takes {context}",
+                fix="shorten the prompts (chat.max_prompt_length, chat.long_prompts), or sampling.max_new_tokens",
+            )
+
     def _head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
         layer = self.lm_head
@@ -292,7 +351,7 @@ class LanguageStudent(Student[LanguageSpec]):
         return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
-        own = _token_ids(self.chat.tokenizer, sampling.stop)
+        own = token_ids(self.chat.tokenizer, sampling.stop)
         return sorted({*self.stop_ids, *own})
 
     def _here(self, batch: TokenBatch) -> TokenBatch:
@@ -317,29 +376,3 @@ class LanguageStudent(Student[LanguageSpec]):
         finally:
             for layer in layers:
                 layer.training = False
-
-
-def _stop_ids(tokenizer: Any, spec: LanguageSpec) -> list[int]:
-    """The tokenizer's end-of-text token and those of the spec; `UserError` when nothing would end a response."""
-    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    ids = {*own, *_token_ids(tokenizer, spec.stop)}
-    if not ids | {*_token_ids(tokenizer, spec.sampling.stop)}:
-        raise UserError(
-            "nothing ends a response",
-            where="student.sampling.stop",
-            why="the tokenizer has no end-of-text token",
-            fix="name the tokens that do",
-        )
-    return sorted(ids)
-
-
-def _token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
-    known = tokenizer.get_vocab()
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"the stop token {name!r} is not in the vocabulary",
-                where="sampling.stop",
-                fix="give one whole token of the tokenizer",
-            )
-    return [known[name] for name in names]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidalign.engine.layers import linear_layers
 from vidalign.errors import CheckpointError, UserError, first_line
 from vidalign.quiet import no_bars
+from vidalign.students.chat import ChatEncoder
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import BESIDE, LanguageSpec, is_transformers
+from vidalign.students.lengths import Room, context_of
 from vidalign.students.video.checkpoint import check_layers, check_spec
 from vidalign.students.weights import check_tensors, header, load_strict, read, reading_spec, resolve, spec_in, write
 from vidalign.students.weights import spec_of as weights_spec
@@ -23,13 +27,27 @@ if TYPE_CHECKING:
 
 def new_model(config: dict[str, Any]) -> Any:
     """A randomly initialised model of a configuration with `model_type`; `UserError` when it is not one."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    try:
-        values = dict(config)
-        built = AutoConfig.for_model(values.pop("model_type"), **values)
+    with _building():
+        built = new_config(config)
         kind = AutoModelForImageTextToText if sees_pictures(built) else AutoModelForCausalLM
         return kind.from_config(built)
+
+
+def new_config(config: dict[str, Any]) -> Any:
+    """The configuration of transformers with these values; `UserError` when there is none."""
+    from transformers import AutoConfig
+
+    values = dict(config)
+    with _building():
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    try:
+        yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             "the student's model cannot be built",
@@ -46,13 +64,15 @@ def sees_pictures(config: Any) -> bool:
 
 def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
     """Tokenizer of a folder, hub name or shipped name, and processor of a vision-language model (else None)."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from vidalign.students.processors import load_processor
 
     shipped = Path(str(resources.files("vidalign") / "weights")) / name
     source = str(shipped) if (shipped / "tokenizer.json").is_file() else name
     try:
         if sees_pictures(config):
-            processor = AutoProcessor.from_pretrained(source)
+            processor = load_processor(source, config)
             return processor.tokenizer, processor
         return AutoTokenizer.from_pretrained(source), None
     except (OSError, ValueError) as error:
@@ -62,6 +82,26 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
             why=first_line(error),
             fix="give a folder or a hub name that has one",
         ) from error
+
+
+def names_of(spec: LanguageSpec) -> tuple[list[str], list[str]]:
+    """Linear layers and parameters of a student of this specification; no weights are read or made."""
+    import torch
+
+    with torch.device("meta"):
+        model = new_model(spec.config)
+    inside = LanguageStudent.inside
+    names = [f"{inside}.{name}" for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [f"{inside}.{name}" for name in linear_layers(model)], names
+
+
+def chat_of(spec: LanguageSpec, section: str = "student") -> ChatEncoder:
+    """How a specification writes conversations; no weights are read. section: of the recipe that says so."""
+    config = new_config(spec.config)
+    response = spec.sampling.max_new_tokens if section == "student" else 0
+    room = Room(context_of(config), response, spec.chat.max_prompt_length, section)
+    tokenizer, processor = tokenizer_and_processor(spec.tokenizer, config)
+    return ChatEncoder(tokenizer, spec.chat, processor, room)
 
 
 WEIGHTS = "model.safetensors"
@@ -91,7 +131,7 @@ def _write_beside(student: LanguageStudent, folder: Path, dtype: str) -> None:
     config.dtype = dtype
     config.architectures = [type(student.model).__name__]
     config.save_pretrained(folder)
-    (student.chat.processor or student.chat.tokenizer).save_pretrained(folder)
+    student.chat.save(folder)
     ends = GenerationConfig(eos_token_id=student.stop_ids, pad_token_id=student.chat.pad)
     ends.save_pretrained(folder)
 

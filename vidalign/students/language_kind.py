@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vidalign.errors import DataError
+from vidalign.errors import DataError, UserError
 from vidalign.reading import regular
 from vidalign.students.kind import Sizes, StudentKind
-from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_transformers
+from vidalign.students.language_config import ChatConfig, LanguageSpec, Sampling, is_hub_name, is_transformers
 from vidalign.students.samples import SampleRequest, Samples
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
+    from vidalign.data.examples import Example
+    from vidalign.data.source import PromptSource
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.exchange import Leaving
@@ -44,6 +46,9 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         """Chat template, instead of the settings in its weights."""
         sampling: Sampling | None = None
         """How it answers, instead of the settings in its weights."""
+        freeze: list[str] = field(default_factory=list)
+        """What is not trained in full fine-tuning: `text` (the language model) or `vision` (the vision tower) of a
+        vision-language model, and layers or parameters by a tail (`embed_tokens`) or a glob (`layers.[0-3].*`)."""
 
     @classmethod
     def network(cls) -> type[LanguageStudent]:
@@ -53,7 +58,36 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
     @classmethod
     def build(cls, student: StudentChoice, seed: int) -> LanguageStudent:
-        return super().build(student, seed).configure(student.config.chat, student.config.sampling)
+        from vidalign.students.language_checkpoint import chat_of
+
+        own = student.config
+        chat_of(cls._own(student)).check()  # before the weights are read
+        return super().build(student, seed).configure(own.chat, own.sampling).freeze(own.freeze)
+
+    @classmethod
+    def fitted(
+        cls, student: LanguageStudent, prompts: PromptSource, held_out: PromptSource, count: int
+    ) -> PromptSource:
+        """Raises `DataError` for a row that is longer than a prompt may be, with its place, before training."""
+        from vidalign.students.lengths import FittingPrompts, rows_too_long
+
+        chat, policy = student.chat, student.spec.chat.long_prompts
+        if policy == "cut" or chat.room.prompt is None:
+            return prompts
+        for place, _, tokens in rows_too_long(held_out, chat.excess, count):
+            raise chat.room.too_long(f"{place}, for evaluation", tokens)
+        if policy == "refuse":
+            for place, _, tokens in rows_too_long(prompts, chat.excess):
+                raise chat.room.too_long(place, tokens)
+            return prompts
+
+        def either(example: Example) -> int | None:
+            return chat.excess(example) or chat.excess(example, example.privileged)
+
+        fitting = FittingPrompts(prompts, lambda example: either(example) is None)
+        if left_out := [(place, example) for place, example, _ in rows_too_long(prompts, either)]:
+            fitting.leave_out(left_out)
+        return fitting
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:
@@ -68,7 +102,7 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         from vidalign.codecs.base import NoCodec
         from vidalign.students.language_stand_in import unloaded
 
-        return unloaded(cls._own(student)), None, NoCodec()
+        return unloaded(cls._own(student)).freeze(student.config.freeze), None, NoCodec()
 
     @classmethod
     def _own(cls, student: StudentChoice) -> LanguageSpec:
@@ -82,8 +116,13 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
 
         super().check(draft)
         student = draft.recipe.student
-        check_adapter(draft, [] if student.init else written_layers(student.path))
+        adapter, freeze = student.adapter, getattr(student.config, "freeze", [])
+        if freeze or (adapter is not None and adapter.targets != "blocks" and Path(student.path).is_dir()):
+            _check_parts(draft, cls, freeze)
+        else:
+            check_adapter(draft, [] if student.init else written_layers(student.path))
         _check_pictures(draft)
+        check_chat(draft, "student", student.path, lambda: cls.spec(student))
 
     @classmethod
     def check_weights(cls, draft: Draft, path: str) -> None:
@@ -157,6 +196,42 @@ def _check_pictures(draft: Draft) -> None:
                 "it is a causal language model",
                 "use a vision-language model, or prompts without pictures",
             )
+
+
+def check_chat(draft: Draft, section: str, path: str, read: Callable[[], LanguageSpec]) -> None:
+    """The chat template of a model whose files are at hand writes conversations by the settings of a section; those of
+    the hub are asked for when the run begins. read: its specification."""
+    own = getattr(draft.recipe, section).config
+    chat, sampling = getattr(own, "chat", None), getattr(own, "sampling", None)
+    writes = chat is not None or (section == "student" and bool(path) and Path(path).is_dir())
+    if not writes or not draft.sound(section) or (is_hub_name(path) and not Path(path).exists()):
+        return
+    from vidalign.students.language_checkpoint import chat_of
+
+    try:
+        spec = read()
+        chat_of(replace(spec, chat=ChatConfig()))
+    except UserError:
+        return  # reported with the weights
+    try:
+        chat_of(replace(spec, chat=chat or spec.chat, sampling=sampling or spec.sampling), section).check()
+    except UserError as error:
+        draft.refuse_as(error, error.problems[0].where)
+
+
+def _check_parts(draft: Draft, kind: type[Language], freeze: Sequence[str]) -> None:
+    """Targets of an adapter, and what is frozen, are parts of the network that the specification describes."""
+    from vidalign.students.checks import check_adapter, check_frozen
+    from vidalign.students.language_checkpoint import names_of
+
+    student = draft.recipe.student
+    unknown = not draft.sound("student") or (is_hub_name(student.path) and not Path(student.path).exists())
+    try:
+        layers, parameters = ([], []) if unknown else names_of(kind.spec(student))
+    except UserError:
+        layers, parameters = [], []  # reported with the weights
+    check_adapter(draft, layers)
+    check_frozen(draft, freeze, parameters)
 
 
 def _is_blind(draft: Draft) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,11 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vidalign.students.chat import TokenBatch, lengthen
 from vidalign.students.language import LanguageStudent
-from vidalign.students.language_checkpoint import new_model, tokenizer_and_processor
+from vidalign.students.language_checkpoint import chat_of, new_model, tokenizer_and_processor
 from vidalign.students.language_config import LanguageSpec, Sampling
 
 WIDTH, TOKENS = 8, 4
 """Hidden size of the stand-in, and the longest response that it samples: a response counts once, however long."""
+CONTEXT = 2**20
+"""Prompts of any length are counted."""
 
 
 class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not typed
@@ -28,9 +29,8 @@ class TinyModel(LlamaForCausalLM):  # type: ignore[misc]  # transformers is not 
 
 def stand_in(spec: LanguageSpec) -> LanguageStudent:
     """A student with the tokenizer, the chat and the sampling of `spec`."""
-    tokenizer, processor = tokenizer_and_processor(
-        spec.tokenizer, SimpleNamespace(vision_config=spec.config.get("vision_config"))
-    )
+    chat = chat_of(spec)
+    tokenizer = chat.tokenizer
     model = TinyModel(
         LlamaConfig(
             vocab_size=max(len(tokenizer), 1 + max(tokenizer.get_vocab().values())),
@@ -39,10 +39,15 @@ def stand_in(spec: LanguageSpec) -> LanguageStudent:
             num_hidden_layers=1,
             num_attention_heads=1,
             num_key_value_heads=1,
+            max_position_embeddings=CONTEXT,
         )
     )
-    small = replace(spec, sampling=replace(spec.sampling, max_new_tokens=TOKENS))
-    return LanguageStudent(small, model, tokenizer, processor)
+    small = replace(
+        spec,
+        chat=replace(spec.chat, max_prompt_length=None),
+        sampling=replace(spec.sampling, max_new_tokens=TOKENS),
+    )
+    return LanguageStudent(small, model, tokenizer, chat.processor)
 
 
 class Unloaded(LanguageStudent):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vidalign.errors import UserError
 from vidalign.students.checks import check_teacher_weights, written_config
-from vidalign.students.language_config import is_transformers
+from vidalign.students.language_config import ChatConfig, is_transformers
+from vidalign.students.language_kind import Language, check_chat
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -25,6 +26,9 @@ class LanguageTeacher:
         path: str = ""
         """Weights: a safetensors file, a shipped name such as `tokens/teacher`, or the folder or hub name of a
         transformers model."""
+        chat: ChatConfig | None = None
+        """How its prompts are written, where that is not as the student's: by its own chat template, or that which is
+        given here, with these settings alone. The tokens of the response are the same."""
 
     def __init__(self, model: LanguageStudent) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -35,6 +39,7 @@ class LanguageTeacher:
         path = draft.settings("teacher", cls.Config).path
         if not path or not is_transformers(path):
             check_teacher_weights(draft, path, "language")
+        check_chat(draft, "teacher", path, lambda: Language.read_spec(path))
         student = draft.recipe.student
         expected, actual = (written_config(p).get("vocab_size") for p in ("" if student.init else student.path, path))
         if expected and actual and expected != actual:
@@ -49,7 +54,11 @@ class LanguageTeacher:
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
 
-        return cls(LanguageStudent.load(config.path))
+        model = LanguageStudent.load(config.path).configure(config.chat, section="teacher")
+        if config.chat is not None:
+            model.own_prompts = True
+            model.chat.check()
+        return cls(model)
 
     def check_student(self, student: LanguageStudent) -> None:
         """Raises `UserError` unless both have the same tokens and heads with as many entries. The teacher scores tokens

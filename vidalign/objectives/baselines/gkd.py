@@ -68,7 +68,7 @@ class GKD(Objective):
                 where=silent[:60],
                 fix="give the data a column 'response', or set objective.on_policy=1",
             )
-        ids, mask = chat.responses([e.response for e in examples], chat.tokenizer.eos_token_id)
+        ids, mask = chat.responses([e.response for e in examples])
         width = max(ids.shape[1], data["response"].shape[1])
         new = {"response_ids": ids, "response": mask, "logp": torch.full(ids.shape, math.nan)}
         out = {}

@@ -44,7 +44,7 @@ class LanguageSFT(Objective):
             raise DataError(
                 "an example has no response to learn from", where=silent[:60], fix="give the data a column 'response'"
             )
-        ids, response = chat.responses([example.response for example in batch.prompts], chat.tokenizer.eos_token_id)
+        ids, response = chat.responses([example.response for example in batch.prompts])
         draws = ctx.uniform((), ctx.generators("privileged", batch.ids))
         return Experience(
             tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},

@@ -111,11 +111,13 @@ def mask_of(data: Experience) -> Tensor:
 def states(ctx: Context, policy: LanguageStudent, data: Experience, privileged: Sequence[str] | None = None) -> Tensor:
     """``[M, D]``: hidden states of `policy` that predict the response tokens, behind bare or privileged prompts.
 
-    privileged: one text a sample. Prompts are written by the student's chat template for every policy.
+    privileged: one text a sample. Prompts are written by the student's chat template, but for a teacher that has chat
+    settings of its own.
     """
     mask = mask_of(data)
     examples = [data.prompts[group] for group in data.group_index.tolist()]
-    batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
+    writer = policy if getattr(policy, "own_prompts", False) else ctx.student  # a plugin's model need not say so
+    batch = writer.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
     return policy.response_hidden(batch)[batch.response]
 
 

@@ -28,6 +28,7 @@ from vidalign.quiet import no_bars
 from vidalign.rewards.discriminators.base import Features
 from vidalign.rewards.discriminators.kinds import VisionLanguageKind
 from vidalign.rewards.discriminators.network import Discriminator, full_precision_head
+from vidalign.students.processors import load_processor
 from vidalign.students.video import VideoStudentSpec
 
 ADAPTER = "current"
@@ -55,11 +56,9 @@ class VisionLanguage(Discriminator):
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> VisionLanguage:
         """The backbone without its language head, in the precision of its files, and its processor."""
-        from transformers import AutoProcessor
-
         try:
             backbone = _backbone(config.path)
-            processor = AutoProcessor.from_pretrained(config.path)
+            processor = load_processor(config.path, backbone.config)
         except (OSError, ValueError, KeyError, ImportError) as error:
             why = first_line(error)
             raise UserError(
