@@ -13,6 +13,7 @@ import pytest
 import tiny_wan
 import torch
 from diffusers import WanTransformer3DModel
+from huggingface_hub.errors import EntryNotFoundError
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from tiny_wan import assert_equal, imported, save, stored
@@ -25,6 +26,7 @@ from vidalign.students.video.importers.convert import import_checkpoint
 from vidalign.students.video.importers.names import original, rename
 from vidalign.students.video.importers.shapes import infer_config
 from vidalign.students.video.presets import preset
+from vidalign.students.weights import kind_of
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +391,18 @@ def test_of_a_pipeline_on_the_hub_only_the_network_is_fetched(tmp_path: Path, mo
     assert hub.checkpoint_file("owner/pipeline") == tmp_path / "owner" / "pipeline"
     assert len(asked) == 1 and all(p.startswith("transformer/") or p == "vidalign.json" for p in asked[0])
     assert hub.checkpoint_file("owner/flat") == tmp_path / "owner" / "flat" and "*.safetensors" in asked[-1]
+
+
+def test_a_student_on_the_hub_is_known_before_anything_of_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its description is fetched; a repository without one, or out of reach, is one of transformers."""
+    here: dict[str, str] = {}
+
+    def download(name: str, file: str) -> str:
+        if name == "owner/video":
+            return here.setdefault(name, file)
+        raise EntryNotFoundError("none") if name == "owner/text" else OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: here.get(name))
+    found = {name: kind_of(f"owner/{name}") for name in ("video", "text", "far")}
+    assert found == {"video": "video", "text": "language", "far": "language"} and list(here) == ["owner/video"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vidalign.errors import CheckpointError, first_line
@@ -37,6 +37,17 @@ def cached(repository: str, file: str) -> Path | None:
 
     found = try_to_load_from_cache(repository, file)
     return Path(found) if isinstance(found, str) else None
+
+
+def look_up(name: str) -> None:
+    """Fetch the description of a student on the hub, if the repository has one: then `is_student_folder` knows it. A
+    repository that has none, or cannot be reached, is left to those who read weights there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if is_hub_id(name) and cached(name, DESCRIPTION) is None:
+        with suppress(EntryNotFoundError, *network_errors()):
+            hf_hub_download(name, DESCRIPTION)
 
 
 def checkpoint_file(name: str) -> Path:

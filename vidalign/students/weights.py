@@ -90,7 +90,10 @@ def kinds() -> dict[str, type[StudentKind[Any, Any]]]:
 
 def kind_of(path: str | Path) -> str:
     """The kind of student that weights are of; `CheckpointError` for weights that no kind takes for its own."""
+    from vidalign.students.hub import look_up
+
     known = kinds()
+    look_up(str(path))
     if match := next((name for name, kind in known.items() if kind.recognises(str(path), {})), None):
         return match  # the name of a model elsewhere
     spec = spec_of(path)
