@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,12 +106,16 @@ def launches(recipes: Sequence[str], engine: str, processes: int) -> list[Launch
 
 # --- run ---
 
+MAKING = threading.Lock()
+"""Two threads that import parts of transformers at once may not find them."""
+
 
 def trajectories(launch: Launch, root: Path = ROOT) -> dict[str, Any]:
     """The trajectory of every recipe of a launch with the code of the tree `root`, by its name."""
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name)
-        make_folders(folder, launch.recipes, root)
+        with MAKING:
+            make_folders(folder, launch.recipes, root)
         words = start(launch, folder, root)
         files = {recipe: folder / "results" / f"{recipe.replace('/', '.')}.json" for recipe in launch.recipes}
         lost = {"failed": f"no trajectory was written\n{words[-3000:]}"}
