@@ -348,7 +348,29 @@ def discriminator(result: dict[str, Any]) -> str:
     )
 
 
+def update_kept(result: dict[str, Any]) -> str:
+    """What saving keeps of an adapter's update on a base in bf16."""
+    rows = [[f"{r['rate']:g}", r["steps"], f"`{r['path']}`", f"{r['kept']:.1%}"] for r in result["rows"]]
+    return (
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nThe "
+        "student of the token world from a folder in bf16, an adapter of rank 8 by `tokens/opsd`; the share of the update that is "
+        "in each file.\n\n" + table(["learning rate", "steps", "file", "kept"], rows)
+    )
+
+
+def clip_store(result: dict[str, Any]) -> str:
+    """The first clip of a long video."""
+    rows = [[f"`{r['way']}`", r["seconds"], r["above_imports_mib"]] for r in result["rows"]]
+    return (
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\n"
+        f"{result['seconds']} seconds of 720p at 24 frames a second for a student of 12 frames, which needs the first "
+        "one. `whole` decodes and stacks all frames.\n\n" + table(["way", "seconds", "MiB above the imports"], rows)
+    )
+
+
 MEASUREMENTS = {
+    "clip_store": ("A long video in a clip store", clip_store),
+    "update_kept": ("What saving keeps of an update", update_kept),
     "ar_copo_merge": ("Merged adapters of AR-CoPO", ar_copo_merge),
     "discriminator": ("The discriminator in its warm-up", discriminator),
     "lm_head_memory": ("Losses behind the head", lm_head_memory),
