@@ -353,8 +353,8 @@ def update_kept(result: dict[str, Any]) -> str:
     rows = [[f"{r['rate']:g}", r["steps"], f"`{r['path']}`", f"{r['kept']:.1%}"] for r in result["rows"]]
     return (
         f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nThe "
-        "student of the token world from a folder in bf16, an adapter of rank 8 by `tokens/opsd`; the share of the update that is "
-        "in each file.\n\n" + table(["learning rate", "steps", "file", "kept"], rows)
+        "student of the token world from a folder in bf16, an adapter of rank 8 by `tokens/opsd`; the share of the "
+        "update that is in each file.\n\n" + table(["learning rate", "steps", "file", "kept"], rows)
     )
 
 

@@ -84,10 +84,9 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             train(folder / "base", run, rate, steps, dtype)
         run = runs["float32"]
         trained = adapted(start, run / "adapter")
-        exports = {
-            form: export_run(run, folder / f"{n}-{form}", "bfloat16", form=form).path
-            for form in ("transformers", "peft")
-        }
+        whole, low = (
+            export_run(run, folder / f"{n}-{form}", "bfloat16", form=form).path for form in ("transformers", "peft")
+        )
         paths = {
             "RUN/student": load_file(run / "student" / "model.safetensors"),
             "RUN/student with save_dtype bfloat16": load_file(runs["bfloat16"] / "student" / "model.safetensors"),
