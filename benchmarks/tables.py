@@ -368,7 +368,28 @@ def clip_store(result: dict[str, Any]) -> str:
     )
 
 
+def token_step(result: dict[str, Any]) -> str:
+    """Memory of token distillation at real size, and its speed where it was run."""
+    phases = list(dict.fromkeys(phase for r in result["rows"] for phase in r["planned_gb"]))
+    extra = [name for name in ("seconds", "tokens_a_second", "measured_gb") if name in result["rows"][0]]
+    rows = [
+        [f"`{r['recipe']}`", r["responses"], r["response_tokens"]]
+        + [r["planned_gb"].get(phase, "") for phase in phases]
+        + [r[name] for name in extra]
+        for r in result["rows"]
+    ]
+    columns = ["recipe", "responses", "tokens each", *(f"{phase}, GB" for phase in phases)]
+    return (
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nPlanned peak of "
+        "each phase on one GPU, weights and optimiser included."
+        + ("" if extra else " The step was not run: no accelerator was at hand.")
+        + "\n\n"
+        + table([*columns, *(name.replace("_", " ") for name in extra)], rows)
+    )
+
+
 MEASUREMENTS = {
+    "token_step": ("A step of token distillation at the size of Qwen3", token_step),
     "clip_store": ("A long video in a clip store", clip_store),
     "update_kept": ("What saving keeps of an update", update_kept),
     "ar_copo_merge": ("Merged adapters of AR-CoPO", ar_copo_merge),
