@@ -380,8 +380,8 @@ def token_step(result: dict[str, Any]) -> str:
     ]
     columns = ["recipe", "responses", "tokens each", *(f"{phase}, GB" for phase in phases)]
     return (
-        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nPlanned peak of "
-        "each phase on one GPU, weights and optimiser included."
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nPlanned peak "
+        "of each phase on one GPU, weights and optimiser included."
         + ("" if extra else " The step was not run: no accelerator was at hand.")
         + "\n\n"
         + table([*columns, *(name.replace("_", " ") for name in extra)], rows)
