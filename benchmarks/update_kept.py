@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from vidalign.provenance import commit, machine
 from vidalign.recipe import load_recipe
 from vidalign.students.language import LanguageStudent
-from vidalign.students.rounding import lost_share
+from vidalign.students.rounding import rounding
 from vidalign.trainer import Trainer
 from vidalign.workflows.export import export_run
 
@@ -98,8 +98,8 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             {"rate": rate, "steps": steps, "path": p, "kept": round(kept(start, trained, w), 4)}
             for p, w in paths.items()
         ]
-        told = lost_share(start, load_file(run / "student" / "model.safetensors").items(), torch.bfloat16)
-        assert told is not None and abs(1 - told - rows[-3]["kept"]) < 1e-3, "what the command prints"
+        printed = rounding(start, load_file(run / "student" / "model.safetensors").items(), torch.bfloat16)
+        assert printed is not None and abs(1 - printed.lost - rows[-3]["kept"]) < 1e-3, "what the command prints"
     return rows
 
 

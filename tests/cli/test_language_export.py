@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from vidalign.students.language import LanguageStudent
-from vidalign.students.rounding import lost_share
+from vidalign.students.rounding import Rounding, rounding
 
 RATE = 5e-6
 RECIPE = f"""
@@ -76,9 +76,9 @@ def test_bf16_on_request_with_what_it_loses(run: Path, capfd: pytest.CaptureFixt
     assert half.dtype == torch.bfloat16
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(half.state_dict()[name], trained[name].bfloat16())
-    share = lost_share(start, trained.items(), torch.bfloat16)
-    assert share is not None and share > 0.5, "two steps of this size are below what bf16 resolves"
-    assert f"{100 * share:.1f} % of the update is lost by rounding to bfloat16" in said
+    found = rounding(start, trained.items(), torch.bfloat16)
+    assert found is not None and found.lost > 0.5, "two steps of this size are below what bf16 resolves"
+    assert f"{100 * found.lost:.1f} % of the update is lost by rounding to bfloat16" in said
 
 
 def test_forms_and_their_defaults(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -99,15 +99,16 @@ def test_forms_and_their_defaults(run: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("step", "lost"),
+    ("step", "found"),
     [
-        (2.0**-8, 0.0),  # exactly one unit in the last place of 1: all of it stays
-        (2.0**-10, 1.0),  # below half a unit: exactly nothing stays
+        (2.0**-7, Rounding(0.0, 0.0)),  # one unit in the last place of 1.5: all of it stays
+        (2.0**-9, Rounding(1.0, 1.0)),  # below half a unit: nothing stays
+        (1.5 * 2.0**-8, Rounding(0.0, 1 / 3)),  # three quarters of a unit: a third too much
     ],
 )
-def test_the_share_is_exact(step: float, lost: float) -> None:
+def test_what_rounding_does_is_exact(step: float, found: Rounding) -> None:
     start = {"weight": torch.full((5,), 1.5, dtype=torch.bfloat16), "frozen": torch.ones(2)}
-    trained = {"weight": torch.full((5,), 1.5) + 2 * step, "frozen": torch.ones(2)}
-    assert lost_share(start, trained.items(), torch.bfloat16) == lost
-    assert lost_share(start, trained.items(), torch.float32) == 0
-    assert lost_share(start, start.items(), torch.bfloat16) is None
+    trained = {"weight": torch.full((5,), 1.5) + step, "frozen": torch.ones(2)}
+    assert rounding(start, trained.items(), torch.bfloat16) == pytest.approx(found, abs=1e-12)
+    assert rounding(start, trained.items(), torch.float32) == Rounding(0.0, 0.0)
+    assert rounding(start, start.items(), torch.bfloat16) is None

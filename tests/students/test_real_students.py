@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tiny_wan import assert_equal, network, stored, weights
 
 from vidalign import registry
+from vidalign.students.rounding import rounding
 from vidalign.students.video.importers.names import rename
 
 LAYERS = 2 * 10
@@ -79,8 +80,13 @@ def test_a_diffusers_folder_is_loaded_by_the_network_and_the_pipeline() -> None:
     assert pipe("red ball", height=32, width=32, num_frames=5, num_inference_steps=1, output_type="pt").frames.shape[1:]
 
 
-def test_an_exported_folder_is_a_student_again() -> None:
+def test_an_exported_folder_is_a_student_again(capfd: pytest.CaptureFixture[str]) -> None:
+    """In 16 bits with what that does to the update, by tensors of run and start under the same names."""
     folder = export("blocks", "diffusers", "--dtype", "bfloat16")
+    before = {name.removeprefix("transformer."): x for name, x in network().state_dict().items()}
+    found = rounding(before, trained().state_dict().items(), torch.bfloat16)
+    assert found is not None and 0 < found.error < 0.5, "steps of this size survive"
+    assert f"{100 * found.lost:.1f} % of the update is lost by rounding to bfloat16" in capfd.readouterr().err
     assert_equal(stored(folder), {k: v.bfloat16() for k, v in trained().state_dict().items()})
     assert json.loads((folder / "vidalign.json").read_text())["made"]["recipe"] == "recipe.yaml"
     assert vidalign("validate", "recipe.yaml", f"student.path={folder}", "--plugin", "brightness.py") == 0

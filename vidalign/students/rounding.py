@@ -6,20 +6,30 @@ the last place and is gone. So weights are trained and kept in fp32, and what a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def lost_share(start: Mapping[str, Tensor], trained: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> float | None:
-    """The share of the update ``d = trained - start`` that is not in weights rounded to `dtype`.
+class Rounding(NamedTuple):
+    """What rounded weights have of an update ``d``."""
 
-    ``1 - <round(trained) - round(start), d> / <d, d>``, over all tensors: 0 keeps the whole update, 1 loses it.
+    lost: float
+    """``1 - <r, d> / <d, d>`` with r the update in the rounded weights, at least 0: 1 has lost it."""
+    error: float
+    """``|r - d| / |d|``: what was lost, and the noise of what was rounded up; beyond 1 it is mostly noise."""
+
+
+def rounding(start: Mapping[str, Tensor], trained: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Rounding | None:
+    """What rounding to `dtype` does to ``d = trained - start``, over all tensors; r is the difference of both rounded.
+
     start: the weights that training began with, by name; trained: name and tensor, fp32 or wider; tensors without a
     start are left out. None where nothing has changed.
     """
-    kept = whole = 0.0
+    kept = whole = wrong = 0.0
     for name, value in trained:
         if name not in start or not value.is_floating_point():
             continue
@@ -27,4 +37,5 @@ def lost_share(start: Mapping[str, Tensor], trained: Iterable[tuple[str, Tensor]
         update = after - before
         stays = value.to(dtype).double() - start[name].to(dtype).double()
         kept, whole = kept + float((stays * update).sum()), whole + float(update.square().sum())
-    return 1 - kept / whole if whole else None
+        wrong += float((stays - update).square().sum())
+    return Rounding(max(0.0, 1 - kept / whole), math.sqrt(wrong / whole)) if whole else None

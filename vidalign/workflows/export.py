@@ -20,7 +20,7 @@ from vidalign.reading import read_json
 from vidalign.students.exchange import Leaving
 from vidalign.students.hub import DESCRIPTION, is_student_folder
 from vidalign.students.kind import StudentKind
-from vidalign.students.rounding import lost_share
+from vidalign.students.rounding import rounding
 from vidalign.students.weights import header, kind_of, kinds
 from vidalign.tracking.jsonl import read_records
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run, student_file
@@ -58,11 +58,12 @@ def _lost(kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> st
         start = dict(kind.tensors(student.start))
     except (UserError, OSError) as error:
         return f"how much of the update {dtype} loses was not measured: {student.start}: {error}"
-    share = lost_share(start, kind.tensors(student.path), getattr(torch, dtype))
-    if share is None:
+    found = rounding(start, kind.tensors(student.path), getattr(torch, dtype))
+    if found is None:
         return "the weights are those that training began with"
     return (
-        f"{100 * share:.1f} % of the update is lost by rounding to {dtype}; float32 keeps it, and so does the adapter"
+        f"{100 * found.lost:.1f} % of the update is lost by rounding to {dtype}, and what the file has of it is off by "
+        f"{100 * found.error:.0f} % of its norm; float32 keeps it, and so does the adapter"
     )
 
 
