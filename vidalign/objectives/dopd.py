@@ -33,7 +33,7 @@ from vidalign.cost import Cost
 from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.losses import routing
-from vidalign.losses.projected import Toward
+from vidalign.losses.projected import Head, Toward
 from vidalign.losses.routing import Regime
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
@@ -78,7 +78,7 @@ class RegimeConfig:
 
 class DOPD(Objective):
     name = "dopd"
-    needs = Needs(students=("language",), teacher="logits", whole_student=True)
+    needs = Needs(students=("language",), teacher="logits")
 
     @dataclass
     class Config(StudentTarget):
@@ -187,20 +187,23 @@ class DOPD(Objective):
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
         rows = {name: index for name, index in rows.items() if len(index)}
         targets = {source: self._states(source, data, mask, states) for source in self._sources()}
-        parts = [self._part(ctx, name, index, weights, targets) for name, index in rows.items()]
+        heads = {source: tokens.target_head(ctx, self._weights_of(source)) for source in targets}
+        parts = [self._part(name, index, weights, targets, heads) for name, index in rows.items()]
         found, metrics, counts = tokens.distil(ctx, data, states, parts)
         for name in NAMES:  # the parts add up, unweighted
             own = rows.get(name, regime[:0])
             metrics[f"objective/loss_{name}/mean"] = (found.losses[own] * weights[own]).sum()
         return LossOut(found.total, metrics, counts=counts)
 
-    def _part(self, ctx: Context, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor]) -> Toward:
+    def _part(
+        self, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor], heads: dict[str, Head | None]
+    ) -> Toward:
         """How the rows of a regime are trained."""
         one = self._of(name)
-        head = tokens.target_head(ctx, self._weights_of(one.source))
         top_k = self.config.top_k if one.support == "top_k" else None
         states = targets[one.source][rows]
-        return Toward(rows, one.weight * weights[rows], states, head, one.divergence, self.config.beta, top_k)
+        head, weights = heads[one.source], one.weight * weights[rows]
+        return Toward(rows, weights, states, head, one.divergence, self.config.beta, top_k)
 
     def _states(self, source: str, data: Experience, mask: Tensor, states: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student, as they were scored; those of the student that

@@ -25,9 +25,10 @@ from vidalign.data.examples import Example
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
-from vidalign.losses.projected import Projected, Toward, Written, projected_loss
+from vidalign.losses.projected import Head, Projected, Toward, Written
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
+from vidalign.students.heads import HeadLosses, copied_head
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
@@ -59,6 +60,7 @@ class LanguageStudent(Student[LanguageSpec]):
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
         self._factor = logit_factor(model.config)
+        self.losses = HeadLosses(model)
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -289,11 +291,14 @@ class LanguageStudent(Student[LanguageSpec]):
         temperature: float = 1.0,
     ) -> Projected:
         """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
-        weight, bias = self._head()
-        if self._factor != 1.0:  # of the logits, hence of the states and of the bias
-            hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor
+        if self._factor != 1.0:
             parts = [self._scaled(part) for part in parts]
-        return projected_loss(hidden, weight, bias, parts, tokens, temperature=temperature)
+        found: Projected = self.losses(hidden, parts, tokens, temperature, self._factor)
+        return found
+
+    def copied_head(self) -> Head:
+        """`project` with copies of the weights as they are now; all ranks call it, see `heads.copied_head`."""
+        return copied_head(self.lm_head, self._factor)
 
     def _scaled(self, part: Toward | Written) -> Toward | Written:
         """The states of a target that goes through the same head."""
@@ -339,16 +344,6 @@ class LanguageStudent(Student[LanguageSpec]):
                 why=f"{longest} tokens, with those of the response, and the model takes {context}",
                 fix="shorten the prompts (chat.max_prompt_length, chat.long_prompts), or sampling.max_new_tokens",
             )
-
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
-        layer = self.lm_head
-        if not hasattr(layer, "base_layer"):
-            return layer.weight, layer.bias
-        weight = layer.base_layer.weight
-        for name in () if layer.disable_adapters else layer.active_adapters:
-            weight = weight + layer.get_delta_weight(name)
-        return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = token_ids(self.chat.tokenizer, sampling.stop)

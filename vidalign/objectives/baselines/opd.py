@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class OPD(Objective):
     name = "opd"
-    needs = Needs(students=("language",), teacher="logits", whole_student=True)
+    needs = Needs(students=("language",), teacher="logits")
 
     @dataclass
     class Config(tokens.DistillConfig):

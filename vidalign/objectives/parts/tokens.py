@@ -16,7 +16,6 @@ from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.engine.zero3 import is_sharded
-from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
@@ -64,7 +63,7 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
     Tensors: response_ids ``[N, R]``, response ``[N, R]`` (true on sampled tokens, the stop token included), logp
     ``[N, R]`` of the sampled tokens, sample ``[N]``.
     """
-    _refuse_sharded(ctx)
+
     student = ctx.student
     examples = [example for example in batch.prompts for _ in range(group_size)]
     samples = [number * group_size + g for number in batch.ids for g in range(group_size)]
@@ -171,11 +170,16 @@ def target_states(ctx: Context, source: str, data: Experience, privileged: Seque
 
 
 def projection(ctx: Context, source: str) -> Head:
-    """Logits of hidden states of a target."""
+    """Logits of hidden states of a target. All ranks call it; the result is called as often as each of them likes."""
     if source == TEACHER:
         head: Head = ctx.teacher.model.project
         return head
-    student = ctx.roles.engines["student"].view(own_phase=False)  # inside a pass of the engine there is no second one
+    engine = ctx.roles.engines["student"]
+    student = engine.view(own_phase=False)  # inside a pass of the engine there is no second one
+    if is_sharded(engine.network):  # the number of calls differs between processes, and each would gather the weight
+        with ctx.policy(source):
+            copied: Head = student.copied_head()
+        return copied
 
     def project(hidden: Tensor) -> Tensor:
         with ctx.policy(source):
@@ -247,13 +251,3 @@ def _sampled(batch: TokenBatch) -> Tensor:
 def _widen(values: Tensor, width: int) -> Tensor:
     """``[n, w]`` with zeros on the right up to `width`."""
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
-
-
-def _refuse_sharded(ctx: Context) -> None:
-    if is_sharded(ctx.roles.engines["student"].network):
-        raise UserError(
-            "token distillation does not run under ZeRO-3",
-            where="engine.zero_stage",
-            why="the number of projected chunks differs between processes, and each would gather the head",
-            fix="use zero_stage: 2",
-        )
