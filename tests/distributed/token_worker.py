@@ -122,6 +122,8 @@ def train(folder: Path, job: str) -> dict[str, Any]:
         steps.append({k: v for k, v in logged.items() if not k.startswith("perf/")})
         if trainer.step == SAVED and way == "straight":
             trainer.save()
+    root = trainer.ctx.roles.engines["student"].dispatch
+    assert not getattr(root, "_external_params", {}), "the head would be gathered for every call of the student"
     weights = {name: value.double().flatten().tolist() for name, value in trainer.ctx.policies.weights("current").items()}
     trainer.tracker.close()
     return {"steps": steps, "weights": weights}

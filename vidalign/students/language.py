@@ -163,7 +163,7 @@ class LanguageStudent(Student[LanguageSpec]):
     @property
     def head_weight(self) -> Tensor:
         """``[V, D]``; may be the embedding itself. See `project` for the logits."""
-        weight: Tensor = self.lm_head.weight
+        weight: Tensor = next(self.lm_head.parameters())  # by name, ZeRO-3 would gather it for every call from then on
         return weight
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:

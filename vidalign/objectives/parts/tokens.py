@@ -63,7 +63,6 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
     Tensors: response_ids ``[N, R]``, response ``[N, R]`` (true on sampled tokens, the stop token included), logp
     ``[N, R]`` of the sampled tokens, sample ``[N]``.
     """
-
     student = ctx.student
     examples = [example for example in batch.prompts for _ in range(group_size)]
     samples = [number * group_size + g for number in batch.ids for g in range(group_size)]
