@@ -1,19 +1,23 @@
 """One rank: `python token_worker.py FOLDER JOB...` trains token objectives; a job is OBJECTIVE:HEAD:KIND:ENGINE:WAY.
 
-HEAD is tied or untied, KIND full or lora, ENGINE plain, zero2 or zero3, WAY straight or resumed. It writes
-FOLDER/JOB-rankN.json: the metrics of every step, and all weights at the end, whole.
+HEAD is tied, untied or pictures (the shipped vision-language student), KIND one of `KINDS`, ENGINE zero2 or zero3, WAY
+straight or resumed. It writes FOLDER/JOB-rankN.json: the metrics of every step, and all weights at the end, whole.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidalign.callbacks import Callback
 from vidalign.engine import deepspeed, distributed
+from vidalign.losses import projected
+from vidalign.objectives.parts import tokens
 from vidalign.recipe import load_recipe
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec
@@ -34,19 +38,14 @@ CONFIG: dict[str, Any] = dict(
     bos_token_id=None,
 )
 RECIPE = """
-student:
-  name: language
-  path: {student}
-  sampling: {{max_new_tokens: 8, stop: ['1', '2', '3']}}
-  adapter: {adapter}
-  freeze: {freeze}
+student: {{name: language, path: {student}, sampling: {{max_new_tokens: 8, stop: ['1', '2', '3']}}, {kind}}}
 {teacher}
 objective: {objective}
-data: {{prompts: 'tokens:train', eval_prompts: 'tokens:held_out'}}
+data: {{prompts: '{world}:train', eval_prompts: '{world}:held_out'}}
 trainer: {{steps: 4, prompts_per_step: 4, micro_batch: 2, learning_rate: 0.5, optimizer: sgd, weight_decay: 0, clip: 1}}
-engine: {engine}
+engine: {{name: deepspeed, zero_stage: {stage}, precision: {precision}}}
 tracking: {{tensorboard: false, panel: none, clips_every: 0}}
-evaluation: {{count: 1}}
+evaluation: {{count: 3}}
 """
 OBJECTIVES = {
     "opd": "{name: opd, group_size: 2}",
@@ -57,19 +56,32 @@ OBJECTIVES = {
     "opsd_frozen": "{name: opsd, group_size: 2, student_target: frozen}",
     "lm_sft": "{name: lm_sft, privileged_share: 0.5}",
 }
-ENGINES = {
-    "plain": "{name: plain}",
-    "zero2": "{name: deepspeed, zero_stage: 2, precision: fp32}",
-    "zero3": "{name: deepspeed, zero_stage: 3, precision: fp32}",
+KINDS = {
+    "full": "adapter: null",
+    "lora": "adapter: {rank: 4, alpha: 8}",
+    "bf16": "adapter: {rank: 4, alpha: 8}",
+    "every": "adapter: {rank: 4, alpha: 8, targets: ['*']}",
+    "again": "adapter: null, checkpointing: true",
 }
-ADAPTERS = {"full": "null", "lora": "{rank: 4, alpha: 8}", "lora_head": "{rank: 4, alpha: 8, targets: ['*']}"}
 SAVED = 2
 """Steps before the checkpoint of a straight run."""
 
 
+class Tokens(Callback):
+    """Counts the response tokens of this rank, step by step."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def on_experience(self, trainer: Trainer, experience: Any) -> None:
+        self.numbers.append(int(experience["response"].sum()))
+
+
 def divide_everything() -> None:
     """DeepSpeed keeps small weights whole, and those that are used again soon; in networks of this size these are all,
-    and nothing would be tested."""
+    and nothing would be tested. Small chunks: their number differs between ranks."""
+    projected.TABLE_BYTES = {"cpu": 1}
+    tokens.projected_statistics = partial(projected.projected_statistics, rows=3)
     usual = deepspeed._settings
 
     def settings(*args: Any) -> dict[str, Any]:
@@ -98,35 +110,39 @@ def network(file: Path, seed: int, tied: bool) -> Path:
 def train(folder: Path, job: str) -> dict[str, Any]:
     """Four steps, with a checkpoint after two; resumed: the last two from that checkpoint."""
     objective, head, kind, engine, way = job.split(":")
-    student = network(folder / f"{head}.safetensors", 0, head == "tied")
-    teacher = network(folder / "teacher.safetensors", 1, True)
-    wanted = objective not in ("opsd", "opsd_frozen", "lm_sft")
+    world = "pictures" if head == "pictures" else "tokens"
+    student, teacher = Path("pictures/student"), Path("pictures/teacher")
+    if world == "tokens":
+        student = network(folder / f"{head}.safetensors", 0, head == "tied")
+        teacher = network(folder / "teacher.safetensors", 1, tied=True)
+    has_teacher = not objective.startswith(("opsd", "lm_sft"))
     recipe = folder / f"{job.replace(':', '-')}-{distributed.rank()}.yaml"
-    frozen = kind.removeprefix("full-")
     recipe.write_text(
         RECIPE.format(
             student=student,
-            adapter=ADAPTERS.get(kind, "null"),
-            freeze=f"['{frozen}']" if "full-" in kind else "[]",
-            teacher=f"teacher: {{name: language, path: {teacher}}}" if wanted else "",
+            kind=KINDS[kind],
+            teacher=f"teacher: {{name: language, path: {teacher}}}" if has_teacher else "",
             objective=OBJECTIVES[objective],
-            engine=ENGINES[engine],
+            world=world,
+            stage=engine.removeprefix("zero"),
+            precision="bf16" if kind == "bf16" else "fp32",
         ),
         encoding="utf-8",
     )
     run = folder / "-".join(["run", *job.split(":")[:4]])
-    trainer = Trainer(load_recipe(recipe), run, resume=way == "resumed", trust_checkpoint=True)
+    trainer = Trainer(load_recipe(recipe), run, callbacks=[counted := Tokens()], resume=way == "resumed")
     steps = []
     while not trainer.done:
         logged = trainer.train_step()
         steps.append({k: v for k, v in logged.items() if not k.startswith("perf/")})
         if trainer.step == SAVED and way == "straight":
             trainer.save()
+    steps.append(trainer.evaluate(3).health())
     root = trainer.ctx.roles.engines["student"].dispatch
     assert not getattr(root, "_external_params", {}), "the head would be gathered for every call of the student"
     weights = {name: value.double().flatten().tolist() for name, value in trainer.ctx.policies.weights("current").items()}
     trainer.tracker.close()
-    return {"steps": steps, "weights": weights}
+    return {"steps": steps, "weights": weights, "tokens": counted.numbers}
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.data.examples import Example
+from vidalign.engine import zero3
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
@@ -272,6 +273,13 @@ class LanguageStudent(Student[LanguageSpec]):
         trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
         if states.requires_grad or not trained:
             return states
+        if zero3.is_divided(trained[0]):
+            raise UserError(
+                "no prompt of a micro-batch has a picture, and only the vision tower is trained",
+                where="student.freeze",
+                why="under ZeRO-3 a gradient of 0 would need all its weights whole",
+                fix="use engine.zero_stage=2, or prompts that all bring a picture",
+            )
         return states + 0.0 * torch.stack([p.flatten()[0].to(states) for p in trained]).sum()
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:

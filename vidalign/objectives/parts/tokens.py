@@ -16,6 +16,7 @@ from vidalign.deferred import without_gradient
 from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.engine.zero3 import is_sharded
+from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
@@ -81,7 +82,24 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
         "sample": torch.tensor(samples),
     }
     group_index = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
-    return Experience(tensors, group_index, None, batch.prompts, metrics=_lengths(ctx, tensors))
+    data = Experience(tensors, group_index, None, batch.prompts, metrics=_lengths(ctx, tensors))
+    check_pictures(ctx, data)
+    return data
+
+
+def check_pictures(ctx: Context, data: Experience) -> None:
+    """Under ZeRO-3, refuse micro-batches of which some processes have pictures and others none; all ranks call it."""
+    if not is_sharded(ctx.roles.engines["student"].network):
+        return
+    parts = [data.candidates(start, stop) for start, stop in data.slices(ctx.micro_batch)]
+    ranks = distributed.all_gather_object([any(example.images for example in part.prompts) for part in parts])
+    if any(flags != ranks[0] for flags in ranks):
+        raise UserError(
+            "a micro-batch has pictures on one process and none on another",
+            where="data.prompts",
+            why="ZeRO-3 gathers the vision tower where it is called, and the other processes would never answer",
+            fix="use engine.zero_stage=2, or prompts that all bring a picture",
+        )
 
 
 def temperature_of(ctx: Context) -> float:
