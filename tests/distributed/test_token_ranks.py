@@ -1,4 +1,4 @@
-"""Token objectives under ZeRO-3 are those under ZeRO-2, and resume to the bit; every weight is divided, none is kept."""
+"""Token objectives under ZeRO-3 are those under ZeRO-2, and resume to the bit; every weight is divided."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ student: {{name: language, path: {student}, sampling: {{max_new_tokens: 8, stop:
 {teacher}
 objective: {objective}
 data: {{prompts: '{world}:train', eval_prompts: '{world}:held_out'}}
-trainer: {{steps: 4, prompts_per_step: 4, micro_batch: 2, learning_rate: 0.5, optimizer: sgd, weight_decay: 0, clip: 1}}
+trainer: {{steps: 4, prompts_per_step: 4, micro_batch: 2, learning_rate: {rate}, optimizer: sgd, weight_decay: 0}}
 engine: {{name: deepspeed, zero_stage: {stage}, precision: {precision}}}
 tracking: {{tensorboard: false, panel: none, clips_every: 0}}
 evaluation: {{count: 3}}
@@ -124,6 +124,7 @@ def train(folder: Path, job: str) -> dict[str, Any]:
             teacher=f"teacher: {{name: language, path: {teacher}}}" if has_teacher else "",
             objective=OBJECTIVES[objective],
             world=world,
+            rate=0.01 if world == "pictures" else 0.5,
             stage=engine.removeprefix("zero"),
             precision="bf16" if kind == "bf16" else "fp32",
         ),
@@ -140,7 +141,8 @@ def train(folder: Path, job: str) -> dict[str, Any]:
     steps.append(trainer.evaluate(3).health())
     root = trainer.ctx.roles.engines["student"].dispatch
     assert not getattr(root, "_external_params", {}), "the head would be gathered for every call of the student"
-    weights = {name: value.double().flatten().tolist() for name, value in trainer.ctx.policies.weights("current").items()}
+    whole = trainer.ctx.policies.weights("current")
+    weights = {name: value.double().flatten().tolist() for name, value in whole.items()}
     trainer.tracker.close()
     return {"steps": steps, "weights": weights, "tokens": counted.numbers}
 

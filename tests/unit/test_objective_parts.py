@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vidalign.cost import Cost
+from vidalign.data.examples import Example
 from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.ar_copo import ARCoPO
@@ -143,9 +144,22 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     for temperature, found in ((0.0, 1.0), (0.7, 0.7)):
         sampling.temperature = temperature
         assert tokens.temperature_of(ctx) == found, "greedy sampling counts as 1"
+
+
+def test_pictures_on_some_processes_are_refused_under_zero_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batch by micro-batch; without ZeRO-3, and where all processes agree, nothing is said."""
+    examples = [Example("a"), Example("b", images=("picture",))]
+    data = Experience({"sample": torch.arange(4)}, torch.tensor([0, 0, 1, 1]), None, examples)
+    engines = {"student": SimpleNamespace(network=torch.nn.Linear(1, 1))}
+    ctx: Any = SimpleNamespace(roles=SimpleNamespace(engines=engines), micro_batch=2)
+    other = [True, False]
+    monkeypatch.setattr(tokens.distributed, "all_gather_object", lambda own: [own, other])
+    tokens.check_pictures(ctx, data)
     monkeypatch.setattr(tokens, "is_sharded", lambda network: True)
-    with pytest.raises(UserError, match="does not run under ZeRO-3"):
-        tokens.sample(ctx, batch, 2)
+    with pytest.raises(UserError, match=r"pictures on one process and none on another - data\.prompts"):
+        tokens.check_pictures(ctx, data)
+    other.reverse()
+    tokens.check_pictures(ctx, data)
 
 
 def test_metrics_are_weighted_by_their_share_or_their_count() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.engine import zero3
+from vidalign.engine.autocast import present_autocast
 from vidalign.losses.projected import Projected, Toward, Written, projected_loss
 
 if TYPE_CHECKING:
@@ -55,20 +56,18 @@ def head_weights(layer: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def copied_head(layer: Any, factor: float) -> Head:
-    """Logits through copies of the weights of a head as they are now, in the type of autocast.
+    """Logits through copies of the weights of a head as they are now, in the precision of the call.
 
     All ranks call it; what it returns is called as often as each of them likes.
     """
     with zero3.gathered(layer.parameters()), torch.no_grad():
         weight, bias = head_weights(layer)
-        device = weight.device.type
-        low = weight.dtype == torch.float32 and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if low else weight.dtype
-        weight = weight.to(dtype, copy=True)
-        bias = None if bias is None else bias.to(dtype, copy=True)
+        weight, bias = weight.clone(), None if bias is None else bias.clone()
+    precision = present_autocast(weight.device)
 
     def project(hidden: Tensor) -> Tensor:
-        logits = nn.functional.linear(hidden.to(dtype), weight, bias)
-        return logits if factor == 1.0 else logits * factor
+        with precision():
+            logits = nn.functional.linear(hidden, weight, bias)
+            return logits if factor == 1.0 else logits * factor
 
     return project

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vidalign.data.examples import Example
 from vidalign.engine import zero3
+from vidalign.engine.autocast import present_autocast
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
@@ -240,9 +241,11 @@ class LanguageStudent(Student[LanguageSpec]):
     def sampler(self, frames: int = 0, method: str = "", *, temperature: float = 0.0, **parts: Any) -> Sample:
         """How evaluations sample it: examples and one generator each to responses, without privileged text."""
         sampling = replace(self.spec.sampling, temperature=temperature)
+        precision = present_autocast(self.device)  # of the engine's call that asks for the sampler
 
         def answer(examples: Sequence[Example], generators: Sequence[torch.Generator]) -> list[str]:
-            return self.decode(self.generate(self.prompts(examples), generators, sampling))
+            with precision():
+                return self.decode(self.generate(self.prompts(examples), generators, sampling))
 
         return answer
 
