@@ -30,8 +30,6 @@ from vidalign.engine.optimizers import make_optimizer, make_schedule
 from vidalign.errors import CheckpointError, UserError
 
 FOLDER = "deepspeed"
-WHOLE = "gathered"
-"""Stands for a module that still uses a weight: DeepSpeed does not release it then."""
 
 
 class DeepSpeedEngine(Engine):
@@ -121,14 +119,14 @@ class DeepSpeedEngine(Engine):
             coordinator._invalidate_trace()
         coordinator.reset_step = lambda: None  # it would record a trace, which differs between ranks in a generation
         for parameter in parameters:
-            parameter.ds_active_sub_modules.add(WHOLE)
+            parameter.ds_active_sub_modules.add(zero3.KEPT)
         parameters[0].all_gather(param_list=parameters)
         try:
             yield
         finally:
             del coordinator.reset_step
             for parameter in parameters:
-                parameter.ds_active_sub_modules.discard(WHOLE)
+                parameter.ds_active_sub_modules.discard(zero3.KEPT)
             zero3.invalidate(parameters)
 
     @contextmanager
