@@ -118,7 +118,7 @@ def test_weights_of_tokens_and_the_mask_of_the_longest() -> None:
 def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def generate(prompts: list[str], generators: list[int]) -> Any:
+    def generate(prompts: list[str], generators: list[int], sampling: Any) -> Any:
         asked.append((prompts, generators))
         ones = torch.ones(len(prompts), 3 - len(asked))
         return SimpleNamespace(response=ones.bool(), response_ids=len(asked) * ones.long(), logprobs=-ones)
@@ -126,6 +126,7 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     sampling = SimpleNamespace(max_new_tokens=2)
     spec = SimpleNamespace(sampling=sampling)
     ctx: Any = SimpleNamespace(
+        generator=None,
         student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec, rollout_batch=0),
         generators=lambda purpose, ids: list(ids),
         gathered=contextlib.nullcontext,

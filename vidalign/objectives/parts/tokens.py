@@ -7,6 +7,7 @@ its values in that one order. The temperature of all distributions is the one at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
+from vidalign.students.generation import CheckedGenerator, OwnGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,16 +66,19 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
     Tensors: response_ids ``[N, R]``, response ``[N, R]`` (true on sampled tokens, the stop token included), logp
     ``[N, R]`` of the sampled tokens, sample ``[N]``.
     """
-    student = ctx.student
+    student, own = ctx.student, ctx.generator is None
+    generator = OwnGenerator(student) if own else CheckedGenerator(ctx.generator, student)
+    generator.update(lambda: ctx.policies.weights(CURRENT))
     examples = [example for example in batch.prompts for _ in range(group_size)]
     samples = [number * group_size + g for number in batch.ids for g in range(group_size)]
     generators = ctx.generators("rollout", samples)
     parts = []
-    with ctx.gathered():
+    with ctx.gathered() if own else nullcontext():
         size = student.rollout_batch or GENERATE_SLICE
         for start in range(0, len(examples), size):
             rows = slice(start, start + size)
-            parts.append(student.generate(student.prompts(examples[rows]), generators[rows]))
+            prompts = student.prompts(examples[rows])
+            parts.append(generator.generate(prompts, student.spec.sampling, generators[rows]))
     width = max(part.response.shape[1] for part in parts)
     tensors = {
         "response_ids": torch.cat([_widen(part.response_ids, width) for part in parts]),
