@@ -20,6 +20,7 @@ from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.objectives.parts.token_rewards import reinforced
 from vidalign.ranges import require
 from vidalign.students.generation import CheckedGenerator, OwnGenerator
 
@@ -245,14 +246,17 @@ def distil(
     """Losses of the student's states ``[M, D]``, and what is watched beside them: its entropy, and how far the loss'
     forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
     that the student sampled (single ones differ by a lot in bf16), and their number."""
-    mask = mask_of(data)
-    found: Projected = ctx.student.distil(hidden, parts, tokens_of(data), temperature_of(ctx))
+    mask, sampled_tokens = mask_of(data), tokens_of(data)
+    rewarded = reinforced(data, mask, token_weights(mask).to(hidden), sampled_tokens)
+    found: Projected = ctx.student.distil(hidden, [*parts, *rewarded], sampled_tokens, temperature_of(ctx))
     recorded = data["logp"][:, : mask.shape[1]][mask]
     sampled = recorded.isfinite()
     metrics = {
         "objective/entropy/mean": (found.entropy * token_weights(mask).to(found.entropy.dtype)).sum(),
         "health/on_policy_gap/mean": (found.logp - recorded).abs()[sampled].mean(),
     }
+    for part in rewarded:
+        metrics["objective/policy_loss/mean"] = -(found.logp[part.rows] * part.weights).sum()
     return found, metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
 
 
