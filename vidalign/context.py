@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
     from vidalign.rewards.base import CompositeReward, ScoreRequest
-    from vidalign.students.base import Student
+    from vidalign.students.base import Generator, Student
     from vidalign.text.features import PromptFeatures
     from vidalign.tracking.tracker import Tracker
 
@@ -77,6 +77,8 @@ class TrainContext(Generic[S, T]):
     """Optimiser steps taken on the current experience."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What rewards log of the current step."""
+    generator: Generator | None = None
+    """What answers the prompts of language students; None = the student itself."""
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """`LossOut.sums` of the current step, for `Objective.after_step`."""
 

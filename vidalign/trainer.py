@@ -29,18 +29,20 @@ from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.resume import check_same_recipe
 from vidalign.recipe.sharing import processes_of_a_group
-from vidalign.tracking.health import skipped_updates, weights_exploded
+from vidalign.tracking.health import check_on_policy, skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from vidalign.context import TrainContext
     from vidalign.recipe import Recipe
+    from vidalign.students.base import Generator
 
 
 class Trainer:
     """Trains the student of a recipe in a run folder. Every rank of a distributed run makes one.
 
-    callbacks: called after those that the recipe names, see `vidalign.callbacks`.
+    callbacks: called after those that the recipe names, see `vidalign.callbacks`. generator: what answers the prompts
+    of a language student, see `vidalign.students.generation`; None = the student itself.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Trainer:
         run_dir: str | Path | None = None,
         *,
         callbacks: Sequence[Callback] = (),
+        generator: Generator | None = None,
         resume: bool = False,
         trust_checkpoint: bool = False,
     ) -> None:
@@ -69,6 +72,7 @@ class Trainer:
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
+        self.ctx.generator = generator
         self.prompts = self.ctx.prompts
         self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
         self.step = 0
@@ -138,6 +142,7 @@ class Trainer:
         for phase in objective.phases(self.step):
             with self.tracker.phase(phase.role):
                 metrics |= self._run_phase(experience, phase)
+        check_on_policy(metrics, self.recipe.trainer.max_on_policy_gap, self.step)
         metrics["health/skipped_updates"] = float(self._skipped() - before)
         self._check_skipped(batch, metrics)
         ctx.sums = {name: ctx.gather(total[None]).sum(0) for name, total in sorted(ctx.sums.items())}

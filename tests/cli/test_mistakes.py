@@ -116,7 +116,6 @@ MISTAKES = {
     "override 2",
     "validate tokens/dopd objective.privilege=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
     "validate world/dopd objective.pairing=shuffled trainer.prompts_per_step=1": "needs another prompt - override 2",
-    "validate tokens/opsd engine={name: deepspeed, zero_stage: 3, precision: fp32}": "'opsd' does not run under ZeRO-3",
     "validate tokens/dopd student.adapter={rank: 4, targets: [qproj]}": "adapter pattern 'qproj' matches no layer",
     "validate tokens/dopd teacher.path=other.safetensors": "other vocabularies - override 1 - ",
     "validate tokens/dopd data.prompts=pictures:train": "the student cannot see pictures - override 1",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vidalign.cost import Cost
+from vidalign.data.examples import Example
 from vidalign.errors import UserError
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.ar_copo import ARCoPO
@@ -117,7 +118,7 @@ def test_weights_of_tokens_and_the_mask_of_the_longest() -> None:
 def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def generate(prompts: list[str], generators: list[int]) -> Any:
+    def generate(prompts: list[str], generators: list[int], sampling: Any) -> Any:
         asked.append((prompts, generators))
         ones = torch.ones(len(prompts), 3 - len(asked))
         return SimpleNamespace(response=ones.bool(), response_ids=len(asked) * ones.long(), logprobs=-ones)
@@ -125,6 +126,7 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     sampling = SimpleNamespace(max_new_tokens=2)
     spec = SimpleNamespace(sampling=sampling)
     ctx: Any = SimpleNamespace(
+        generator=None,
         student=SimpleNamespace(prompts=lambda examples: examples, generate=generate, spec=spec, rollout_batch=0),
         generators=lambda purpose, ids: list(ids),
         gathered=contextlib.nullcontext,
@@ -143,9 +145,22 @@ def test_responses_come_in_slices_and_are_as_wide_as_the_longest(monkeypatch: py
     for temperature, found in ((0.0, 1.0), (0.7, 0.7)):
         sampling.temperature = temperature
         assert tokens.temperature_of(ctx) == found, "greedy sampling counts as 1"
+
+
+def test_pictures_on_some_processes_are_refused_under_zero_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batch by micro-batch; without ZeRO-3, and where all processes agree, nothing is said."""
+    examples = [Example("a"), Example("b", images=("picture",))]
+    data = Experience({"sample": torch.arange(4)}, torch.tensor([0, 0, 1, 1]), None, examples)
+    engines = {"student": SimpleNamespace(network=torch.nn.Linear(1, 1))}
+    ctx: Any = SimpleNamespace(roles=SimpleNamespace(engines=engines), micro_batch=2)
+    other = [True, False]
+    monkeypatch.setattr(tokens.distributed, "all_gather_object", lambda own: [own, other])
+    tokens.check_pictures(ctx, data)
     monkeypatch.setattr(tokens, "is_sharded", lambda network: True)
-    with pytest.raises(UserError, match="does not run under ZeRO-3"):
-        tokens.sample(ctx, batch, 2)
+    with pytest.raises(UserError, match=r"pictures on one process and none on another - data\.prompts"):
+        tokens.check_pictures(ctx, data)
+    other.reverse()
+    tokens.check_pictures(ctx, data)
 
 
 def test_metrics_are_weighted_by_their_share_or_their_count() -> None:

@@ -114,15 +114,19 @@ class DeepSpeedEngine(Engine):
         if not parameters:
             yield
             return
-        kept = [p.ds_persist for p in parameters]
+        coordinator = self.deepspeed.optimizer.parameter_offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+        coordinator.reset_step = lambda: None  # it would record a trace, which differs between ranks in a generation
         for parameter in parameters:
-            parameter.ds_persist = True
+            parameter.ds_active_sub_modules.add(zero3.KEPT)
         parameters[0].all_gather(param_list=parameters)
         try:
             yield
         finally:
-            for parameter, persist in zip(parameters, kept, strict=True):
-                parameter.ds_persist = persist
+            del coordinator.reset_step
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.discard(zero3.KEPT)
             zero3.invalidate(parameters)
 
     @contextmanager

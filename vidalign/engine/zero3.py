@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+KEPT = "kept"
+"""Stands for a module that still uses a divided parameter: DeepSpeed does not release it then."""
+
+
 def is_divided(parameter: Any) -> bool:
     """Whether ZeRO-3 divides this parameter."""
     return hasattr(parameter, "ds_tensor")
@@ -45,7 +49,10 @@ def invalidate(parameters: Iterable[Any]) -> None:
     """Forget whole copies of divided parameters, after or before their parts change."""
     for parameter in parameters:
         if is_divided(parameter):
+            kept = {KEPT} & parameter.ds_active_sub_modules  # made whole again by the next module that uses it
+            parameter.ds_active_sub_modules -= kept
             parameter.partition(param_list=[parameter])
+            parameter.ds_active_sub_modules |= kept
 
 
 def gathered(parameters: Iterable[Any]) -> AbstractContextManager[Any]:

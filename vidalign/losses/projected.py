@@ -65,6 +65,12 @@ class Written:
     """``[m]``, entries of the vocabulary."""
 
 
+@dataclass(frozen=True)
+class Reinforced(Written):
+    """Given tokens that become likelier where their weight is positive and less likely where it is negative: the policy
+    gradient of a weight that is an advantage. Their ``-logp`` is in the total and not in `Projected.losses`."""
+
+
 class Projected(NamedTuple):
     """What `projected_loss` returns, in fp32 or wider."""
 
@@ -196,7 +202,8 @@ class _Chunks:
             target = self._target(part).log_softmax(-1)
             losses, gradient = divergence(logp, target, part.kind, part.beta, part.top_k)
         weights = part.weights.to(losses)
-        self.results[1].index_add_(0, index, losses)
+        if not isinstance(part, Reinforced):
+            self.results[1].index_add_(0, index, losses)
         self.results[0] += (losses * weights).sum()
         self._add(index, states, gradient.mul_((weights / self.temperature)[:, None]))
 
@@ -246,7 +253,7 @@ def _split(part: Toward | Written, rows: int) -> Iterator[Toward | Written]:
     for start in range(0, len(part.rows), rows):
         here = slice(start, start + rows)
         if isinstance(part, Written):
-            yield Written(part.rows[here], part.weights[here], part.tokens[here])
+            yield type(part)(part.rows[here], part.weights[here], part.tokens[here])
         else:
             one = part
             yield Toward(one.rows[here], one.weights[here], one.hidden[here], one.head, one.kind, one.beta, one.top_k)

@@ -15,6 +15,7 @@ One step:
 What we changed: a tail bucket beside the top K tokens, without which the divergence can be negative. S^p has the
 student's weights by default, which do not move within a step; `student_target` keeps it frozen, or a moving average.
 Hidden states of T^p and S^p are kept from the routing for the loss.
+`reward_weight` adds a policy gradient of the recipe's rewards (`parts/token_rewards.py`), which the paper has not.
 Exact: where p is empty, S^p is S, and LL and HS have no value and no gradient.
 Ablations: HT only ``lh.weight=0 ll.weight=0 hs.weight=0``; equal weights: all 1; no privilege ``privilege=none``; no
 student source ``ll.source=teacher hs.source=teacher``; no teacher source ``lh.source=student ht.source=student``; not
@@ -33,12 +34,13 @@ from vidalign.cost import Cost
 from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.losses import routing
-from vidalign.losses.projected import Toward
+from vidalign.losses.projected import Head, Toward
 from vidalign.losses.routing import Regime
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.parts import tokens
 from vidalign.objectives.parts.around import Around
 from vidalign.objectives.parts.student_target import StudentTarget
+from vidalign.objectives.parts.token_rewards import TokenRewards
 from vidalign.ranges import require
 from vidalign.tracking.tokens import ColouredResponse
 
@@ -78,10 +80,10 @@ class RegimeConfig:
 
 class DOPD(Objective):
     name = "dopd"
-    needs = Needs(students=("language",), teacher="logits", whole_student=True)
+    needs = Needs(students=("language",), teacher="logits")
 
     @dataclass
-    class Config(StudentTarget):
+    class Config(StudentTarget, TokenRewards):
         group_size: int = 4
         """Responses per prompt."""
         privilege: Literal["own", "shuffled", "none"] = "own"
@@ -104,7 +106,8 @@ class DOPD(Objective):
         """High gap, the student is surer."""
 
         def __post_init__(self) -> None:
-            super().__post_init__()
+            StudentTarget.__post_init__(self)
+            TokenRewards.__post_init__(self)
             require(self, "trim", least=0, below=1)
             require(self, "top_k", least=1)
             require(self, "beta", least=0, most=1)
@@ -122,6 +125,7 @@ class DOPD(Objective):
     def fit(self, around: Around) -> None:
         if self.config.privilege == "shuffled":
             distributed.check_others(around.prompts)
+        self.config.fit_rewards(around, self.config.group_size)
 
     def collect(self, ctx: Context, batch: Batch) -> Experience:
         data = tokens.sample(ctx, batch, self.config.group_size)
@@ -140,7 +144,11 @@ class DOPD(Objective):
             data.tensors[f"{source}_states"] = scored[source].states
         data.metrics |= metrics
         self._show(ctx, data, teacher - student)
+        self.config.request(ctx, data)
         return data
+
+    def digest(self, ctx: Context, experience: Experience) -> Experience:
+        return self.config.digest(ctx, experience)
 
     def _route(self, ctx: Context, teacher: Tensor, student: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Regimes ``[m]`` of this process' tokens, with thresholds and shares over all processes."""
@@ -187,20 +195,23 @@ class DOPD(Objective):
         rows = {name: (regime == Regime[name.upper()]).nonzero()[:, 0] for name in NAMES if self._of(name).weight}
         rows = {name: index for name, index in rows.items() if len(index)}
         targets = {source: self._states(source, data, mask, states) for source in self._sources()}
-        parts = [self._part(ctx, name, index, weights, targets) for name, index in rows.items()]
+        heads = {source: tokens.target_head(ctx, self._weights_of(source)) for source in targets}
+        parts = [self._part(name, index, weights, targets, heads) for name, index in rows.items()]
         found, metrics, counts = tokens.distil(ctx, data, states, parts)
         for name in NAMES:  # the parts add up, unweighted
             own = rows.get(name, regime[:0])
             metrics[f"objective/loss_{name}/mean"] = (found.losses[own] * weights[own]).sum()
         return LossOut(found.total, metrics, counts=counts)
 
-    def _part(self, ctx: Context, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor]) -> Toward:
+    def _part(
+        self, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor], heads: dict[str, Head | None]
+    ) -> Toward:
         """How the rows of a regime are trained."""
         one = self._of(name)
-        head = tokens.target_head(ctx, self._weights_of(one.source))
         top_k = self.config.top_k if one.support == "top_k" else None
         states = targets[one.source][rows]
-        return Toward(rows, one.weight * weights[rows], states, head, one.divergence, self.config.beta, top_k)
+        head, weights = heads[one.source], one.weight * weights[rows]
+        return Toward(rows, weights, states, head, one.divergence, self.config.beta, top_k)
 
     def _states(self, source: str, data: Experience, mask: Tensor, states: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student, as they were scored; those of the student that
@@ -221,9 +232,10 @@ class DOPD(Objective):
         return list(dict.fromkeys(self._of(name).source for name in names if self._of(name).weight))
 
     def cost(self, sizes: StepSizes) -> Cost:
-        """A rollout, both privileged policies and the loss, whatever the regimes."""
+        """A rollout, both privileged policies and the loss, whatever the regimes; rewards where they take part."""
         responses = sizes.prompts * self.config.group_size
-        return Cost(forwards=3 * responses, teacher_calls=responses, responses=responses)
+        judged = responses * sizes.rewards if self.config.reward_weight else 0
+        return Cost(forwards=3 * responses, reward_calls=judged, teacher_calls=responses, responses=responses)
 
     def _of(self, name: str) -> RegimeConfig:
         settings: RegimeConfig = getattr(self.config, name)

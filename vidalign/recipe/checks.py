@@ -95,10 +95,6 @@ def _objective(draft: Draft) -> None:
     elif kind not in needs.students:
         why = f"it trains students of kind {', '.join(needs.students)}"
         draft.refuse(f"the objective {objective.name!r} does not support the student {kind!r}", "student.name", why)
-    engine = draft.recipe.engine
-    if needs.whole_student and engine.name == "deepspeed" and engine.zero_stage == 3 and draft.sound("engine"):
-        why = "each process projects its own number of chunks, and each would gather the head"
-        draft.refuse(f"{objective.name!r} does not run under ZeRO-3", "engine.zero_stage", why, "use zero_stage: 2")
     group = getattr(objective.config, "group_size", None)
     if isinstance(group, int) and group < needs.min_group:
         why = "the candidates of one prompt are compared with each other" if group == 1 else ""

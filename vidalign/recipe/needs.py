@@ -17,7 +17,5 @@ class Needs:
     """Whether the trained reward `discriminator` must be among them."""
     teacher: str = ""
     """What the teacher must offer: ``clips``, ``velocity``, ``few_step``, ``logits`` or nothing."""
-    whole_student: bool = False
-    """Whether every process must hold the whole student: ZeRO-3 is refused."""
     min_group: int = 1
     """Smallest number of candidates per prompt that gives a learning signal."""

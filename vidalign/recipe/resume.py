@@ -25,6 +25,7 @@ FREE_ON_RESUME = (
     "trainer.keep",
     "trainer.eval_every",
     "trainer.max_skipped",
+    "trainer.max_on_policy_gap",
     "trainer.reward_timeout",
     "trainer.on_reward_timeout",
     "tracking",

@@ -148,6 +148,9 @@ class TrainerConfig(OptimizerConfig):
     """Type of the weights of the run's student; bfloat16 halves the file and rounds most of a small update away."""
     max_skipped: int = 3
     """Updates in a row that may be skipped because their gradient is not finite; then the run stops."""
+    max_on_policy_gap: float = 0.0
+    """Largest `health/on_policy_gap` of a step; above it the run stops, because what generated the samples is stale or
+    computes otherwise than the loss. 0 only warns, above 0.05."""
     reward_timeout: float = 0.0
     """Seconds that a reward may take for the clips of a step; 0 waits for ever."""
     on_reward_timeout: Literal["stop", "nan"] = "stop"
@@ -156,7 +159,7 @@ class TrainerConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "signal_floor", "ema_decay", least=0, below=1)
-        require(self, "rollout_batch", "reward_timeout", "eval_every", least=0)
+        require(self, "rollout_batch", "reward_timeout", "eval_every", "max_on_policy_gap", least=0)
         require(self, "steps", "prompts_per_step", "micro_batch", "save_every", "keep", "max_skipped", least=1)
 
 

@@ -54,10 +54,10 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Clips that are judged, with the groups that they were rolled out in."""
+    """Clips or texts that are judged, with the groups that they were rolled out in."""
 
-    clips: torch.Tensor
-    """``[N, F, 3, H, W]`` in [0, 1]."""
+    clips: Any
+    """``[N, F, 3, H, W]`` in [0, 1], or N texts."""
     prompts: list[Any]
     """One of each group."""
     group_index: torch.Tensor

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
@@ -21,8 +21,37 @@ from vidalign.students.spec import SpecT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vidalign.students.chat import TokenBatch
+    from vidalign.students.language_config import Sampling
+
 Generate = Callable[[Sequence[Any], Sequence[torch.Generator]], Any]
 """B prompts and one generator each to clips ``[B, F, 3, H, W]`` in [0, 1], or to B texts."""
+
+
+Weights = Callable[[], Mapping[str, "Tensor"]]
+"""Makes the state dict of a whole plain student on the CPU."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Answers prompts in the place of the student, see `vidalign.students.generation`."""
+
+    def update(self, weights: Weights) -> None:
+        """Answer with these weights from now on; called before the rollout of every step, a resumed one included.
+
+        weights: makes the whole state dict of the plain student on the CPU, adapters merged. Either all processes call
+        it or none does.
+        """
+        ...
+
+    def generate(self, prompts: TokenBatch, sampling: Sampling, generators: Sequence[torch.Generator]) -> TokenBatch:
+        """Responses to N prompts (R = 0), as `LanguageStudent.generate` gives them.
+
+        generators: one a row, on the CPU; draw from them, or take seeds from them, so that a step can be repeated.
+        Returns the prompts' columns unchanged and R of responses, with `TokenBatch.logprobs` at the sampling
+        temperature, before top-p and top-k.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from vidalign.data.examples import Example
+from vidalign.engine import zero3
+from vidalign.engine.autocast import present_autocast
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
-from vidalign.losses.projected import Projected, Toward, Written, projected_loss
+from vidalign.losses.projected import Head, Projected, Toward, Written
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
+from vidalign.students.heads import HeadLosses, copied_head
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
@@ -59,6 +62,7 @@ class LanguageStudent(Student[LanguageSpec]):
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
         self._factor = logit_factor(model.config)
+        self.losses = HeadLosses(model)
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -161,7 +165,7 @@ class LanguageStudent(Student[LanguageSpec]):
     @property
     def head_weight(self) -> Tensor:
         """``[V, D]``; may be the embedding itself. See `project` for the logits."""
-        weight: Tensor = self.lm_head.weight
+        weight: Tensor = next(self.lm_head.parameters())  # by name, ZeRO-3 would gather it for every call from then on
         return weight
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
@@ -237,9 +241,11 @@ class LanguageStudent(Student[LanguageSpec]):
     def sampler(self, frames: int = 0, method: str = "", *, temperature: float = 0.0, **parts: Any) -> Sample:
         """How evaluations sample it: examples and one generator each to responses, without privileged text."""
         sampling = replace(self.spec.sampling, temperature=temperature)
+        precision = present_autocast(self.device)  # of the engine's call that asks for the sampler
 
         def answer(examples: Sequence[Example], generators: Sequence[torch.Generator]) -> list[str]:
-            return self.decode(self.generate(self.prompts(examples), generators, sampling))
+            with precision():
+                return self.decode(self.generate(self.prompts(examples), generators, sampling))
 
         return answer
 
@@ -270,6 +276,13 @@ class LanguageStudent(Student[LanguageSpec]):
         trained = [p for p in self.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
         if states.requires_grad or not trained:
             return states
+        if zero3.is_divided(trained[0]):
+            raise UserError(
+                "no prompt of a micro-batch has a picture, and only the vision tower is trained",
+                where="student.freeze",
+                why="under ZeRO-3 a gradient of 0 would need all its weights whole",
+                fix="use engine.zero_stage=2, or prompts that all bring a picture",
+            )
         return states + 0.0 * torch.stack([p.flatten()[0].to(states) for p in trained]).sum()
 
     def response_hidden(self, batch: TokenBatch) -> Tensor:
@@ -289,11 +302,14 @@ class LanguageStudent(Student[LanguageSpec]):
         temperature: float = 1.0,
     ) -> Projected:
         """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
-        weight, bias = self._head()
-        if self._factor != 1.0:  # of the logits, hence of the states and of the bias
-            hidden, bias = hidden * self._factor, None if bias is None else bias * self._factor
+        if self._factor != 1.0:
             parts = [self._scaled(part) for part in parts]
-        return projected_loss(hidden, weight, bias, parts, tokens, temperature=temperature)
+        found: Projected = self.losses(hidden, parts, tokens, temperature, self._factor)
+        return found
+
+    def copied_head(self) -> Head:
+        """`project` with copies of the weights as they are now; all ranks call it, see `heads.copied_head`."""
+        return copied_head(self.lm_head, self._factor)
 
     def _scaled(self, part: Toward | Written) -> Toward | Written:
         """The states of a target that goes through the same head."""
@@ -339,16 +355,6 @@ class LanguageStudent(Student[LanguageSpec]):
                 why=f"{longest} tokens, with those of the response, and the model takes {context}",
                 fix="shorten the prompts (chat.max_prompt_length, chat.long_prompts), or sampling.max_new_tokens",
             )
-
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
-        layer = self.lm_head
-        if not hasattr(layer, "base_layer"):
-            return layer.weight, layer.bias
-        weight = layer.base_layer.weight
-        for name in () if layer.disable_adapters else layer.active_adapters:
-            weight = weight + layer.get_delta_weight(name)
-        return weight, layer.base_layer.bias
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = token_ids(self.chat.tokenizer, sampling.stop)

@@ -27,6 +27,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from vidalign.errors import UserError
+
 Metrics = dict[str, float]
 
 
@@ -176,6 +178,19 @@ def on_policy_gap(metrics: Metrics, limit: float = 0.05) -> Health | None:
         f"rollout and replay of the same states differ by {gap:.2f} (limit {limit:.2f})",
         "compare cache policy, sigma list and active adapter of the two; train in fp32 to rule out rounding",
     )
+
+
+def check_on_policy(metrics: Metrics, limit: float, step: int) -> None:
+    """Raises `UserError` where rollout and loss of a step disagree by more than `limit`; 0 allows everything. All ranks
+    have the same metrics."""
+    gap = find(metrics, "health/on_policy_gap")
+    if limit and gap is not None and not gap <= limit:
+        raise UserError(
+            f"rollout and loss disagree by {gap:.3g} at step {step + 1}",
+            where="trainer.max_on_policy_gap",
+            why=f"at most {limit:g} is allowed; what generates has other weights than the loss, or computes otherwise",
+            fix="go on with --resume; look for a generator that was not updated, or at its precision",
+        )
 
 
 def nobody_selected(metrics: Metrics) -> Health | None:

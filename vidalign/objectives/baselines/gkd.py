@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 class GKD(Objective):
     name = "gkd"
-    needs = Needs(students=("language",), teacher="logits", whole_student=True)
+    needs = Needs(students=("language",), teacher="logits")
 
     @dataclass
     class Config(tokens.DistillConfig):

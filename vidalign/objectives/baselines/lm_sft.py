@@ -16,6 +16,7 @@ import torch
 from vidalign.errors import DataError
 from vidalign.losses.projected import Written
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.objectives.parts import tokens
 from vidalign.ranges import require
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ class LanguageSFT(Objective):
             )
         ids, response = chat.responses([example.response for example in batch.prompts])
         draws = ctx.uniform((), ctx.generators("privileged", batch.ids))
-        return Experience(
+        data: Experience = Experience(
             tensors={"ids": ids, "response": response, "privileged": draws < self.config.privileged_share},
             group_index=torch.arange(len(batch.prompts)),
             text=None,
             prompts=batch.prompts,
         )
+        tokens.check_pictures(ctx, data)
+        return data
 
     def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data, student = micro_batch.data, ctx.student

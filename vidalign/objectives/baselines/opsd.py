@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class OPSD(Objective):
     name = "opsd"
-    needs = Needs(students=("language",), whole_student=True)
+    needs = Needs(students=("language",))
 
     @dataclass
     class Config(StudentTarget, tokens.DistillConfig):

@@ -7,6 +7,7 @@ its values in that one order. The temperature of all distributions is the one at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +20,9 @@ from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
+from vidalign.objectives.parts.token_rewards import reinforced
 from vidalign.ranges import require
+from vidalign.students.generation import CheckedGenerator, OwnGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,17 +67,19 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
     Tensors: response_ids ``[N, R]``, response ``[N, R]`` (true on sampled tokens, the stop token included), logp
     ``[N, R]`` of the sampled tokens, sample ``[N]``.
     """
-    _refuse_sharded(ctx)
-    student = ctx.student
+    student, own = ctx.student, ctx.generator is None
+    generator = OwnGenerator(student) if own else CheckedGenerator(ctx.generator, student)
+    generator.update(lambda: ctx.policies.weights(CURRENT))
     examples = [example for example in batch.prompts for _ in range(group_size)]
     samples = [number * group_size + g for number in batch.ids for g in range(group_size)]
     generators = ctx.generators("rollout", samples)
     parts = []
-    with ctx.gathered():
+    with ctx.gathered() if own else nullcontext():
         size = student.rollout_batch or GENERATE_SLICE
         for start in range(0, len(examples), size):
             rows = slice(start, start + size)
-            parts.append(student.generate(student.prompts(examples[rows]), generators[rows]))
+            prompts = student.prompts(examples[rows])
+            parts.append(generator.generate(prompts, student.spec.sampling, generators[rows]))
     width = max(part.response.shape[1] for part in parts)
     tensors = {
         "response_ids": torch.cat([_widen(part.response_ids, width) for part in parts]),
@@ -83,7 +88,24 @@ def sample(ctx: Context, batch: Batch, group_size: int) -> Experience:
         "sample": torch.tensor(samples),
     }
     group_index = torch.arange(len(batch.prompts)).repeat_interleave(group_size)
-    return Experience(tensors, group_index, None, batch.prompts, metrics=_lengths(ctx, tensors))
+    data = Experience(tensors, group_index, None, batch.prompts, metrics=_lengths(ctx, tensors))
+    check_pictures(ctx, data)
+    return data
+
+
+def check_pictures(ctx: Context, data: Experience) -> None:
+    """Under ZeRO-3, refuse micro-batches of which some processes have pictures and others none; all ranks call it."""
+    if not is_sharded(ctx.roles.engines["student"].network):
+        return
+    parts = [data.candidates(start, stop) for start, stop in data.slices(ctx.micro_batch)]
+    ranks = distributed.all_gather_object([any(example.images for example in part.prompts) for part in parts])
+    if any(flags != ranks[0] for flags in ranks):
+        raise UserError(
+            "a micro-batch has pictures on one process and none on another",
+            where="data.prompts",
+            why="ZeRO-3 gathers the vision tower where it is called, and the other processes would never answer",
+            fix="use engine.zero_stage=2, or prompts that all bring a picture",
+        )
 
 
 def temperature_of(ctx: Context) -> float:
@@ -171,11 +193,16 @@ def target_states(ctx: Context, source: str, data: Experience, privileged: Seque
 
 
 def projection(ctx: Context, source: str) -> Head:
-    """Logits of hidden states of a target."""
+    """Logits of hidden states of a target. All ranks call it; the result is called as often as each of them likes."""
     if source == TEACHER:
         head: Head = ctx.teacher.model.project
         return head
-    student = ctx.roles.engines["student"].view(own_phase=False)  # inside a pass of the engine there is no second one
+    engine = ctx.roles.engines["student"]
+    student = engine.view(own_phase=False)  # inside a pass of the engine there is no second one
+    if is_sharded(engine.network):  # the number of calls differs between processes, and each would gather the weight
+        with ctx.policy(source):
+            copied: Head = student.copied_head()
+        return copied
 
     def project(hidden: Tensor) -> Tensor:
         with ctx.policy(source):
@@ -219,14 +246,17 @@ def distil(
     """Losses of the student's states ``[M, D]``, and what is watched beside them: its entropy, and how far the loss'
     forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
     that the student sampled (single ones differ by a lot in bf16), and their number."""
-    mask = mask_of(data)
-    found: Projected = ctx.student.distil(hidden, parts, tokens_of(data), temperature_of(ctx))
+    mask, sampled_tokens = mask_of(data), tokens_of(data)
+    rewarded = reinforced(data, mask, token_weights(mask).to(hidden), sampled_tokens)
+    found: Projected = ctx.student.distil(hidden, [*parts, *rewarded], sampled_tokens, temperature_of(ctx))
     recorded = data["logp"][:, : mask.shape[1]][mask]
     sampled = recorded.isfinite()
     metrics = {
         "objective/entropy/mean": (found.entropy * token_weights(mask).to(found.entropy.dtype)).sum(),
         "health/on_policy_gap/mean": (found.logp - recorded).abs()[sampled].mean(),
     }
+    for part in rewarded:
+        metrics["objective/policy_loss/mean"] = -(found.logp[part.rows] * part.weights).sum()
     return found, metrics, {"health/on_policy_gap/mean": int(sampled.sum())}
 
 
@@ -247,13 +277,3 @@ def _sampled(batch: TokenBatch) -> Tensor:
 def _widen(values: Tensor, width: int) -> Tensor:
     """``[n, w]`` with zeros on the right up to `width`."""
     return torch.nn.functional.pad(values, (0, width - values.shape[1]))
-
-
-def _refuse_sharded(ctx: Context) -> None:
-    if is_sharded(ctx.roles.engines["student"].network):
-        raise UserError(
-            "token distillation does not run under ZeRO-3",
-            where="engine.zero_stage",
-            why="the number of projected chunks differs between processes, and each would gather the head",
-            fix="use zero_stage: 2",
-        )
