@@ -30,7 +30,7 @@ from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.base import Student
-from vidalign.teachers.base import ChoosyTeacher, PreparedTeacher, network_of
+from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -293,7 +293,8 @@ def assemble(
             one.double()  # else it computes in its own dtype
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if network_of(teacher) is not None:
-        teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
+        plain = roles.module("teacher")  # computes in the engine's precision from now on
+        teacher.model = teacher.placement.view(plain) if isinstance(teacher, PlacedTeacher) else plain
     ctx = TrainContext(
         seed=recipe.seed,
         frames=recipe.data.frames,
@@ -339,6 +340,8 @@ def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict
     """The teacher's network, if it is one, with weights in the engine's precision."""
     if (network := network_of(teacher)) is None:
         return {}
+    if isinstance(teacher, PlacedTeacher):
+        return {"teacher": teacher.placement.settle(teacher.model, precision, device)}
     set_precision(network, precision)
     return {"teacher": network.to(device)}
 

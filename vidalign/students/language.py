@@ -59,6 +59,8 @@ class LanguageStudent(Student[LanguageSpec]):
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
         self._factor = logit_factor(model.config)
+        self.entries: int | None = None
+        """Entries of the head that are compared and drawn, where they are not all: see `common_tokens.limit`."""
 
     @classmethod
     def from_spec(cls, spec: LanguageSpec, seed: int = 0) -> LanguageStudent:
@@ -278,7 +280,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(hidden) if self.entries is None else nn.functional.linear(hidden, *self._head())
         return logits if self._factor == 1.0 else logits * self._factor
 
     def distil(
@@ -343,12 +345,14 @@ class LanguageStudent(Student[LanguageSpec]):
     def _head(self) -> tuple[Tensor, Tensor | None]:
         """Weight ``[V, D]`` and bias of the head, with the adapter that is active on it."""
         layer = self.lm_head
-        if not hasattr(layer, "base_layer"):
-            return layer.weight, layer.bias
-        weight = layer.base_layer.weight
-        for name in () if layer.disable_adapters else layer.active_adapters:
-            weight = weight + layer.get_delta_weight(name)
-        return weight, layer.base_layer.bias
+        base = getattr(layer, "base_layer", layer)
+        weight, bias = base.weight, base.bias
+        if base is not layer and not layer.disable_adapters:
+            for name in layer.active_adapters:
+                weight = weight + layer.get_delta_weight(name)
+        if self.entries is None:
+            return weight, bias
+        return weight[: self.entries], None if bias is None else bias[: self.entries]
 
     def _stops(self, sampling: Sampling) -> list[int]:
         own = token_ids(self.chat.tokenizer, sampling.stop)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
+    from vidalign.teachers.placement import Placement
     from vidalign.text.features import PromptFeatures
 
 
@@ -55,6 +56,14 @@ class ChoosyTeacher(Protocol):
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; called once, before training."""
         ...
+
+
+@runtime_checkable
+class PlacedTeacher(Protocol):
+    """A language model that may lie on another device than the student, or in host memory."""
+
+    model: LanguageStudent
+    placement: Placement
 
 
 @runtime_checkable

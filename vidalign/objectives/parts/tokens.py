@@ -7,6 +7,7 @@ its values in that one order. The temperature of all distributions is the one at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
+from vidalign.teachers.base import PlacedTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,6 +146,12 @@ class Scored(NamedTuple):
 
 def score(ctx: Context, source: str, data: Experience, privileged: Sequence[str]) -> Scored:
     """The responses under `source`, the teacher or a weight set of the student, with one privileged text a prompt."""
+    with _placed(ctx, source):
+        return _score(ctx, source, data, privileged)
+
+
+def _score(ctx: Context, source: str, data: Experience, privileged: Sequence[str]) -> Scored:
+    """`score`, with the weights of `source` at hand."""
     head = projection(ctx, source)
     logp = torch.zeros(data["response"].shape, device=ctx.device)
     spread, kept, row = torch.zeros_like(logp), logp.new_zeros(0), 0
@@ -201,11 +209,18 @@ def single_target_loss(
 ) -> LossOut:
     """The loss of a baseline: every token towards `source`, which sees `privileged` (one text a sample)."""
     ours, weights = states(ctx, ctx.student, data), token_weights(mask_of(data))
-    theirs = target_states(ctx, source, data, privileged)
-    head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
-    every = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
-    found, metrics, counts = distil(ctx, data, ours, [every])
+    with _placed(ctx, source):
+        theirs = target_states(ctx, source, data, privileged)
+        head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
+        every = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
+        found, metrics, counts = distil(ctx, data, ours, [every])
     return LossOut(found.total, metrics, counts=counts)
+
+
+def _placed(ctx: Context, source: str, *, head: bool = False) -> AbstractContextManager[None]:
+    """Weights of a teacher that rest in host memory (of its head alone) are brought to the device once meanwhile."""
+    own = source == TEACHER and isinstance(ctx.teacher, PlacedTeacher)
+    return ctx.teacher.placement.resident(head=head) if own else nullcontext()
 
 
 def target_head(ctx: Context, source: str) -> Head | None:
@@ -220,7 +235,8 @@ def distil(
     forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
     that the student sampled (single ones differ by a lot in bf16), and their number."""
     mask = mask_of(data)
-    found: Projected = ctx.student.distil(hidden, parts, tokens_of(data), temperature_of(ctx))
+    with _placed(ctx, TEACHER, head=True):
+        found: Projected = ctx.student.distil(hidden, parts, tokens_of(data), temperature_of(ctx))
     recorded = data["logp"][:, : mask.shape[1]][mask]
     sampled = recorded.isfinite()
     metrics = {
