@@ -255,7 +255,7 @@ def build_context(
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
     settings = recipe.evaluation
-    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+    held_out = open_source(recipe.judged_prompts, 0)
     prompts = kind.fitted(student, prompts, held_out, settings.count)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
