@@ -132,6 +132,38 @@ def test_dopd_scores_both_over_the_common_entries(tmp_path: Path) -> None:
     assert data.metrics["objective/gap/mean"] == pytest.approx(float(torch.cat(gaps).mean()), rel=1e-5)
 
 
+def test_an_adapter_on_a_padded_head(tmp_path: Path) -> None:
+    """The loss is that of the merged head, and rows of no token are not trained through it either."""
+    folder = folder_of(tmp_path, (16, 0))
+    LanguageStudent.load(folder / "student.safetensors").save(folder / "student" / "model.safetensors")
+    adapter = "student.adapter={rank: 2, targets: [q_proj, lm_head]}"
+    objective, ctx = make(folder, "opd", adapter, f"student.path={folder}/student")
+    data, network = collect(objective, ctx), network_of(ctx)
+    layer = network.lm_head
+    with torch.no_grad():
+        for name, part in layer.named_parameters():
+            if "lora" in name:
+                part.normal_(generator=torch.Generator().manual_seed(0))
+    merged = layer.base_layer.weight + layer.get_delta_weight(layer.active_adapters[0])
+    values = []
+    for n in range(len(data)):
+        length = int(data["response"][n].sum())
+        batch = network.compose(
+            [data.prompts[int(data.group_index[n])]],
+            data["response_ids"][n : n + 1, :length],
+            data["response"][n : n + 1, :length],
+        )
+        states = network.model.base_model(input_ids=batch.ids).last_hidden_state[0, -length - 1 : -1]
+        theirs = logits(teacher_of(ctx), data, n, WORDS)
+        values.append(divergence(states @ merged[:WORDS].T, theirs, "reverse_kl").mean())
+    with ctx.roles.phase("student") as engine:
+        loss = objective.loss(ctx, MicroBatch(data, 1.0), Phase()).loss
+        assert loss.item() == pytest.approx(torch.stack(values).mean().item(), rel=1e-6)
+        engine.backward(loss)
+        rows = next(p.grad for name, p in layer.named_parameters() if "lora_B" in name)
+        assert not rows[WORDS:].any() and rows[:WORDS].any(1).all()
+
+
 # --- which tokens ---
 
 
@@ -170,5 +202,7 @@ def test_they_are_planned(name: str, pads: tuple[int, int], tmp_path: Path) -> N
     make(folder, name)
     plan = plan_step(load_recipe(folder / f"{name}.yaml", ["engine.precision=fp32"]))
     away = plan_step(load_recipe(folder / f"{name}.yaml", ["engine.precision=fp32", "teacher.device=cuda:1"]))
+    low = plan_step(load_recipe(folder / f"{name}.yaml", ["engine.precision=fp32", "teacher.dtype=bfloat16"]))
     size = plan.held["network of `teacher`"]
+    assert low.held["network of `teacher`"] == pytest.approx(size / 2, rel=0.01)
     assert size > 0 and "network of `teacher`" not in away.held and plan.peak - away.peak == size

@@ -60,7 +60,7 @@ class LanguageTeacher:
     @classmethod
     def from_recipe(cls, config: Config, frames: int, spec: LanguageSpec) -> LanguageTeacher:
         from vidalign.students.language import LanguageStudent  # a network, which a recipe's checks do not need
-        from vidalign.teachers.placement import Placement, check_device
+        from vidalign.teachers.placement import check_device
 
         if config.device:
             check_device(config.device)
@@ -68,9 +68,15 @@ class LanguageTeacher:
         if config.chat is not None:
             model.own_prompts = True
             model.chat.check()
-        made = cls(model)
-        made.placement = Placement(config.device, config.offload, config.dtype)
-        return made
+        teacher = cls(model)
+        teacher.place(config)
+        return teacher
+
+    def place(self, config: Config) -> None:
+        """Where its network will lie, and its type; before an engine settles it there."""
+        from vidalign.teachers.placement import Placement
+
+        self.placement = Placement(config.device, config.offload, config.dtype)
 
     def check_student(self, student: LanguageStudent) -> None:
         """Raises `UserError` unless both have the same tokens, since the teacher scores the student's own ids. Heads of

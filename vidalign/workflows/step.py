@@ -97,6 +97,8 @@ class Step:
             teacher.configure(config)
         if isinstance(teacher, LanguageTeacher):
             teacher.check_student(student)
+            if isinstance(config, teacher.Config):  # what is traced lies beside the student
+                teacher.place(config if real else replace(config, device="", offload=False))
         if isinstance(teacher, PreparedTeacher):
             teacher.prepare(self.batch.prompts, features)
         with device:
