@@ -58,7 +58,7 @@ OBJECTIVE_CALLS = (
 )
 REWARD_CALLS = ("blueprint", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
-TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "check_student", "prepare")
+TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "top_logprobs", "check_student", "prepare")
 REWARDS = "rewards"
 """Folder in a run with the weights of the rewards that learn."""
 

@@ -25,7 +25,7 @@ from vidalign.data.examples import Example
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
-from vidalign.losses.projected import Projected, Toward, Written, projected_loss
+from vidalign.losses.projected import Part, Projected, Toward, projected_loss
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
@@ -286,7 +286,7 @@ class LanguageStudent(Student[LanguageSpec]):
     def distil(
         self,
         hidden: Tensor,
-        parts: Sequence[Toward | Written],
+        parts: Sequence[Part],
         tokens: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Projected:
@@ -297,9 +297,9 @@ class LanguageStudent(Student[LanguageSpec]):
             parts = [self._scaled(part) for part in parts]
         return projected_loss(hidden, weight, bias, parts, tokens, temperature=temperature)
 
-    def _scaled(self, part: Toward | Written) -> Toward | Written:
+    def _scaled(self, part: Part) -> Part:
         """The states of a target that goes through the same head."""
-        if isinstance(part, Written) or part.head is not None:
+        if not isinstance(part, Toward) or part.head is not None:
             return part
         return replace(part, hidden=part.hidden * self._factor)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vidalign.students.chat import TokenBatch
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
     from vidalign.teachers.placement import Placement
@@ -55,6 +56,15 @@ class ChoosyTeacher(Protocol):
 
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; called once, before training."""
+        ...
+
+
+@runtime_checkable
+class ReportingTeacher(Protocol):
+    """A language model of which only the likeliest tokens are known."""
+
+    def top_logprobs(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and log-probabilities ``[M, K]`` at the response tokens of a batch, row after row."""
         ...
 
 

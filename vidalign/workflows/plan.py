@@ -81,8 +81,9 @@ def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True, step: int = 
 
 
 def lies_elsewhere(recipe: Recipe) -> bool:
-    """Whether the teacher is on a device of its own."""
-    return recipe.teacher is not None and getattr(recipe.teacher.config, "device", "") not in ("", "cuda")
+    """Whether the teacher is on a device of its own, or behind a server."""
+    config = recipe.teacher.config if recipe.teacher is not None else None
+    return getattr(config, "device", "") not in ("", "cuda") or hasattr(config, "url")
 
 
 def without_teacher(plan: Plan) -> Plan:

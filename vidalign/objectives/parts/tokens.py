@@ -18,10 +18,10 @@ from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
-from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
+from vidalign.losses.projected import Head, Part, Projected, Reported, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.ranges import require
-from vidalign.teachers.base import PlacedTeacher
+from vidalign.teachers.base import PlacedTeacher, ReportingTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,12 +209,25 @@ def single_target_loss(
 ) -> LossOut:
     """The loss of a baseline: every token towards `source`, which sees `privileged` (one text a sample)."""
     ours, weights = states(ctx, ctx.student, data), token_weights(mask_of(data))
+    if source == TEACHER and isinstance(ctx.teacher, ReportingTeacher):
+        every = _reported(ctx, data, weights, config)
+        found, metrics, counts = distil(ctx, data, ours, [every])
+        return LossOut(found.total, metrics, counts=counts)
     with _placed(ctx, source):
         theirs = target_states(ctx, source, data, privileged)
         head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
-        every = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
-        found, metrics, counts = distil(ctx, data, ours, [every])
+        part = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
+        found, metrics, counts = distil(ctx, data, ours, [part])
     return LossOut(found.total, metrics, counts=counts)
+
+
+def _reported(ctx: Context, data: Experience, weights: Tensor, config: DistillConfig) -> Reported:
+    """Every token towards what a server reports of it, behind the bare prompt."""
+    mask = mask_of(data)
+    examples = [data.prompts[group] for group in data.group_index.tolist()]
+    batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, None)
+    index, logp = ctx.teacher.top_logprobs(batch)
+    return Reported(torch.arange(len(index), device=index.device), weights, index, logp, config.divergence, config.beta)
 
 
 def _placed(ctx: Context, source: str, *, head: bool = False) -> AbstractContextManager[None]:
@@ -229,7 +242,7 @@ def target_head(ctx: Context, source: str) -> Head | None:
 
 
 def distil(
-    ctx: Context, data: Experience, hidden: Tensor, parts: Sequence[Toward]
+    ctx: Context, data: Experience, hidden: Tensor, parts: Sequence[Part]
 ) -> tuple[Projected, dict[str, Tensor], dict[str, int]]:
     """Losses of the student's states ``[M, D]``, and what is watched beside them: its entropy, and how far the loss'
     forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
