@@ -30,7 +30,7 @@ from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.base import Student
-from vidalign.teachers.base import ChoosyTeacher, PreparedTeacher, network_of
+from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ OBJECTIVE_CALLS = (
 )
 REWARD_CALLS = ("blueprint", "attach", "warm_up", "learn", "state_dict", "load_state_dict")
 """Beside `score`, which `RewardCall` guards."""
-TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "check_student", "prepare")
+TEACHER_CALLS = ("clips", "velocity", "few_step", "logits", "top_logprobs", "check_student", "prepare")
 REWARDS = "rewards"
 """Folder in a run with the weights of the rewards that learn."""
 
@@ -255,7 +255,7 @@ def build_context(
     if isinstance(teacher, ChoosyTeacher):
         teacher.check_student(student)
     settings = recipe.evaluation
-    held_out = open_source(settings.prompts or recipe.data.eval_prompts, 0)
+    held_out = open_source(recipe.judged_prompts, 0)
     prompts = kind.fitted(student, prompts, held_out, settings.count)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
@@ -293,7 +293,8 @@ def assemble(
             one.double()  # else it computes in its own dtype
     roles = Roles(engines, _frozen_networks(teacher, engine.precision, device), precision=engine.precision)
     if network_of(teacher) is not None:
-        teacher.model = roles.module("teacher")  # computes in the engine's precision from now on
+        plain = roles.module("teacher")  # computes in the engine's precision from now on
+        teacher.model = teacher.placement.view(plain) if isinstance(teacher, PlacedTeacher) else plain
     ctx = TrainContext(
         seed=recipe.seed,
         frames=recipe.data.frames,
@@ -339,6 +340,8 @@ def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict
     """The teacher's network, if it is one, with weights in the engine's precision."""
     if (network := network_of(teacher)) is None:
         return {}
+    if isinstance(teacher, PlacedTeacher):
+        return {"teacher": teacher.placement.settle(teacher.model, precision, device)}
     set_precision(network, precision)
     return {"teacher": network.to(device)}
 

@@ -56,6 +56,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "video": "vidalign.students.video.kind:Video",
     },
     "teachers": {
+        "endpoint": "vidalign.teachers.endpoint:EndpointTeacher",
         "few_step": "vidalign.teachers.few_step:FewStepTeacher",
         "language": "vidalign.teachers.language:LanguageTeacher",
         "model": "vidalign.teachers.model:ModelTeacher",

@@ -1,4 +1,4 @@
-"""A reward beside distillation: its gradient written out, what rewards are given, and nothing where it has no weight."""
+"""A reward beside distillation: its gradient written out, what rewards are given, nothing where it has no weight."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python runner.py FOLDER ENGINE RECIPE...
 
-FOLDER holds what the recipes ask for (see folders.py); the trajectory of each recipe goes to FOLDER/results. With the
-variables of a launcher (RANK, WORLD_SIZE, ...) several processes train together. Of vidalign nothing is imported but
-its command line, so that the same file runs against any other commit.
+FOLDER holds what the recipes ask for (see tests/tiny/tiny_twins.py); the trajectory of each goes to FOLDER/results.
+With the variables of a launcher (RANK, WORLD_SIZE, ...) several processes train together. Of vidalign nothing is
+imported but its command line, so that the same file runs against any other commit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import yaml
-from folders import register
 from safetensors.torch import load_file
 
 CAPS = {
@@ -172,7 +171,6 @@ def main() -> None:
 
     root = Path(package.__file__).parents[1]
     os.chdir(folder)
-    register()
     for recipe in recipes:
         started = time.monotonic()
         try:

@@ -115,23 +115,16 @@ def trajectories(launch: Launch, root: Path = ROOT) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="golden-") as name:
         folder = Path(name)
         with MAKING:
-            make_folders(folder, launch.recipes, root)
+            make_folder(folder, launch.recipes, root)
         words = start(launch, folder, root)
         files = {recipe: folder / "results" / f"{recipe.replace('/', '.')}.json" for recipe in launch.recipes}
         lost = {"failed": f"no trajectory was written\n{words[-3000:]}"}
         return {r: json.loads(file.read_text()) if file.is_file() else lost for r, file in files.items()}
 
 
-def make_folders(folder: Path, recipes: Sequence[str], root: Path) -> None:
-    """The models and tables that hub recipes and twins ask for; twins import their students with the tree `root`."""
-    from folders import make_pictures, make_text
-
-    wanted = {family(recipe) for recipe in recipes}
-    if "qwen3" in wanted:
-        make_text(folder)
-    if "qwen3_vl" in wanted:
-        make_pictures(folder)
-    if any(name.startswith("twins/") for name in wanted):
+def make_folder(folder: Path, recipes: Sequence[str], root: Path) -> None:
+    """The models and tables that twins ask for; twins import their students with the tree `root`."""
+    if any(name.startswith("twins/") for name in recipes):
         command = [sys.executable, str(HERE.parent / "tiny" / "tiny_twins.py"), str(folder)]
         subprocess.run(command, env=dict(os.environ) | {"PYTHONPATH": str(root)}, check=True, capture_output=True)
 

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidalign import registry
+from vidalign.objectives.base import Phase
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import Sampling
 from vidalign.students.samples import SampleRequest
 from vidalign.students.video import VideoStudent
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.testing import check_objective, check_reward, check_student
+from vidalign.testing.trial import in_pieces
 from vidalign.text.features import PromptFeatures
 from vidalign.text.pretrained import build_features, text_plugin
 from vidalign.tracking.clips import ClipWriter
@@ -164,3 +166,19 @@ def test_an_engine_trains_in_bf16_and_goes_on(engine: str, tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["objective/loss/mean"] for line in lines if line["kind"] == "metrics"}
     assert len(losses) == 5 and all(map(math.isfinite, losses.values()))
+
+
+@pytest.mark.parametrize("name", ["opd", "dopd"])
+def test_a_teacher_in_host_memory_is_one_on_the_accelerator(name: str, tmp_path: Path) -> None:
+    """Bit for bit, in fp32 and bf16; at rest its weights take nothing on the device. On the CPU it is near."""
+    for precision, near in (("fp32", 1e-4), ("bf16", 0.05)):
+        losses = {}
+        for place in ("offload=false", "offload=true", "device=cpu"):
+            words = (f"engine.precision={precision}", f"teacher.{place}")
+            objective, ctx = language.make(tmp_path, name, *words)
+            data = language.collect(objective, ctx)
+            losses[place] = in_pieces(objective, ctx, data, Phase(), 4).loss
+            teacher = ctx.roles._frozen["teacher"].network
+            assert {p.device.type for p in teacher.parameters()} == {"cuda" if place == "offload=false" else "cpu"}
+        assert losses["offload=true"] == losses["offload=false"]
+        assert losses["device=cpu"] == pytest.approx(losses["offload=false"], rel=near)

@@ -167,7 +167,7 @@ VIDEOS = dict(
 )
 
 
-def save(kind: str, folder: Path) -> Path:
+def save(kind: str, folder: Path, seed: int = 0) -> Path:
     """A folder as published ones are: every part of the processor in a file of its own."""
     tok = tokenizer(**(GEMMA if kind == "gemma3" else {}))
     qwen = kind.startswith("qwen")
@@ -175,7 +175,7 @@ def save(kind: str, folder: Path) -> Path:
     tok.chat_template = TEMPLATE.replace("IMAGE", "<|vision_start|>" if kind == "gemma3" else mark)
     tok.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         values = config(kind, tok)
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
     with torch.no_grad():

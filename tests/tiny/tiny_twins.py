@@ -1,4 +1,4 @@
-"""Fills a folder with what the recipes of recipes/twins ask for: students, judges, clips and prompts.
+"""Fills a folder with what the recipes of recipes/twins ask for: students, teachers, judges, clips, prompts, tables.
 
     python tests/tiny/tiny_twins.py FOLDER
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tiny_wan
 import torch
+from tiny_chats import make_chats
 from tiny_clip import save_clip
 from tiny_llava import save_llava
 from tiny_pipeline import save_base
@@ -55,6 +56,7 @@ def make_twins(folder: Path) -> None:
     (tiny / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (tiny / "held_out.txt").write_text("\n".join(HELD_OUT) + "\n", encoding="utf-8")
     _make_clips(tiny / "clips")
+    make_chats(tiny)
 
 
 def _make_clips(folder: Path) -> None:

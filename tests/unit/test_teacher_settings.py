@@ -35,6 +35,7 @@ def saved(recipe: Recipe, folder: Path, **teacher: object) -> Path:
 def test_a_teacher_has_only_its_own_keys() -> None:
     assert load_recipe("world/sft").plain()["teacher"] == {"name": "world"}
     expected = {"name": "language", "path": "tokens/teacher", "chat": None}
+    expected |= {"device": "", "offload": False, "dtype": ""}
     assert load_recipe("tokens/opd").plain()["teacher"] == expected
 
 

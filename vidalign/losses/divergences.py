@@ -51,7 +51,25 @@ def divergence(ours: Tensor, theirs: Tensor, kind: Kind, beta: float, top_k: int
         losses, pull, total = _pull(ours, theirs, kind, beta)
         return losses, pull.addcmul_(ours, total[:, None], value=-1)
     index = ours.topk(top_k, -1).indices
-    buckets, others = _buckets(ours, index), _buckets(theirs, index)
+    return _on_support(ours, _buckets(theirs, index), index, kind, beta)
+
+
+def reported_divergence(ours: Tensor, index: Tensor, logp: Tensor, kind: Kind, beta: float) -> tuple[Tensor, Tensor]:
+    """`divergence` on a support that the target has chosen, its likeliest tokens at `index` ``[n, K]`` with the
+    log-probabilities `logp` ``[n, K]``, and a tail; no more is known of the target. `ours` ``[n, V]`` is
+    overwritten."""
+    rest = -torch.expm1(logp.logsumexp(-1, keepdim=True))
+    others = torch.cat([logp, rest.clamp(min=LEAST_TAIL).log()], -1).log_softmax(-1)
+    return _on_support(ours, others, index, kind, beta)
+
+
+LEAST_TAIL = 1e-6
+"""Least probability of a tail that is known as ``1 - sum`` alone, whose rounding it covers."""
+
+
+def _on_support(ours: Tensor, others: Tensor, index: Tensor, kind: Kind, beta: float) -> tuple[Tensor, Tensor]:
+    """Divergences of the buckets of the student from those of the target, ``[n, K + 1]``, and the whole gradient."""
+    buckets = _buckets(ours, index)
     tail = buckets[:, -1:].clone()
     losses, pull, total = _pull(buckets, others, kind, beta)
     inside = pull - buckets * total[:, None]

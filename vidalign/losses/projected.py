@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from vidalign.deferred import without_gradient
-from vidalign.losses.divergences import Kind, divergence, entropy, log_probs
+from vidalign.losses.divergences import Kind, divergence, entropy, log_probs, reported_divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,20 @@ class Toward:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """Rows that are drawn to a target of which only the likeliest tokens are known."""
+
+    rows: Tensor
+    weights: Tensor
+    index: Tensor
+    """``[m, K]``, entries of the vocabulary."""
+    logp: Tensor
+    """``[m, K]``, their log-probabilities at temperature 1."""
+    kind: Kind = "reverse_kl"
+    beta: float = 0.5
+
+
+@dataclass(frozen=True)
 class Written:
     """Rows that are drawn to given tokens: cross-entropy."""
 
@@ -69,6 +83,9 @@ class Written:
 class Reinforced(Written):
     """Given tokens that become likelier where their weight is positive and less likely where it is negative: the policy
     gradient of a weight that is an advantage. Their ``-logp`` is in the total and not in `Projected.losses`."""
+
+
+Part = Toward | Reported | Written
 
 
 class Projected(NamedTuple):
@@ -90,7 +107,7 @@ def projected_loss(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    parts: Sequence[Toward | Written],
+    parts: Sequence[Part],
     tokens: Tensor | None = None,
     *,
     temperature: float = 1.0,
@@ -189,7 +206,7 @@ class _Chunks:
             out.add_(self.bias)
         return out if self.temperature == 1 else out.div_(self.temperature)
 
-    def learn(self, part: Toward | Written, tokens: Tensor | None) -> None:
+    def learn(self, part: Part, tokens: Tensor | None) -> None:
         """Losses of a chunk, and their gradients."""
         index = part.rows
         states = self.hidden[index]
@@ -198,6 +215,8 @@ class _Chunks:
             self._watch(index, logp, tokens[index])
         if isinstance(part, Written):
             losses, gradient = self._written(index, logp, part.tokens)
+        elif isinstance(part, Reported):
+            losses, gradient = reported_divergence(logp, part.index, part.logp.to(logp), part.kind, part.beta)
         else:
             target = self._target(part).log_softmax(-1)
             losses, gradient = divergence(logp, target, part.kind, part.beta, part.top_k)
@@ -248,12 +267,14 @@ class _Chunks:
             of_bias.add_(gradient.sum(0))
 
 
-def _split(part: Toward | Written, rows: int) -> Iterator[Toward | Written]:
+def _split(part: Part, rows: int) -> Iterator[Part]:
     """The same with at most `rows` rows at once."""
     for start in range(0, len(part.rows), rows):
         here = slice(start, start + rows)
         if isinstance(part, Written):
             yield type(part)(part.rows[here], part.weights[here], part.tokens[here])
+        elif isinstance(part, Reported):
+            yield replace(part, **{name: getattr(part, name)[here] for name in ("rows", "weights", "index", "logp")})
         else:
             one = part
             yield Toward(one.rows[here], one.weights[here], one.hidden[here], one.head, one.kind, one.beta, one.top_k)

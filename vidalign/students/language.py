@@ -27,10 +27,10 @@ from vidalign.engine.autocast import present_autocast
 from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
-from vidalign.losses.projected import Head, Projected, Toward, Written
+from vidalign.losses.projected import Head, Part, Projected, Toward
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
-from vidalign.students.heads import HeadLosses, copied_head
+from vidalign.students.heads import HeadLosses, copied_head, head_weights
 from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
@@ -62,6 +62,8 @@ class LanguageStudent(Student[LanguageSpec]):
         """Placeholders of picture features: a response that holds one could not be read again."""
         model.generation_config = GenerationConfig()
         self._factor = logit_factor(model.config)
+        self.entries: int | None = None
+        """Entries of the head that are compared and drawn, where they are not all: see `common_tokens.limit`."""
         self.losses = HeadLosses(model)
 
     @classmethod
@@ -291,29 +293,33 @@ class LanguageStudent(Student[LanguageSpec]):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden states ``[..., D]``; rows are independent, so select them first."""
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = (
+            self.lm_head(hidden)
+            if self.entries is None
+            else nn.functional.linear(hidden, *head_weights(self.lm_head, self.entries))
+        )
         return logits if self._factor == 1.0 else logits * self._factor
 
     def distil(
         self,
         hidden: Tensor,
-        parts: Sequence[Toward | Written],
+        parts: Sequence[Part],
         tokens: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Projected:
         """Losses of hidden states ``[R, D]`` through the head, a few rows of logits at a time, see `projected_loss`."""
         if self._factor != 1.0:
             parts = [self._scaled(part) for part in parts]
-        found: Projected = self.losses(hidden, parts, tokens, temperature, self._factor)
+        found: Projected = self.losses(hidden, parts, tokens, temperature, self._factor, self.entries)
         return found
 
     def copied_head(self) -> Head:
         """`project` with copies of the weights as they are now; all ranks call it, see `heads.copied_head`."""
-        return copied_head(self.lm_head, self._factor)
+        return copied_head(self.lm_head, self._factor, self.entries)
 
-    def _scaled(self, part: Toward | Written) -> Toward | Written:
+    def _scaled(self, part: Part) -> Part:
         """The states of a target that goes through the same head."""
-        if isinstance(part, Written) or part.head is not None:
+        if not isinstance(part, Toward) or part.head is not None:
             return part
         return replace(part, hidden=part.hidden * self._factor)
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vidalign.students.chat import TokenBatch
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
+    from vidalign.teachers.placement import Placement
     from vidalign.text.features import PromptFeatures
 
 
@@ -55,6 +57,23 @@ class ChoosyTeacher(Protocol):
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; called once, before training."""
         ...
+
+
+@runtime_checkable
+class ReportingTeacher(Protocol):
+    """A language model of which only the likeliest tokens are known."""
+
+    def top_logprobs(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and log-probabilities ``[M, K]`` at the response tokens of a batch, row after row."""
+        ...
+
+
+@runtime_checkable
+class PlacedTeacher(Protocol):
+    """A language model that may lie on another device than the student, or in host memory."""
+
+    model: LanguageStudent
+    placement: Placement
 
 
 @runtime_checkable

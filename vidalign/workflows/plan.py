@@ -76,7 +76,21 @@ def trace_step(recipe: Recipe, gpus: int = 1, *, last: bool = True, step: int = 
     given = prompts_of(recipe, prompts, step)
     with _refusing(recipe), traced(last=last) as live:
         sizes = Step(recipe, live, DEVICE, given).run()
-    return divided(Plan(**vars(sizes), step=step, last=last), recipe.engine, gpus), live.drawn
+    plan = divided(Plan(**vars(sizes), step=step, last=last), recipe.engine, gpus)
+    return (without_teacher(plan) if lies_elsewhere(recipe) else plan), live.drawn
+
+
+def lies_elsewhere(recipe: Recipe) -> bool:
+    """Whether the teacher is on a device of its own, or behind a server."""
+    config = recipe.teacher.config if recipe.teacher is not None else None
+    return getattr(config, "device", "") not in ("", "cuda") or hasattr(config, "url")
+
+
+def without_teacher(plan: Plan) -> Plan:
+    """The plan of the student's device alone; what the teacher computes still counts, as if it did so here."""
+    held = dict(plan.held)
+    size = held.pop("network of `teacher`", 0)
+    return replace(plan, held=held, phases={name: bytes_ - size for name, bytes_ in plan.phases.items()})
 
 
 def measure_step(recipe: Recipe, plan: Plan) -> tuple[Plan, torch.device]:

@@ -31,6 +31,7 @@ from vidalign.errors import UserError
 from vidalign.objectives.mixture import MixedBatch, MixedExperience, Mixture
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.teachers.base import PreparedTeacher
+from vidalign.teachers.language import LanguageTeacher
 from vidalign.teachers.network import NetworkTeacher
 from vidalign.tracking.tracker import Tracker
 from vidalign.trainer import judge_experience
@@ -94,6 +95,10 @@ class Step:
         config = recipe.teacher.config if recipe.teacher is not None else None
         if isinstance(teacher, NetworkTeacher) and isinstance(config, teacher.Config):
             teacher.configure(config)
+        if isinstance(teacher, LanguageTeacher):
+            teacher.check_student(student)
+            if isinstance(config, teacher.Config):  # what is traced lies beside the student
+                teacher.place(config if real else replace(config, device="", offload=False))
         if isinstance(teacher, PreparedTeacher):
             teacher.prepare(self.batch.prompts, features)
         with device:

@@ -7,7 +7,7 @@ its values in that one order. The temperature of all distributions is the one at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,11 +18,12 @@ from vidalign.engine import distributed
 from vidalign.engine.policies import CURRENT
 from vidalign.engine.zero3 import is_sharded
 from vidalign.errors import UserError
-from vidalign.losses.projected import Head, Projected, Toward, projected_statistics
+from vidalign.losses.projected import Head, Part, Projected, Reported, Toward, projected_statistics
 from vidalign.objectives.base import Experience, LossOut
 from vidalign.objectives.parts.token_rewards import reinforced
 from vidalign.ranges import require
 from vidalign.students.generation import CheckedGenerator, OwnGenerator
+from vidalign.teachers.base import PlacedTeacher, ReportingTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,6 +167,12 @@ class Scored(NamedTuple):
 
 def score(ctx: Context, source: str, data: Experience, privileged: Sequence[str]) -> Scored:
     """The responses under `source`, the teacher or a weight set of the student, with one privileged text a prompt."""
+    with _placed(ctx, source):
+        return _score(ctx, source, data, privileged)
+
+
+def _score(ctx: Context, source: str, data: Experience, privileged: Sequence[str]) -> Scored:
+    """`score`, with the weights of `source` at hand."""
     head = projection(ctx, source)
     logp = torch.zeros(data["response"].shape, device=ctx.device)
     spread, kept, row = torch.zeros_like(logp), logp.new_zeros(0), 0
@@ -228,11 +235,31 @@ def single_target_loss(
 ) -> LossOut:
     """The loss of a baseline: every token towards `source`, which sees `privileged` (one text a sample)."""
     ours, weights = states(ctx, ctx.student, data), token_weights(mask_of(data))
-    theirs = target_states(ctx, source, data, privileged)
-    head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
-    every = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
-    found, metrics, counts = distil(ctx, data, ours, [every])
+    if source == TEACHER and isinstance(ctx.teacher, ReportingTeacher):
+        every = _reported(ctx, data, weights, config)
+        found, metrics, counts = distil(ctx, data, ours, [every])
+        return LossOut(found.total, metrics, counts=counts)
+    with _placed(ctx, source):
+        theirs = target_states(ctx, source, data, privileged)
+        head, rows = target_head(ctx, source), torch.arange(len(ours), device=ours.device)
+        part = Toward(rows, weights, theirs, head, config.divergence, config.beta, config.top_k)
+        found, metrics, counts = distil(ctx, data, ours, [part])
     return LossOut(found.total, metrics, counts=counts)
+
+
+def _reported(ctx: Context, data: Experience, weights: Tensor, config: DistillConfig) -> Reported:
+    """Every token towards what a server reports of it, behind the bare prompt."""
+    mask = mask_of(data)
+    examples = [data.prompts[group] for group in data.group_index.tolist()]
+    batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, None)
+    index, logp = ctx.teacher.top_logprobs(batch)
+    return Reported(torch.arange(len(index), device=index.device), weights, index, logp, config.divergence, config.beta)
+
+
+def _placed(ctx: Context, source: str, *, head: bool = False) -> AbstractContextManager[None]:
+    """Weights of a teacher that rest in host memory (of its head alone) are brought to the device once meanwhile."""
+    own = source == TEACHER and isinstance(ctx.teacher, PlacedTeacher)
+    return ctx.teacher.placement.resident(head=head) if own else nullcontext()
 
 
 def target_head(ctx: Context, source: str) -> Head | None:
@@ -241,14 +268,15 @@ def target_head(ctx: Context, source: str) -> Head | None:
 
 
 def distil(
-    ctx: Context, data: Experience, hidden: Tensor, parts: Sequence[Toward]
+    ctx: Context, data: Experience, hidden: Tensor, parts: Sequence[Part]
 ) -> tuple[Projected, dict[str, Tensor], dict[str, int]]:
     """Losses of the student's states ``[M, D]``, and what is watched beside them: its entropy, and how far the loss'
     forward is from the rollout on the rollout's own tokens, the mean difference of log-probabilities over the tokens
     that the student sampled (single ones differ by a lot in bf16), and their number."""
     mask, sampled_tokens = mask_of(data), tokens_of(data)
     rewarded = reinforced(data, mask, token_weights(mask).to(hidden), sampled_tokens)
-    found: Projected = ctx.student.distil(hidden, [*parts, *rewarded], sampled_tokens, temperature_of(ctx))
+    with _placed(ctx, TEACHER, head=True):
+        found: Projected = ctx.student.distil(hidden, [*parts, *rewarded], sampled_tokens, temperature_of(ctx))
     recorded = data["logp"][:, : mask.shape[1]][mask]
     sampled = recorded.isfinite()
     metrics = {
