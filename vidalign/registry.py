@@ -70,6 +70,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "exact_match": "vidalign.rewards.exact_match:ExactMatch",
         "motion_quality": "vidalign.worlds.video.rewards:MotionQuality",
         "text_alignment": "vidalign.worlds.video.rewards:TextAlignment",
+        "video_align": "vidalign.rewards.video_align:VideoAlignReward",
         "visual_quality": "vidalign.worlds.video.rewards:VisualQuality",
     },
     "discriminators": {

@@ -59,10 +59,10 @@ def checkpoint_file(name: str) -> Path:
     if file:
         with _reaching(name):
             return Path(hf_hub_download(f"{owner}/{repository}", file))
-    folder = _snapshot(name, WEIGHTS)
+    folder = repository_folder(name, WEIGHTS)
     if (folder / "transformer").is_dir():
         return folder  # the other parts of a pipeline stay where they are
-    return _snapshot(name, ["*.safetensors", "*.index.json"])
+    return repository_folder(name, ["*.safetensors", "*.index.json"])
 
 
 def student_folder(name: str, *, weights: bool) -> Path:
@@ -71,7 +71,7 @@ def student_folder(name: str, *, weights: bool) -> Path:
     weights: with them; else its description alone. Raises `CheckpointError` for a repository that cannot be reached or
     holds no student, with the command that imports the checkpoints in it.
     """
-    folder = _snapshot(name, WEIGHTS if weights else STUDENT)
+    folder = repository_folder(name, WEIGHTS if weights else STUDENT)
     if not (folder / DESCRIPTION).is_file():
         raise not_imported(name, _listed(name))
     return folder
@@ -97,11 +97,15 @@ def _listed(name: str) -> list[str]:
         return [file for file in HfApi().list_repo_files(name) if file.endswith(CHECKPOINTS)]
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path:
+def repository_folder(name: str, patterns: list[str], revision: str = "main") -> Path:
+    """The folder into which the files of these patterns are downloaded, where they are not on this machine.
+
+    Raises `CheckpointError` for a repository that cannot be reached.
+    """
     from huggingface_hub import snapshot_download
 
     with _reaching(name):
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns, revision=revision))
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -1,0 +1,55 @@
+"""Settings that reward models share; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vidalign.ranges import require
+from vidalign.students.hub import is_hub_id
+
+if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
+
+
+@dataclass
+class ModelConfig:
+    """Where the files are, how large frames are, and what the model computes in."""
+
+    path: str = ""
+    """Where the reward model's own files are."""
+    backbone: str = ""
+    """Folder or hub name of Qwen2-VL."""
+    revision: str = "main"
+    """Commit or branch of `path` on the hub; a commit pins the numbers. A folder has none."""
+    min_pixels: int = 0
+    """Smallest size of a frame."""
+    max_pixels: int = 0
+    """Largest size of a frame."""
+    batch: int = 1
+    """Items in one forward pass."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """What the backbone computes in; the head is float32."""
+    device: str = ""
+    """Where the model is, such as `cuda:1` or `cpu`; empty = the accelerator of this process, or the CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("path", "backbone"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name a folder or a model on the hub")
+        require(self, "min_pixels", "batch", least=1)
+        if self.max_pixels < self.min_pixels:
+            raise ValueError(f"max_pixels must be at least min_pixels, {self.min_pixels}")
+
+
+def check_files(draft: Draft, plugin: str, *keys: str) -> None:
+    """Refuse rewards of this plugin whose files are neither on this machine nor a name of the hub."""
+    for label, choice in draft.recipe.rewards.items():
+        if choice.name != plugin or choice.config is None:
+            continue
+        for key in keys:
+            path = getattr(choice.config, key)
+            if not Path(path).exists() and not is_hub_id(path):
+                what, where = f"there is no {path!r}", f"rewards.{label}.{key}"
+                draft.refuse(what, where, "it is neither on this machine nor a name of the hub, OWNER/NAME")
