@@ -173,7 +173,8 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
     usual = recipe.trainer.reward_timeout
     seconds = {name: usual if one.timeout is None else one.timeout for name, one in recipe.rewards.items()}
     plugins, then = {name: one.name for name, one in recipe.rewards.items()}, recipe.trainer.on_reward_timeout
-    return CompositeReward(rewards, recipe.reward_weights, plugins=plugins, seconds=seconds, on_timeout=then)
+    fps = getattr(spec, "fps", None)
+    return CompositeReward(rewards, recipe.reward_weights, plugins=plugins, seconds=seconds, on_timeout=then, fps=fps)
 
 
 def _made(kind: Any, config: Any) -> Any:

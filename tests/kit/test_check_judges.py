@@ -16,7 +16,7 @@ METRICS = [name for name, source in registry.names("metrics").items() if source 
 DISCRIMINATOR = ("discriminator={name: spatiotemporal, width: 16, layers: 1}", "teacher={name: world}")
 NEEDS = {"discriminator": DISCRIMINATOR}
 """What a reward needs of other sections of a recipe."""
-OWN = {"clip_score"}
+OWN = {"clip_score", "hps_v3", "video_align"}
 """Rewards and metrics that need a checkpoint: tried where the test makes one (`tests/unit/test_clip_score.py`)."""
 
 

@@ -96,7 +96,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
-    metrics = build_metrics(protocol.metrics)
+    metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     trained = folder / protocol.student_kind.saved
     if not trained.is_file():
         evaluation = protocol.evaluation
@@ -135,7 +135,7 @@ def off_prediction(cell: Cell) -> list[str]:
 def run_reference(protocol: Protocol, row: str) -> Cell:
     """Judge the start weights, the teacher or the ground truth."""
     cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
-    metrics = build_metrics(protocol.metrics)
+    metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     if row == "base":
         return _finish(protocol, cell, _judge(protocol, _load(protocol, protocol.student.path), metrics))
     if row == "ground_truth":
@@ -247,7 +247,8 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
     """Whatever a row is: an objective, a reference, or the examination of the judges."""
     if row == "health":
         source = open_source(protocol.prompts.source, 0)
-        examination = source.examine(protocol.held_out, build_metrics(protocol.metrics), protocol.health)
+        metrics = build_metrics(protocol.metrics, protocol.frame_rate)
+        examination = source.examine(protocol.held_out, metrics, protocol.health)
         health = sealed_health(examination)
         write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
     elif row in protocol.objectives:

@@ -202,6 +202,11 @@ class Protocol(ProtocolSections):
         kind: type[StudentKind[Any, Any]] = registry.get("students", self.student_name)
         return kind
 
+    def frame_rate(self) -> float | None:
+        """Frames a second of the clips of its student; None where it has no such number."""
+        rate: float | None = getattr(self.student_kind.read_spec(self.student.path), "fps", None)
+        return rate
+
     @property
     def source(self) -> type[PromptSource]:
         """The kind of source that its prompts come from."""

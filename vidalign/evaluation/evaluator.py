@@ -6,12 +6,14 @@ rewards are the recipe's own. Whoever cannot judge a prompt says NaN, and a judg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vidalign import registry
+from vidalign.asked import asks_for, rate_for
 from vidalign.data.source import PromptSource, open_source
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.evaluation.metrics.base import Metric
@@ -81,7 +83,9 @@ class Evaluator:
         """On the held-out prompts of a recipe, the same for every seed of it."""
         settings = recipe.evaluation
         source = open_source(recipe.judged_prompts, 0)
-        metrics = build_metrics(source.judges if settings.metrics is None else settings.metrics)
+        metrics = build_metrics(
+            source.judges if settings.metrics is None else settings.metrics, lambda: frame_rate(recipe)
+        )
         return cls(source, metrics, rewards, count=settings.count, seeds=settings.seeds, frames=settings.frames)
 
     def __call__(self, generate: Generate, count: int | None = None, seeds: int | None = None) -> Evaluation:
@@ -127,9 +131,26 @@ class Evaluator:
         return out
 
 
-def build_metrics(metrics: Mapping[str, Mapping[str, Any] | None]) -> list[Metric]:
-    """Metrics by their names in the registry, with their settings; raises `RecipeError` for what they do not have."""
-    return [make("metrics", name, settings, f"metrics.{name}") for name, settings in metrics.items()]
+def frame_rate(recipe: Recipe) -> float | None:
+    """Frames a second of the clips of a recipe's student; None where it has no such number."""
+    kind: Any = registry.get("students", recipe.student.name)
+    rate: float | None = getattr(kind.spec(recipe.student), "fps", None)
+    return rate
+
+
+def build_metrics(
+    metrics: Mapping[str, Mapping[str, Any] | None], rate: Callable[[], float | None] = lambda: None
+) -> list[Metric]:
+    """Metrics by their names in the registry, with their settings.
+
+    rate: gives the frame rate of the clips, called only where a metric asks for it. Raises `RecipeError` for settings
+    that a metric does not have, and `UserError` where one asks for a frame rate and there is none.
+    """
+    made: list[Metric] = [make("metrics", name, settings, f"metrics.{name}") for name, settings in metrics.items()]
+    for metric in made:
+        if asks_for(metric, "fps"):
+            metric.fps = rate_for(metric, "metric", metric.name, rate())["fps"]
+    return made
 
 
 def _below_clips(result: Evaluation, values: dict[Score, list[torch.Tensor]]) -> list[dict[str, float]]:

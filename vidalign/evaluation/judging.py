@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vidalign.asked import rate_for
 from vidalign.deferred import without_gradient
 from vidalign.engine.rng import generator
 from vidalign.errors import PluginError
@@ -46,7 +47,8 @@ def scored(metric: Metric, outputs: Any, prompts: Sequence[Any], expected: int) 
             scores = metric.grade(outputs, list(prompts))
         else:
             clips = outputs.cpu()
-            scores = metric.score(clips.clone() if is_foreign(metric) else clips, list(prompts))
+            known: dict[str, Any] = rate_for(metric, "metric", metric.name, metric.fps)
+            scores = metric.score(clips.clone() if is_foreign(metric) else clips, list(prompts), **known)
     return checked(metric, scores, expected)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from vidalign import registry
+from vidalign.asked import asks_for, without_rate
 from vidalign.engine.config import INSTALL, MISSING
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
@@ -123,12 +124,20 @@ def _rewards(draft: Draft) -> None:
         judges = getattr(kind, "judges", "")
         if judges and makes and judges != makes:
             draft.refuse(f"the reward {name!r} cannot judge {makes}", path, f"it judges {judges}", "delete it")
+        elif asks_for(kind, "fps") and not _has_rate(draft):
+            draft.refuse_as(without_rate("reward", name), path)
         if hasattr(kind, "role") and choice.name != name:  # what learns has one network, one section, one checkpoint
             why = "a reward that learns has one network, which is saved under the name of its plugin"
             draft.refuse(f"{choice.name!r} has another key, {name!r}", path, why, f"call it {choice.name}")
     if needs is not None and needs.rewards and not rewards and draft.sound("rewards"):
         known, why = ", ".join(registry.names("rewards")), f"{draft.recipe.objective.name!r} needs one"
         draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
+
+
+def _has_rate(draft: Draft) -> bool:
+    """Whether the kind of student says how many frames its clips have in a second, as far as its class tells."""
+    spec = getattr(_plugin(draft, "students", draft.recipe.student.name), "spec_type", None)
+    return spec is None or not is_dataclass(spec) or any(field.name == "fps" for field in fields(spec))
 
 
 def _teacher(draft: Draft) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -39,7 +40,8 @@ class Reward(Protocol):
     prompt that no reward of the recipe can score is refused.
 
     A `score` with a further argument ``metadata: Sequence[Mapping[str, Any]] = ()`` is given one mapping an item: the
-    further columns of the table that its prompt comes from, none of other prompts.
+    further columns of the table that its prompt comes from, none of other prompts. One with a further argument
+    ``fps: float`` is given the frame rate of the clips, that of the student. A student that has none is then refused.
     """
 
     name: str
@@ -135,7 +137,8 @@ class CompositeReward:
     """Several rewards with a weight each, by their keys in the recipe.
 
     plugins: what each calls itself, where that is not its key; seconds: how long each may take, for ever where it names
-    none; on_timeout: see ``trainer.reward_timeout``.
+    none; on_timeout: see ``trainer.reward_timeout``; fps: frame rate of the clips. Raises `UserError` for a reward that
+    asks for a frame rate where there is none.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class CompositeReward:
         plugins: Mapping[str, str] | None = None,
         seconds: Mapping[str, float] | None = None,
         on_timeout: OnTimeout = "stop",
+        fps: float | None = None,
     ) -> None:
         assert rewards and set(rewards) == set(weights), "every reward needs a weight"
         self.rewards = dict(rewards)
@@ -156,14 +160,15 @@ class CompositeReward:
         limits |= dict.fromkeys((key for key, one in self.rewards.items() if isinstance(one, TrainableReward)), 0.0)
         # what learns takes part in collectives: it has no thread of its own
         self._calls = {
-            key: RewardCall(key, reward, limits.get(key, 0.0), on_timeout, names.get(key, key))
+            key: RewardCall(key, reward, limits.get(key, 0.0), on_timeout, names.get(key, key), fps)
             for key, reward in self.rewards.items()
         }
 
     def part(self, weights: Mapping[str, float]) -> CompositeReward:
         """Some of the rewards with weights of their own."""
-        chosen = CompositeReward({name: self.rewards[name] for name in weights}, weights)
-        chosen._calls = {name: self._calls[name] for name in weights}
+        chosen = copy(self)
+        chosen.rewards, chosen.weights = {name: self.rewards[name] for name in weights}, dict(weights)
+        chosen._calls, chosen.logged = {name: self._calls[name] for name in weights}, {}
         return chosen
 
     def on_call(self, listener: Callable[[int], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vidalign.asked import asks_for, rate_for
 from vidalign.data.captions import metadata_of
 from vidalign.errors import PluginError
 from vidalign.guest import guest, is_foreign
@@ -23,16 +23,26 @@ class RewardCall:
     """Calls one reward.
 
     name: its key in the recipe, under which its scores are returned; plugin: what it calls itself, its key by default.
-    seconds: how long it may take, 0 for ever; then its clips are NaN or the run stops.
+    seconds: how long it may take, 0 for ever; then its clips are NaN or the run stops. fps: frame rate of the clips,
+    None where there is none: a reward that asks for it is then refused with a `UserError`.
     """
 
-    def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout, plugin: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        reward: Any,
+        seconds: float,
+        on_timeout: OnTimeout,
+        plugin: str = "",
+        fps: float | None = None,
+    ) -> None:
         self.name, self.reward, self.seconds, self.on_timeout = name, reward, seconds, on_timeout
         self.plugin = plugin or name
         self.listeners: list[Callable[[int], None]] = []
         """Called with the number of clips of every call."""
         self._overdue: threading.Thread | None = None
-        self._informed = _asks_for_metadata(reward)
+        self._informed = asks_for(reward, "metadata")
+        self._known = rate_for(reward, "reward", name, fps)
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
         """Everything that it returns by name, where the clips are, its key first; ``[B]`` under that.
@@ -55,7 +65,9 @@ class RewardCall:
         """What the reward returns; other rewards, and what is shown, must not see what it does to the clips."""
         for listener in self.listeners:
             listener(len(prompts))
-        known = {"metadata": [metadata_of(prompt) for prompt in prompts]} if self._informed else {}
+        known: dict[str, Any] = dict(self._known)
+        if self._informed:
+            known["metadata"] = [metadata_of(prompt) for prompt in prompts]
         if not is_foreign(self.reward) or not isinstance(clips, torch.Tensor) or clips.is_inference():
             return self.reward.score(clips, prompts, **known)
         if clips.device.type == "cpu":  # a view in numpy is written to unseen
@@ -115,14 +127,6 @@ class RewardCall:
 
     def _refusal(self, what: str, why: str) -> PluginError:
         return PluginError(f"the reward {self.name!r} returned {what}", where=type(self.reward).__qualname__, why=why)
-
-
-def _asks_for_metadata(reward: Any) -> bool:
-    """Whether its `score` has an argument of that name."""
-    try:
-        return "metadata" in inspect.signature(reward.score).parameters
-    except (AttributeError, TypeError, ValueError):  # what has no signature is called as every reward
-        return False
 
 
 def _beside(values: torch.Tensor, clips: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""VideoReward: visual quality, motion quality and text alignment of a clip (Liu et al. 2025, VideoAlign, arXiv 2501.13918).
+"""VideoReward: visual quality, motion quality and text alignment of a clip (VideoAlign, arXiv 2501.13918).
 
 Qwen2-VL-2B with LoRA of rank 64 on the language linears reads the clip and one long question; a linear head is read at
 three special tokens, one a dimension. Scores are normalised by the mean and standard deviation that the checkpoint's

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from vidalign import registry
+from vidalign.asked import rate_for
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe.plugins import make
 from vidalign.testing.judges import Items, check_items, world_clips, world_texts
 from vidalign.testing.plugins import broken, check_config, lent
 
+FPS = 8.0
+"""Frame rate of the clips, for a metric that asks for one."""
 ITEMS = {
     "clips": world_clips,
     "seeds": lambda: world_clips(seeds=3),
@@ -43,7 +47,9 @@ def check_metric(
             broken(name, f"judges {kind.judges!r}: a metric judges one of {', '.join(ITEMS)}")
         made = make("metrics", name, settings, name)
         judged = Items(*items, seeds=len(items[0]) // len(items[1])) if items else ITEMS[kind.judges]()
-        values = check_items(name, made.grade if kind.judges == "answers" else made.score, judged, failing)
+        known = rate_for(made, "metric", name, FPS)
+        judge = made.grade if kind.judges == "answers" else partial(made.score, **known)
+        values = check_items(name, judge, judged, failing)
         if all(value.isnan().all() for value in values.values()):
             broken(name, f"judges none of {len(judged)} items: give it some that it can judge")
         series = [key for key, value in values.items() if value.ndim > (2 if kind.judges == "long" else 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vidalign import registry
+from vidalign.asked import rate_for
 from vidalign.engine import distributed
-from vidalign.testing.judges import COUNT, Items, check_items, default_clips, default_texts, values_of
+from vidalign.testing.judges import COUNT, Items, Judge, check_items, default_clips, default_texts, values_of
 from vidalign.testing.plugins import broken, check_config, lent, on_the_cpu
 from vidalign.testing.trial import Trial
 
@@ -44,26 +46,27 @@ def check_reward(
             broken(name, f"judges {judges!r}: a reward judges 'clips' or 'texts'")
         trial = Trial(DRIVEN[judges], [f"rewards={{{name}: 1.0}}", *overrides], Path(folder))
         with on_the_cpu():
-            made, prompts = _made(trial, name)
+            made, prompts, score = _made(trial, name)
             judged = Items(*items) if items else _default(prompts, judges)
             _check_name(name, made, kind, judged)
-            values = check_items(name, made.score, judged, failing)
+            values = check_items(name, score, judged, failing)
             if name not in values:
                 broken(name, f"returns {sorted(values)} and nothing under its own name")
             if values[name].ndim != 1:
                 broken(name, f"returns {values[name].ndim} dimensions under its name: one number an item is promised")
         if isinstance(judged.outputs[0], Tensor):
             clips, asked = judged.given()[: len(values[name])], judged.prompts[: len(values[name])]
-            _check_tensors(name, made, clips.double(), asked, values[name])
+            _check_tensors(name, score, clips.double(), asked, values[name])
             if (place := distributed.device()).type != "cpu":
-                _check_tensors(name, _made(trial, name)[0], clips.to(place), asked, values[name])
+                _check_tensors(name, _made(trial, name)[2], clips.to(place), asked, values[name])
 
 
-def _made(trial: Trial, name: str) -> tuple[Any, Any]:
-    """The reward as a run makes it, and the prompts of the run."""
+def _made(trial: Trial, name: str) -> tuple[Any, Any, Judge]:
+    """The reward as a run makes it, the prompts of the run, and its `score` with the frame rate, where it asks."""
     _, ctx = trial.start()
     assert ctx.rewards is not None, "the recipe names one"
-    return ctx.rewards.rewards[name], ctx.prompts
+    made: Any = ctx.rewards.rewards[name]
+    return made, ctx.prompts, partial(made.score, **rate_for(made, "reward", name, getattr(ctx.student, "fps", None)))
 
 
 def _default(prompts: Any, judges: str) -> Items:
@@ -82,9 +85,9 @@ def _check_name(name: str, made: Any, kind: Any, items: Items) -> None:
         broken(name, f"cannot score {len(refused)} of {len(items)} prompts, first {refused[0]!r:.60}: give items")
 
 
-def _check_tensors(name: str, made: Any, clips: Tensor, prompts: list[Any], expected: Tensor) -> None:
+def _check_tensors(name: str, score: Judge, clips: Tensor, prompts: list[Any], expected: Tensor) -> None:
     """Clips of another type, or elsewhere, get the same scores."""
-    scores = values_of(name, made.score(clips, prompts), len(prompts))[name]
+    scores = values_of(name, score(clips, prompts), len(prompts))[name]
     apart = float((scores - expected).abs().nan_to_num(0).max())
     if not torch.equal(scores.isnan(), expected.isnan()) or apart > 1e-3:
         broken(name, f"gives scores that differ by {apart:.2e} for {clips.dtype} clips on {clips.device}")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign import registry
-from vidalign.build import build_rewards
+from vidalign.build import build_rewards, student_kind
 from vidalign.data.source import Chosen, find_source, open_source
 from vidalign.errors import DataError, UserError, nearest
+from vidalign.evaluation.evaluator import build_metrics, frame_rate
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.guest import guest
 from vidalign.rewards.base import TrainableReward
@@ -39,7 +40,8 @@ class MergeScores:
         self.seeds = recipe.evaluation.seeds
         self.inside = _take(recipe, recipe.training_prompts), _trained_rewards(recipe)
         trained = recipe.training_prompts
-        self.outside = _take(recipe, recipe.prompts_of(prompts or _unseen(trained))), _metric(judge or _judge(trained))
+        far = recipe.prompts_of(prompts or _unseen(trained))
+        self.outside = _take(recipe, far), _metric(recipe, judge or _judge(trained))
 
     @property
     def clips(self) -> int:
@@ -114,18 +116,18 @@ def _trained_rewards(recipe: Recipe) -> Score:
                 why="it learns along the way, and its scores are comparable inside a prompt and a step only",
                 fix="give one scale with --scale to merge without judging",
             )
-    rewards = build_rewards(recipe, None, None)
+    rewards = build_rewards(recipe, student_kind(recipe).spec(recipe.student), None)
     assert rewards is not None and weights, "an objective that scores names rewards"
     trained = rewards.part(weights)
     return lambda clips, prompts: trained.total(trained.score(clips, prompts))
 
 
-def _metric(judge: str) -> Score:
+def _metric(recipe: Recipe, judge: str) -> Score:
     """The value ``NAME/VALUE`` of a metric; of ``NAME`` its ``composite``, or the first."""
     name, _, chosen = judge.partition("/")
     kind = registry.get("metrics", name)
     with guest("metric", name, kind):
-        metric = kind()
+        (metric,) = build_metrics({name: {}}, lambda: frame_rate(recipe))
     if metric.judges != "clips":
         raise UserError(
             f"the metric {name!r} judges no single clips",

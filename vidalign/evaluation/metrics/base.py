@@ -33,6 +33,10 @@ class Metric:
     class Config:
         pass
 
+    fps: float | None = None
+    """Frames a second of the clips, which a `score` with a further argument ``fps: float`` is given; whoever makes the
+    metric sets it."""
+
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
 

@@ -28,15 +28,16 @@ def by_seconds(length: int, rate: float, fps: float) -> list[int]:
     return [int(place) for place in torch.linspace(0, length - 1, count).round().tolist()]
 
 
-def fitted_size(height: int, width: int, least: int, most: int, side: int) -> tuple[int, int]:
-    """Height and width as multiples of `side`, near the given shape, with `least` to `most` pixels where that can be."""
+def fitted_size(height: int, width: int, pixels: tuple[int, int], side: int) -> tuple[int, int]:
+    """Height and width near the given ones, as multiples of `side`; pixels: the fewest and the most, as far as that
+    can be."""
+    least, most = pixels
     rows, columns = (max(side, round(length / side) * side) for length in (height, width))
+    scale = math.sqrt(height * width / (most if rows * columns > most else least))
     if rows * columns > most:
-        shrink = math.sqrt(height * width / most)
-        return tuple(max(side, math.floor(length / shrink / side) * side) for length in (height, width))  # type: ignore[return-value]
-    if rows * columns < least:
-        grow = math.sqrt(least / (height * width))
-        return tuple(math.ceil(length * grow / side) * side for length in (height, width))  # type: ignore[return-value]
+        rows, columns = (max(side, math.floor(length / scale / side) * side) for length in (height, width))
+    elif rows * columns < least:
+        rows, columns = (math.ceil(length / scale / side) * side for length in (height, width))
     return rows, columns
 
 

@@ -47,7 +47,7 @@ class Reader:
 
         pixels: the fewest and the most of a frame; grey: without colour.
         """
-        size = frames.fitted_size(*clips.shape[-2:], *pixels, self._patch * self._merged)
+        size = frames.fitted_size(clips.shape[-2], clips.shape[-1], pixels, self._patch * self._merged)
         levels = frames.in_bytes(clips, size, grey)
         if levels.shape[1] % 2:
             levels = torch.cat([levels, levels[:, -1:]], 1)
