@@ -73,13 +73,19 @@ class VideoAlignReward:
         """The files are there, or on the hub."""
         check_files(draft, cls.name, "path", "backbone")
 
-    @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str], fps: float) -> dict[str, torch.Tensor]:
         """``[B]`` under ``video_align`` for clips ``[B, F, 3, H, W]`` in [0, 1] with `fps` frames a second.
 
         A clip with a value that is not finite gets NaN. Raises `UserError` when the checkpoint cannot be loaded.
         """
-        return {self.name: self._loaded().score(clips, prompts, fps, [self.config.dimension])[self.config.dimension]}
+        return {self.name: self.parts(clips, prompts, fps, [self.config.dimension])[self.config.dimension]}
+
+    @without_gradient
+    def parts(
+        self, clips: torch.Tensor, prompts: Sequence[str], fps: float, dimensions: Sequence[Dimension] = DIMENSIONS
+    ) -> dict[str, torch.Tensor]:
+        """``[B]`` by dimension, as `score`."""
+        return self._loaded().score(clips, prompts, fps, dimensions)
 
     def _loaded(self) -> VideoReward:
         if self._judge is None:
