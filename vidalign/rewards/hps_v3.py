@@ -73,7 +73,8 @@ class HPSv3Reward:
     def parts(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """``[B]`` under ``top_share``, ``min``, ``last_quarter`` and ``sigma``, the mean spread of the frames.
 
-        clips: ``[B, F, 3, H, W]`` in [0, 1]. A clip with a value that is not finite gets NaN. Raises `UserError` when the checkpoint cannot be loaded.
+        clips: ``[B, F, 3, H, W]`` in [0, 1]. A clip with a value that is not finite gets NaN. Raises `UserError` when
+        the checkpoint cannot be loaded.
         """
         from vidalign.rewards.reward_models.shared import finite
 
