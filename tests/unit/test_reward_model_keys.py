@@ -146,9 +146,7 @@ def test_names_of_later_transformers_and_of_files_without_peft() -> None:
 
 
 def test_another_model_is_refused_by_its_first_differences() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"392 of another shape: backbone\.language_model.*, \.\.\."
-    ):
+    with pytest.raises(CheckpointError, match=r"392 of another shape: backbone\.language_model.*, \.\.\."):
         compare(ours(video_reward(rank=32)), expected(network("2B"), Lora(64, 128.0)), "a file")
     with pytest.raises(CheckpointError, match=r"392 unexpected: "):
         compare(ours(video_reward()), expected(network("2B"), None), "a file")

@@ -1,13 +1,12 @@
 """Any vision-language backbone of transformers as a discriminator: LoRA on its language layers, bias-free scalar head.
 
-AFD (arXiv 2605.26105) initialises from KlingTeam/VideoReward (Qwen2-VL-2B, LoRA of rank 64 on the language linears). A
-clip is shown as `frames` pictures in one user turn with the prompt. The head reads the last hidden state of the last
+A clip is shown as `frames` pictures in one user turn with the prompt. The head reads the last hidden state of the last
 token. The vision tower and the embeddings stay as they are. Pictures go through the processor of the backbone as 8-bit
 pixels, so scores have no gradient with respect to the clips. `afd` and any reward-driven objective can use it, `gan`
 cannot.
 
-What we changed: pictures instead of the video input, which only some backbones have. The last token instead of
-VideoReward's three special tokens; the head is new, not its `rm_head`.
+What we changed against AFD (arXiv 2605.26105), which begins from VideoReward (see `video_reward.py`): pictures instead
+of the video input, which only some backbones have; the last token instead of three special ones; a new head.
 Knobs that matter: learning_rate (5e-6; 5e-5 kills the signal), frames, rank.
 """
 
@@ -43,7 +42,8 @@ class VisionLanguage(Discriminator):
 
     def __init__(self, backbone: Any, processor: Any, config: VisionLanguageKind.Config, seed: int) -> None:
         super().__init__()
-        self.processor, self.config = processor, config
+        assert config.rank and config.alpha and config.frames and config.question, "the settings of a new head"
+        self.processor, self.frames, self.question = processor, config.frames, config.question
         self.backbone: Any = backbone.eval()
         adapter = AdapterConfig(rank=config.rank, alpha=config.alpha, targets=f"{_decoder_name(backbone)}.*")
         inject_adapters(backbone, [ADAPTER], adapter, seed)
@@ -78,12 +78,12 @@ class VisionLanguage(Discriminator):
 
     def inputs(self, clips: torch.Tensor, prompts: Sequence[str]) -> Any:
         """What the backbone reads: tokens and pixels of clips ``[B, F, 3, H, W]`` in [0, 1]."""
-        chosen = torch.linspace(0, clips.shape[1] - 1, self.config.frames).round().long().tolist()
+        chosen = torch.linspace(0, clips.shape[1] - 1, self.frames).round().long().tolist()
         pictures = (clips[:, chosen].detach().float() * 255).round().clamp(0, 255).to(torch.uint8).cpu()
         shown = [{"type": "image"} for _ in chosen]
         texts = []
         for prompt in prompts:
-            words = {"type": "text", "text": self.config.question.replace("{prompt}", prompt)}
+            words = {"type": "text", "text": self.question.replace("{prompt}", prompt)}
             turn = {"role": "user", "content": [*shown, words]}
             texts.append(self.processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True))
         images = [[Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames] for frames in pictures]

@@ -33,6 +33,7 @@ BACKBONE = ["*.json", "*.txt", "*.jinja"]
 FACTORS = ("lora_A", "lora_B")
 AT_ONCE = 64
 """Layers that are read before a file is opened anew."""
+HEAD = "head."
 LAYERS = "backbone.language_model.layers."
 
 
@@ -174,6 +175,17 @@ def fill(network: RewardNetwork, weights: Weights, lora: Lora | None, dtype: tor
         if factors and lora is not None:
             down, up = (found[factor].to(device, torch.float32) for factor in factors)
             value = value.float() + lora.scale * (up @ down)
-        value = value.to(torch.float32 if name.startswith("head.") else dtype, copy=True)
-        network.load_state_dict({name: value}, strict=False, assign=True)
+        _put(network, name, value.to(torch.float32 if name.startswith(HEAD) else dtype, copy=True))
     network.to(device)
+
+
+def fill_with_adapter(network: RewardNetwork, weights: Weights, names: Mapping[str, str]) -> None:
+    """Put the weights into a network on the meta device that has an adapter; factors and head are fp32, the rest is as
+    it is stored. names: of each of our names, that of the parameter in the network."""
+    for (name,), found in zip(((name,) for name in names), weights.read([[name] for name in names]), strict=True):
+        single = name.startswith(HEAD) or name.endswith(FACTORS)
+        _put(network, names[name], found[name].to(torch.float32 if single else found[name].dtype, copy=True))
+
+
+def _put(network: RewardNetwork, name: str, value: Tensor) -> None:
+    network.load_state_dict({name: value}, strict=False, assign=True)
