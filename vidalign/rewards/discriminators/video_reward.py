@@ -42,18 +42,14 @@ class VideoRewardDiscriminator(Discriminator):
 
     Config = VisionLanguageKind.Config
 
-    def __init__(
-        self, network: RewardNetwork, reader: Reader, norms: Any, config: VideoRewardConfig, fps: float
-    ) -> None:
+    def __init__(self, published: Published, config: VideoRewardConfig, fps: float, seed: int) -> None:
         super().__init__()
-        self.network, self.reader, self.config, self.fps = network, reader, config, fps
-        mean, std = zip(*(norms[dimension] for dimension in DIMENSIONS), strict=True)
-        self.mean, self.std = list(mean), list(std)
+        self.network, self.reader = _network(published, seed), published.reader
+        self.config, self.fps = config, fps
+        self.mean, self.std = ([published.norms[name][n] for name in DIMENSIONS] for n in range(2))
 
     @classmethod
-    def from_recipe(
-        cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int
-    ) -> VideoRewardDiscriminator:
+    def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:
         """The published network with its adapter; without weights on the meta device, where a step is planned.
 
         Raises `UserError` for files that are not VideoReward's, and for a student without a frame rate.

@@ -26,11 +26,11 @@ class Batch:
     patches: Tensor
     """``[P, C T H W]``: the pixels of the patches of all clips or pictures, normalised."""
     grid: Tensor
-    """``[B, 3]``: patches in time, height and width."""
+    """``[B, 3]``: patches in time, height and width; on the CPU, since lengths are read off it."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(*(part.to(device) for part in (self.tokens, self.mask, self.patches, self.grid)))
+        return Batch(self.tokens.to(device), self.mask.to(device), self.patches.to(device), self.grid)
 
 
 class RewardNetwork(nn.Module):
@@ -49,7 +49,7 @@ class RewardNetwork(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """``[B, T, K]``: the K outputs of the head at each of the T special tokens, in their order."""
         embeddings = self.backbone.get_input_embeddings()(batch.tokens)
-        seen = self.backbone.visual(batch.patches.to(self.backbone.visual.dtype), grid_thw=batch.grid).pooler_output
+        seen = self._seen(batch)
         shown = (batch.tokens == self.visual_token).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(shown.expand_as(embeddings), seen.to(embeddings))
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
@@ -66,6 +66,15 @@ class RewardNetwork(nn.Module):
         with torch.autocast(read.device.type, enabled=False):
             outputs: Tensor = self.head(read.to(weight.dtype))
             return outputs
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """What the vision tower says of every visual token ``[V, D]``."""
+        from transformers.vision_utils import get_vision_position_ids
+
+        eyes = self.backbone.visual
+        places = get_vision_position_ids(batch.grid, eyes.spatial_merge_size).to(batch.patches.device)
+        seen: Tensor = eyes(batch.patches.to(eyes.dtype), grid_thw=batch.grid, position_ids=places).pooler_output
+        return seen
 
 
 def preference_head(width: int) -> nn.Module:
