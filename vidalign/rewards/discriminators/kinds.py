@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vidalign.ranges import require
 from vidalign.rewards.discriminators.base import DiscriminatorConfig, DiscriminatorKind, Features
+from vidalign.rewards.reward_models.config import check_paths
 
 if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
     from vidalign.rewards.discriminators.network import Discriminator
     from vidalign.students.video import VideoStudentSpec
 
@@ -101,6 +103,13 @@ class VisionLanguageKind(DiscriminatorKind):
                 raise ValueError("frames must be at least 2: a single picture shows no motion")
             if self.question is not None and "{prompt}" not in self.question:
                 raise ValueError("question must contain {prompt}")
+
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The files are there, or on the hub."""
+        super().check(draft)
+        if draft.recipe.discriminator is not None and draft.recipe.discriminator.config is not None:
+            check_paths(draft, "discriminator", draft.recipe.discriminator.config, "path", "backbone")
 
     @classmethod
     def from_recipe(cls, config: Any, spec: VideoStudentSpec, features: Features, seed: int) -> Discriminator:

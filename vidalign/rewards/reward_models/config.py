@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vidalign.ranges import require
 from vidalign.students.hub import is_hub_id
@@ -46,10 +46,14 @@ class ModelConfig:
 def check_files(draft: Draft, plugin: str, *keys: str) -> None:
     """Refuse rewards of this plugin whose files are neither on this machine nor a name of the hub."""
     for label, choice in draft.recipe.rewards.items():
-        if choice.name != plugin or choice.config is None:
-            continue
-        for key in keys:
-            path = getattr(choice.config, key)
-            if not Path(path).exists() and not is_hub_id(path):
-                what, where = f"there is no {path!r}", f"rewards.{label}.{key}"
-                draft.refuse(what, where, "it is neither on this machine nor a name of the hub, OWNER/NAME")
+        if choice.name == plugin and choice.config is not None:
+            check_paths(draft, f"rewards.{label}", choice.config, *keys)
+
+
+def check_paths(draft: Draft, section: str, config: Any, *keys: str) -> None:
+    """Refuse the settings of a section that name files which are neither on this machine nor a name of the hub."""
+    for key in keys:
+        path = getattr(config, key)
+        if path is not None and not Path(path).exists() and not is_hub_id(path):
+            why, fix = "it is neither on this machine nor a name of the hub", "give a folder, a file or OWNER/NAME"
+            draft.refuse(f"there is no {path!r}", f"{section}.{key}", why, fix)
