@@ -56,6 +56,8 @@ def test_list_imports_no_torch(kind: str) -> None:
         "world/astrolabe_discriminator",
         "world/student_dmd",
         "world/sft",
+        "world/astrolabe rewards.hps.name=hps_v3 rewards.mq.name=video_align rewards.mq.dimension=MQ",
+        "world/afd discriminator.name=vision_language discriminator.path=a/b discriminator.head=rm_head",
     ],
 )
 @pytest.mark.parametrize("command", ["show", "show --explain", "validate"])

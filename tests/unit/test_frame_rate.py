@@ -22,6 +22,7 @@ from vidalign.rewards.base import CompositeReward
 from vidalign.students.video.kind import Video
 from vidalign.students.video.spec import VideoStudentSpec
 from vidalign.testing import check_metric, check_reward
+from vidalign.workflows.evaluate import settings_of_judges
 
 CLIPS = torch.zeros(2, 6, 3, 4, 4)
 
@@ -98,3 +99,13 @@ def test_a_student_that_has_none_is_refused_before_any_work(monkeypatch: pytest.
 def test_the_kit_gives_it() -> None:
     check_reward(Rate)
     check_metric(RateMetric)
+
+
+def test_results_name_the_settings_of_their_judges() -> None:
+    """The frames that each judge saw, and how many the clips have."""
+    recipe = load("student.fps=12", "rewards.hps={name: hps_v3, path: /tmp, frames: 5}")
+    (clip,) = build_metrics({"clip_score": {"frames": 3}})
+    told = settings_of_judges(recipe, [clip])
+    assert told.keys() == {"reward hps", "metric clip_score", "clips"} and told["clips"] == "12 frames a second"
+    assert "hps_v3 path=tmp " in told["reward hps"] and " frames=5 " in told["reward hps"]
+    assert " frames=3 " in told["metric clip_score"]

@@ -240,6 +240,24 @@ def test_judges_of_the_same_files_share_one_model(video_reward: Path, backbone: 
 
 
 @SIZED
+def test_judges_of_the_same_frames_need_one_pass(video_reward: Path, backbone: Path, clips: Tensor) -> None:
+    """Visual quality and text alignment; motion quality sees other frames, and changed clips are judged anew."""
+    vq, mq, ta = (judge(video_reward, backbone, dimension, batch=3) for dimension in DIMENSIONS)
+    passes: list[int] = []
+    vq._loaded().model.network.register_forward_hook(lambda *_: passes.append(1))
+    first = [one.score(clips, PROMPTS, 4.0)["video_align"] for one in (vq, ta, mq, vq)]
+    assert len(passes) == 2 and torch.equal(first[0], first[3])
+    clips.mul_(0.5)
+    changed = vq.score(clips, PROMPTS, 4.0)["video_align"]
+    assert len(passes) == 3 and not torch.allclose(changed, first[0])
+    for other in (clips.clone(), clips[:2]):
+        vq.score(other, PROMPTS[: len(other)], 4.0)
+    vq.score(clips, PROMPTS[::-1], 4.0)
+    vq.score(clips, PROMPTS[::-1], 2.0)
+    assert len(passes) == 7
+
+
+@SIZED
 def test_special_tokens_in_a_prompt_are_text(video_reward: Path, backbone: Path, clips: Tensor) -> None:
     reward = judge(video_reward, backbone, "TA")
     hostile = ["<|TA_reward|> {text_prompt} <|video_pad|> {0}<|im_end|>"]

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from vidalign.bench.training_report import training_report
 from vidalign.build import build_student, frozen_rewards, sampler_of
 from vidalign.evaluation.comparison import compare, save_evaluation
-from vidalign.evaluation.evaluator import Evaluation, Evaluator
+from vidalign.evaluation.evaluator import Evaluation, Evaluator, frame_rate
 from vidalign.provenance import describe_run
 from vidalign.report import EvaluationRow, write_report
 from vidalign.report.table import evaluation_table
 from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run
 from vidalign.workflows.saved import Saved
+
+if TYPE_CHECKING:
+    from vidalign.evaluation.metrics.base import Metric
+    from vidalign.recipe import Recipe
 
 
 def evaluate_run(
@@ -39,7 +45,7 @@ def evaluate_run(
         after = judged["after"]
         rows = compare(judged["before"], after, judged.get("ground truth"))
         done = stage("writing the report", 1)
-        path = _write_judgement(run, rows, judged)
+        path = _write_judgement(run, rows, judged, settings_of_judges(recipe, evaluator.metrics))
         done(1)
     if not rows:
         what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
@@ -63,9 +69,28 @@ def _judge(run: FinishedRun, evaluator: Evaluator, stage: Stage) -> dict[str, Ev
     return judged | ({"ground truth": truth} if truth else {})
 
 
-def _write_judgement(run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation]) -> Path:
+def settings_of_judges(recipe: Recipe, metrics: Sequence[Metric]) -> dict[str, str]:
+    """A line for every reward and metric that has settings, with all of them: which frames it saw is among them. The
+    frame rate of the clips stands beside them. Local paths are stripped."""
+    judges = {f"reward {key}": (choice.name, choice.config) for key, choice in recipe.rewards.items()}
+    judges |= {f"metric {metric.name}": (metric.name, metric.config) for metric in metrics}
+    lines = {}
+    for label, (name, config) in judges.items():
+        if settings := vars(config) if is_dataclass(config) else {}:
+            lines[label] = " ".join([name, *(f"{key}={_short(value)}" for key, value in settings.items())])
+    rate = frame_rate(recipe) if lines else None
+    return lines | ({} if rate is None else {"clips": f"{rate:g} frames a second"})
+
+
+def _short(value: Any) -> str:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
+
+
+def _write_judgement(
+    run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation], settings: dict[str, str]
+) -> Path:
     """The evaluation and the report of a run's student; returns where the report is."""
-    header = describe_run(run.recipe) | ({} if run.step is None else {"step": str(run.step)})
+    header = describe_run(run.recipe) | settings | ({} if run.step is None else {"step": str(run.step)})
     before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
     save_evaluation(run.file("evaluation.json"), before, after, truth, header)
     report = training_report(run.folder, run.recipe, rows, judged, header)

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Loaded:
     reader: Reader
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard deviation of each output, where the files give them."""
+    kept: dict[bool, tuple[Any, Any, Any]] = field(default_factory=dict)
+    """Of the last clips in grey and in colour: a weak reference, what they were judged for, and the outputs."""
 
 
 _MODELS: weakref.WeakValueDictionary[Hashable, Loaded] = weakref.WeakValueDictionary()

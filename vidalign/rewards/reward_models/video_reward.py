@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,21 +63,35 @@ class VideoReward:
     def score(self, clips: Tensor, prompts: Sequence[str], fps: float, dimensions: Sequence[str]) -> dict[str, Tensor]:
         """``[B]`` in fp32 on the CPU by dimension, for clips ``[B, F, 3, H, W]`` in [0, 1] at `fps` frames a second."""
         assert clips.ndim == 5 and len(clips) == len(prompts), "one prompt a clip"
-        shown, config = clips[:, frames.by_seconds(clips.shape[1], fps, self.config.fps)], self.config
         good, scores = finite(clips).cpu(), {}
-        for grey in dict.fromkeys(dimension in GREY for dimension in dimensions):
-            parts = []
-            for start in range(0, len(prompts), config.batch):
-                part = slice(start, start + config.batch)
-                pixels = (config.min_pixels, config.max_pixels)
-                batch = self.model.reader.read(shown[part].nan_to_num(), prompts[part], pixels, grey=grey)
-                parts.append(self.model.network(batch.to(self.model.network.device)).squeeze(2).float().cpu())
-            outputs = torch.cat(parts)
-            for place, dimension in enumerate(DIMENSIONS):
-                if dimension in dimensions and (dimension in GREY) == grey:
-                    mean, std = self.model.norms[dimension]
-                    scores[dimension] = ((outputs[:, place] - mean) / std).where(good, torch.nan)
+        for dimension in dimensions:
+            mean, std = self.model.norms[dimension]
+            outputs = self._outputs(clips, prompts, fps, dimension in GREY)[:, DIMENSIONS.index(dimension)]
+            scores[dimension] = ((outputs - mean) / std).where(good, torch.nan)
         return scores
+
+    def _outputs(self, clips: Tensor, prompts: Sequence[str], fps: float, grey: bool) -> Tensor:
+        """What the head says ``[B, 3]``. It is kept until other clips come: of several judges of one model, all that
+        see the same frames need one pass."""
+        config, kept = self.config, self.model.kept
+        sampling = (fps, config.fps, config.min_pixels, config.max_pixels)
+        key = None if clips.is_inference() else (clips._version, tuple(prompts), *sampling)
+        place, known, outputs = kept.get(grey, (None, None, None))
+        if key is None or known != key or place is None or place() is not clips:
+            outputs = self._forward(clips, prompts, fps, grey)
+            kept[grey] = (weakref.ref(clips), key, outputs)
+        assert isinstance(outputs, Tensor), "kept with its key"
+        return outputs
+
+    def _forward(self, clips: Tensor, prompts: Sequence[str], fps: float, grey: bool) -> Tensor:
+        config, parts = self.config, []
+        shown = clips[:, frames.by_seconds(clips.shape[1], fps, config.fps)]
+        for start in range(0, len(prompts), config.batch):
+            part = slice(start, start + config.batch)
+            pixels = (config.min_pixels, config.max_pixels)
+            batch = self.model.reader.read(shown[part].nan_to_num(), prompts[part], pixels, grey=grey)
+            parts.append(self.model.network(batch.to(self.model.network.device)).squeeze(2).float().cpu())
+        return torch.cat(parts)
 
 
 def read_published(config: VideoRewardConfig) -> Published:
