@@ -155,6 +155,17 @@ def test_scores_are_those_of_the_published_forward(
 
 
 @SIZED
+def test_half_precision_rounds_the_backbone_alone(video_reward: Path, backbone: Path, clips: Tensor) -> None:
+    single = judge(video_reward, backbone, "TA").score(clips, PROMPTS, 4.0)["video_align"]
+    half = judge(video_reward, backbone, "TA", dtype="bfloat16")
+    found = half.score(clips.double(), PROMPTS, 4.0)["video_align"]
+    assert found.dtype == torch.float32 and 0 < (found - single).abs().max() < 0.1
+    network = half._loaded().model.network
+    assert network.head.weight.dtype == torch.float32 and network.backbone.dtype == torch.bfloat16
+    assert network.backbone.language_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@SIZED
 def test_the_frame_rate_chooses_the_frames(video_reward: Path, backbone: Path, clips: Tensor) -> None:
     reward = judge(video_reward, backbone)
     at = {rate: reward.score(clips, PROMPTS, rate)["video_align"] for rate in (2.0, 4.0, 8.0)}

@@ -29,7 +29,8 @@ SETTINGS = "model_config.json"
 WHOLE, ADAPTER, REST = "model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth"
 VIDEO_REWARD = [SETTINGS, f"checkpoint-*/{WHOLE}", f"checkpoint-*/{ADAPTER}", f"checkpoint-*/{REST}"]
 """Files of the published folder that are read."""
-BACKBONE = ["*.json", "*.txt", "*.jinja"]
+BACKBONE = ["*.safetensors", "*.index.json"]
+"""Files of the backbone that an adapter needs."""
 FACTORS = ("lora_A", "lora_B")
 AT_ONCE = 64
 """Layers that are read before a file is opened anew."""
@@ -84,14 +85,18 @@ def folder_of(path: str, patterns: Sequence[str], revision: str = "main") -> Pat
     return repository_folder(path, list(patterns), revision) if is_hub_id(path) else Path(path)
 
 
-def open_video_reward(folder: Path, backbone: Path) -> Weights:
-    """The weights in a published folder of VideoReward, of the latest step. Raises `CheckpointError`."""
+def open_video_reward(folder: Path, backbone: str) -> Weights:
+    """The weights in a published folder of VideoReward, of the latest step; backbone: read for an adapter only.
+
+    Raises `CheckpointError` for a folder that holds none.
+    """
     steps = sorted(folder.glob("checkpoint-*"), key=lambda step: (len(step.name), step.name))
     home = steps[-1] if steps else folder
     if (home / WHOLE).is_file():
         return Weights([open_checkpoint(home / WHOLE)])
     if (home / ADAPTER).is_file() and (home / REST).is_file():
-        return Weights([open_checkpoint(backbone), open_checkpoint(home / REST), open_checkpoint(home / ADAPTER)])
+        base = open_checkpoint(folder_of(backbone, BACKBONE))
+        return Weights([base, open_checkpoint(home / REST), open_checkpoint(home / ADAPTER)])
     raise CheckpointError(
         "no weights of VideoReward",
         where=str(home),

@@ -14,7 +14,6 @@ from torch import Tensor
 from vidalign.errors import CheckpointError
 from vidalign.rewards.reward_models import frames
 from vidalign.rewards.reward_models.loading import (
-    BACKBONE,
     SETTINGS,
     VIDEO_REWARD,
     Lora,
@@ -102,7 +101,7 @@ def read_published(config: VideoRewardConfig) -> Published:
     _check_settings(sections, config, where)
     lora, norms = _lora(sections.get("peft_lora_config", {}), where), _norms(sections, where)
     backbone, reader = open_backbone(config.backbone, "video", "video_reward", TOKENS)
-    return Published(backbone, reader, open_video_reward(folder, folder_of(config.backbone, BACKBONE)), lora, norms)
+    return Published(backbone, reader, open_video_reward(folder, config.backbone), lora, norms)
 
 
 def _load(config: VideoRewardConfig) -> Loaded:
