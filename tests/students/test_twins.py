@@ -63,7 +63,7 @@ def test_a_twin_is_the_same_recipe(name: str) -> None:
     twin, sizes = (
         load_recipe(name).plain(),
         re.compile(
-            r"path|rank|alpha|frames|group_size|anchors|steps|max_steps|prompts\w*|micro_batch|learning_rate|save_every|eval_every|"
+            r"path|backbone|min_pixels|max_pixels|rank|alpha|frames|group_size|anchors|steps|max_steps|prompts\w*|micro_batch|learning_rate|save_every|eval_every|"
             r"count|rollouts|max_new_tokens|model|buffer|block|checkpointing|precision|frozen_precision|dtype|tensorboard|clips_every|start"
         ),
     )
