@@ -74,6 +74,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "pick_score": "vidalign.rewards.pick_score:PickScore",
         "text_alignment": "vidalign.worlds.video.rewards:TextAlignment",
         "visual_quality": "vidalign.worlds.video.rewards:VisualQuality",
+        "vlm_judge": "vidalign.rewards.vlm_judge:VLMJudge",
     },
     "discriminators": {
         "spatiotemporal": "vidalign.rewards.discriminators.kinds:SpatioTemporalKind",
@@ -89,6 +90,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "motion": "vidalign.worlds.video.metrics:Motion",
         "pick_score": "vidalign.evaluation.metrics.of_rewards:PickScore",
         "quarters": "vidalign.worlds.video.metrics:Quarters",
+        "vlm_judge": "vidalign.evaluation.metrics.of_rewards:Judge",
         "world_auditor": "vidalign.worlds.video.metrics:WorldAuditor",
         "world_scorer": "vidalign.worlds.video.metrics:WorldScorer",
     },

@@ -16,7 +16,7 @@ TABLE = "registry.py"
 """The one file outside the worlds that names them: as text, in its table of built-in plugins."""
 LAYERS = (
     ("errors", "deferred", "ranges", "version"),
-    ("registry", "guest", "reading", "owner", "quiet"),
+    ("registry", "guest", "reading", "owner", "quiet", "requests"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),
     ("recipe", "plugins"),

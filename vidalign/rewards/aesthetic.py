@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from vidalign.errors import UserError, first_line
 from vidalign.rewards.clip_score import ClipConfig, ClipReward
-from vidalign.rewards.pretrained import Resting
+from vidalign.rewards.pretrained import Resting, settings_of
+
+if TYPE_CHECKING:
+    from vidalign.recipe.draft import Draft
 
 FIX = "give the file sac+logos+ava1-l14-linearMSE.pth of LAION's improved aesthetic predictor"
 HIDDEN = {0: 1024, 2: 128, 4: 64, 6: 16, 7: 1}
@@ -34,14 +37,22 @@ class Aesthetic(ClipReward):
         head: str = "sac+logos+ava1-l14-linearMSE.pth"
         """File with the layers on top, as published or as safetensors."""
 
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """The file with the layers is there."""
+        for key, config in settings_of(draft, cls.name):
+            if not Path(config.head).is_file():
+                draft.refuse("the layers cannot be read", f"{key}.head", f"there is no file {config.head}", FIX)
+
     def load(self) -> torch.nn.Module:
         key = "aesthetic.head"
         tensors = _tensors(Path(self.config.head), key)
         clip: Any = super().load()
-        head = predictor(int(clip.config.projection_dim))
+        with torch.device("meta"):  # random weights would draw from the global generator
+            head = predictor(int(clip.config.projection_dim))
         if wrong := _differences(head, tensors):
             raise UserError("the layers do not fit", where=f"{key}: {self.config.head}", why=wrong, fix=FIX)
-        head.load_state_dict({name.removeprefix("layers."): value.float() for name, value in tensors.items()})
+        head.load_state_dict({name.removeprefix("layers."): v.clone() for name, v in tensors.items()}, assign=True)
         self._head = Resting(head, self.config)
         network: torch.nn.Module = clip
         return network

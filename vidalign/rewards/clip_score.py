@@ -24,8 +24,6 @@ class ClipConfig(FrameConfig):
 
     model: str = "openai/clip-vit-base-patch32"
     """A folder written by `save_pretrained`, or a name on the Hugging Face hub."""
-    revision: str = "main"
-    """Commit or branch on the hub; a commit pins the numbers. A folder has none."""
 
 
 class ClipReward(FrameReward):
@@ -42,7 +40,7 @@ class ClipReward(FrameReward):
         from transformers import CLIPModel, CLIPProcessor
 
         config, key = self.config, f"{self.name}.model"
-        model: torch.nn.Module = load_checked(CLIPModel, config.model, config.revision, key, "clip")
+        model: torch.nn.Module = load_checked(CLIPModel, config.model, config, key, "clip")
         self.processor = load_processor(CLIPProcessor, self.processor_name, config.revision, key)
         return model
 

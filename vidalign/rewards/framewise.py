@@ -15,14 +15,14 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
-from vidalign.rewards.pretrained import PretrainedConfig, Resting
+from vidalign.rewards.pretrained import Checkpoint, Resting
 
 Pooling = Literal["mean", "min", "top_share", "last_quarter"]
 
 
 @dataclass
-class FrameConfig(PretrainedConfig):
-    """Which frames are judged, and how their scores are pooled."""
+class FrameConfig(Checkpoint):
+    """Which frames are judged by a pretrained model, and how their scores are pooled."""
 
     frames: int = 8
     """Frames judged of every clip, evenly spaced from the first to the last; 0 judges all."""

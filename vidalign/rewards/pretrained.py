@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,8 @@ from vidalign.quiet import no_bars
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vidalign.recipe.draft import Draft
 
 
 @dataclass
@@ -43,6 +46,23 @@ class PretrainedConfig:
         return chosen
 
 
+@dataclass
+class Checkpoint(PretrainedConfig):
+    """A model of transformers, and where it lies."""
+
+    model: str = ""
+    """A folder written by `save_pretrained`, or a name on the Hugging Face hub."""
+    revision: str = "main"
+    """Commit or branch on the hub; a commit pins the numbers. A folder has none."""
+
+
+def settings_of(draft: Draft, name: str) -> Iterator[tuple[str, Any]]:
+    """Key and settings of every reward of a recipe that is the plugin `name`."""
+    for key, choice in draft.recipe.rewards.items():
+        if choice.name == name and choice.config is not None:
+            yield f"rewards.{key}", choice.config
+
+
 class Resting:
     """A frozen network on the device of its settings, or brought there for as long as it is used."""
 
@@ -61,21 +81,24 @@ class Resting:
         return self.weights.resident()
 
 
-def load_checked(kind: Any, name: str, revision: str, key: str, model_type: str) -> Any:
-    """A model of the transformers class `kind` in float32, every weight from its checkpoint.
+def load_checked(kind: Any, name: str, settings: Checkpoint, key: str, model_type: str = "") -> Any:
+    """A model of the transformers class `kind` in the type of the settings, every weight from its checkpoint.
 
-    key: of the recipe, for errors. Raises `UserError` for a checkpoint of another type of model, or one that lacks a
-    weight or has it in another shape, naming the first.
+    key: of the recipe, for errors. Raises `UserError` for a checkpoint of another type of model, where one is asked
+    for, or one that lacks a weight or has it in another shape, naming the first.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type != model_type:
+        config = AutoConfig.from_pretrained(name, revision=settings.revision)
+        if model_type and config.model_type != model_type:
             raise ValueError(f"it holds a model of type {config.model_type!r}, not {model_type!r}")
         with no_bars("transformers"):
-            model, report = kind.from_pretrained(name, revision=revision, dtype=torch.float32, output_loading_info=True)
+            dtype = getattr(torch, settings.dtype)
+            model, report = kind.from_pretrained(
+                name, revision=settings.revision, dtype=dtype, output_loading_info=True
+            )
         absent = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
         if absent:  # transformers fills them with random numbers
             raise ValueError(f"{len(absent)} weights are missing or of another shape, first {absent[0]!r}")

@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 import torch
 
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.rewards import aesthetic, clip_score, motion, pick_score
+from vidalign.rewards import aesthetic, clip_score, motion, pick_score, vlm_judge
 
 
 class RewardMetric(Metric):
     """What a reward says of finished clips: its score under ``score``, and what it logs beside it."""
 
     reward: ClassVar[Any]
+
+    def __init_subclass__(cls) -> None:
+        setattr(cls, "Config", cls.reward.Config)  # noqa: B010
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -26,14 +29,31 @@ class RewardMetric(Metric):
         return {"score": values.pop(self.reward.name), **values}
 
 
-def metric_of(reward: Any, *, version: str = "1", name: str = "") -> type[RewardMetric]:
-    """The metric of a reward that judges clips. version: of its numbers, see `Metric.version`; name: where that of the
-    reward is taken by another metric."""
-    parts = {"name": name or reward.name, "version": version, "reward": reward, "Config": reward.Config}
-    return type(reward.__name__, (RewardMetric,), {**parts, "__doc__": reward.__doc__, "__module__": __name__})
+class ClipScore(RewardMetric):
+    """CLIP score of frames, in [0, 100]: how well they fit the prompt."""
+
+    name, version, reward = "clip_score", "2", clip_score.ClipScoreReward
 
 
-ClipScore = metric_of(clip_score.ClipScoreReward, version="2")
-PickScore = metric_of(pick_score.PickScore)
-Aesthetic = metric_of(aesthetic.Aesthetic)
-Motion = metric_of(motion.MotionReward, name="flow_motion")
+class PickScore(RewardMetric):
+    """PickScore of frames: which pictures people prefer for the prompt."""
+
+    name, reward = "pick_score", pick_score.PickScore
+
+
+class Aesthetic(RewardMetric):
+    """Rating of frames by LAION's aesthetic predictor, about 1 to 10."""
+
+    name, reward = "aesthetic", aesthetic.Aesthetic
+
+
+class Motion(RewardMetric):
+    """Amount and smoothness of motion by block matching, for prompts of any kind."""
+
+    name, reward = "flow_motion", motion.MotionReward
+
+
+class Judge(RewardMetric):
+    """What a vision-language model says of the frames of a clip, asked a question of one's own."""
+
+    name, reward = "vlm_judge", vlm_judge.VLMJudge
