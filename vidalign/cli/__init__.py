@@ -28,6 +28,7 @@ from vidalign.cli import (
     merge,
     plan,
     prepare,
+    rewards,
     sample,
     show,
     train,
@@ -74,6 +75,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(rewards.rewards, name="rewards")
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
