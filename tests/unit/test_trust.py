@@ -143,7 +143,6 @@ def test_a_set_of_rewards_that_rank_alike_is_named() -> None:
     ("arguments", "message"),
     [
         (["world/sft", "rewards={}"], "there is no reward to check"),
-        (["world/afd"], "there is no reward to check"),
         (["tokens/opd", "rewards={exact_match: 1}"], "there is no reward to check"),
         (["world/astrolab"], "nearest"),
     ],
