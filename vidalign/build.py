@@ -119,7 +119,7 @@ def build_prompts(recipe: Recipe) -> PromptSource:
     """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
     source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
-        if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
+        if problem := unscored(weighted(objective, recipe), source.questions()):
             raise RecipeError([problem])
     return source
 
@@ -163,7 +163,7 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         return None
     rewards = {}
     for name, choice in recipe.rewards.items():
-        kind = registry.get("rewards", name)
+        kind = registry.get("rewards", choice.name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
         with guest("reward", name, kind):
             made = kind.from_recipe(recipe, spec, features) if trainable else _made(kind, choice.config)
@@ -172,8 +172,8 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         rewards[name] = guarded("reward", name, made, REWARD_CALLS)
     usual = recipe.trainer.reward_timeout
     seconds = {name: usual if one.timeout is None else one.timeout for name, one in recipe.rewards.items()}
-    then = recipe.trainer.on_reward_timeout
-    return CompositeReward(rewards, recipe.reward_weights, seconds=seconds, on_timeout=then)
+    plugins, then = {name: one.name for name, one in recipe.rewards.items()}, recipe.trainer.on_reward_timeout
+    return CompositeReward(rewards, recipe.reward_weights, plugins=plugins, seconds=seconds, on_timeout=then)
 
 
 def _made(kind: Any, config: Any) -> Any:

@@ -180,26 +180,29 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     return [problem for i, problem in enumerate(problems) if problem not in problems[:i]]
 
 
-def _weight_alone(choice: RewardChoice) -> float | None:
+def _weight_alone(key: str, choice: RewardChoice) -> float | None:
     """The weight of a reward that has no other setting than its defaults: its short form."""
     config = None if choice.config is None else type(choice.config)
     try:
-        usual = choice.timeout is None and (config is None or choice.config == config())
+        usual = choice.name == key and choice.timeout is None and (config is None or choice.config == config())
     except TypeError:  # a setting without default
         usual = False
     return choice.weight if usual else None
 
 
+def _short(key: str, value: Any) -> Any:
+    weight = _weight_alone(key, value) if isinstance(value, RewardChoice) else None
+    return _plain(value) if weight is None else weight
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, RewardChoice) and (short := _weight_alone(value)) is not None:
-        return short
     if isinstance(value, Choice):
         own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
         return {**own, **_plain(value.config)}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _short(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
