@@ -22,6 +22,7 @@ from vidalign.engine.blueprint import STUDENT, Blueprint
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import RecipeError
+from vidalign.evaluation.evaluator import build_metrics
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
@@ -67,6 +68,23 @@ def student_kind(recipe: Recipe) -> type[StudentKind[Any, Any]]:
     """The kind of student that a recipe trains."""
     kind: type[StudentKind[Any, Any]] = registry.get("students", recipe.student.name)
     return kind
+
+
+def preflight(recipe: Recipe) -> None:
+    """Ask the rewards and metrics with a class method ``preflight(config)``, before any work, whether they can judge.
+
+    Raises the `UserError` of the first that cannot.
+    """
+    for name, choice in recipe.rewards.items():
+        kind = registry.get("rewards", choice.name)
+        if hasattr(kind, "preflight"):
+            with guest("reward", name, kind):
+                kind.preflight(choice.config)
+    metrics = {name: registry.get("metrics", name) for name in recipe.evaluation.metrics or {}}
+    asked = [name for name, kind in metrics.items() if hasattr(kind, "preflight")]
+    for metric in build_metrics({name: (recipe.evaluation.metrics or {})[name] for name in asked}):
+        with guest("metric", metric.name, metric):
+            metrics[metric.name].preflight(metric.config)
 
 
 def build_student(recipe: Recipe) -> Student[Any]:
@@ -119,7 +137,7 @@ def build_prompts(recipe: Recipe) -> PromptSource:
     """The prompt of sample n of a run. Raises `RecipeError` for a prompt that no reward can score."""
     source = open_source(recipe.training_prompts, recipe.seed, recipe.trainer.prompts_per_step)
     for objective in recipe.objectives.values() or [recipe.objective]:
-        if problem := unscored(weighted(objective, recipe.reward_weights), source.questions()):
+        if problem := unscored(weighted(objective, recipe), source.questions()):
             raise RecipeError([problem])
     return source
 
@@ -163,7 +181,7 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         return None
     rewards = {}
     for name, choice in recipe.rewards.items():
-        kind = registry.get("rewards", name)
+        kind = registry.get("rewards", choice.name)
         trainable = isinstance(kind, type) and issubclass(kind, TrainableReward)
         with guest("reward", name, kind):
             made = kind.from_recipe(recipe, spec, features) if trainable else _made(kind, choice.config)
@@ -172,8 +190,8 @@ def build_rewards(recipe: Recipe, spec: Any, features: PromptFeatures | None) ->
         rewards[name] = guarded("reward", name, made, REWARD_CALLS)
     usual = recipe.trainer.reward_timeout
     seconds = {name: usual if one.timeout is None else one.timeout for name, one in recipe.rewards.items()}
-    then = recipe.trainer.on_reward_timeout
-    return CompositeReward(rewards, recipe.reward_weights, seconds=seconds, on_timeout=then)
+    plugins, then = {name: one.name for name, one in recipe.rewards.items()}, recipe.trainer.on_reward_timeout
+    return CompositeReward(rewards, recipe.reward_weights, plugins=plugins, seconds=seconds, on_timeout=then)
 
 
 def _made(kind: Any, config: Any) -> Any:
@@ -242,6 +260,7 @@ def build_context(
     gone before the student is built. samples: see `training_prompts`.
     """
     distributed.setup(single=recipe.engine.name == "deepspeed")
+    preflight(recipe)
     device, prompts, features = distributed.device(), build_prompts(recipe), prompt_features(recipe)
     if features is not None:
         features.prepare(asked_prompts(recipe, prompts, samples))

@@ -115,3 +115,40 @@ def test_a_reward_has_a_limit_of_its_own() -> None:
     assert hasty is not None
     with pytest.raises(PluginError, match=r"'slow' takes longer than 0\.001 s"):
         hasty.score(clips, ["a"])
+
+
+def test_a_key_of_ones_own_names_the_plugin_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Scores, weights and errors bear the key; two keys may name one plugin."""
+    two = ["rewards.fine={name: scaled, path: a, factor: 0.25}", "rewards.coarse={name: scaled, path: b, weight: 3}"]
+    recipe = load(*two)
+    rewards = build_rewards(recipe, None, None)
+    assert rewards is not None and rewards.weights == {"fine": 1.0, "coarse": 3.0}
+    scores = rewards.score(torch.zeros(2, 1, 3, 2, 2), ["a", "b"])
+    assert {name: values.tolist() for name, values in scores.items()} == {"fine": [0.25] * 2, "coarse": [1.0] * 2}
+    assert rewards.total(scores).tolist() == [(0.25 + 3.0) / 4] * 2
+    assert rewards.part({"coarse": 1.0}).score(torch.zeros(1, 1, 3, 2, 2), ["a"])["coarse"].tolist() == [1.0]
+    file = tmp_path_factory.mktemp("named") / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(file).plain() == recipe.plain()
+    assert load("rewards.late={name: slow}").plain()["rewards"]["late"]["name"] == "slow", (
+        "the key alone says not which"
+    )
+    late = build_rewards(load("rewards.late={name: slow, timeout: 0.001}", "trainer.on_reward_timeout=nan"), None, None)
+    assert late is not None
+    with pytest.warns(UserWarning, match="the reward 'late' takes longer"):
+        assert late.score(torch.zeros(1, 1, 3, 2, 2), ["a"])["late"].isnan().all()
+
+
+def test_a_reward_with_another_name_is_replaced_as_a_whole() -> None:
+    first = "rewards.judge={name: scaled, path: a, factor: 0.25, weight: 2}"
+    assert load(first, "rewards.judge.factor=3").rewards["judge"].config == Scaled.Config("a", 3.0)
+    base = ["rewards.text_alignment.name=scaled", "rewards.text_alignment.path=b"]
+    assert load_recipe("world/astrolabe", base).rewards["text_alignment"].config == Scaled.Config("b", 1.0)
+
+
+def test_mistakes_of_a_named_reward_bear_its_key() -> None:
+    assert "unknown key 'rewards.judge.pat' - override 2 - did you mean 'path'?" in told(
+        "rewards.judge={name: scaled, pat: a}"
+    )
+    assert "'scalde' is not among the rewards" in told("rewards.judge={name: scalde}")
+    assert "'discriminator' has another key, 'judge'" in told("rewards.judge={name: discriminator}")

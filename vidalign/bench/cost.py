@@ -30,7 +30,7 @@ def step_costs(recipe: Recipe) -> Iterator[Cost]:
     """Cost of step 0, 1, ... without end; raises `UserError` when the objective does not declare it."""
     objective = build_objective(recipe)
     chunks, sampler, _ = student_kind(recipe).sizes(recipe.student, recipe.data.frames)
-    kinds = {name: registry.get("rewards", name) for name in recipe.rewards}
+    kinds = {name: registry.get("rewards", choice.name) for name, choice in recipe.rewards.items()}
     learning = {n: kind for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, TrainableReward)}
     counted: dict[int, Cost] = {}
 

@@ -30,6 +30,7 @@ from vidalign.cli import (
     prepare,
     rewards,
     sample,
+    serve,
     show,
     train,
     validate,
@@ -72,6 +73,7 @@ app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bench.bench, name="bench")

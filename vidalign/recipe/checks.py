@@ -116,11 +116,16 @@ def _fit(draft: Draft) -> None:
 def _rewards(draft: Draft) -> None:
     rewards, needs = draft.recipe.rewards, draft.needs
     makes = getattr(_plugin(draft, "students", draft.recipe.student.name), "makes", "")
-    for name in rewards:
-        path = f"rewards.{name}"
-        judges = getattr(_plugin(draft, "rewards", name, path), "judges", "")
+    for name, choice in rewards.items():
+        if not choice.name:
+            continue  # reported where it was read
+        path, kind = f"rewards.{name}", _plugin(draft, "rewards", choice.name, f"rewards.{name}")
+        judges = getattr(kind, "judges", "")
         if judges and makes and judges != makes:
             draft.refuse(f"the reward {name!r} cannot judge {makes}", path, f"it judges {judges}", "delete it")
+        if hasattr(kind, "role") and choice.name != name:  # what learns has one network, one section, one checkpoint
+            why = "a reward that learns has one network, which is saved under the name of its plugin"
+            draft.refuse(f"{choice.name!r} has another key, {name!r}", path, why, f"call it {choice.name}")
     if needs is not None and needs.rewards and not rewards and draft.sound("rewards"):
         known, why = ", ".join(registry.names("rewards")), f"{draft.recipe.objective.name!r} needs one"
         draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
@@ -138,8 +143,8 @@ def _teacher(draft: Draft) -> None:
     if offers is None:
         return  # reported where it was read
     required = {needs.teacher: repr(objective)} if needs is not None and needs.teacher else {}
-    for name in draft.recipe.rewards:
-        if offer := getattr(_plugin(draft, "rewards", name), "teacher_offers", ""):
+    for name, choice in draft.recipe.rewards.items():
+        if offer := getattr(_plugin(draft, "rewards", choice.name), "teacher_offers", ""):
             required.setdefault(offer, f"the {name}")
     for offer, who in required.items():
         if offer not in offers:
@@ -191,7 +196,7 @@ def _chosen(draft: Draft, kind: str) -> Iterator[tuple[str, str]]:
     """(key, name) of the plugins of a kind that the recipe chooses."""
     recipe = draft.recipe
     if kind == "rewards":
-        yield from ((f"rewards.{name}", name) for name in recipe.rewards)
+        yield from ((f"rewards.{name}", choice.name) for name, choice in recipe.rewards.items() if choice.name)
         return
     section = kind.removesuffix("s")
     chosen = getattr(recipe, section)

@@ -1,8 +1,8 @@
 """From a name to one tree: the file, its `base:` parents (at most two) and the overrides, merged.
 
 Mappings merge key by key, everything else replaces, an empty mapping too. `~key` deletes what a parent wrote. A
-section that chooses a plugin is replaced as a whole when its `name` changes: the parent's settings are another
-plugin's.
+section that chooses a plugin, one of the rewards too, is replaced as a whole when its `name` changes: the parent's
+settings are another plugin's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def merge(below: Node, above: Node, choices: dict[str, str], problems: list[Prob
     if path in PROMPTS and isinstance(below.value, str):
         below = _long_form(below)
     entries = dict(below.value) if isinstance(below.value, dict) else {}
-    if (path in choices or path in PROMPTS) and _renamed(entries, above.value, choices.get(path, "")):
+    section, _, label = path.partition(".")
+    usual = {**choices, path: label} if section == "rewards" and label and "." not in label else choices
+    if (path in usual or path in PROMPTS) and _renamed(entries, above.value, usual.get(path, "")):
         entries = {}
     for key, child in above.value.items():
         if key.startswith("~") and entries.pop(key[1:], None) is None:

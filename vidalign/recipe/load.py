@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from vidalign import registry
 from vidalign.data.source import shortened
 from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
@@ -52,6 +53,12 @@ class Recipe(Sections):
         """Every section with every default filled in, as plain data that `load_recipe` reads back."""
         return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
 
+    def local_of_rewards(self) -> list[tuple[str, str]]:
+        """(key in the recipe, setting) of what rewards declare as ``local``: where they are, and no result depends on
+        it."""
+        kinds = {key: registry.get("rewards", choice.name) for key, choice in self.rewards.items()}
+        return [(key, setting) for key, kind in kinds.items() for setting in getattr(kind, "local", ())]
+
     def written(self) -> list[Field[Any]]:
         """The sections that stand in the file of this recipe."""
         unused = ["objective" if self.objectives else "objectives"]
@@ -67,6 +74,8 @@ class Recipe(Sections):
         values = self.plain()
         for section, key in LOCAL:
             del values[section][key]
+        for name, key in self.local_of_rewards():
+            del values["rewards"][name][key]
         return hashlib.sha256(yaml.safe_dump(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -180,26 +189,29 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     return [problem for i, problem in enumerate(problems) if problem not in problems[:i]]
 
 
-def _weight_alone(choice: RewardChoice) -> float | None:
+def _weight_alone(key: str, choice: RewardChoice) -> float | None:
     """The weight of a reward that has no other setting than its defaults: its short form."""
     config = None if choice.config is None else type(choice.config)
     try:
-        usual = choice.timeout is None and (config is None or choice.config == config())
+        usual = choice.name == key and choice.timeout is None and (config is None or choice.config == config())
     except TypeError:  # a setting without default
         usual = False
     return choice.weight if usual else None
 
 
+def _short(key: str, value: Any) -> Any:
+    weight = _weight_alone(key, value) if isinstance(value, RewardChoice) else None
+    return _plain(value) if weight is None else weight
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, RewardChoice) and (short := _weight_alone(value)) is not None:
-        return short
     if isinstance(value, Choice):
         own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
         return {**own, **_plain(value.config)}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _short(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

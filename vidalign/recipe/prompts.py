@@ -13,7 +13,7 @@ from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
 from vidalign.recipe.plugins import as_node
-from vidalign.recipe.schema import Choice
+from vidalign.recipe.schema import Choice, Sections
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import settings_of, unknown_key
 
@@ -107,16 +107,17 @@ def _can_score(name: str, kind: Any, prompt: Any) -> bool:
         return bool(kind.can_score(prompt))
 
 
-def weighted(objective: Choice, weights: dict[str, float]) -> dict[str, Any]:
+def weighted(objective: Choice, recipe: Sections) -> dict[str, Any]:
     """The rewards that an objective trains on: its own of a mixture, or the recipe's; those of weight 0 are logged."""
-    chosen = getattr(objective, "rewards", None) or weights
-    return {name: registry.get("rewards", name) for name, weight in chosen.items() if weight}
+    chosen = getattr(objective, "rewards", None) or recipe.reward_weights
+    kinds = {name: choice.name for name, choice in recipe.rewards.items()}
+    return {name: registry.get("rewards", kinds.get(name, name)) for name, weight in chosen.items() if weight}
 
 
 def _scored(draft: Draft) -> None:
     """A reward can score every training prompt; the examples of a hub are not read."""
     try:
-        rewards = weighted(draft.recipe.objective, draft.recipe.reward_weights)
+        rewards = weighted(draft.recipe.objective, draft.recipe)
     except UserError:
         return  # reported with the rewards
     try:

@@ -221,7 +221,8 @@ class Sections:
     data: DataConfig = field(default_factory=DataConfig)
     """Prompts and clips."""
     rewards: dict[str, RewardChoice] = field(default_factory=dict)
-    """Rewards by name: a weight, or `weight`, `timeout` and the settings of that reward."""
+    """Rewards by a key of your choice: a weight, or `name` (the key if left out), `weight`, `timeout` and the settings
+    of that reward. Scores, metrics and errors bear the key."""
     discriminator: Choice | None = optional_plugin("discriminators")
     """The network of the reward `discriminator` and how it is trained against the teacher's clips."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -250,5 +251,5 @@ class Sections:
 
     @property
     def reward_weights(self) -> dict[str, float]:
-        """Weight of each reward by its name."""
+        """Weight of each reward by its key."""
         return {name: choice.weight for name, choice in self.rewards.items()}

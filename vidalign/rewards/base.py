@@ -132,9 +132,10 @@ class TrainableReward(ABC):
 
 
 class CompositeReward:
-    """Several rewards with a weight each.
+    """Several rewards with a weight each, by their keys in the recipe.
 
-    seconds: how long each may take, for ever where it names none; on_timeout: see ``trainer.reward_timeout``.
+    plugins: what each calls itself, where that is not its key; seconds: how long each may take, for ever where it names
+    none; on_timeout: see ``trainer.reward_timeout``.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class CompositeReward:
         rewards: Mapping[str, Reward],
         weights: Mapping[str, float],
         *,
+        plugins: Mapping[str, str] | None = None,
         seconds: Mapping[str, float] | None = None,
         on_timeout: OnTimeout = "stop",
     ) -> None:
@@ -150,12 +152,12 @@ class CompositeReward:
         self.weights = dict(weights)
         self.logged: dict[str, float] = {}
         """Metrics of the further names that the last call of `score` returned."""
-        limits = seconds or {}
-        self._calls = {  # what learns takes part in collectives: it has no thread of its own
-            name: RewardCall(
-                name, reward, 0.0 if isinstance(reward, TrainableReward) else limits.get(name, 0.0), on_timeout
-            )
-            for name, reward in self.rewards.items()
+        limits, names = dict(seconds or {}), plugins or {}
+        limits |= dict.fromkeys((key for key, one in self.rewards.items() if isinstance(one, TrainableReward)), 0.0)
+        # what learns takes part in collectives: it has no thread of its own
+        self._calls = {
+            key: RewardCall(key, reward, limits.get(key, 0.0), on_timeout, names.get(key, key))
+            for key, reward in self.rewards.items()
         }
 
     def part(self, weights: Mapping[str, float]) -> CompositeReward:
@@ -194,7 +196,7 @@ class CompositeReward:
 
     @without_gradient
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The ``[B]`` score of every reward by its name, not weighted.
+        """The ``[B]`` score of every reward by its key, not weighted.
 
         clips: ``[B, F, 3, H, W]`` in [0, 1]. Raises `PluginError` when a reward does not keep its contract.
         """

@@ -20,26 +20,31 @@ OnTimeout = Literal["stop", "nan"]
 
 
 class RewardCall:
-    """Calls one reward. seconds: how long it may take, 0 for ever; then its clips are NaN or the run stops."""
+    """Calls one reward.
 
-    def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout) -> None:
+    name: its key in the recipe, under which its scores are returned; plugin: what it calls itself, its key by default.
+    seconds: how long it may take, 0 for ever; then its clips are NaN or the run stops.
+    """
+
+    def __init__(self, name: str, reward: Any, seconds: float, on_timeout: OnTimeout, plugin: str = "") -> None:
         self.name, self.reward, self.seconds, self.on_timeout = name, reward, seconds, on_timeout
+        self.plugin = plugin or name
         self.listeners: list[Callable[[int], None]] = []
         """Called with the number of clips of every call."""
         self._overdue: threading.Thread | None = None
         self._informed = _asks_for_metadata(reward)
 
     def __call__(self, clips: Any, prompts: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Everything that it returns by name, where the clips are, its own name first; ``[B]`` under that.
+        """Everything that it returns by name, where the clips are, its key first; ``[B]`` under that.
 
         Scores are float32, or float64 for clips in float64.
         """
         with guest("reward", self.name, self.reward):
             scores = self._score(clips, prompts) if not self.seconds else self._score_in_time(clips, prompts)
         if not isinstance(scores, Mapping):
-            raise self._refusal(f"a {type(scores).__name__}", f"a reward returns a dict with {self.name!r}")
+            raise self._refusal(f"a {type(scores).__name__}", f"a reward returns a dict with {self.plugin!r}")
         out = {str(key): _beside(self._numbers(str(key), value), clips) for key, value in scores.items()}
-        values = out.pop(self.name, None)
+        values = out.pop(self.plugin, None)
         if values is None or tuple(values.shape) != (len(prompts),):
             what = "nothing" if values is None else f"a tensor of shape {tuple(values.shape)}"
             why = f"a reward returns a number for each of {len(prompts)} clips, NaN for a failed one"
@@ -99,7 +104,7 @@ class RewardCall:
                 fix="raise it, or go on without its scores with trainer.on_reward_timeout=nan",
             )
         warnings.warn(f"{what}: its clips are not scored", UserWarning, stacklevel=2)
-        return {self.name: torch.full((count,), torch.nan)}
+        return {self.plugin: torch.full((count,), torch.nan)}
 
     def _numbers(self, key: str, value: Any) -> torch.Tensor:
         """Real numbers of any type, in a tensor, an array or a list, as a tensor."""

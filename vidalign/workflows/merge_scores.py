@@ -18,7 +18,7 @@ from vidalign.data.source import Chosen, find_source, open_source
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.guest import guest
-from vidalign.rewards.base import CompositeReward, TrainableReward
+from vidalign.rewards.base import TrainableReward
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
@@ -106,7 +106,7 @@ def _judge(source: Chosen) -> str:
 def _trained_rewards(recipe: Recipe) -> Score:
     weights = {name: weight for name, weight in recipe.reward_weights.items() if weight}
     for name in weights:
-        kind = registry.get("rewards", name)
+        kind = registry.get("rewards", recipe.rewards[name].name)
         if isinstance(kind, type) and issubclass(kind, TrainableReward):
             raise UserError(
                 f"merges cannot be compared by the reward {name!r}",
@@ -116,7 +116,7 @@ def _trained_rewards(recipe: Recipe) -> Score:
             )
     rewards = build_rewards(recipe, None, None)
     assert rewards is not None and weights, "an objective that scores names rewards"
-    trained = CompositeReward({name: rewards.rewards[name] for name in weights}, weights)
+    trained = rewards.part(weights)
     return lambda clips, prompts: trained.total(trained.score(clips, prompts))
 
 

@@ -245,8 +245,8 @@ def _rewards(recipe: Recipe, spec: Any, features: Any, device: torch.device, pro
     if dry is None:
         return None
     made: dict[str, Any] = dict(dry.rewards)
-    for name in recipe.rewards:
-        kind = registry.get("rewards", name)
+    for name, choice in recipe.rewards.items():
+        kind = registry.get("rewards", choice.name)
         if isinstance(kind, type) and issubclass(kind, TrainableReward):
             with device:
                 made[name] = kind.from_recipe(_short_warm_up(recipe, prompts), spec, features)
