@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.build import build_rewards, build_student, prompt_features, sampler_of
+from vidalign.build import build_rewards, build_student, prompt_features, sampler_of, student_kind
 from vidalign.data.source import open_source
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, WRONG_PROMPT, other_prompts
@@ -88,7 +88,7 @@ def check_rewards(
     rewards = build_rewards(recipe, student.spec, prompt_features(recipe))
     learning = [reward.name for reward in rewards.trainable] if rewards else []
     weights = {name: weight for name, weight in recipe.reward_weights.items() if name not in learning}
-    if rewards is None or not weights or recipe.student.name != "video":
+    if rewards is None or not weights or student_kind(recipe).makes != "clips":
         why = "its rewards learn along the way" if learning else "it has none, or they judge texts"
         raise UserError("there is no reward to check", where="rewards", why=why, fix="name rewards that judge clips")
     judging = rewards.part(weights)
