@@ -331,6 +331,7 @@ def assemble(
         tracker=tracker,
         signal=SignalFloor(recipe.trainer.signal_floor),
         clips_every=recipe.tracking.clips_every,
+        score_ahead=recipe.trainer.score_ahead,
     )
     for reward in learning:
         reward.attach(ctx)

@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "trainer.steps",
     "trainer.micro_batch",
     "trainer.rollout_batch",
+    "trainer.score_ahead",
     "trainer.save_every",
     "trainer.keep",
     "trainer.eval_every",
