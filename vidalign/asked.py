@@ -16,16 +16,21 @@ def asks_for(judge: Any, argument: str) -> bool:
         return False
 
 
+def needs_rate(judge: Any) -> bool:
+    """Whether the `score` of a judge cannot do without the frame rate: it has an argument `fps` without default."""
+    if not asks_for(judge, "fps"):
+        return False
+    return inspect.signature(judge.score).parameters["fps"].default is inspect.Parameter.empty
+
+
 def rate_for(judge: Any, kind: str, name: str, fps: float | None) -> dict[str, float]:
     """The frame rate of the clips as an argument for a judge that asks for it, else nothing.
 
-    Raises `UserError` where it asks and there is none.
+    Raises `UserError` where it needs one and there is none.
     """
-    if not asks_for(judge, "fps"):
-        return {}
-    if fps is None:
+    if fps is None and needs_rate(judge):
         raise without_rate(kind, name)
-    return {"fps": float(fps)}
+    return {"fps": float(fps)} if fps is not None and asks_for(judge, "fps") else {}
 
 
 def without_rate(kind: str, name: str) -> UserError:

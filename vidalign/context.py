@@ -72,6 +72,8 @@ class TrainContext(Generic[S, T]):
     signal: SignalFloor = field(default_factory=SignalFloor)
     """Which groups have a spread that is worth learning from."""
     clips_every: int = 0
+    score_ahead: bool = False
+    """Whether rewards judge in threads of their own, beside the rollout."""
     step: int = 0
     update: int = 0
     """Optimiser steps taken on the current experience."""
@@ -135,10 +137,15 @@ class TrainContext(Generic[S, T]):
         return scores
 
     def judge(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
-        """Every reward ``[N]`` of a request, by name."""
+        """Every reward ``[N]`` of a request, by name; waits for those that judge already."""
         assert self.rewards is not None, "an objective that scores declares needs.rewards"
-        own = replace(self, rewards=self.rewards.part(dict.fromkeys(request.rewards, 1.0))) if request.rewards else self
-        return own.score(request.clips, request.prompt_of_clip)
+        names = list(request.rewards or self.rewards.rewards)
+        scores, logged = request.ahead.result() if request.ahead is not None else ({}, {})
+        if left := [name for name in names if name not in scores]:
+            rest = replace(self, rewards=self.rewards.part(dict.fromkeys(left, 1.0)))
+            scores |= rest.score(request.clips, request.prompt_of_clip)
+        self.metrics |= logged
+        return {name: scores[name] for name in names}
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[N, ...]`` of every process, concatenated in rank order."""
@@ -189,16 +196,26 @@ class TrainContext(Generic[S, T]):
         """Uniform in [0, 1), fp32 ``[N, *shape]``, one generator a sample."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in generators]).to(self.device)
 
+    @property
+    def shows(self) -> bool:
+        """Whether `show` logs clips in this step."""
+        return bool(self.clips_every) and self.step % self.clips_every == 0
+
     def show(self, clips: torch.Tensor, prompts: Sequence[str], rewards: dict[str, torch.Tensor]) -> None:
         """Log a few clips with prompt and rewards burnt in, every ``tracking.clips_every`` steps."""
-        if not self.clips_every or self.step % self.clips_every:
+        if not self.shows or not len(clips):
             return
-        chosen = range(0, len(clips), max(1, len(clips) // 4))
+        chosen = shown(len(clips))
         captions = [
             f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
             for n in chosen
         ]
         self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions, self.student.fps)
+
+
+def shown(count: int) -> range:
+    """Which of so many clips are logged."""
+    return range(0, count, max(1, count // 4))
 
 
 def _fits(codec: Codec, frame: Sequence[int], frames: int) -> int:

@@ -120,6 +120,7 @@ MISTAKES = {
     "validate tokens/dopd teacher.path=other.safetensors": "other vocabularies - override 1 - ",
     "validate tokens/dopd data.prompts=pictures:train": "the student cannot see pictures - override 1",
     "validate tokens/dopd student.path=.": "the folder '.' holds no model of transformers - override 1",
+    "validate tokens/dopd teacher.path=.": "the folder '.' holds no model of transformers - override 1",
     "validate recipe.yaml student.adapter={rank: 4, alpha: -1}": "alpha is -1",
     "validate world/ar_copo objective.pivots=5": "the pivot cannot be one of 5 chunks - override 1",
     "validate world/afd objective.sigma_max=0.1": "leaves no noise level to train on - override 1",

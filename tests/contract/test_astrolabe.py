@@ -77,13 +77,15 @@ def test_rewards_see_a_clip_as_the_frames_of_the_whole_video(folder: Path, monke
         histories.extend([out.latents] if plan.keep_final else [])
         return out
 
-    def score(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-        seen.append(clips)
-        return {name: clips.flatten(1).mean(1) for name in ctx.reward_weights}
+    class Bright:
+        name = "bright"
+
+        def score(self, clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+            seen.append(clips)
+            return {"bright": clips.flatten(1).mean(1)}
 
     monkeypatch.setattr(VideoStudent, "rollout", watched)
-    monkeypatch.setattr(ctx, "score", score)
-    monkeypatch.setattr(ctx, "show", lambda *_: None)
+    ctx.rewards = CompositeReward({"bright": Bright()}, {"bright": 1.0})
     data, (clips,) = collect(objective, ctx), seen
     history = torch.cat(histories, 1)
     assert len(history) == 2 and history.shape[1] == CHUNK * (ctx.chunks - 2)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from astrolabe_helpers import Given, astrolabe, judge
 from objective_helpers import GROUP, accumulate, collect, network_of, nudge, whole
-from torch import Tensor
 
 from vidalign.context import TrainContext
 from vidalign.engine import distributed
@@ -54,10 +52,8 @@ class Ranked(CompositeReward):
 
     def __init__(self, first: list[float], second: list[float]) -> None:
         self.values = {"first": torch.tensor(first), "second": torch.tensor(second)}
-        super().__init__({name: Given(value) for name, value in self.values.items()}, {"first": 1.0, "second": 1.0})
-
-    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return self.values
+        given = {name: Given(value) for name, value in self.values.items()}
+        super().__init__(given, {"first": 1.0, "second": 1.0}, plugins=dict.fromkeys(given, Given.name))
 
 
 UP, DOWN = [float(n) for n in range(8)], [float(-n) for n in range(8)]

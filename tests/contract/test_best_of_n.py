@@ -28,7 +28,7 @@ def on_the_meta_device(trained: list[Tensor]) -> Any:
 
     student = SimpleNamespace(
         draw_noise=lambda plan, generators: Noise(*[torch.empty(len(generators) * plan.group_size)] * 2),
-        rollout=lambda *a: SimpleNamespace(latents=latents),
+        rollout=lambda *a, **further: SimpleNamespace(latents=latents),
         velocity=velocity,
         spec=SimpleNamespace(sampler=Sampler([1.0, 0.5])),
     )

@@ -18,10 +18,12 @@ from vidalign.objectives.parts.forward_process import Noised, noise_again
 @pytest.mark.parametrize(("score", "first", "chunks"), [("clip", 2 * CHUNK, 1), ("video", 0, 3)])
 def test_rewards_know_where_a_clip_begins(score: str, first: int, chunks: int, folder: Path) -> None:
     objective, ctx = astrolabe(folder, f"clip.score={score}", prefix=2)
+    ctx.clips_every = 1
     with torch.no_grad():
         data = objective.clips.groups(ctx, Batch(ctx.step, PROMPTS, [0, 1]))
     assert data.request is not None and data.request.first_frame == first
-    assert data.request.clips.shape[:2] == (len(PROMPTS) * GROUP, chunks * CHUNK)
+    assert data.request.kept == (0, 2, 4, 6), "those that are logged; the others are freed"
+    assert data.request.clips.shape[:2] == (4, chunks * CHUNK)
     assert data["x0"].shape[1] == CHUNK and data.context is not None and data.context.frames == 2 * CHUNK
 
 

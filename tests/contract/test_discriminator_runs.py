@@ -15,6 +15,7 @@ from torch import Tensor
 from vidalign import registry
 from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
+from vidalign.rewards.base import ScoreRequest
 from vidalign.trainer import Trainer
 from vidalign.worlds.video import renderer
 
@@ -25,14 +26,14 @@ def test_ar_copo_can_be_driven_by_it_alone(folder: Path) -> None:
     """A reward of weight 0 is logged, and does not count even where it fails."""
     changes = ["rewards={discriminator: 1.0, visual_quality: 0.0}", "discriminator.name=spatiotemporal"]
     objective, ctx = make(folder, "ar_copo", *changes, "discriminator.width=16", "teacher.name=world")
-    score, before = ctx.score, weights(ctx)
+    judge, before = ctx.judge, weights(ctx)
 
-    def changed(clips: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        found = score(clips, prompts)
-        level = torch.arange(len(prompts), dtype=torch.float32)  # also apart between prompts
+    def changed(request: ScoreRequest) -> dict[str, Tensor]:
+        found = judge(request)
+        level = torch.arange(len(request.group_index), dtype=torch.float32)  # also apart between prompts
         return {"discriminator": found["discriminator"] + level, "visual_quality": level * math.nan}
 
-    ctx.score = changed  # type: ignore[method-assign, assignment]
+    ctx.judge = changed  # type: ignore[method-assign, assignment]
     data = collect(objective, ctx)
     assert not same(before, weights(ctx))
     first, second = data.shared["advantage"]

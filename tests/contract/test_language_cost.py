@@ -21,15 +21,18 @@ from vidalign.trainer import Trainer
 
 STEPS, PROMPTS, GROUP = 2, 3, 4
 N = PROMPTS * GROUP
+REWARDED = ("objective.reward_weight=0.5", "rewards={exact_match: 1}")
 VARIANTS = [
     ("lm_sft", (), Cost(forwards=PROMPTS)),
     ("lm_sft", ("objective.privileged_share=1", "trainer.micro_batch=1"), Cost(forwards=PROMPTS)),
     ("opd", (), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
+    ("opd", REWARDED, Cost(forwards=2 * N, reward_calls=N, teacher_calls=N, responses=N)),
     ("gkd", ("objective.on_policy=0.5", "trainer.micro_batch=4"), Cost(forwards=2 * N, teacher_calls=N, responses=N)),
     ("opsd", (), Cost(forwards=3 * N, responses=N)),
     ("opsd", ("objective.student_target=ema",), Cost(forwards=3 * N, responses=N)),
     ("dopd", (), Cost(forwards=3 * N, teacher_calls=N, responses=N)),
     ("dopd", ("objective.routing=uniform", "trainer.micro_batch=4"), Cost(3 * N, teacher_calls=N, responses=N)),
+    ("dopd", REWARDED, Cost(forwards=3 * N, reward_calls=N, teacher_calls=N, responses=N)),
     ("dopd", ("objective.privilege=none",), Cost(forwards=3 * N, teacher_calls=N, responses=N)),
     ("dopd", ("objective.student_target=frozen", "objective.ht.weight=0"), Cost(3 * N, teacher_calls=N, responses=N)),
 ]

@@ -33,7 +33,7 @@ def test_results_are_those_of_a_teacher_that_stays(name: str, override: str, tmp
     loss, gradient, _ = step(tmp_path, name)
     other, same, ctx = step(tmp_path, name, override)
     assert other == loss and all(torch.equal(gradient[key], same[key]) for key in gradient)
-    assert (ctx.teacher.placement.moves > 0) == (override == "teacher.offload=true")
+    assert (ctx.teacher.placement.weights.moves > 0) == (override == "teacher.offload=true")
 
 
 def test_weights_come_once_a_pass_and_rest_afterwards(tmp_path: Path) -> None:
@@ -41,11 +41,11 @@ def test_weights_come_once_a_pass_and_rest_afterwards(tmp_path: Path) -> None:
     for name, moves in (("opd", 3), ("dopd", 1 + 3)):
         _, _, ctx = step(tmp_path, name, "teacher.offload=true")
         placement = ctx.teacher.placement
-        assert placement.moves == moves
+        assert placement.weights.moves == moves
         network = ctx.roles._frozen["teacher"].network
-        rests = {id(one): home for one, home in placement._home.values()}
+        rests = {id(one): home for one, home in placement.weights._home.values()}
         assert all(p.data_ptr() == rests[id(p)].data_ptr() for p in network.parameters()), "all are at rest"
-        assert not placement._held
+        assert not placement.weights._held
 
 
 def test_what_computes_is_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +53,10 @@ def test_what_computes_is_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     loss, _, _ = step(tmp_path, "opd")
     objective, ctx = make(tmp_path, "opd", "teacher.offload=true")
     placement, network = ctx.teacher.placement, ctx.roles._frozen["teacher"].network
-    good = {home.data_ptr(): home.clone() for _, home in placement._home.values()}
-    for _, home in placement._home.values():
+    good = {home.data_ptr(): home.clone() for _, home in placement.weights._home.values()}
+    for _, home in placement.weights._home.values():
         home.fill_(torch.nan)
-    monkeypatch.setattr(placement, "_copy", lambda rests: good[rests.data_ptr()].clone())
+    monkeypatch.setattr(placement.weights, "_copy", lambda rests: good[rests.data_ptr()].clone())
     assert accumulate(objective, ctx, collect(objective, ctx), Phase(), 4)[0] == loss
     with placement.resident():
         with placement.resident(head=True):
@@ -73,7 +73,9 @@ def test_a_failure_leaves_the_weights_at_rest(tmp_path: Path) -> None:
     placement = ctx.teacher.placement
     with pytest.raises(ValueError, match="broken"), placement.resident():
         raise ValueError("broken")
-    assert not placement._held and all(one.data_ptr() == home.data_ptr() for one, home in placement._home.values())
+    assert not placement.weights._held and all(
+        one.data_ptr() == home.data_ptr() for one, home in placement.weights._home.values()
+    )
 
 
 def test_the_type_is_the_teachers_own(tmp_path: Path) -> None:

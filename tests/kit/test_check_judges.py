@@ -16,8 +16,8 @@ METRICS = [name for name, source in registry.names("metrics").items() if source 
 DISCRIMINATOR = ("discriminator={name: spatiotemporal, width: 16, layers: 1}", "teacher={name: world}")
 NEEDS = {"discriminator": DISCRIMINATOR}
 """What a reward needs of other sections of a recipe."""
-OWN = {"clip_score", "hps_v3", "video_align"}
-"""Rewards and metrics that need a checkpoint: tried where the test makes one (`tests/unit/test_clip_score.py`)."""
+OWN = {"clip_score", "pick_score", "aesthetic", "vlm_judge", "hps_v3", "video_align"}
+"""Rewards and metrics that need a checkpoint: tried where a test makes one (`tests/unit/test_frame_rewards.py`)."""
 
 
 @pytest.mark.parametrize("name", [name for name in REWARDS if name not in OWN])

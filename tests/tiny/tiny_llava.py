@@ -10,7 +10,7 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llava.configuration_llava import LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaModel
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration, LlavaModel
 from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
@@ -21,8 +21,8 @@ TEMPLATE = (
 )
 
 
-def save_llava(folder: Path) -> Path:
-    """32-pixel images in 8-pixel patches, two layers each."""
+def save_llava(folder: Path, *, writes: bool = False) -> Path:
+    """32-pixel images in 8-pixel patches, two layers each. writes: with a head over the words."""
     tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -35,7 +35,7 @@ def save_llava(folder: Path) -> Path:
         image_token_id=2,
     )
     torch.manual_seed(0)
-    model = LlavaModel(config)
+    model = (LlavaForConditionalGeneration if writes else LlavaModel)(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5)

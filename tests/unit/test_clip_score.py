@@ -15,8 +15,8 @@ from transformers import BertConfig, CLIPModel
 
 from vidalign import registry
 from vidalign.errors import UserError
-from vidalign.evaluation.metrics.clip_score import ClipScore
-from vidalign.rewards.clip_score import evenly_spaced
+from vidalign.evaluation.metrics.of_rewards import ClipScore
+from vidalign.rewards.framewise import evenly_spaced
 from vidalign.testing import check_metric, check_reward
 
 MEAN, STD = torch.tensor(tiny_clip.MEAN), torch.tensor(tiny_clip.STD)
@@ -61,7 +61,9 @@ def test_scores_are_those_of_the_formula(checkpoint: Path, clips: Tensor) -> Non
     scores = metric(checkpoint, frames=0, batch=4).score(clips, PROMPTS)
     frames = torch.stack([by_hand(checkpoint, clip, prompt) for clip, prompt in zip(clips, PROMPTS, strict=True)])
     assert 3 < float(frames.mean()) < 95 and float(frames.std()) > 1, "the test can separate clips"
-    expected = {"mean": frames.mean(1), "min": frames.min(1).values, "last_quarter": frames[:, -3:].mean(1)}
+    best = frames.sort(1, descending=True).values[:, :3]  # 30 % of nine, rounded up
+    expected = {"score": frames.mean(1), "min": frames.min(1).values, "last_quarter": frames[:, -3:].mean(1)}
+    expected["top_share"] = best.mean(1)
     assert scores.keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(scores[name].double(), values, rtol=1e-4, atol=1e-3)
@@ -72,7 +74,7 @@ def test_some_frames_stand_for_all(checkpoint: Path, clips: Tensor) -> None:
     few, whole = metric(checkpoint, frames=3), metric(checkpoint, frames=0)
     found, expected = few.score(clips, PROMPTS), whole.score(clips[:, ::4], PROMPTS)
     torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found["mean"], whole.score(clips, PROMPTS)["mean"])
+    assert not torch.allclose(found["score"], whole.score(clips, PROMPTS)["score"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_it_keeps_the_promises_of_a_reward(checkpoint: Path, clips: Tensor) -> N
 def test_the_reward_is_the_mean_of_the_metric(checkpoint: Path, clips: Tensor) -> None:
     found = registry.get("rewards", "clip_score")(ClipScore.Config(model=str(checkpoint))).score(clips, PROMPTS)
     expected = metric(checkpoint).score(clips, PROMPTS)
-    assert torch.equal(found["clip_score"], expected["mean"]) and torch.equal(found["min"], expected["min"])
+    assert torch.equal(found["clip_score"], expected["score"]) and torch.equal(found["min"], expected["min"])
 
 
 def test_checkpoints_that_cannot_be_used(checkpoint: Path, clips: Tensor, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ class RateMetric(Metric):
 
     name = "rate"
 
-    def score(self, clips: Tensor, prompts: Sequence[str], fps: float = 0.0) -> dict[str, Tensor]:
+    def score(  # type: ignore[override]
+        self, clips: Tensor, prompts: Sequence[str], fps: float
+    ) -> dict[str, Tensor]:
         return {"all": torch.full((len(prompts),), fps).where(clips.isfinite().flatten(1).all(1), torch.nan)}
 
 
@@ -82,7 +84,7 @@ def test_no_rate_is_one_error_that_names_the_key() -> None:
         with pytest.raises(UserError, match=r"no frame rate to sample by - student\.fps"):
             make()
     assert not asks_for(registry.get("rewards", "clip_score"), "fps")
-    assert build_metrics({"clip_score": {}})[0].fps is None
+    assert build_metrics({"flow_motion": {}})[0].fps is None, "its default is taken"
 
 
 def test_a_student_that_has_none_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,5 +109,5 @@ def test_results_name_the_settings_of_their_judges() -> None:
     (clip,) = build_metrics({"clip_score": {"frames": 3}})
     told = settings_of_judges(recipe, [clip])
     assert told.keys() == {"reward hps", "metric clip_score", "clips"} and told["clips"] == "12 frames a second"
-    assert "hps_v3 path=tmp " in told["reward hps"] and " frames=5 " in told["reward hps"]
+    assert " path=tmp " in told["reward hps"] and " frames=5 " in told["reward hps"]
     assert " frames=3 " in told["metric clip_score"]

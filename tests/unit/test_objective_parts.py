@@ -31,6 +31,7 @@ from vidalign.objectives.parts.scoring import (
     score_metrics,
 )
 from vidalign.objectives.parts.tokens import mask_of, token_weights
+from vidalign.rewards.base import ScoreRequest
 from vidalign.students.video import Sampler
 from vidalign.students.video.rollout import RolloutPlan
 
@@ -70,12 +71,16 @@ def test_what_is_logged_of_advantages() -> None:
 def test_scores_by_prompt_and_the_clips_that_are_shown() -> None:
     shown: list[Any] = []
     ctx: Any = SimpleNamespace(show=lambda *arguments: shown.append(arguments))
-    request: Any = SimpleNamespace(clips="clips", prompt_of_clip="prompts")
+    clips = torch.rand(4, 2, 3, 4, 4)
     data = Experience({}, torch.tensor([0, 0, 1, 1]), None, ["a", "b"], scores={"bright": torch.arange(4)})
     assert grouped_scores(ctx, data)["bright"].tolist() == [[0, 1], [2, 3]] and shown == []
-    data.request = request
-    assert grouped_scores(ctx, data)["bright"].tolist() == [[0, 1], [2, 3]]
-    assert shown == [("clips", "prompts", data.scores)]
+    for kept, rows in ((None, [0, 1, 2, 3]), ((1, 2), [1, 2])):
+        request = ScoreRequest(clips[rows], data.prompts, data.group_index, kept=kept)
+        data.request, shown[:] = request, []
+        assert grouped_scores(ctx, data)["bright"].tolist() == [[0, 1], [2, 3]]
+        ((held, prompts, scores),) = shown
+        assert held is request.clips and prompts == [["a", "a", "b", "b"][row] for row in rows]
+        assert scores["bright"].tolist() == rows
 
 
 def test_a_reward_that_learns_is_compared_inside_a_prompt_alone() -> None:

@@ -263,10 +263,10 @@ def test_special_tokens_in_a_prompt_are_text(video_reward: Path, backbone: Path,
 
 
 def test_hps_v3_is_that_of_the_published_forward(hps: Path, backbone: Path, clips: Tensor) -> None:
-    """Every frame of nine by itself: the best two (30 %), the worst, the last three."""
+    """Every frame of nine by itself: the best three (30 %, rounded up), the worst, the last three."""
     found = hps_judge(hps, backbone, frames=0, batch=4).score(clips[:2], PROMPTS[:2])
     model, weights = named(backbone, 1, 3), {k: v.double() for k, v in load_file(hps).items() if k[:3] == "rm_"}
-    expected: dict[str, list[Tensor]] = {name: [] for name in ("hps_v3", "min", "last_quarter", "sigma")}
+    expected: dict[str, list[Tensor]] = {name: [] for name in ("hps_v3", "mean", "min", "last_quarter", "sigma")}
     for clip, prompt in zip(clips, PROMPTS[:2], strict=False):
         question, outputs = template("hps_v3").replace("{text_prompt}", prompt), []
         for frame in clip:
@@ -276,7 +276,8 @@ def test_hps_v3_is_that_of_the_published_forward(hps: Path, backbone: Path, clip
                 h = h.clamp(min=0) if place < 5 else h
             outputs.append(h)
         mu, log_sigma = torch.stack(outputs).unbind(1)
-        expected["hps_v3"].append(mu.sort(descending=True).values[:2].mean())
+        expected["hps_v3"].append(mu.sort(descending=True).values[:3].mean())
+        expected["mean"].append(mu.mean())
         expected["min"].append(mu.min())
         expected["last_quarter"].append(mu[-3:].mean())
         expected["sigma"].append(log_sigma.exp().mean())
@@ -287,14 +288,26 @@ def test_hps_v3_is_that_of_the_published_forward(hps: Path, backbone: Path, clip
 
 
 def test_hps_v3_judges_some_frames(hps: Path, backbone: Path, clips: Tensor) -> None:
-    few = hps_judge(hps, backbone, frames=3).parts(clips, PROMPTS)
-    whole = hps_judge(hps, backbone, frames=0).parts(clips[:, ::4], PROMPTS)
+    few = hps_judge(hps, backbone, frames=3).score(clips, PROMPTS)
+    whole = hps_judge(hps, backbone, frames=0).score(clips[:, ::4], PROMPTS)
     torch.testing.assert_close(few, whole, rtol=1e-4, atol=1e-4)
-    best = hps_judge(hps, backbone, frames=3, top_share=1.0).parts(clips, PROMPTS)["top_share"]
-    assert (best < few["top_share"]).all(), "the mean of three lies below the best of them"
+    best = hps_judge(hps, backbone, frames=3, share=1.0).score(clips, PROMPTS)["hps_v3"]
+    assert (best < few["hps_v3"]).all(), "the mean of three lies below the best of them"
 
 
 # --- contracts ---
+
+
+@SIZED
+def test_weights_that_rest_in_host_memory_give_the_same_scores(
+    video_reward: Path, hps: Path, backbone: Path, clips: Tensor
+) -> None:
+    for make, file, name, rate in ((judge, video_reward, "video_align", [4.0]), (hps_judge, hps, "hps_v3", [])):
+        stays, rests = (make(file, backbone, offload=where) for where in ("none", "cpu"))
+        one, other = (reward.score(clips, PROMPTS, *rate)[name] for reward in (stays, rests))  # type: ignore[operator]
+        assert torch.equal(one, other)
+        loaded = rests._loaded()  # type: ignore[attr-defined]
+        assert getattr(loaded, "model", loaded)._weights.moves == 1
 
 
 @SIZED
@@ -329,7 +342,7 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     for wrong in ({"fps": 0}, {"max_pixels": 5, "min_pixels": 6}, {"batch": 0}, {"path": ""}):
         with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must"):
             VideoAlignReward.Config(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"frames": -1}, {"top_share": 0.0}):
+    for wrong in ({"frames": -1}, {"share": 0.0}):
         with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must"):
             HPSv3Reward.Config(**wrong)  # type: ignore[arg-type]
     assert registry.get("metrics", "hps_v3").version and registry.get("metrics", "video_align").version

@@ -73,6 +73,7 @@ def dry_step(recipe: Recipe, objective: Objective, sizes: StepSizes) -> Cost:
         student=replace(recipe.student, adapter=None),
         engine=EngineConfig(precision="fp32"),
         tracking=replace(recipe.tracking, clips_every=0),
+        trainer=replace(recipe.trainer, score_ahead=False),
     )
     with torch.random.fork_rng(devices=[]):
         ctx = assemble(plain, objective, parts, Tracker.silent(), torch.device("cpu"))

@@ -28,7 +28,9 @@ from vidalign.cli import (
     merge,
     plan,
     prepare,
+    rewards,
     sample,
+    serve,
     show,
     train,
     validate,
@@ -71,9 +73,11 @@ app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(rewards.rewards, name="rewards")
 app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)

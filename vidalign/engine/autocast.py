@@ -1,4 +1,4 @@
-"""The precision of a call, kept for a later one."""
+"""The precision of a call: kept for a later one, or left out of one."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def present_autocast(device: torch.device) -> Callable[[], AbstractContextManage
         return nullcontext
     dtype = torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """No casts meanwhile, for what is called from inside of a network's own precision."""
+    off = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if off else nullcontext()

@@ -149,7 +149,7 @@ def build_metrics(
     made: list[Metric] = [make("metrics", name, settings, f"metrics.{name}") for name, settings in metrics.items()]
     for metric in made:
         if asks_for(metric, "fps"):
-            metric.fps = rate_for(metric, "metric", metric.name, rate())["fps"]
+            metric.fps = rate_for(metric, "metric", metric.name, rate()).get("fps")
     return made
 
 

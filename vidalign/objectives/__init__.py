@@ -21,6 +21,7 @@ from vidalign.objectives.parts.forward_process import noise_again as noise_again
 from vidalign.objectives.parts.forward_process import three_policy_loss as three_policy_loss
 from vidalign.objectives.parts.rollouts import roll_videos as roll_videos
 from vidalign.objectives.parts.rollouts import video_groups as video_groups
+from vidalign.objectives.parts.scoring import Judging as Judging
 from vidalign.objectives.parts.scoring import compute_advantages as compute_advantages
 from vidalign.objectives.parts.scoring import grouped_scores as grouped_scores
 from vidalign.objectives.parts.scoring import request_groups as request_groups

@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from vidalign import registry
-from vidalign.asked import asks_for, without_rate
+from vidalign.asked import needs_rate, without_rate
 from vidalign.engine.config import INSTALL, MISSING
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
@@ -124,7 +124,7 @@ def _rewards(draft: Draft) -> None:
         judges = getattr(kind, "judges", "")
         if judges and makes and judges != makes:
             draft.refuse(f"the reward {name!r} cannot judge {makes}", path, f"it judges {judges}", "delete it")
-        elif asks_for(kind, "fps") and not _has_rate(draft):
+        elif needs_rate(kind) and not _has_rate(draft):
             draft.refuse_as(without_rate("reward", name), path)
         if hasattr(kind, "role") and choice.name != name:  # what learns has one network, one section, one checkpoint
             why = "a reward that learns has one network, which is saved under the name of its plugin"

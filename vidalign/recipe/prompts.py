@@ -157,6 +157,19 @@ def _judged(draft: Draft) -> None:
         what = "nothing judges the evaluation prompts: what the student makes of them is shown unjudged"
         where = draft.tree.locate("evaluation.prompts" if settings.prompts else "data.eval_prompts")
         draft.warnings.append(Problem(what, where, fix="name evaluation.metrics, or rewards"))
+    trained = {choice.name for choice in recipe.rewards.values() if choice.weight}
+    if trained and _learns_from_rewards(draft) and trained.issuperset(metrics) and draft.sound("evaluation"):
+        what = "every judge of the evaluation is a reward that is trained on: nothing held out can show reward hacking"
+        where, fix = draft.tree.locate("evaluation.metrics"), "name another one in evaluation.metrics"
+        draft.warnings.append(Problem(what, where, fix=fix))
+
+
+def _learns_from_rewards(draft: Draft) -> bool:
+    """Whether the objective is driven by rewards; False where that cannot be said."""
+    try:
+        return bool(registry.get("objectives", draft.recipe.objective.name).needs.rewards)
+    except (UserError, AttributeError):
+        return False
 
 
 def sources(draft: Draft) -> dict[str, Chosen]:

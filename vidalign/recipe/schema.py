@@ -134,6 +134,9 @@ class TrainerConfig(OptimizerConfig):
     """Decoupled weight decay for adamw, L2 for sgd."""
     rollout_batch: int = 0
     """Most candidates that a rollout generates at once: bounds its memory; results do not depend on it. 0 = all."""
+    score_ahead: bool = True
+    """Rewards judge the clips of one part of the rollout (see rollout_batch) beside the next part, in threads of their
+    own; false judges each part where it is finished. Scores are equal bit for bit."""
     signal_floor: float = 0.1
     """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
     ema_decay: float = 0.0

@@ -17,6 +17,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.engine.blueprint import Blueprint, TrainedRole
+from vidalign.rewards.ahead import ScoringAhead
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ScoreRequest:
     """Clips or texts that are judged, with the groups that they were rolled out in."""
 
     clips: Any
-    """``[N, F, 3, H, W]`` in [0, 1], or N texts."""
+    """``[N, F, 3, H, W]`` in [0, 1], or N texts; see `kept`."""
     prompts: list[Any]
     """One of each group."""
     group_index: torch.Tensor
@@ -68,6 +69,10 @@ class ScoreRequest:
     """Latent frame of the video that the clips begin with."""
     rewards: tuple[str, ...] | None = None
     """Names of the rewards that judge; None = all."""
+    ahead: ScoringAhead | None = None
+    """What judges already, by the rewards that do not learn."""
+    kept: tuple[int, ...] | None = None
+    """Which of the candidates `clips` still holds: large videos are freed once they are judged; None = all."""
 
     @property
     def prompt_of_clip(self) -> list[Any]:
@@ -211,6 +216,11 @@ class CompositeReward:
             out[name] = scores.pop(name)
             self.logged |= {f"reward/{name}/{extra}/mean": float(values.nanmean()) for extra, values in scores.items()}
         return out
+
+    def ahead(self, *, threads: bool) -> ScoringAhead:
+        """Judges slices by the rewards that do not learn; threads: beside other work."""
+        frozen = {key: call for key, call in self._calls.items() if not isinstance(call.reward, TrainableReward)}
+        return ScoringAhead(frozen, threads=threads)
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Weighted mean ``[B]`` of scores as `score` returns them; NaN where any component is."""

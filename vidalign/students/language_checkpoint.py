@@ -190,11 +190,23 @@ def read_spec(path: str) -> LanguageSpec:
 
 
 def spec_of(name: str) -> LanguageSpec:
-    """The specification of a transformers folder or hub name; its weights are not read."""
+    """The specification of a transformers folder or hub name; its weights are not read. Raises `CheckpointError`."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
     return LanguageSpec({"model_type": config.model_type, **config.to_diff_dict()}, name)
+
+
+def _unloadable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        "the model cannot be loaded",
+        where=name,
+        why=first_line(error),
+        fix="give a folder, a hub name, or weights saved by vidalign",
+    )
 
 
 def load_transformers(name: str) -> LanguageStudent:
@@ -207,12 +219,7 @@ def load_transformers(name: str) -> LanguageStudent:
         with no_bars("transformers"):
             model = kind.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the model cannot be loaded",
-            where=name,
-            why=first_line(error),
-            fix="give a folder, a hub name, or weights saved by vidalign",
-        ) from error
+        raise _unloadable(name, error) from error
     values = {"model_type": config.model_type, **config.to_diff_dict()}
     tokenizer, processor = tokenizer_and_processor(name, config)
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None

@@ -8,16 +8,13 @@ divergence.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vidalign.errors import UserError
 from vidalign.ranges import require
+from vidalign.requests import post_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,14 +116,9 @@ class EndpointTeacher:
         return places
 
     def _post(self, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.config.key:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.config.key, '')}"
         url = f"{self.config.url.rstrip('/')}/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.config.timeout) as answer:
-                return json.load(answer)
+            return post_json(url, body, key=self.config.key, seconds=self.config.timeout)
         except (OSError, ValueError) as error:
             raise self._failed(str(error)) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vidalign.errors import UserError
-from vidalign.students.checks import check_teacher_weights, written_config
+from vidalign.students.checks import check_folder, check_teacher_weights, written_config
 from vidalign.students.common_tokens import common_entries, limit
 from vidalign.students.language_config import ChatConfig, is_transformers
 from vidalign.students.language_kind import Language, check_chat
@@ -53,6 +53,8 @@ class LanguageTeacher:
         path = config.path
         if not path or not is_transformers(path):
             check_teacher_weights(draft, path, "language")
+        elif Path(path).is_dir():
+            check_folder(draft, path, "teacher.path")
         check_chat(draft, "teacher", path, lambda: Language.read_spec(path))
         _check_place(draft, config)
         _check_tokens(draft, path)

@@ -1,27 +1,23 @@
 """Where the frozen network of a language teacher lies and in which type it computes; what it returns lies beside the
 student.
 
-With `offload` its weights rest in host memory, pinned where there is an accelerator. They are copied to the device
-while it scores and dropped there afterwards; nothing is copied back, since they do not change. The copy is exact, so
-results are bit for bit those of a teacher that stays.
+With `offload` its weights rest in host memory and are on the device while it scores, see `HostWeights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.engine.base import View, set_precision
+from vidalign.engine.host_weights import HostWeights
 from vidalign.errors import UserError
 from vidalign.students.chat import TokenBatch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vidalign.students.language import LanguageStudent
 
 WITHOUT_WEIGHTS = ("compose", "prompts", "decode")
@@ -38,12 +34,6 @@ class Placement:
     """Weights rest in host memory."""
     dtype: str = ""
     """Name of a type of torch, of its weights and its computation; empty: as the engine computes."""
-    moves: int = 0
-    """How often weights, all or the head alone, were brought to the device."""
-    _home: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
-    """What rests in host memory, by the identity of the tensor that has it; none of a teacher that stays."""
-    _held: list[set[int]] = field(default_factory=list, init=False)
-    """Identities of what each open `resident` has brought."""
 
     def settle(self, network: LanguageStudent, precision: str, beside: torch.device) -> LanguageStudent:
         """Give the network its type and its place; beside: the student's device."""
@@ -52,13 +42,8 @@ class Placement:
         else:
             set_precision(network, precision)
         self._beside, self._there = beside, torch.device(self.device) if self.device else beside
-        network.to("cpu" if self.offload and not network.head_weight.is_meta else self._there)
         self._network = network
-        if self.offload and not network.head_weight.is_meta:
-            pin = self._there.type == "cuda"
-            for one in (*network.parameters(), *network.buffers()):
-                one.data = one.data.pin_memory() if pin else one.data
-                self._home[id(one)] = (one, one.data)
+        self.weights = HostWeights(network, self._there, rests=self.offload and not network.head_weight.is_meta)
         return network
 
     def view(self, plain: View) -> Any:
@@ -74,29 +59,9 @@ class Placement:
         with self.resident(head=name == "project"):
             return _moved(entry(*args, **options), self._beside, None)
 
-    @contextmanager
-    def resident(self, *, head: bool = False) -> Iterator[None]:
+    def resident(self, *, head: bool = False) -> AbstractContextManager[None]:
         """Weights (of the head alone) are on the device meanwhile; inside another one nothing moves twice."""
-        if not self._home:
-            yield
-            return
-        chosen = self._network.lm_head.parameters() if head else (one for one, _ in self._home.values())
-        missing = {id(one) for one in chosen} - {key for keys in self._held for key in keys}
-        for key in missing:
-            one, rests = self._home[key]
-            one.data = self._copy(rests)
-        self.moves += bool(missing)
-        self._held.append(missing)
-        try:
-            yield
-        finally:
-            self._held.pop()
-            for key in missing:
-                one, rests = self._home[key]
-                one.data = rests
-
-    def _copy(self, rests: Tensor) -> Tensor:
-        return rests.to(self._there, non_blocking=True)
+        return self.weights.resident(self._network.lm_head.parameters() if head else None)
 
 
 def check_device(name: str) -> None:

@@ -235,8 +235,8 @@ def _state(engine: Engine) -> int:
 def _plain(recipe: Recipe) -> Recipe:
     """Run by one process and logging nothing."""
     precision = "bf16" if recipe.engine.precision == "auto" else recipe.engine.precision
-    tracking = replace(recipe.tracking, clips_every=0)
-    return replace(recipe, engine=EngineConfig(precision=precision), tracking=tracking)
+    tracking, trainer = replace(recipe.tracking, clips_every=0), replace(recipe.trainer, score_ahead=False)
+    return replace(recipe, engine=EngineConfig(precision=precision), tracking=tracking, trainer=trainer)
 
 
 def _rewards(recipe: Recipe, spec: Any, features: Any, device: torch.device, prompts: int) -> CompositeReward | None:

@@ -27,7 +27,7 @@ from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, re
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
 from vidalign.objectives.parts.around import Around
 from vidalign.objectives.parts.rollouts import replay_gap
-from vidalign.objectives.parts.scoring import compute_advantages, grouped_scores, request_groups
+from vidalign.objectives.parts.scoring import Judging, compute_advantages, grouped_scores
 from vidalign.ranges import require
 from vidalign.students.video.rollout import Noise, Rollout, RolloutPlan
 
@@ -75,10 +75,11 @@ class FlowGRPO(Objective):
         noise = ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids))
         if self.config.initial_noise == "shared":
             noise = Noise(noise.initial[::group_size].repeat_interleave(group_size, 0), noise.renoise)
+        judging = Judging(ctx, batch.prompts, group_size)
         with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(text, plan, noise)
+            rollout = ctx.student.rollout(text, plan, noise, on_part=judging.add)
         data = self._experience(rollout, text, batch.prompts)
-        data.request, data.metrics = request_groups(ctx, rollout.latents, batch.prompts)
+        data.request, data.metrics = judging.request()
         return data
 
     def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:

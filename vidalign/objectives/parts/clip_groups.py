@@ -10,7 +10,7 @@ import torch
 from vidalign.errors import UserError
 from vidalign.objectives.base import Experience
 from vidalign.objectives.parts.rollouts import candidate_ids, on_policy_gap, own_part
-from vidalign.objectives.parts.scoring import request_groups
+from vidalign.objectives.parts.scoring import Judging
 from vidalign.ranges import require
 from vidalign.students.video.rollout import Rollout, RolloutPlan
 
@@ -64,25 +64,25 @@ class ClipGroups:
         history as context, one row a prompt."""
         text, plan = ctx.text(batch.prompts), self.plan(ctx)
         with ctx.policy("old"), ctx.gathered():
-            rollout, history = self._roll(ctx, plan, text, batch.ids)
-        x0, whole = rollout.latents[:, rollout.branch], self.config.score == "video"
-        judged, first = (rollout.latents, 0) if whole else (x0, plan.prefix * ctx.chunk_frames)
-        request, metrics = request_groups(ctx, judged, batch.prompts, history, first_frame=first)
+            rollout, judging = self._roll(ctx, plan, text, batch)
+        x0, (request, metrics) = rollout.latents[:, rollout.branch], judging.request()
         metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, len(x0) // len(text))
         tensors = {"x0": x0, "sample": candidate_ids(ctx, batch.ids, self.group_size)}
         return Experience(tensors, request.group_index, text, batch.prompts, rollout.context, metrics, request=request)
 
     def _roll(
-        self, ctx: TrainContext[VideoStudent], plan: RolloutPlan, text: torch.Tensor, ids: list[int]
-    ) -> tuple[Rollout, torch.Tensor | None]:
+        self, ctx: TrainContext[VideoStudent], plan: RolloutPlan, text: torch.Tensor, batch: Batch
+    ) -> tuple[Rollout, Judging]:
         """The groups of all prompts. Unless rewards see the history, only its cache is kept, and its latents ``[P, f,
         C, H, W]`` where the codec needs them to decode the clips."""
-        context, history = None, None
+        context, history, first = None, None, 0
         if self.config.score == "clip":
-            context, history = _stream(ctx, text, plan.prefix, ctx.generators("history", ids))
+            context, history = _stream(ctx, text, plan.prefix, ctx.generators("history", batch.ids))
+            first = plan.prefix * ctx.chunk_frames
             plan = replace(plan, prefix=0, record=tuple(range(plan.branch)))
-        plan, noise = own_part(ctx, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", ids)))
-        return ctx.student.rollout(text, plan, noise, context=context), history
+        plan, noise = own_part(ctx, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", batch.ids)))
+        judging = Judging(ctx, batch.prompts, plan.group_size, history, first_frame=first)
+        return ctx.student.rollout(text, plan, noise, context=context, on_part=judging.add), judging
 
 
 def _stream(

@@ -10,7 +10,7 @@ import torch
 
 from vidalign.cost import Cost, StepSizes
 from vidalign.errors import UserError
-from vidalign.objectives.parts.scoring import request_groups
+from vidalign.objectives.parts.scoring import Judging
 from vidalign.provenance import weights_hash
 from vidalign.students.video.rollout import RolloutPlan
 from vidalign.students.video.rollout.buffer import Buffer, ForkedGroups
@@ -88,9 +88,10 @@ class OnPolicyGroups:
             scale=self.noise_scale,
             suffix="shared",
         )
+        judging = Judging(ctx, batch.prompts, plan.group_size)
         with ctx.policy("old"), ctx.gathered():
-            rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise)
-        request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+            rollout = ctx.student.rollout(ctx.text(batch.prompts), plan, noise, on_part=judging.add)
+        request, metrics = judging.request()
         state, frames = rollout.states[plan.prefix], rollout.branch
         renoise = noise.renoise[:, : len(state.sigmas) - 1, frames].unflatten(0, (-1, self.group_size))
         groups = ForkedGroups(

@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING
 import torch
 
 from vidalign.objectives.base import Experience
-from vidalign.objectives.parts.scoring import request_groups
+from vidalign.objectives.parts.scoring import Judging
 from vidalign.students.video.rollout import Noise, RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
     from vidalign.students.video import VideoStudent
     from vidalign.students.video.rollout import Rollout
+    from vidalign.students.video.rollout.branching import OnPart
 
 FLAT = 0.05
 """Least spread that a gap is measured by: of a clip that shows next to nothing, rounding would count as a gap."""
 
 
 def roll_videos(
-    ctx: TrainContext[VideoStudent], text: torch.Tensor, ids: list[int], group_size: int = 1, policy: str = "current"
+    ctx: TrainContext[VideoStudent],
+    text: torch.Tensor,
+    ids: list[int],
+    group_size: int = 1,
+    policy: str = "current",
+    on_part: OnPart | None = None,
 ) -> Rollout:
     """`group_size` independent whole videos of each of the texts ``[P, L, D]`` by a policy, all states recorded; of
-    groups that several processes share, this process' part."""
+    groups that several processes share, this process' part. on_part: see `VideoStudent.rollout`."""
     plan = RolloutPlan(prefix=0, branch=ctx.chunks, group_size=group_size, record=tuple(range(ctx.chunks)))
     plan, noise = own_part(ctx, plan, ctx.student.draw_noise(plan, ctx.generators("rollout", ids)))
     with ctx.policy(policy), ctx.gathered():
-        return ctx.student.rollout(text, plan, noise)
+        return ctx.student.rollout(text, plan, noise, on_part=on_part)
 
 
 def own_part(ctx: TrainContext[VideoStudent], plan: RolloutPlan, noise: Noise) -> tuple[RolloutPlan, Noise]:
@@ -53,8 +59,10 @@ def video_groups(
     replayed: how many candidates of the first prompt are predicted again to measure the on-policy gap.
     """
     text = ctx.text(batch.prompts)
-    rollout = roll_videos(ctx, text, batch.ids, group_size, policy)
-    request, metrics = request_groups(ctx, rollout.latents, batch.prompts)
+    own = ctx.own_candidates(group_size)
+    judging = Judging(ctx, batch.prompts, own.stop - own.start)
+    rollout = roll_videos(ctx, text, batch.ids, group_size, policy, judging.add)
+    request, metrics = judging.request()
     replayed = min(replayed, len(rollout.latents) // len(text))
     metrics["health/on_policy_gap/max"] = on_policy_gap(ctx, rollout, text, replayed, policy)
     tensors = {"x0": rollout.latents, "sample": candidate_ids(ctx, batch.ids, group_size)}

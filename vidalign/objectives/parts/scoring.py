@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign.context import shown
 from vidalign.engine import distributed
+from vidalign.engine.autocast import without_autocast
 from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
 from vidalign.rewards.base import ScoreRequest
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 ZERO_SPREAD = 1e-6
 """A group whose combined reward has a standard deviation below it teaches nothing."""
+MOTION = "health/motion/mean"
 
 
 @dataclass
@@ -33,35 +36,81 @@ class Advantages:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def request_groups(
-    ctx: TrainContext,
-    latents: torch.Tensor,
-    prompts: list[str],
-    history: torch.Tensor | None = None,
-    *,
-    first_frame: int = 0,
-) -> tuple[ScoreRequest, dict[str, float]]:
-    """What is to be judged of latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to log.
+class Judging:
+    """What is judged of P prompts with G candidates each, a slice of candidates at a time as they are rolled out.
 
-    prompts: P of them. history: latents ``[P, f, C, H, W]`` before these, not scored: a codec that remembers needs
-    them. first_frame: how many frames of the video come before.
+    Rewards that do not learn begin with a slice while the next one is rolled out, and clips that nobody needs any more
+    are freed. history: latents ``[P, f, C, H, W]`` before those of the candidates, not scored: a codec that remembers
+    needs them. first_frame: how many frames of the video come before.
     """
-    clips = ctx.decode(latents, history)
-    group_index = torch.arange(len(prompts)).repeat_interleave(len(clips) // len(prompts))
-    return ScoreRequest(clips, prompts, group_index, first_frame), motion(clips)
+
+    def __init__(
+        self,
+        ctx: TrainContext,
+        prompts: list[str],
+        group_size: int,
+        history: torch.Tensor | None = None,
+        *,
+        first_frame: int = 0,
+    ) -> None:
+        assert ctx.rewards is not None, "an objective that scores declares needs.rewards"
+        self.ctx, self.prompts, self.history, self.first_frame = ctx, prompts, history, first_frame
+        self.group_index = torch.arange(len(prompts)).repeat_interleave(group_size)
+        count = len(self.group_index)
+        needed = range(count) if ctx.rewards.trainable else shown(count) if ctx.shows else ()
+        self.kept = tuple(needed)
+        self._clips: list[torch.Tensor] = []
+        self._motion: list[torch.Tensor] = []
+        self.ahead = ctx.rewards.ahead(threads=ctx.score_ahead)
+
+    def add(self, rows: slice, latents: torch.Tensor) -> None:
+        """The candidates `rows`, whole groups or a part of one, with latents ``[B, F, C, H, W]``. A rollout calls it, whose
+        precision is not that of codec and rewards."""
+        groups = self.group_index[rows]
+        past = None if self.history is None else self.history[int(groups[0]) : int(groups[-1]) + 1]
+        with without_autocast(latents.device):
+            clips = self.ctx.decode(latents, past)
+            self._motion += _changes(clips)
+            self.ahead.submit(clips, [self.prompts[place] for place in groups.tolist()])
+        kept = [row - rows.start for row in self.kept if rows.start <= row < rows.stop]
+        self._clips.append(clips if len(kept) == len(clips) else clips[kept])
+
+    def request(self) -> tuple[ScoreRequest, dict[str, float]]:
+        """What is to be judged of all slices, and what to log: the mean difference of consecutive frames."""
+        clips = self._clips[0] if len(self._clips) == 1 else torch.cat(self._clips)
+        kept = None if len(self.kept) == len(self.group_index) else self.kept
+        metrics = {MOTION: float(torch.stack(self._motion).mean())}
+        request = ScoreRequest(clips, self.prompts, self.group_index, self.first_frame, ahead=self.ahead, kept=kept)
+        return request, metrics
+
+
+def request_groups(
+    ctx: TrainContext, latents: torch.Tensor, prompts: list[str]
+) -> tuple[ScoreRequest, dict[str, float]]:
+    """What is to be judged of finished latents ``[P * G, F, C, H, W]``, candidates of a prompt adjacent, and what to
+    log; see `Judging` for those that are still to be rolled out."""
+    judging = Judging(ctx, prompts, len(latents) // len(prompts))
+    judging.add(slice(0, len(latents)), latents)
+    return judging.request()
 
 
 def motion(clips: torch.Tensor) -> dict[str, float]:
-    """What to log of the motion in clips ``[B, F, 3, H, W]``: the mean difference of consecutive frames, taken clip by
-    clip, as the differences of all of them are as large as they are."""
-    each = [(clip[1:] - clip[:-1]).abs().mean() for clip in clips]
-    return {"health/motion/mean": float(torch.stack(each).mean())}
+    """What to log of the motion in clips ``[B, F, 3, H, W]``: the mean difference of consecutive frames."""
+    return {MOTION: float(torch.stack(_changes(clips)).mean())}
+
+
+def _changes(clips: torch.Tensor) -> list[torch.Tensor]:
+    """Mean difference of consecutive frames, clip by clip: the differences of all of them are as large as they are."""
+    return [(clip[1:] - clip[:-1]).abs().mean() for clip in clips]
 
 
 def grouped_scores(ctx: TrainContext, data: Experience) -> dict[str, torch.Tensor]:
     """Scores ``[P, G]`` by reward of an experience that was judged; a few of the clips are logged."""
-    if data.request is not None:
-        ctx.show(data.request.clips, data.request.prompt_of_clip, data.scores)
+    if (request := data.request) is not None:
+        rows = list(range(len(request.group_index))) if request.kept is None else list(request.kept)
+        of_clip = request.prompt_of_clip
+        prompts = [of_clip[row] for row in rows]
+        ctx.show(request.clips, prompts, {name: value[rows] for name, value in data.scores.items()})
     return {name: value.view(len(data.prompts), -1) for name, value in data.scores.items()}
 
 

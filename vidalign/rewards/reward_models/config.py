@@ -1,4 +1,4 @@
-"""Settings that reward models share; no torch."""
+"""Settings that reward models share, and the files that they name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vidalign.ranges import require
+from vidalign.rewards.pretrained import PretrainedConfig, settings_of
 from vidalign.students.hub import is_hub_id
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(PretrainedConfig):
     """Where the files are, how large frames are, and what the model computes in."""
 
     path: str = ""
@@ -29,10 +30,8 @@ class ModelConfig:
     """Largest size of a frame."""
     batch: int = 1
     """Items in one forward pass."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """What the backbone computes in; the head is float32."""
-    device: str = ""
-    """Where the model is, such as `cuda:1` or `cpu`; empty = the accelerator of this process, or the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the backbone's weights and of its computation; the head is float32."""
 
     def __post_init__(self) -> None:
         for name in ("path", "backbone"):
@@ -42,12 +41,16 @@ class ModelConfig:
         if self.max_pixels < self.min_pixels:
             raise ValueError(f"max_pixels must be at least min_pixels, {self.min_pixels}")
 
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """The fewest and the most of a frame."""
+        return self.min_pixels, self.max_pixels
+
 
 def check_files(draft: Draft, plugin: str, *keys: str) -> None:
     """Refuse rewards of this plugin whose files are neither on this machine nor a name of the hub."""
-    for label, choice in draft.recipe.rewards.items():
-        if choice.name == plugin and choice.config is not None:
-            check_paths(draft, f"rewards.{label}", choice.config, *keys)
+    for section, config in settings_of(draft, plugin):
+        check_paths(draft, section, config, *keys)
 
 
 def check_paths(draft: Draft, section: str, config: Any, *keys: str) -> None:

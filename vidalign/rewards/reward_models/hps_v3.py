@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vidalign.rewards.reward_models.loading import Weights, fill, folder_of, open_backbone, unloaded
+from vidalign.rewards.reward_models.loading import Weights, folder_of, open_backbone, unloaded
 from vidalign.rewards.reward_models.network import preference_head
-from vidalign.rewards.reward_models.shared import Loaded, dtype_of, place_of, shared
+from vidalign.rewards.reward_models.shared import Loaded, shared
 from vidalign.students.video.importers.files import open_checkpoint
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ def load(config: HPSv3Reward.Config) -> Loaded:
 
 def _load(config: HPSv3Reward.Config) -> Loaded:
     place = folder_of(config.path, [FILE], config.revision)
-    file = place / FILE if (place / FILE).is_file() else Path(place)
+    weights = Weights([open_checkpoint(place / FILE if (place / FILE).is_file() else place, KEYS)])
     backbone, reader = open_backbone(config.backbone, "image", "hps_v3", [TOKEN])
-    network = unloaded(backbone, reader, preference_head)
-    fill(network, Weights([open_checkpoint(file, KEYS)]), None, dtype_of(config), place_of(config))
-    return Loaded(network, reader)
+    return Loaded(unloaded(backbone, reader, preference_head), reader, weights, config)

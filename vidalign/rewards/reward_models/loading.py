@@ -141,13 +141,15 @@ def open_backbone(backbone: str, shown: Shown, question: str, tokens: Sequence[s
 
 
 def unloaded(config: Any, reader: Reader, head: Callable[[int], nn.Module]) -> RewardNetwork:
-    """The network on the meta device; buffers, which no file holds, are there."""
-    from accelerate import init_empty_weights
+    """The network on the meta device; buffers, which no file holds, are where new tensors are made."""
     from transformers import Qwen2VLModel
 
-    with init_empty_weights(include_buffers=False):
+    with torch.device("meta"):
         backbone = Qwen2VLModel(config)
         made = head(int(config.text_config.hidden_size))
+    for name, module in list(backbone.named_modules()):
+        if next(module.buffers(recurse=False), None) is not None:  # rotary frequencies
+            backbone.set_submodule(name, type(module)(module.config))
     network = RewardNetwork(backbone, made, reader.visual_token, reader.reward_tokens)
     return network.eval().requires_grad_(False)
 

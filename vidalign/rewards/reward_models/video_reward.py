@@ -18,7 +18,6 @@ from vidalign.rewards.reward_models.loading import (
     VIDEO_REWARD,
     Lora,
     Weights,
-    fill,
     folder_of,
     open_backbone,
     open_video_reward,
@@ -27,7 +26,7 @@ from vidalign.rewards.reward_models.loading import (
 )
 from vidalign.rewards.reward_models.network import linear_head
 from vidalign.rewards.reward_models.reader import Reader
-from vidalign.rewards.reward_models.shared import Loaded, dtype_of, finite, place_of, shared
+from vidalign.rewards.reward_models.shared import Loaded, Norms, finite, shared
 
 if TYPE_CHECKING:
     from vidalign.rewards.video_align import VideoRewardConfig
@@ -48,8 +47,7 @@ class Published:
     reader: Reader
     weights: Weights
     lora: Lora | None
-    norms: dict[str, tuple[float, float]]
-    """Mean and standard deviation of each dimension."""
+    norms: Norms
 
 
 class VideoReward:
@@ -62,7 +60,7 @@ class VideoReward:
     def score(self, clips: Tensor, prompts: Sequence[str], fps: float, dimensions: Sequence[str]) -> dict[str, Tensor]:
         """``[B]`` in fp32 on the CPU by dimension, for clips ``[B, F, 3, H, W]`` in [0, 1] at `fps` frames a second."""
         assert clips.ndim == 5 and len(clips) == len(prompts), "one prompt a clip"
-        good, scores = finite(clips).cpu(), {}
+        good, scores = finite(clips), {}
         for dimension in dimensions:
             mean, std = self.model.norms[dimension]
             outputs = self._outputs(clips, prompts, fps, dimension in GREY)[:, DIMENSIONS.index(dimension)]
@@ -73,24 +71,14 @@ class VideoReward:
         """What the head says ``[B, 3]``. It is kept until other clips come: of several judges of one model, all that
         see the same frames need one pass."""
         config, kept = self.config, self.model.kept
-        sampling = (fps, config.fps, config.min_pixels, config.max_pixels)
-        key = None if clips.is_inference() else (clips._version, tuple(prompts), *sampling)
+        key = None if clips.is_inference() else (clips._version, tuple(prompts), fps, config.fps, *config.pixels)
         place, known, outputs = kept.get(grey, (None, None, None))
         if key is None or known != key or place is None or place() is not clips:
-            outputs = self._forward(clips, prompts, fps, grey)
+            shown = clips[:, frames.by_seconds(clips.shape[1], fps, config.fps)]
+            outputs = self.model.outputs(shown, prompts, config, grey=grey).squeeze(2)
             kept[grey] = (weakref.ref(clips), key, outputs)
         assert isinstance(outputs, Tensor), "kept with its key"
         return outputs
-
-    def _forward(self, clips: Tensor, prompts: Sequence[str], fps: float, grey: bool) -> Tensor:
-        config, parts = self.config, []
-        shown = clips[:, frames.by_seconds(clips.shape[1], fps, config.fps)]
-        for start in range(0, len(prompts), config.batch):
-            part = slice(start, start + config.batch)
-            pixels = (config.min_pixels, config.max_pixels)
-            batch = self.model.reader.read(shown[part].nan_to_num(), prompts[part], pixels, grey=grey)
-            parts.append(self.model.network(batch.to(self.model.network.device)).squeeze(2).float().cpu())
-        return torch.cat(parts)
 
 
 def read_published(config: VideoRewardConfig) -> Published:
@@ -107,8 +95,7 @@ def read_published(config: VideoRewardConfig) -> Published:
 def _load(config: VideoRewardConfig) -> Loaded:
     published = read_published(config)
     network = unloaded(published.config, published.reader, linear_head)
-    fill(network, published.weights, published.lora, dtype_of(config), place_of(config))
-    return Loaded(network, published.reader, published.norms)
+    return Loaded(network, published.reader, published.weights, config, published.lora, published.norms)
 
 
 def _check_settings(sections: Mapping[str, Any], config: VideoRewardConfig, where: str) -> None:
@@ -141,7 +128,7 @@ def _lora(section: Mapping[str, Any], where: str) -> Lora | None:
         ) from error
 
 
-def _norms(sections: Mapping[str, Any], where: str) -> dict[str, tuple[float, float]]:
+def _norms(sections: Mapping[str, Any], where: str) -> Norms:
     section = sections.get("inference_config", {})
     try:
         norms = {name: (float(section[f"{name}_mean"]), float(section[f"{name}_std"])) for name in DIMENSIONS}

@@ -188,6 +188,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         context: Context | None = None,
         on_chunk: Callable[[int, Tensor], None] | None = None,
         clock: Clock | None = None,
+        on_part: Callable[[slice, Tensor], None] | None = None,
     ) -> Rollout:
         """Generate `plan` for `text` `[B, L, D]` with `noise` for B * group_size rows; no gradient.
 
@@ -195,12 +196,13 @@ class VideoStudent(Student[VideoStudentSpec]):
         `CachePolicy.first_chunk`. context: continue after these frames (the plan then counts chunks from there).
         on_chunk(index, x0) is called as soon as a chunk is denoised, before its clean pass, for streaming decode.
         clock: measures denoising and clean passes; the device is synchronised only for it. No more than
-        `rollout_batch` candidates go through the network at once, unless it is 0.
+        `rollout_batch` candidates go through the network at once, unless it is 0. on_part(rows, latents) is called with
+        the whole videos of each part as soon as they are finished.
         """
         self.runtime.text = {}
         try:
             rows = 0 if on_chunk else self.rollout_batch
-            return rollout(self, text, plan, noise.to(self.device), context, on_chunk, rows, clock)
+            return rollout(self, text, plan, noise.to(self.device), context, on_chunk, rows, clock, on_part)
         finally:
             self.runtime.text = None
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 OnChunk = Callable[[int, "Tensor"], None]
+OnPart = Callable[[slice, "Tensor"], None]
 
 
 def rollout(
@@ -37,6 +38,7 @@ def rollout(
     on_chunk: OnChunk | None = None,
     rows: int = 0,
     clock: Clock | None = None,
+    on_part: OnPart | None = None,
 ) -> Rollout:
     """Generate `plan` for `text` `[B, L, D]`; see `VideoStudent.rollout`.
 
@@ -65,6 +67,9 @@ def rollout(
         if not plan.keep_final:
             run.context = head.context  # its own past would lie there until the last part is done
         parts.append(run)
+        if on_part is not None:
+            before = [chunk.repeat_interleave(group_size, 0)[part] for chunk in head.chunks]
+            on_part(part, torch.cat([*before, *run.chunks], 1))
     past = [chunk.repeat_interleave(group_size, 0) for chunk in head.chunks]
     own = [torch.cat(same) for same in zip(*(run.chunks for run in parts), strict=True)]
     states = {chunk: ChunkStates.cat([run.states[chunk] for run in parts]) for chunk in parts[0].states}
