@@ -39,6 +39,9 @@ class Reward(Protocol):
     static method ``can_score(prompt)`` (of an `Example` for texts) may say which prompts it can score. A training
     prompt that no reward of the recipe can score is refused.
 
+    Clips are judged in a thread, a part of the rollout beside the next one (``trainer.score_ahead``). A reward with a
+    true attribute ``waits`` computes nothing here, a server does: it has a thread of its own.
+
     A `score` with a further argument ``metadata: Sequence[Mapping[str, Any]] = ()`` is given one mapping an item: the
     further columns of the table that its prompt comes from, none of other prompts.
     """

@@ -89,6 +89,11 @@ class VLMJudge:
             raise UserError("the judge has no model", where=f"rewards.{self.name}.model", fix="name a folder or hub id")
         self._loaded: tuple[Resting, Any] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a server, and computes nothing here."""
+        return bool(self.config.url)
+
     @classmethod
     def check(cls, draft: Draft) -> None:
         """There is a model, and the address of its server is one."""
