@@ -29,6 +29,7 @@ from vidalign.cli import (
     plan,
     prepare,
     sample,
+    serve,
     show,
     train,
     validate,
@@ -71,6 +72,7 @@ app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(bench.bench, name="bench")

@@ -1,0 +1,103 @@
+"""Starting and stopping a server."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+import uvicorn
+
+from .app import create_app
+from .failure import LoadError
+from .loading import Served
+from .service import Limits, Service
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server runs."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    token: str = ""
+    """What clients send; needed for a host that is not loopback."""
+    warm_up: bool = True
+    """Score a grey clip before the first request."""
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(load: Callable[[], Served], options: Options) -> None:
+    """Serve until SIGTERM or SIGINT; then what was accepted is answered, and new requests are refused with 503.
+
+    A second signal ends at once. Prints the address when the reward is loaded. Raises `LoadError` for options
+    with which no server can start, and what `load` raises.
+    """
+    check(options)
+    listening = _bound(options)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    server: _Server
+
+    def tell(served: Served) -> None:
+        print(f"serving {served.name}, version {served.version}, at {address}", flush=True)
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    service = Service(load, options.limits, warm_up=options.warm_up, on_ready=tell, on_failed=give_up)
+    config = uvicorn.Config(create_app(service, options.token), log_level="warning", access_log=False, lifespan="on")
+    server = _Server(config, service)
+    with listening:
+        server.run(sockets=[listening])
+    if service.failed is not None:
+        raise service.failed
+
+
+def check(options: Options) -> None:
+    """Raises `LoadError` for a limit that lets nothing through and for a host that needs a token."""
+    limits = options.limits
+    for name, value in (("batch", limits.batch), ("max-mb", limits.max_mb), ("queue", limits.queue)):
+        if not value > 0:
+            raise LoadError(f"--{name} is {value}", "give a positive number")
+    if not options.token and not _is_loopback(options.host):
+        why = f"--host {options.host} can be reached from other machines, and there is no token"
+        raise LoadError(why, "set one with --token or VIDALIGN_SERVE_TOKEN")
+
+
+class _Server(uvicorn.Server):
+    """Goes on after the first signal until everything accepted is answered."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.service.stopping or sig not in (signal.SIGTERM, signal.SIGINT):
+            self.should_exit = self.force_exit = True
+        self.service.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        idle: bool = self.service.stopping and not self.service.outstanding
+        return await super().on_tick(counter) or idle
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bound(options: Options) -> socket.socket:
+    """A socket at the address, before anything is loaded."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=256)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LoadError(f"{options.host}:{options.port} cannot be used: {why}", "choose another --port") from error
