@@ -22,6 +22,7 @@ from vidalign.engine.blueprint import STUDENT, Blueprint
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import RecipeError
+from vidalign.evaluation.evaluator import build_metrics
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
@@ -67,6 +68,23 @@ def student_kind(recipe: Recipe) -> type[StudentKind[Any, Any]]:
     """The kind of student that a recipe trains."""
     kind: type[StudentKind[Any, Any]] = registry.get("students", recipe.student.name)
     return kind
+
+
+def preflight(recipe: Recipe) -> None:
+    """Ask the rewards and metrics with a class method ``preflight(config)``, before any work, whether they can judge.
+
+    Raises the `UserError` of the first that cannot.
+    """
+    for name, choice in recipe.rewards.items():
+        kind = registry.get("rewards", choice.name)
+        if hasattr(kind, "preflight"):
+            with guest("reward", name, kind):
+                kind.preflight(choice.config)
+    metrics = {name: registry.get("metrics", name) for name in recipe.evaluation.metrics or {}}
+    asked = [name for name, kind in metrics.items() if hasattr(kind, "preflight")]
+    for metric in build_metrics({name: (recipe.evaluation.metrics or {})[name] for name in asked}):
+        with guest("metric", metric.name, metric):
+            metrics[metric.name].preflight(metric.config)
 
 
 def build_student(recipe: Recipe) -> Student[Any]:
@@ -242,6 +260,7 @@ def build_context(
     gone before the student is built. samples: see `training_prompts`.
     """
     distributed.setup(single=recipe.engine.name == "deepspeed")
+    preflight(recipe)
     device, prompts, features = distributed.device(), build_prompts(recipe), prompt_features(recipe)
     if features is not None:
         features.prepare(asked_prompts(recipe, prompts, samples))

@@ -52,6 +52,12 @@ class Recipe(Sections):
         """Every section with every default filled in, as plain data that `load_recipe` reads back."""
         return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
 
+    def local_of_rewards(self) -> list[tuple[str, str]]:
+        """(key in the recipe, setting) of what rewards declare as ``local``: where they are, and no result depends on
+        it."""
+        kinds = {key: registry.get("rewards", choice.name) for key, choice in self.rewards.items()}
+        return [(key, setting) for key, kind in kinds.items() for setting in getattr(kind, "local", ())]
+
     def written(self) -> list[Field[Any]]:
         """The sections that stand in the file of this recipe."""
         unused = ["objective" if self.objectives else "objectives"]
@@ -67,6 +73,8 @@ class Recipe(Sections):
         values = self.plain()
         for section, key in LOCAL:
             del values[section][key]
+        for name, key in self.local_of_rewards():
+            del values["rewards"][name][key]
         return hashlib.sha256(yaml.safe_dump(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -49,7 +49,8 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
             fix="write it again with `vidalign show RECIPE [KEY=VALUE]... > RUN/recipe.yaml`",
         )
     began, now = _with_defaults(tree), yaml.safe_load(recipe.to_yaml())
-    changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(FREE_ON_RESUME)]
+    free = (*FREE_ON_RESUME, *(f"rewards.{key}.{setting}" for key, setting in recipe.local_of_rewards()))
+    changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(free)]
     if changed:
         raise UserError(
             "the run in this folder began with another recipe",
