@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from vidalign import registry
 from vidalign.data.source import shortened
 from vidalign.errors import Problem, RecipeError
 from vidalign.recipe.checks import check
