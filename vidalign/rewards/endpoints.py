@@ -82,7 +82,7 @@ class Endpoints:
         """
         deadline, failed, why = time.monotonic() + (self.retries + 1) * self.timeout, 0, "no server is free"
         while failed <= self.retries and time.monotonic() < deadline:
-            endpoint = self._take(deadline, first=not failed)
+            endpoint = self._take(deadline, first=not failed, last=0 < failed == self.retries)
             try:
                 answer = self._ask(endpoint.url, "POST", "/v1/score", body, time.monotonic() + self.timeout)
                 scores, identity = _checked(answer, count)
@@ -103,20 +103,24 @@ class Endpoints:
             notes, self._notes = self._notes, []
             return notes
 
-    def _take(self, deadline: float, first: bool) -> Endpoint:
-        """The server for an attempt, when it is its turn; first: raise `AnswerError` at once where all are dead."""
+    def _take(self, deadline: float, *, first: bool, last: bool) -> Endpoint:
+        """The server for an attempt, when it is its turn.
+
+        first: raise `AnswerError` at once where all are dead; last: take no dead one where another is free, or else the
+        dead ones that have rested are tried first.
+        """
         with self._changed:
             while True:
                 now = time.monotonic()
                 free = [one for one in self.endpoints if one.rests_until <= now and not (one.dead and one.outstanding)]
                 if free:
-                    chosen = min(free, key=lambda one: (one.dead, one.outstanding, one.failures))
+                    chosen = min(free, key=lambda one: (one.dead == last, one.outstanding, one.failures))
                     chosen.outstanding += 1
                     return chosen
                 if first and all(one.dead and one.rests_until > now for one in self.endpoints):
                     raise AnswerError("no server answers")
                 if now >= deadline:
-                    raise AnswerError("every server is busy")
+                    raise AnswerError("every server is busy or fails")
                 wakes = [one.rests_until for one in self.endpoints if one.rests_until > now]
                 self._changed.wait(min([*wakes, deadline]) - now)
 

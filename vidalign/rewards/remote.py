@@ -179,7 +179,7 @@ class Remote:
             more = pixels + len(json.dumps([str(prompts[row]), dict(metadata[row]) if metadata else {}], default=str))
             if HEADER + more > self._max_bytes:
                 raise UserError(
-                    f"a clip has {more / 2**20:.1f} MiB, the reward service takes {self._max_bytes / 2**20:g}",
+                    f"a clip has {more / 2**20:.2f} MiB, the reward service takes {self._max_bytes / 2**20:.2f}",
                     where=", ".join(self.config.urls),
                     fix="start it with a larger --max-mb, or send uint8",
                 )

@@ -34,28 +34,14 @@ class Options:
 def serve(load: Callable[[], Served], options: Options) -> None:
     """Serve until SIGTERM or SIGINT; then what was accepted is answered, and new requests are refused with 503.
 
-    A second signal ends at once. Prints the address when the reward is loaded. Raises `LoadError` for options
-    with which no server can start, and what `load` raises.
+    A second signal ends at once. Prints the address when the reward is loaded. Raises `LoadError` for options with
+    which no server can start, and what `load` raises.
     """
-    check(options)
-    listening = _bound(options)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    server: _Server
-
-    def tell(served: Served) -> None:
-        print(f"serving {served.name}, version {served.version}, at {address}", flush=True)
-
-    def give_up() -> None:
-        server.should_exit = True
-
-    service = Service(load, options.limits, warm_up=options.warm_up, on_ready=tell, on_failed=give_up)
-    config = uvicorn.Config(create_app(service, options.token), log_level="warning", access_log=False, lifespan="on")
-    server = _Server(config, service)
-    with listening:
-        server.run(sockets=[listening])
-    if service.failed is not None:
-        raise service.failed
+    server = Server(load, options)
+    with server.listening:
+        server.run(sockets=[server.listening])
+    if server.service.failed is not None:
+        raise server.service.failed
 
 
 def check(options: Options) -> None:
@@ -69,12 +55,28 @@ def check(options: Options) -> None:
         raise LoadError(why, "set one with --token or VIDALIGN_SERVE_TOKEN")
 
 
-class _Server(uvicorn.Server):
-    """Goes on after the first signal until everything accepted is answered."""
+class Server(uvicorn.Server):
+    """A server at an address of its own, not yet running.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.service = service
+    After the first signal it goes on until everything that it accepted is answered.
+    """
+
+    def __init__(self, load: Callable[[], Served], options: Options) -> None:
+        check(options)
+        self.listening = _bound(options)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        self.address = f"http://{host}:{self.listening.getsockname()[1]}"
+        self.service = Service(
+            load, options.limits, warm_up=options.warm_up, on_ready=self._tell, on_failed=self._give_up
+        )
+        app = create_app(self.service, options.token)
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+
+    def _tell(self, served: Served) -> None:
+        print(f"serving {served.name}, version {served.version}, at {self.address}", flush=True)
+
+    def _give_up(self) -> None:
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.stopping or sig not in (signal.SIGTERM, signal.SIGINT):
