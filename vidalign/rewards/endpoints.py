@@ -48,6 +48,8 @@ class Endpoint:
     url: str
     outstanding: int = 0
     """Requests under way."""
+    sent: int = 0
+    """Requests so far."""
     failures: int = 0
     """Failures since its last answer."""
     rests_until: float = 0.0
@@ -66,6 +68,7 @@ class Endpoints:
 
     def __init__(self, urls: Sequence[str], *, token: str, timeout: float, retries: int, backoff: float) -> None:
         self.endpoints = [Endpoint(url.rstrip("/")) for url in urls]
+        random.shuffle(self.endpoints)  # else every client begins with the first one
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._notes: list[str] = []
@@ -114,8 +117,9 @@ class Endpoints:
                 now = time.monotonic()
                 free = [one for one in self.endpoints if one.rests_until <= now and not (one.dead and one.outstanding)]
                 if free:
-                    chosen = min(free, key=lambda one: (one.dead == last, one.outstanding, one.failures))
+                    chosen = min(free, key=lambda one: (one.dead == last, one.outstanding, one.failures, one.sent))
                     chosen.outstanding += 1
+                    chosen.sent += 1
                     return chosen
                 if first and all(one.dead and one.rests_until > now for one in self.endpoints):
                     raise AnswerError("no server answers")
