@@ -150,12 +150,10 @@ def _npz(payload: memoryview, limit: int) -> NDArray[Any]:
             if size > limit:
                 raise too_large(size, limit)
             data = file.read(size)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except ServeError:
+        raise
+    except Exception as error:  # zlib.error, BadZipFile and others: a damaged file is a mistake of the client
         raise invalid(f"the payload is no npz file with an array clips: {error}") from error
-    except Exception as error:
-        if isinstance(error, ServeError):
-            raise
-        raise invalid(f"the payload is damaged: {error}") from error  # zlib.error derives from Exception alone
     if len(data) != size:
         raise invalid("the array clips is shorter than its header says")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
@@ -196,7 +194,9 @@ def _video(data: bytes, left: int, limit: int) -> tuple[NDArray[Any], float | No
                 if left < 0:
                     raise too_large(limit + 1, limit)
                 frames.append(frame.to_ndarray(format="rgb24"))
-    except (av.FFmpegError, IndexError) as error:
+    except ServeError:
+        raise
+    except Exception as error:  # FFmpeg's, and what damaged texts inside the file cause
         raise invalid(f"a file is no video: {error}") from error
     if len({frame.shape for frame in frames}) != 1:
         raise invalid("a file has no frames, or frames of several sizes")
