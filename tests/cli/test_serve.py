@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import RECIPE, assert_same_student, train
+from run_helpers import RECIPE, assert_same_student, train, vidalign
 
 TWO = "{text_alignment: 1.0, visual_quality: 1.0}"
 STEPS = ("trainer.steps=3", "evaluation.metrics={}")
@@ -71,3 +73,78 @@ def test_a_served_reward_makes_the_same_steps(recipe_folder: Path, server: str) 
     assert served == plain
     values = [json.loads(Path(run, "evaluation.json").read_text())["values"] for run in ("plain", "served")]
     assert values[0] == values[1] and "trained rewards/motion" in values[0]["after"]
+
+
+def test_a_run_goes_on_with_another_address(recipe_folder: Path, server: str, unjudged: None) -> None:
+    """Where a server is decides no result; what it runs does."""
+    scored_by(remote(server))
+    assert train(*STEPS, "trainer.steps=1") == 0
+    other = server.replace("127.0.0.1", "localhost")
+    scored_by(remote(other))
+    assert train(*STEPS, "trainer.steps=2", "--resume") == 0
+    scored_by(remote(other, dtype="uint8"))
+    assert train(*STEPS, "trainer.steps=3", "--resume") != 0
+
+
+def test_a_run_says_what_the_servers_run_instead(
+    recipe_folder: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored_by(remote(server, reward="visual_quality", version="2"))
+    assert train(*STEPS) == 3
+    told = capsys.readouterr().err
+    assert told.count("error:") == 1 and server in told
+    assert "reward is 'motion_quality' there, the recipe pins 'visual_quality'; version is '1' there" in told
+    assert not Path("run").exists()
+
+
+def test_the_token_is_kept_off_the_command_line(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDALIGN_SERVE_TOKEN", "secret")
+    process = started("--reward", "visual_quality", "--port", "0", "--host", "0.0.0.0", "--no-warm-up")
+    try:
+        url = address(process).replace("0.0.0.0", "127.0.0.1")
+        for token, answer in (("guess", 401), ("secret", 200)):
+            request = urllib.request.Request(f"{url}/v1/reward", headers={"Authorization": f"Bearer {token}"})
+            try:
+                status = urllib.request.urlopen(request, timeout=10).status
+            except urllib.error.HTTPError as error:
+                status = error.code
+            assert status == answer
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+MISTAKES = {
+    "motion_qualty": "did you mean 'motion_quality'?",
+    "discriminator": "it learns from the clips of its own run",
+    "exact_match": "it judges texts",
+    "motion_quality scale=2": "unknown key 'motion_quality.scale'",
+    "clip_score framse=2": "frames",
+    "clip_score frames=-1": "frames must be at least 0",
+    "motion_quality --host 0.0.0.0": "there is no token",
+    "motion_quality --batch 0": "--batch is 0",
+    "motion_quality scale": "write key=value",
+    "nowhere.py:Own": "there is no file 'nowhere.py'",
+}
+
+
+@pytest.mark.parametrize("given", MISTAKES)
+def test_what_cannot_be_served(given: str, recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vidalign("serve", "--port", "0", "--reward", *given.split()) == 2
+    told = capsys.readouterr().err
+    assert MISTAKES[given] in told and told.count("error:") == 1
+
+
+def test_serving_needs_an_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert vidalign("serve", "--reward", "motion_quality") == 2
+    assert "pip install 'vidalign[serve]'" in capsys.readouterr().err
+
+
+def test_a_reward_of_a_plugin_file_is_served(brightness: tuple[str, ...]) -> None:
+    process = started("--reward", "brightness", "--port", "0", *brightness[1:])
+    try:
+        assert address(process)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)

@@ -14,8 +14,10 @@ ROOT = Path(vidalign.__file__).parent
 WORLDS = "worlds"
 TABLE = "registry.py"
 """The one file outside the worlds that names them: as text, in its table of built-in plugins."""
+ALONE = "serving"
+"""The room that `vidalign-serve` packs under another name: it imports itself relatively, and no other room."""
 LAYERS = (
-    ("errors", "deferred", "ranges", "version"),
+    ("errors", "deferred", "ranges", "version", "serving"),
     ("registry", "guest", "reading", "owner", "quiet"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),
@@ -45,6 +47,9 @@ def imports(file: Path) -> Iterator[str]:
     """Modules of the package that a file imports, at its top, inside functions and for types alike."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
+            if ALONE in file.parts:
+                assert node.level == 1 or (node.module or "").split(".")[0] != "vidalign", f"{file} imports vidalign"
+                continue
             assert node.level == 0, f"{file} imports relatively"
             names = [node.module or ""] if node.module != "vidalign" else [f"vidalign.{a.name}" for a in node.names]
         elif isinstance(node, ast.Import):
