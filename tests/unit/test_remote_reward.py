@@ -18,8 +18,8 @@ from serving_helpers import IDENTITY, Fake, Mean, serving, wait_for
 from torch import Tensor
 
 from vidalign.errors import RecipeError, UserError
-from vidalign.evaluation.evaluator import build_metrics
 from vidalign.recipe import load_recipe
+from vidalign.recipe.plugins import make
 from vidalign.rewards.remote import Remote
 from vidalign.testing import check_metric, check_reward
 from vidalign.trainer import Trainer
@@ -314,7 +314,7 @@ def test_it_keeps_the_promises_of_a_reward_and_of_a_metric() -> None:
         check_reward("remote", settings, items=(clips_of(4), PROMPTS[:4]), failing=(clips_of(4)[3], "unknown"))
         given = {"urls": [server.address], "reward": "mean"}
         check_metric("remote", given, items=(clips_of(4), PROMPTS[:4]))
-        (metric,) = build_metrics({"remote": given})
+        metric = make("metrics", "remote", given, "metrics.remote")
         values = metric.score(clips_of(4), prompts)
     assert values.keys() == {"mean", "first"} and values["mean"].isnan().tolist() == [False, False, False, True]
 

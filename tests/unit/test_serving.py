@@ -218,6 +218,17 @@ def test_clips_as_mp4(server: Server, reward: Mean) -> None:
     assert reward.informed[-1] == ([{"dimension": "colour"}, {}], 24.0)
 
 
+def test_a_reward_may_need_the_frame_rate() -> None:
+    class Timed(Mean):
+        def score(self, clips: torch.Tensor, prompts: list[str], fps: float) -> dict[str, torch.Tensor]:
+            return super().score(clips, prompts, fps=fps)
+
+    with serving(Timed(), warm_up=True) as server:
+        status, _, answer = ask(server, body=raw())
+        assert status == 422 and "mean needs the frame rate" in answer["error"]["message"]
+        assert ask(server, body=raw(fps=8.0))[0] == 200
+
+
 def test_failed_items_are_null(server: Server) -> None:
     _, _, answer = ask(server, body=raw(prompts=["a", "unknown", "c"]))
     assert [score is None for score in answer["scores"]["mean"]] == [False, True, False]

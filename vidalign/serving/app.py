@@ -165,6 +165,8 @@ async def _score(service: Service, request: Request) -> ScoreAnswer:
             if media != MEDIA_TYPE:
                 raise ServeError(415, "unsupported_media_type", f"the body is {media!r}", f"send {MEDIA_TYPE}")
             parsed = await asyncio.to_thread(decode, await body.read(), body.limit)
+            if served.needs_fps and parsed.fps is None:
+                raise invalid(f"{served.name} needs the frame rate of the clips", "send fps in the header")
             return ScoreAnswer(scores=await _answered(service, request, parsed), identity=served.identity)
     except ClientDisconnect as error:
         raise ServeError(499, *GONE) from error

@@ -37,6 +37,8 @@ class Served:
         self.settings: dict[str, Any] = json.loads(json.dumps(given, default=str))
         known = inspect.signature(reward.score).parameters
         self._further = [name for name in ("metadata", "fps") if name in known]
+        self.needs_fps = "fps" in known and known["fps"].default is inspect.Parameter.empty
+        """Whether it cannot score clips of which nobody says the frame rate."""
 
     @property
     def identity(self) -> str:
