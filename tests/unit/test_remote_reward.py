@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_clip
 import torch
 from serving_helpers import IDENTITY, Fake, Mean, serving, wait_for
 from torch import Tensor
@@ -251,6 +252,7 @@ def test_a_recipe_says_what_it_needs() -> None:
     assert "rewards.hps.urls is missing" in problems("rewards.hps={name: remote, reward: mean}")
     assert "rewards.hps.reward is missing" in problems("rewards.hps={name: remote, urls: ['http://localhost:1']}")
     assert "urls holds 'localhost:8000'" in problems("rewards.hps={name: remote, reward: m, urls: ['localhost:8000']}")
+    assert "urls holds 'http://a:b'" in problems("rewards.hps={name: remote, reward: m, urls: ['http://a:b']}")
     assert "did you mean 'stop'?" in problems("rewards.hps={name: remote, on_failure: stopp}")
     remote_reward = "rewards.hps={name: remote, reward: m, timeout: 60, urls: ['http://localhost:%d']}"
     one, other = (load_recipe("world/astrolabe", [remote_reward % port]) for port in (1, 2))
@@ -305,6 +307,21 @@ def test_types_of_pixels(dtype: str, error: float) -> None:
         first = remote(server.address, dtype=dtype).score(clips.double(), PROMPTS[:4])["first"]
     torch.testing.assert_close(first, clips[:, 0, 0, 0, 0].double(), rtol=0, atol=error)
     assert error == 0 or not torch.equal(first, clips[:, 0, 0, 0, 0].double())
+
+
+def test_a_served_clip_score_is_that_in_process(tmp_path: Path) -> None:
+    """Bit for bit over 8 bits: it rounds frames to them itself."""
+    settings = {"model": str(tiny_clip.save_clip(tmp_path)), "frames": 3}
+    clips = torch.rand(5, 4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    prompts, local = ["a red ball", "a blue box"] * 2 + ["a kite"], make("rewards", "clip_score", settings, "")
+    with serving(make("rewards", "clip_score", settings, ""), warm_up=True) as server:
+        pinned = {"reward": "clip_score", "settings": {**settings, "batch": 64, "revision": "main"}}
+        found = remote(server.address, **pinned).score(clips, prompts)
+    expected = local.score(clips, prompts)
+    assert expected["clip_score"].std() > 0.1 and found.keys() == {"remote", "min", "last_quarter"}
+    assert torch.equal(found["remote"].float(), expected["clip_score"]) and torch.equal(
+        found["min"].float(), expected["min"]
+    )
 
 
 def test_it_keeps_the_promises_of_a_reward_and_of_a_metric() -> None:

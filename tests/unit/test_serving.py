@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import socket
 import struct
 import threading
 import time
@@ -317,6 +318,16 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> Non
     answer = connection.getresponse()
     assert answer.status == 413 and json.loads(answer.read())["error"]["type"] == "too_large"
     connection.close()
+
+
+def test_a_body_that_does_not_come_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidalign.serving.app.READ", 0.1)
+    with serving(Mean(), queue=1) as server, socket.create_connection(server.listening.getsockname()[:2]) as slow:
+        slow.sendall(
+            f"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 99\r\n\r\nx".encode()
+        )
+        assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
+        wait_for(lambda: ask(server, body=raw())[0] == 200)
 
 
 def test_a_full_queue_sends_clients_away() -> None:

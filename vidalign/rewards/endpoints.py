@@ -161,6 +161,7 @@ class Endpoints:
         connection = kind(parts.hostname or "", parts.port, timeout=max(deadline - time.monotonic(), 0.01))
         headers = self._headers | ({"Content-Type": MEDIA_TYPE} if body else {})
         try:
+            connection.connect()
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it read everything
                 connection.request(method, parts.path + path, body or None, headers)
             answer = connection.getresponse()

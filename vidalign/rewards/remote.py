@@ -74,8 +74,8 @@ class Remote:
             require(self, "request_timeout", "backoff", above=0)
             require(self, "retries", least=0)
             for url in self.urls:
-                if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                    raise ValueError(f"urls holds {url!r}: give an address such as http://127.0.0.1:8000")
+                if not _is_address(url):
+                    raise ValueError(f"urls holds {url!r}: give addresses such as http://127.0.0.1:8000")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -212,6 +212,14 @@ class Remote:
             self._max_bytes = min(int(one["max_bytes"]) for one in services.values())
             self._endpoints = endpoints
         return self._endpoints
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _described(endpoints: Endpoints, url: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from .loading import Scores
 from .service import Service
 from .wire import MEDIA_TYPE, ScoreBody, decode, too_large
 
+READ = 60.0
+"""Seconds in which the body of a request must arrive."""
 LOOK = 1.0
 """Seconds between two looks whether the client of a waiting request is still there."""
 BODY = {
@@ -36,6 +38,7 @@ BODY = {
 GONE = ("client_gone", "the client has closed the connection")
 ABOUT = {
     401: "The token is missing or wrong.",
+    408: "The body did not arrive in time.",
     413: "The request is larger than the server takes.",
     415: "The media type of the body is another, or the server cannot read its encoding.",
     422: "The body does not keep the wire format.",
@@ -164,14 +167,15 @@ async def _score(service: Service, request: Request) -> ScoreAnswer:
             media = request.headers.get("content-type", "").partition(";")[0].strip()
             if media != MEDIA_TYPE:
                 raise ServeError(415, "unsupported_media_type", f"the body is {media!r}", f"send {MEDIA_TYPE}")
-            parsed = await asyncio.to_thread(decode, await body.read(), body.limit)
+            parsed = await asyncio.to_thread(decode, await body.in_time(), body.limit)
             if served.needs_fps and parsed.fps is None:
                 raise invalid(f"{served.name} needs the frame rate of the clips", "send fps in the header")
             return ScoreAnswer(scores=await _answered(service, request, parsed), identity=served.identity)
     except ClientDisconnect as error:
         raise ServeError(499, *GONE) from error
-    except ServeError:
-        await body.drain()
+    except ServeError as error:
+        if error.status != 408:
+            await body.drain()
         raise
 
 
@@ -191,6 +195,13 @@ class _Incoming:
             if len(body) > self.limit:
                 raise too_large(len(body), self.limit)
         return body
+
+    async def in_time(self) -> bytearray:
+        """As `read`; raises `ServeError` 408 where it takes too long: the request holds a place meanwhile."""
+        try:
+            return await asyncio.wait_for(self.read(), READ)
+        except asyncio.TimeoutError as error:  # noqa: UP041 - another class on Python 3.10
+            raise ServeError(408, "too_slow", ABOUT[408], "send fewer clips in a request") from error
 
     async def drain(self) -> None:
         """Throw away what is still to come, up to the limit: a client that still sends would not read the answer."""
