@@ -91,7 +91,8 @@ def test_it_serves_a_reward_of_a_file(installed: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_start_is_one_line(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
-        "class Broken:\n    name = 'broken'\n    def score(self, clips, prompts):\n        raise OSError('no weights')\n"
+        "class Broken:\n    name = 'broken'\n\n"
+        "    def score(self, clips, prompts):\n        raise OSError('no weights')\n"
     )
 
     def refused(*arguments: str) -> str:

@@ -323,9 +323,8 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> Non
 def test_a_body_that_does_not_come_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vidalign.serving.app.READ", 0.1)
     with serving(Mean(), queue=1) as server, socket.create_connection(server.listening.getsockname()[:2]) as slow:
-        slow.sendall(
-            f"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 99\r\n\r\nx".encode()
-        )
+        head = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 99\r\n\r\n"
+        slow.sendall(head.encode() + b"x")
         assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
         wait_for(lambda: ask(server, body=raw())[0] == 200)
 
@@ -342,7 +341,7 @@ def test_a_full_queue_sends_clients_away() -> None:
 
 
 def test_waiting_requests_of_one_shape_share_a_call() -> None:
-    reward = Mean(Mean.Config(seconds=0.2))
+    reward = Mean(Mean.Config(seconds=0.06))
     bodies = [raw(prompts=[f"{n}"] * 3) for n in range(4)]
     bodies += [raw(CLIPS[:, :1], prompts=["short"] * 3), raw(prompts=["8 fps"] * 3, fps=8)]
     with serving(reward, batch=8) as server, ThreadPoolExecutor(8) as pool:
@@ -450,7 +449,7 @@ def test_it_answers_while_the_reward_is_loaded() -> None:
 
 
 def test_it_stops_when_what_it_accepted_is_answered() -> None:
-    reward = Mean(Mean.Config(seconds=0.5))
+    reward = Mean(Mean.Config(seconds=0.3))
     with serving(reward, batch=3) as server, ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(ask, server, body=raw()) for _ in range(3)]
         wait_for(lambda: server.service.outstanding == 3)
