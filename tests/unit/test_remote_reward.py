@@ -118,6 +118,8 @@ def test_a_busy_server_is_no_failure() -> None:
         scores, told = scored(remote(server.url, retries=0), clips_of(4))
     torch.testing.assert_close(scores, expected(clips_of(4)), rtol=0, atol=1e-7)
     assert told == [] and time.monotonic() - began > 0.9, "Retry-After is kept"
+    with Fake(lambda n, scores: 429) as server, pytest.raises(UserError, match=r"out of order \(HTTP 429"):
+        remote(server.url, retries=0, request_timeout=0.2).score(clips_of(4), PROMPTS[:4])
 
 
 def test_a_server_that_is_killed_at_work(tmp_path: Path) -> None:
@@ -225,6 +227,7 @@ def test_what_the_recipe_pins_is_compared_before_any_work() -> None:
         assert "it has no settings.scales, but settings.scale" in refused(one.url, settings={"scales": 1.0})
         unequal = refused(one.url, other.url)
         assert f"settings.scale is 2.0 there, {one.url} has 1.0" in unequal and "different rewards" in unequal
+    assert "remote has no urls - give urls" in refused() and "remote has no reward" in refused("http://a", reward="")
     assert "the reward service cannot be used" in refused(one.url) and one.url in refused(one.url)
     with Fake(settings=None) as odd:
         odd.http.RequestHandlerClass.do_GET = lambda self: self.answer(200, b"[]")  # type: ignore[attr-defined]

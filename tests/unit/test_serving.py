@@ -494,6 +494,7 @@ def test_options_that_cannot_work(server: Server) -> None:
 
     assert "--batch is 0" in refused(limits=Limits(batch=0))
     assert "--max-mb is nan" in refused(limits=Limits(max_mb=float("nan")))
+    assert "--max-mb is inf" in refused(limits=Limits(max_mb=float("inf")))
     assert "--queue is -1" in refused(limits=Limits(queue=-1))
     assert "cannot be used" in refused(port=server.listening.getsockname()[1])
     assert "cannot be used" in refused(port=99999)

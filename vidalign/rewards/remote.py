@@ -33,6 +33,7 @@ AT_ONCE = 2
 HEADER = 1024
 """Bytes of a request beside clips, prompts and metadata, at most."""
 EXAMPLES = {"urls": '["http://127.0.0.1:8000"]', "reward": "hps_v3"}
+"""Settings without a default."""
 ABOUT = {"name", "version", "settings", "identity", "batch", "max_bytes"}
 """What a server says of itself."""
 LOOK = 0.5
@@ -89,10 +90,10 @@ class Remote:
         """Every remote reward of a recipe names its servers and what they run."""
         for label, choice in draft.recipe.rewards.items():
             if choice.name == cls.name and isinstance(choice.config, cls.Config):
-                for key in ("urls", "reward"):
+                for key, example in EXAMPLES.items():
                     if not getattr(choice.config, key):
                         path = f"rewards.{label}"
-                        draft.refuse(f"{path}.{key} is missing", path, fix=f"give {key}: {EXAMPLES[key]}")
+                        draft.refuse(f"{path}.{key} is missing", path, fix=f"give {key}: {example}")
 
     @classmethod
     def preflight(cls, config: Config) -> None:
@@ -195,6 +196,9 @@ class Remote:
         """The servers, which were compared with the recipe before the first request."""
         if self._endpoints is None:
             config = self.config
+            for key, example in EXAMPLES.items():
+                if not getattr(config, key):
+                    raise UserError(f"remote has no {key}", fix=f"give {key}: {example}")
             token = os.environ.get(config.token_env, "") if config.token_env else ""
             if config.token_env and not token:
                 raise UserError(f"the environment variable {config.token_env} is not set", where="token_env")

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,6 +25,7 @@ from .loading import Scores
 from .service import Service
 from .wire import MEDIA_TYPE, ScoreBody, decode, too_large
 
+BEARER = HTTPBearer(auto_error=False, description="The token of the server, if it has one.")
 READ = 60.0
 """Seconds in which the body of a request must arrive."""
 LOOK = 1.0
@@ -98,8 +100,9 @@ def create_app(service: Service, token: str = "") -> FastAPI:
         yield
         service.close()
 
-    def authorised(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
-        if token and not hmac.compare_digest((authorization or "").encode(), f"Bearer {token}".encode()):
+    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        sent = given.credentials if given else ""
+        if token and not hmac.compare_digest(sent.encode(), token.encode()):
             raise ServeError(401, "unauthorized", ABOUT[401], "send the header Authorization: Bearer TOKEN")
 
     app = FastAPI(title="vidalign serve", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
