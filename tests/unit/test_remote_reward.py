@@ -156,6 +156,28 @@ def test_a_server_that_comes_back_is_used_again() -> None:
     assert [("failed" in one, "answers again" in one) for one in told] == [(True, False), (False, True)]
 
 
+def test_one_request_at_a_time_tries_a_dead_server() -> None:
+    """It may hang: the others wait for the outcome, or ask another server."""
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def misbehave(n: int, scores: list[float]) -> int:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy if n >= 6 else 0)
+        time.sleep(0.03)
+        with lock:
+            busy -= 1
+        return 500
+
+    with Fake(misbehave) as dead, Fake(lambda n, scores: time.sleep(0.02)) as good:
+        reward, clips = remote(dead.url, good.url, backoff=0.001), clips_of(200)
+        with pytest.warns(UserWarning, match="others take its clips"):
+            scores = reward.score(clips, [str(n) for n in range(200)])["remote"]
+    torch.testing.assert_close(scores, expected(clips), rtol=0, atol=1e-7)
+    assert dead.asked > 8 and most == 1
+
+
 # --- what follows when nobody answers ---
 
 
