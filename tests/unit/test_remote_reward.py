@@ -21,7 +21,9 @@ from torch import Tensor
 from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.plugins import make
+from vidalign.rewards.endpoints import AnswerError, Endpoints
 from vidalign.rewards.remote import Remote
+from vidalign.serving.wire import encode
 from vidalign.testing import check_metric, check_reward
 from vidalign.trainer import Trainer
 
@@ -176,6 +178,30 @@ def test_one_request_at_a_time_tries_a_dead_server() -> None:
             scores, _ = scored(reward, clips_of())
             torch.testing.assert_close(scores, expected(clips_of()), rtol=0, atol=1e-7)
     assert dead.asked >= 10 and most == 1
+
+
+def test_failures_at_the_same_time_are_one() -> None:
+    """Else a server with many requests under way would be dead at its first hiccup."""
+    both = threading.Barrier(2)
+
+    def misbehave(n: int, scores: list[float]) -> int:
+        both.wait(5)
+        return 500
+
+    body = encode((clips_of(1) * 255).round().to(torch.uint8).numpy(), ["a"])
+    with Fake(misbehave) as server:
+        endpoints = Endpoints([server.url], token="", timeout=5, retries=0, backoff=5)
+
+        def fail() -> None:
+            with pytest.raises(AnswerError, match="out of order"):
+                endpoints.score(body, 1)
+
+        threads = [threading.Thread(target=fail) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert server.asked == 2 and endpoints.endpoints[0].failures == 1 and len(endpoints.notes()) == 1
 
 
 # --- what follows when nobody answers ---
