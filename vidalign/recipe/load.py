@@ -54,7 +54,7 @@ class Recipe(Sections):
         return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
 
     def local_of_rewards(self) -> list[tuple[str, str]]:
-        """(key in the recipe, setting) of the ``local_settings`` of rewards: where they are; no result depends on it."""
+        """(key in the recipe, setting) of the ``local_settings`` of rewards: no result depends on them."""
         kinds = {key: registry.get("rewards", choice.name) for key, choice in self.rewards.items()}
         return [(key, setting) for key, kind in kinds.items() for setting in getattr(kind, "local_settings", ())]
 
