@@ -29,6 +29,7 @@ from serving_helpers import Mean, serving, wait_for
 from vidalign import serving as package
 from vidalign.serving import wire
 from vidalign.serving.app import create_app
+from vidalign.serving.batching import Batcher
 from vidalign.serving.failure import LoadError, ServeError
 from vidalign.serving.loading import Served, load, parse_settings
 from vidalign.serving.run import Options, Server, serve
@@ -340,23 +341,40 @@ def test_a_full_queue_sends_clients_away() -> None:
         assert ask(server, body=raw())[0] == 200, "there is room again"
 
 
-def test_waiting_requests_of_one_shape_share_a_call() -> None:
-    reward = Mean(Mean.Config(seconds=0.06))
-    bodies = [raw(prompts=[f"{n}"] * 3) for n in range(4)]
-    bodies += [raw(CLIPS[:, :1], prompts=["short"] * 3), raw(prompts=["8 fps"] * 3, fps=8)]
+def test_waiting_requests_of_one_kind_share_a_call() -> None:
+    """Oldest first; a request that is larger than a call is scored in several; every score goes to its request."""
+    reward, random = Mean(), np.random.default_rng(1)
+    sizes = {"a": 3, "short": 2, "b": 3, "c": 3, "8 fps": 2, "large": 11, "d": 1, "floats": 1, "said": 1}
+    bodies = {}
+    for name, count in sizes.items():
+        clips = random.integers(0, 256, (count, 1 if name == "short" else 2, 3, 4, 4), np.uint8)
+        bodies[name] = wire.ScoreBody(clips, [name] * count, 8.0 if name == "8 fps" else None)
+    bodies["floats"].clips = (bodies["floats"].clips / 255).astype(np.float32)
+    bodies["said"].metadata = [{"dimension": "colour"}]
+    observed: list[int] = []
+    batcher = Batcher(8, lambda count, seconds, scores: observed.append(count))
+    answers = {name: batcher.submit(body) for name, body in bodies.items()}
+    batcher.close()
+    batcher.run(Served(reward, "cpu"))
+    calls = [["a"] * 3 + ["b"] * 3 + ["d"], ["short"] * 2, ["c"] * 3, ["8 fps"] * 2, ["large"] * 8, ["large"] * 3]
+    assert reward.calls == [*calls, ["floats"], ["said"]] and observed == [len(call) for call in reward.calls]
+    assert [metadata[0] for metadata, _ in reward.informed] == [{}] * 7 + [{"dimension": "colour"}]
+    assert [fps for _, fps in reward.informed] == [None, None, None, 8.0, None, None, None, None]
+    for name, answer in answers.items():
+        scale = 255 if bodies[name].clips.dtype == np.uint8 else 1
+        expected = (bodies[name].clips.astype(np.float64) / scale).mean((1, 2, 3, 4))
+        assert answer.result(0)["mean"] == pytest.approx(expected.tolist(), abs=1e-6), name
+
+
+def test_requests_that_come_while_the_reward_works_share_a_call() -> None:
+    reward = Mean(Mean.Config(seconds=0.1))
     with serving(reward, batch=8) as server, ThreadPoolExecutor(8) as pool:
-        first = pool.submit(ask, server, body=raw(prompts=["first"] * 3))
+        pool.submit(ask, server, body=raw(prompts=["first"] * 3))
         wait_for(lambda: reward.calls)
-        answers = list(pool.map(lambda body: ask(server, body=body), bodies))
-        assert first.result()[0] == 200
-        large = ask(server, body=raw(np.repeat(CLIPS, 7, 0), prompts=["large"] * 21))
-    for _, _, answer in answers[:4]:
+        answers = list(pool.map(lambda n: ask(server, body=raw(prompts=[str(n)] * 3)), range(2)))
+    for _, _, answer in answers:
         assert answer["scores"]["mean"] == pytest.approx(MEANS, abs=1e-6)
-    assert answers[4][2]["scores"]["mean"] == pytest.approx((CLIPS[:, :1] / 255).mean((1, 2, 3, 4)).tolist(), abs=1e-6)
-    assert large[2]["scores"]["mean"] == pytest.approx(np.repeat(MEANS, 7).tolist(), abs=1e-6)
-    shared = [sorted(set(call)) for call in reward.calls]
-    assert ["short"] in shared and ["8 fps"] in shared and max(map(len, reward.calls)) == 8
-    assert sum(len(call) == 2 for call in shared) >= 1, "two requests of three clips in a call of at most eight"
+    assert [len(call) for call in reward.calls] == [3, 6]
 
 
 def test_a_request_that_fails_does_not_fail_those_that_share_its_call() -> None:
