@@ -472,6 +472,7 @@ def test_it_stops_when_what_it_accepted_is_answered() -> None:
         answers = [pool.submit(ask, server, body=raw()) for _ in range(3)]
         wait_for(lambda: server.service.outstanding == 3)
         server.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.25)  # two ticks of the event loop
         for request in ({"path": "/ready"}, {"body": raw()}):
             status, _, answer = ask(server, **request)
             assert (status, answer["error"]["type"]) == (503, "stopping")

@@ -176,9 +176,8 @@ async def _score(service: Service, request: Request) -> ScoreAnswer:
             return ScoreAnswer(scores=await _answered(service, request, parsed), identity=served.identity)
     except ClientDisconnect as error:
         raise ServeError(499, *GONE) from error
-    except ServeError as error:
-        if error.status != 408:
-            await body.drain()
+    except ServeError:
+        await body.drain()
         raise
 
 
