@@ -276,7 +276,7 @@ def _pixels(clips: torch.Tensor, dtype: str) -> Any:
     """Clips in [0, 1] as an array of the type that is sent."""
     clips = clips.detach()
     if dtype == "uint8":
-        return (clips.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        return clips.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).cpu().numpy()
     return clips.to(getattr(torch, dtype)).cpu().numpy()
 
 
