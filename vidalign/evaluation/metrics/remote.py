@@ -31,7 +31,7 @@ class RemoteMetric(Metric):
         """As that of the reward."""
         Remote.preflight(config)
 
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def score(self, clips: torch.Tensor, prompts: Sequence[str], fps: float | None = None) -> dict[str, torch.Tensor]:
         """``[B]`` by name, see `Remote.score`."""
-        scores = self._reward.score(clips, prompts)
+        scores = self._reward.score(clips, prompts, fps=fps)
         return {self._reward.config.reward: scores.pop(Remote.name), **scores}
