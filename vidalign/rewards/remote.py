@@ -45,6 +45,7 @@ class Remote:
 
     name: ClassVar[str] = "remote"
     judges: ClassVar[str] = "clips"
+    waits: ClassVar[bool] = True
     local_settings: ClassVar[tuple[str, ...]] = ("urls", "token_env", "request_timeout", "retries", "backoff")
     """Settings that say where and when, not what: they are no part of what makes two runs equal."""
 
