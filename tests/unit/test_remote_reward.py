@@ -369,7 +369,7 @@ def test_a_served_clip_score_is_that_in_process(tmp_path: Path) -> None:
         pinned = {"reward": "clip_score", "settings": {**settings, "batch": 64, "revision": "main"}}
         found = remote(server.address, **pinned).score(clips, prompts)
     expected = local.score(clips, prompts)
-    assert expected["clip_score"].std() > 0.1 and found.keys() == {"remote", "min", "last_quarter"}
+    assert expected["clip_score"].std() > 0.1 and found.keys() == {"remote", "min", "last_quarter", "top_share"}
     assert torch.equal(found["remote"].float(), expected["clip_score"]) and torch.equal(
         found["min"].float(), expected["min"]
     )
