@@ -180,6 +180,11 @@ class CompositeReward:
             call.listeners.append(listener)
 
     @property
+    def trained(self) -> set[str]:
+        """What the rewards that count call themselves."""
+        return {call.plugin for key, call in self._calls.items() if self.weights[key]}
+
+    @property
     def trainable(self) -> list[TrainableReward]:
         """The rewards that learn along the way."""
         return [reward for reward in self.rewards.values() if isinstance(reward, TrainableReward)]
