@@ -534,6 +534,7 @@ class Bright:
         factor: float = 1.0
         pool: Literal["mean", "max"] = "mean"
         frames: int | None = None
+        revision: str = "main"
 
         def __post_init__(self):
             if self.factor <= 0:
@@ -561,9 +562,9 @@ def own(tmp_path: Path) -> str:
 
 
 def test_a_reward_of_a_file(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = load(f"{own}:Bright", parse_settings(["factor=2", "pool=max"]), "cpu")
+    served = load(f"{own}:Bright", parse_settings(["factor=2", "pool=max", "revision=1234567"]), "cpu")
     assert (served.name, served.version) == ("bright", "7")
-    assert served.settings == {"factor": 2.0, "pool": "max", "frames": None}
+    assert served.settings == {"factor": 2.0, "pool": "max", "frames": None, "revision": "1234567"}
     clips = torch.full((2, 1, 3, 4, 4), 0.25)
     assert served(clips, ["a", "b"], [], None) == {"bright": [0.5, 0.5]}
     plain = load(f"{own}:Plain", {}, "cpu")

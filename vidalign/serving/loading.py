@@ -145,6 +145,8 @@ def _configured(config: Any, settings: Mapping[str, Any], target: str) -> Any:
             close = get_close_matches(key, hints, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints) or 'none'}"
             raise LoadError(f"{target} has no setting {key!r}", known)
+        if hints[key] is str and not isinstance(value, str):
+            value = json.dumps(value)  # digits that are a name, such as a revision
         if not _fits(hints[key], value):
             raise LoadError(f"{key} is {value!r}", f"it is a {getattr(hints[key], '__name__', hints[key])}")
         values[key] = float(value) if hints[key] is float else value
