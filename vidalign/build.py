@@ -22,11 +22,11 @@ from vidalign.engine.blueprint import STUDENT, Blueprint
 from vidalign.engine.policies import Policies
 from vidalign.engine.roles import Roles
 from vidalign.errors import RecipeError
-from vidalign.evaluation.evaluator import build_metrics
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
 from vidalign.provenance import describe_run
+from vidalign.recipe.plugins import make
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
@@ -82,9 +82,10 @@ def preflight(recipe: Recipe) -> None:
                 kind.preflight(choice.config)
     metrics = {name: registry.get("metrics", name) for name in recipe.evaluation.metrics or {}}
     asked = [name for name, kind in metrics.items() if hasattr(kind, "preflight")]
-    for metric in build_metrics({name: (recipe.evaluation.metrics or {})[name] for name in asked}):
-        with guest("metric", metric.name, metric):
-            metrics[metric.name].preflight(metric.config)
+    for name in asked:
+        metric = make("metrics", name, (recipe.evaluation.metrics or {})[name], f"evaluation.metrics.{name}")
+        with guest("metric", name, metric):
+            metrics[name].preflight(metric.config)
 
 
 def build_student(recipe: Recipe) -> Student[Any]:

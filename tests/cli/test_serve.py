@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from run_helpers import RECIPE, assert_same_student, train, vidalign
+
+from vidalign.trainer import Trainer
 
 TWO = "{text_alignment: 1.0, visual_quality: 1.0}"
 STEPS = ("trainer.steps=3", "evaluation.metrics={}")
@@ -73,6 +76,43 @@ def test_a_served_reward_makes_the_same_steps(recipe_folder: Path, server: str) 
     assert served == plain
     values = [json.loads(Path(run, "evaluation.json").read_text())["values"] for run in ("plain", "served")]
     assert values[0] == values[1] and "trained rewards/motion" in values[0]["after"]
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "nan"])
+def test_the_server_of_a_run_is_killed(
+    on_failure: str,
+    recipe_folder: Path,
+    server: str,
+    unjudged: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The run stops and goes on with another server to the same student, or it goes on unscored, as it is asked."""
+    process = started("--reward", "motion_quality", "--port", "0")
+    scored_by(remote(address(process), on_failure=on_failure, backoff=0.01))
+    plain_step = Trainer.train_step
+
+    def step(self: Trainer) -> dict[str, float]:
+        if self.step == 1 and process.poll() is None:
+            process.kill()
+            process.wait()
+        return plain_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    status = train(*STEPS, run="killed")
+    process.communicate()
+    told = capsys.readouterr().err
+    assert told.count("warning: the reward service") == 1 and "Connection refused" in told
+    if on_failure == "nan":
+        assert status == 0 and told.count("clips are not scored") == 1
+        scores = [line["reward/motion/mean"] for line in history(Path("killed"))]
+        assert [math.isnan(float(score)) for score in scores] == [False, True, True]
+        return
+    assert status == 3 and "could not be scored by 'motion_quality'" in told and "--resume" in told
+    scored_by(remote(server, on_failure=on_failure))
+    assert train(*STEPS, "--resume", run="killed") == 0
+    assert train(*STEPS, run="whole") == 0
+    assert_same_student("killed", "whole")
 
 
 def test_a_run_goes_on_with_another_address(recipe_folder: Path, server: str, unjudged: None) -> None:

@@ -90,12 +90,20 @@ def test_it_serves_a_reward_of_a_file(installed: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_start_is_one_line(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "class Broken:\n    name = 'broken'\n\n"
+        "    def score(self, clips, prompts):\n        raise OSError('no weights')\n"
+    )
+
     def refused(*arguments: str) -> str:
         command = [sys.executable, "-m", "vidalign_serve", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment(installed), capture_output=True, text=True)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         return done.stderr
 
+    command = [sys.executable, "-m", "vidalign_serve", "--reward", "broken.py:Broken", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(installed), capture_output=True, text=True)
+    assert done.returncode == 3 and "OSError: no weights - repair it, or start with --no-warm-up" in done.stderr
     told = refused("--reward", "hps_v3")
     assert told == "error: 'hps_v3' names no reward - give file.py:Class or module:Class\n"
     assert "there is no token" in refused("--reward", "a:B", "--host", "0.0.0.0")

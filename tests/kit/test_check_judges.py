@@ -18,14 +18,16 @@ NEEDS = {"discriminator": DISCRIMINATOR}
 """What a reward needs of other sections of a recipe."""
 OWN = {"clip_score", "pick_score", "aesthetic", "vlm_judge", "hps_v3", "video_align"}
 """Rewards and metrics that need a checkpoint: tried where a test makes one (`tests/unit/test_frame_rewards.py`)."""
+SERVED = {"remote"}
+"""Those that need a server: tried where the test starts one (`tests/unit/test_remote_reward.py`)."""
 
 
-@pytest.mark.parametrize("name", [name for name in REWARDS if name not in OWN])
+@pytest.mark.parametrize("name", [name for name in REWARDS if name not in OWN | SERVED])
 def test_a_built_in_reward_keeps_its_promises(name: str) -> None:
     check_reward(name, NEEDS.get(name, ()))
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name not in OWN])
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in OWN | SERVED])
 def test_a_built_in_metric_keeps_its_promises(name: str) -> None:
     check_metric(name)
 

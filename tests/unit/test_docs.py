@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
-import socket
-import threading
-from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from serving_helpers import serving
 
 import vidalign
 from vidalign import registry, testing
 from vidalign.cli import main
+from vidalign.cli import serve as cli_serve
 from vidalign.recipe import load_recipe
+from vidalign.recipe.plugins import make
+from vidalign.rewards.remote import Remote
+from vidalign.serving import wire
+from vidalign.serving.app import ABOUT
+from vidalign.serving.loading import load
 from vidalign.tracking import health
 from vidalign.trainer import Trainer
 
@@ -149,30 +154,11 @@ def test_the_example_objective_trains(tmp_path: Path, monkeypatch: pytest.Monkey
 
 DOORS = {
     "sharpness.py": "adding_a_reward",
-    "remote.py": "adding_a_reward",
     "flicker.py": "adding_a_metric",
     "numbered.py": "adding_a_prompt_source",
     "sunrise.py": "adding_a_teacher",
 }
 """Plugin files in code blocks, and their pages."""
-SECOND = ("remote.py",)
-"""Those in the second block of their page."""
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    """The address of the endpoint that the page on rewards serves: its judge fails for whales."""
-    values: dict[str, Any] = {"__name__": "endpoint"}
-    exec(blocks(ROOT / "docs" / "adding_a_reward.md", "python")[2], values)
-    judge, handler = values["judge"], values["Handler"]
-    values["judge"] = lambda clips, prompts: [
-        None if "whale" in prompt else score for prompt, score in zip(prompts, judge(clips, prompts), strict=True)
-    ]
-    handler.log_message = lambda *args: None
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/score"
-        server.shutdown()
 
 
 def clips_of(prompts: list[str], folder: Path) -> None:
@@ -184,35 +170,38 @@ def clips_of(prompts: list[str], folder: Path) -> None:
         np.savez(folder / f"{n}.npz", clip=np.full((12, 32, 32, 3), 40 * n % 255, np.uint8))
 
 
-@pytest.mark.parametrize("plugin", DOORS)
-def test_the_example_of_a_door_trains_and_is_judged(
-    plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: str
-) -> None:
-    """Through the command line, as the page says, with a network of one block."""
-    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
-    monkeypatch.chdir(tmp_path)
-    file, place = ROOT / "docs" / f"{DOORS[plugin]}.md", int(plugin in SECOND)
-    assert f"`{plugin}`" in file.read_text(encoding="utf-8")
-    Path(plugin).write_text(blocks(file, "python")[place])
-    Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
-    clips_of(
-        [f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
-        Path("clips"),
-    )
-    recipe = yaml.safe_load(blocks(file, "yaml")[place].replace("http://127.0.0.1:8000/score", endpoint))
+def trained(recipe: dict[str, Any], *arguments: str) -> dict[str, Any]:
+    """What the evaluation after a step of the recipe says, with a network of one block."""
     recipe |= {"student": STUDENT, "data": recipe["data"] | {"frames": 12}}
     recipe |= {"tracking": {"panel": "none", "tensorboard": False}}
     recipe["evaluation"] = recipe.get("evaluation", {}) | {"count": 2}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     small = ["trainer.steps=1", "trainer.prompts_per_step=2", "trainer.micro_batch=4", "trainer.eval_every=1"]
     with pytest.raises(SystemExit) as leaving:
-        main(["train", "recipe.yaml", "--run", "run", "--plugin", plugin, *small])
-    told = capsys.readouterr()
-    assert not leaving.value.code, told.err
-    values = json.loads(Path("run/evaluation.json").read_text())["values"]["after"]
+        main(["train", "recipe.yaml", "--run", "run", *arguments, *small])
+    assert not leaving.value.code
+    values: dict[str, Any] = json.loads(Path("run/evaluation.json").read_text())["values"]["after"]
+    return values
+
+
+@pytest.mark.parametrize("plugin", DOORS)
+def test_the_example_of_a_door_trains_and_is_judged(
+    plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, as the page says, with a network of one block."""
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "docs" / f"{DOORS[plugin]}.md"
+    assert f"`{plugin}`" in file.read_text(encoding="utf-8")
+    Path(plugin).write_text(blocks(file, "python")[0])
+    Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
+    clips_of(
+        [f"{noun} moves {way}" for noun in ("a cat", "a dog", "a heron", "a whale") for way in ("left", "right")],
+        Path("clips"),
+    )
+    values, told = trained(yaml.safe_load(blocks(file, "yaml")[0]), "--plugin", plugin), capsys.readouterr()
     expected = {
         "sharpness.py": {"trained rewards/sharpness", "trained rewards/composite"},
-        "remote.py": {"trained rewards/remote", "trained rewards/composite"},
         "flicker.py": {"steady/all", "world_auditor/composite", "trained rewards/composite"},
         "numbered.py": set(),
         "sunrise.py": set(),
@@ -221,28 +210,53 @@ def test_the_example_of_a_door_trains_and_is_judged(
     assert ("nothing judges the evaluation prompts" in told.err) == (not values)
 
 
-def test_the_remote_reward_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """An answer of null, a batch without an answer and an endpoint that is not there are NaN; the rest is scored."""
+def test_the_example_of_a_served_plugin_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe that stands beside the command on the page."""
     monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
-    (tmp_path / "remote.py").write_text(blocks(ROOT / "docs" / "adding_a_reward.md", "python")[1])
-    registry.load_plugin_file(tmp_path / "remote.py")
-    clips, asked = torch.rand(5, 3, 3, 8, 8), ["a cat", "a whale", "a dog", "a kite", "a lamp"]
-    kind = registry.get("rewards", "remote")
-    scores = kind(kind.Config(url=endpoint, batch=2)).score(clips, asked)["remote"]
-    assert scores.isnan().tolist() == [False, True, False, False, False]
-    torch.testing.assert_close(scores[2:], clips[2:].flatten(1).mean(1), atol=1 / 255, rtol=0)
-    others = [prompt for prompt in asked if prompt != "a whale"]
-    testing.check_reward(
-        "remote",
-        [f"rewards.remote.url={endpoint}", "rewards.remote.batch=2"],
-        items=(clips[:4], others),
-        failing=(clips[4], "a whale"),
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "adding_a_reward.md"
+    Path("sharpness.py").write_text(blocks(page, "python")[0])
+    registry.load_plugin_file("sharpness.py")
+    Path("prompts.txt").write_text("a heron lands\na kite dives\na lamp swings\na cat yawns\n")
+    text = blocks(page, "yaml")[1]
+    with serving(make("rewards", "sharpness", {"goal": 0.2}, "")) as server:
+        values = trained(yaml.safe_load(text.replace("http://127.0.0.1:8000", server.address)))
+    assert {"trained rewards/sharp", "trained rewards/composite"} <= set(values) and server.address not in text
+
+
+def test_the_example_of_servers_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = blocks(ROOT / "docs" / "serving.md", "yaml")[0]
+    with (
+        serving(make("rewards", "motion_quality", {}, "")) as one,
+        serving(make("rewards", "motion_quality", {}, "")) as two,
+    ):
+        recipe = text.replace("http://127.0.0.1:8000", one.address).replace("http://127.0.0.1:8001", two.address)
+        assert "trained rewards/motion" in trained(yaml.safe_load(recipe))
+
+
+def test_the_example_of_an_own_environment_scores(tmp_path: Path) -> None:
+    """The file that it serves, asked by the lines that write the wire format."""
+    own, client = blocks(ROOT / "docs" / "serving.md", "python")
+    (tmp_path / "redness.py").write_text(own)
+    values: dict[str, Any] = {}
+    exec(client, values)
+    clips = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 4, 4), np.uint8)
+    with serving(load(f"{tmp_path}/redness.py:Redness", {"factor": 2}, "cpu").reward) as server:
+        scores = values["ask"](server.address, clips, ["a", "b", "c"])
+    assert scores["redness"] == pytest.approx(
+        (2 * clips[:, :, 0].astype(float) / 255).mean((1, 2, 3)).tolist(), abs=1e-6
     )
-    with socket.socket() as probe:  # bound but not listening: a connection is refused
-        probe.bind(("127.0.0.1", 0))
-        gone = kind(kind.Config(url=f"http://127.0.0.1:{probe.getsockname()[1]}"))
-        with pytest.warns(UserWarning, match="gave no scores"):
-            assert gone.score(clips, asked)["remote"].isnan().all()
+
+
+def test_the_tables_of_the_server_are_complete() -> None:
+    """Every option of the command, every setting of the client, every status of the schema."""
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    options = set(inspect.signature(cli_serve.serve).parameters) - {"reward", "settings", "plugin", "warm_up"}
+    assert options and [one for one in options if f"`--{one.replace('_', '-')}`" not in page] == []
+    assert [f.name for f in fields(Remote.Config) if f"`{f.name}`" not in page] == []
+    assert [key for key in wire.KEYS if f"`{key}`" not in page] == []
+    assert [status for status in ABOUT if not re.search(rf"^\| [\d, ]*{status}[\d, ]* \|", page, re.MULTILINE)] == []
 
 
 def test_the_example_tests_of_plugins_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_clip
 import torch
 from serving_helpers import IDENTITY, Fake, Mean, serving, wait_for
 from torch import Tensor
 
 from vidalign.errors import RecipeError, UserError
-from vidalign.evaluation.evaluator import build_metrics
 from vidalign.recipe import load_recipe
+from vidalign.recipe.plugins import make
+from vidalign.rewards.endpoints import AnswerError, Endpoints
 from vidalign.rewards.remote import Remote
+from vidalign.serving.wire import encode
 from vidalign.testing import check_metric, check_reward
 from vidalign.trainer import Trainer
 
@@ -117,6 +120,8 @@ def test_a_busy_server_is_no_failure() -> None:
         scores, told = scored(remote(server.url, retries=0), clips_of(4))
     torch.testing.assert_close(scores, expected(clips_of(4)), rtol=0, atol=1e-7)
     assert told == [] and time.monotonic() - began > 0.9, "Retry-After is kept"
+    with Fake(lambda n, scores: 429) as server, pytest.raises(UserError, match=r"out of order \(HTTP 429"):
+        remote(server.url, retries=0, request_timeout=0.2).score(clips_of(4), PROMPTS[:4])
 
 
 def test_a_server_that_is_killed_at_work(tmp_path: Path) -> None:
@@ -151,6 +156,52 @@ def test_a_server_that_comes_back_is_used_again() -> None:
         asked = bad.asked
         assert scored(reward, clips_of())[1] == [] and bad.asked > asked
     assert [("failed" in one, "answers again" in one) for one in told] == [(True, False), (False, True)]
+
+
+def test_one_request_at_a_time_tries_a_dead_server() -> None:
+    """It may hang: the others wait for the outcome, or ask another server."""
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def misbehave(n: int, scores: list[float]) -> int:
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy if n >= 6 else 0)
+        time.sleep(0.03)
+        with lock:
+            busy -= 1
+        return 500
+
+    with Fake(misbehave) as dead, Fake(lambda n, scores: time.sleep(0.02)) as good:
+        reward, end = remote(dead.url, good.url, backoff=0.001), time.monotonic() + 20
+        while dead.asked < 10 and time.monotonic() < end:
+            scores, _ = scored(reward, clips_of())
+            torch.testing.assert_close(scores, expected(clips_of()), rtol=0, atol=1e-7)
+    assert dead.asked >= 10 and most == 1
+
+
+def test_failures_at_the_same_time_are_one() -> None:
+    """Else a server with many requests under way would be dead at its first hiccup."""
+    both = threading.Barrier(2)
+
+    def misbehave(n: int, scores: list[float]) -> int:
+        both.wait(5)
+        return 500
+
+    body = encode((clips_of(1) * 255).round().to(torch.uint8).numpy(), ["a"])
+    with Fake(misbehave) as server:
+        endpoints = Endpoints([server.url], token="", timeout=5, retries=0, backoff=5)
+
+        def fail() -> None:
+            with pytest.raises(AnswerError, match="out of order"):
+                endpoints.score(body, 1)
+
+        threads = [threading.Thread(target=fail) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert server.asked == 2 and endpoints.endpoints[0].failures == 1 and len(endpoints.notes()) == 1
 
 
 # --- what follows when nobody answers ---
@@ -224,6 +275,7 @@ def test_what_the_recipe_pins_is_compared_before_any_work() -> None:
         assert "it has no settings.scales, but settings.scale" in refused(one.url, settings={"scales": 1.0})
         unequal = refused(one.url, other.url)
         assert f"settings.scale is 2.0 there, {one.url} has 1.0" in unequal and "different rewards" in unequal
+    assert "remote has no urls - give urls" in refused() and "remote has no reward" in refused("http://a", reward="")
     assert "the reward service cannot be used" in refused(one.url) and one.url in refused(one.url)
     with Fake(settings=None) as odd:
         odd.http.RequestHandlerClass.do_GET = lambda self: self.answer(200, b"[]")  # type: ignore[attr-defined]
@@ -251,6 +303,7 @@ def test_a_recipe_says_what_it_needs() -> None:
     assert "rewards.hps.urls is missing" in problems("rewards.hps={name: remote, reward: mean}")
     assert "rewards.hps.reward is missing" in problems("rewards.hps={name: remote, urls: ['http://localhost:1']}")
     assert "urls holds 'localhost:8000'" in problems("rewards.hps={name: remote, reward: m, urls: ['localhost:8000']}")
+    assert "urls holds 'http://a:b'" in problems("rewards.hps={name: remote, reward: m, urls: ['http://a:b']}")
     assert "did you mean 'stop'?" in problems("rewards.hps={name: remote, on_failure: stopp}")
     remote_reward = "rewards.hps={name: remote, reward: m, timeout: 60, urls: ['http://localhost:%d']}"
     one, other = (load_recipe("world/astrolabe", [remote_reward % port]) for port in (1, 2))
@@ -307,6 +360,21 @@ def test_types_of_pixels(dtype: str, error: float) -> None:
     assert error == 0 or not torch.equal(first, clips[:, 0, 0, 0, 0].double())
 
 
+def test_a_served_clip_score_is_that_in_process(tmp_path: Path) -> None:
+    """Bit for bit over 8 bits: it rounds frames to them itself."""
+    settings = {"model": str(tiny_clip.save_clip(tmp_path)), "frames": 3}
+    clips = torch.rand(5, 4, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    prompts, local = ["a red ball", "a blue box"] * 2 + ["a kite"], make("rewards", "clip_score", settings, "")
+    with serving(make("rewards", "clip_score", settings, ""), warm_up=True) as server:
+        pinned = {"reward": "clip_score", "settings": {**settings, "batch": 64, "revision": "main"}}
+        found = remote(server.address, **pinned).score(clips, prompts)
+    expected = local.score(clips, prompts)
+    assert expected["clip_score"].std() > 0.1 and found.keys() == {"remote", "min", "last_quarter", "top_share"}
+    assert torch.equal(found["remote"].float(), expected["clip_score"]) and torch.equal(
+        found["min"].float(), expected["min"]
+    )
+
+
 def test_it_keeps_the_promises_of_a_reward_and_of_a_metric() -> None:
     prompts = [*PROMPTS[:3], "unknown"]
     with serving(Mean()) as server:
@@ -314,7 +382,7 @@ def test_it_keeps_the_promises_of_a_reward_and_of_a_metric() -> None:
         check_reward("remote", settings, items=(clips_of(4), PROMPTS[:4]), failing=(clips_of(4)[3], "unknown"))
         given = {"urls": [server.address], "reward": "mean"}
         check_metric("remote", given, items=(clips_of(4), PROMPTS[:4]))
-        (metric,) = build_metrics({"remote": given})
+        metric = make("metrics", "remote", given, "metrics.remote")
         values = metric.score(clips_of(4), prompts)
     assert values.keys() == {"mean", "first"} and values["mean"].isnan().tolist() == [False, False, False, True]
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import socket
 import struct
 import threading
 import time
@@ -28,6 +29,7 @@ from serving_helpers import Mean, serving, wait_for
 from vidalign import serving as package
 from vidalign.serving import wire
 from vidalign.serving.app import create_app
+from vidalign.serving.batching import Batcher
 from vidalign.serving.failure import LoadError, ServeError
 from vidalign.serving.loading import Served, load, parse_settings
 from vidalign.serving.run import Options, Server, serve
@@ -218,6 +220,17 @@ def test_clips_as_mp4(server: Server, reward: Mean) -> None:
     assert reward.informed[-1] == ([{"dimension": "colour"}, {}], 24.0)
 
 
+def test_a_reward_may_need_the_frame_rate() -> None:
+    class Timed(Mean):
+        def score(self, clips: torch.Tensor, prompts: list[str], fps: float) -> dict[str, torch.Tensor]:
+            return super().score(clips, prompts, fps=fps)
+
+    with serving(Timed(), warm_up=True) as server:
+        status, _, answer = ask(server, body=raw())
+        assert status == 422 and "mean needs the frame rate" in answer["error"]["message"]
+        assert ask(server, body=raw(fps=8.0))[0] == 200
+
+
 def test_failed_items_are_null(server: Server) -> None:
     _, _, answer = ask(server, body=raw(prompts=["a", "unknown", "c"]))
     assert [score is None for score in answer["scores"]["mean"]] == [False, True, False]
@@ -308,6 +321,15 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(server: Server) -> Non
     connection.close()
 
 
+def test_a_body_that_does_not_come_gives_up_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidalign.serving.app.READ", 0.1)
+    with serving(Mean(), queue=1) as server, socket.create_connection(server.listening.getsockname()[:2]) as slow:
+        head = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: {wire.MEDIA_TYPE}\r\nContent-Length: 99\r\n\r\n"
+        slow.sendall(head.encode() + b"x")
+        assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
+        wait_for(lambda: ask(server, body=raw())[0] == 200)
+
+
 def test_a_full_queue_sends_clients_away() -> None:
     reward = Mean(Mean.Config(seconds=0.3))
     with serving(reward, queue=2, batch=3) as server, ThreadPoolExecutor(6) as pool:
@@ -319,23 +341,40 @@ def test_a_full_queue_sends_clients_away() -> None:
         assert ask(server, body=raw())[0] == 200, "there is room again"
 
 
-def test_waiting_requests_of_one_shape_share_a_call() -> None:
-    reward = Mean(Mean.Config(seconds=0.2))
-    bodies = [raw(prompts=[f"{n}"] * 3) for n in range(4)]
-    bodies += [raw(CLIPS[:, :1], prompts=["short"] * 3), raw(prompts=["8 fps"] * 3, fps=8)]
+def test_waiting_requests_of_one_kind_share_a_call() -> None:
+    """Oldest first; a request that is larger than a call is scored in several; every score goes to its request."""
+    reward, random = Mean(), np.random.default_rng(1)
+    sizes = {"a": 3, "short": 2, "b": 3, "c": 3, "8 fps": 2, "large": 11, "d": 1, "floats": 1, "said": 1}
+    bodies = {}
+    for name, count in sizes.items():
+        clips = random.integers(0, 256, (count, 1 if name == "short" else 2, 3, 4, 4), np.uint8)
+        bodies[name] = wire.ScoreBody(clips, [name] * count, 8.0 if name == "8 fps" else None)
+    bodies["floats"].clips = (bodies["floats"].clips / 255).astype(np.float32)
+    bodies["said"].metadata = [{"dimension": "colour"}]
+    observed: list[int] = []
+    batcher = Batcher(8, lambda count, seconds, scores: observed.append(count))
+    answers = {name: batcher.submit(body) for name, body in bodies.items()}
+    batcher.close()
+    batcher.run(Served(reward, "cpu"))
+    calls = [["a"] * 3 + ["b"] * 3 + ["d"], ["short"] * 2, ["c"] * 3, ["8 fps"] * 2, ["large"] * 8, ["large"] * 3]
+    assert reward.calls == [*calls, ["floats"], ["said"]] and observed == [len(call) for call in reward.calls]
+    assert [metadata[0] for metadata, _ in reward.informed] == [{}] * 7 + [{"dimension": "colour"}]
+    assert [fps for _, fps in reward.informed] == [None, None, None, 8.0, None, None, None, None]
+    for name, answer in answers.items():
+        scale = 255 if bodies[name].clips.dtype == np.uint8 else 1
+        expected = (bodies[name].clips.astype(np.float64) / scale).mean((1, 2, 3, 4))
+        assert answer.result(0)["mean"] == pytest.approx(expected.tolist(), abs=1e-6), name
+
+
+def test_requests_that_come_while_the_reward_works_share_a_call() -> None:
+    reward = Mean(Mean.Config(seconds=0.1))
     with serving(reward, batch=8) as server, ThreadPoolExecutor(8) as pool:
-        first = pool.submit(ask, server, body=raw(prompts=["first"] * 3))
+        pool.submit(ask, server, body=raw(prompts=["first"] * 3))
         wait_for(lambda: reward.calls)
-        answers = list(pool.map(lambda body: ask(server, body=body), bodies))
-        assert first.result()[0] == 200
-        large = ask(server, body=raw(np.repeat(CLIPS, 7, 0), prompts=["large"] * 21))
-    for _, _, answer in answers[:4]:
+        answers = list(pool.map(lambda n: ask(server, body=raw(prompts=[str(n)] * 3)), range(2)))
+    for _, _, answer in answers:
         assert answer["scores"]["mean"] == pytest.approx(MEANS, abs=1e-6)
-    assert answers[4][2]["scores"]["mean"] == pytest.approx((CLIPS[:, :1] / 255).mean((1, 2, 3, 4)).tolist(), abs=1e-6)
-    assert large[2]["scores"]["mean"] == pytest.approx(np.repeat(MEANS, 7).tolist(), abs=1e-6)
-    shared = [sorted(set(call)) for call in reward.calls]
-    assert ["short"] in shared and ["8 fps"] in shared and max(map(len, reward.calls)) == 8
-    assert sum(len(call) == 2 for call in shared) >= 1, "two requests of three clips in a call of at most eight"
+    assert [len(call) for call in reward.calls] == [3, 6]
 
 
 def test_a_request_that_fails_does_not_fail_those_that_share_its_call() -> None:
@@ -428,11 +467,12 @@ def test_it_answers_while_the_reward_is_loaded() -> None:
 
 
 def test_it_stops_when_what_it_accepted_is_answered() -> None:
-    reward = Mean(Mean.Config(seconds=0.5))
+    reward = Mean(Mean.Config(seconds=0.3))
     with serving(reward, batch=3) as server, ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(ask, server, body=raw()) for _ in range(3)]
         wait_for(lambda: server.service.outstanding == 3)
         server.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.25)  # two ticks of the event loop
         for request in ({"path": "/ready"}, {"body": raw()}):
             status, _, answer = ask(server, **request)
             assert (status, answer["error"]["type"]) == (503, "stopping")
@@ -473,6 +513,7 @@ def test_options_that_cannot_work(server: Server) -> None:
 
     assert "--batch is 0" in refused(limits=Limits(batch=0))
     assert "--max-mb is nan" in refused(limits=Limits(max_mb=float("nan")))
+    assert "--max-mb is inf" in refused(limits=Limits(max_mb=float("inf")))
     assert "--queue is -1" in refused(limits=Limits(queue=-1))
     assert "cannot be used" in refused(port=server.listening.getsockname()[1])
     assert "cannot be used" in refused(port=99999)
@@ -493,6 +534,7 @@ class Bright:
         factor: float = 1.0
         pool: Literal["mean", "max"] = "mean"
         frames: int | None = None
+        revision: str = "main"
 
         def __post_init__(self):
             if self.factor <= 0:
@@ -520,9 +562,9 @@ def own(tmp_path: Path) -> str:
 
 
 def test_a_reward_of_a_file(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = load(f"{own}:Bright", parse_settings(["factor=2", "pool=max"]), "cpu")
+    served = load(f"{own}:Bright", parse_settings(["factor=2", "pool=max", "revision=1234567"]), "cpu")
     assert (served.name, served.version) == ("bright", "7")
-    assert served.settings == {"factor": 2.0, "pool": "max", "frames": None}
+    assert served.settings == {"factor": 2.0, "pool": "max", "frames": None, "revision": "1234567"}
     clips = torch.full((2, 1, 3, 4, 4), 0.25)
     assert served(clips, ["a", "b"], [], None) == {"bright": [0.5, 0.5]}
     plain = load(f"{own}:Plain", {}, "cpu")

@@ -13,9 +13,11 @@ from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
+from vidalign.build import build_rewards, build_student, prompt_features
 from vidalign.cli import app
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, drifting, half_speed, other_prompts, shuffled
+from vidalign.evaluation.evaluator import Evaluator
 from vidalign.evaluation.trust import best_of, correlations, rank_correlation, seen, sign_test
 from vidalign.recipe import load_recipe
 from vidalign.registry import register, unregister
@@ -151,3 +153,26 @@ def test_what_cannot_be_checked(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["rewards", "check", *arguments])
     assert result.exit_code and isinstance(result.exception, UserError)
     assert message in str(result.exception) or "astrolabe" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "metrics", "headline"),
+    [
+        ({"motion": 1.0}, {"flow_motion": {}, "world_auditor": {}}, "world_auditor"),
+        ({"motion": 1.0}, {"flow_motion": {}}, "trained rewards"),
+        ({"motion": 0.0, "visual_quality": 1.0}, {"flow_motion": {}}, "flow_motion"),
+        ({"mine": {"name": "motion", "weight": 1.0}}, {"flow_motion": {}, "world_auditor": {}}, "world_auditor"),
+    ],
+)
+def test_a_trained_reward_is_not_held_out(
+    rewards: dict[str, object], metrics: dict[str, object], headline: str
+) -> None:
+    """By whatever name it is a metric: the monitor of hacking reads what is not trained on, and validate warns."""
+    sections = [f"rewards={json.dumps(rewards)}", f"evaluation.metrics={json.dumps(metrics)}", "evaluation.count=2"]
+    recipe = load_recipe("world/astrolabe", ["~rewards", *sections, "objective.kl.mode=uniform"])
+    warned = [problem for problem in recipe.warnings if "nothing held out" in problem.what]
+    assert bool(warned) == (headline == "trained rewards")
+    student = build_student(recipe)
+    evaluator = Evaluator.from_recipe(recipe, build_rewards(recipe, student.spec, prompt_features(recipe)))
+    found = evaluator(lambda prompts, generators: torch.rand(len(prompts), 6, 3, 32, 32), 2)
+    assert found.headline is not None and found.headline[0] == headline

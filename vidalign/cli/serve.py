@@ -25,8 +25,8 @@ def serve(
         str, typer.Option(help="What clients send as bearer token.", envvar="VIDALIGN_SERVE_TOKEN", show_envvar=True)
     ] = "",
     batch: Annotated[int, typer.Option(help="Most clips in one call of the reward.")] = 16,
-    max_mb: Annotated[float, typer.Option(help="Most MiB of a request.")] = 64.0,
-    queue: Annotated[int, typer.Option(help="Most requests at once; more get 429.")] = 64,
+    max_mb: Annotated[float, typer.Option(help="Most MiB of a request.")] = 256.0,
+    queue: Annotated[int, typer.Option(help="Most requests at once; more get 429.")] = 32,
     device: Annotated[str, typer.Option(help="Where the clips are put; an accelerator if there is one.")] = "",
     warm_up: Annotated[bool, typer.Option(help="Score a grey clip at the start.")] = True,
     plugin: Plugins = None,

@@ -18,6 +18,7 @@ from vidalign.data.source import PromptSource, open_source
 from vidalign.evaluation.judging import Generate, batches, scored
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe.plugins import make
+from vidalign.recipe.prompts import same_judge
 from vidalign.rewards.base import CompositeReward
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ class Evaluation:
     """What the report writes below these clips."""
     responses: list[str] = field(default_factory=list)
     """The first response to every example, of a student that answers with text."""
+    trained: frozenset[str] = frozenset()
+    """Judges that are rewards which the recipe trains on."""
 
     @property
     def headline(self) -> Score | None:
-        """The score that stands for all: of the first metric that is no reward, else of the rewards."""
-        names = [name for name in self.metrics if name[0] != TRAINED] or list(self.metrics)
+        """The score that stands for all: of the first metric that is no trained reward, else of the rewards."""
+        names = [name for name in self.metrics if name[0] not in self.trained | {TRAINED}] or list(self.metrics)
         first = [name for name in names if name[0] == names[0][0]] if names else []
         return next((name for name in first if name[1] == COMPOSITE), first[0] if first else None)
 
@@ -105,10 +108,16 @@ class Evaluator:
         means = {name: scores for name, scores in means.items() if name[0] in judges}
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
         if isinstance(first[0], list):
-            return Evaluation(texts, means, torch.empty(0, 0, 3, 0, 0), [], [text for part in first for text in part])
-        result = Evaluation(texts, means, first[0])
+            said, none = [text for part in first for text in part], torch.empty(0, 0, 3, 0, 0)
+            return Evaluation(texts, means, none, [], said, self._trained())
+        result = Evaluation(texts, means, first[0], trained=self._trained())
         result.clip_metrics = _below_clips(result, values)
         return result
+
+    def _trained(self) -> frozenset[str]:
+        """The metrics that are trained rewards."""
+        rewards = self.rewards.trained if self.rewards is not None else set()
+        return frozenset(metric.name for metric in self.metrics if same_judge(metric.name, rewards))
 
     def truth(self) -> Evaluation | None:
         """The ground truth of the prompts, judged like a student's clips; None where the source has none."""

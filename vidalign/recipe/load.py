@@ -54,10 +54,9 @@ class Recipe(Sections):
         return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
 
     def local_of_rewards(self) -> list[tuple[str, str]]:
-        """(key in the recipe, setting) of what rewards declare as ``local``: where they are, and no result depends on
-        it."""
+        """(key in the recipe, setting) of the ``local_settings`` of rewards: no result depends on them."""
         kinds = {key: registry.get("rewards", choice.name) for key, choice in self.rewards.items()}
-        return [(key, setting) for key, kind in kinds.items() for setting in getattr(kind, "local", ())]
+        return [(key, setting) for key, kind in kinds.items() for setting in getattr(kind, "local_settings", ())]
 
     def written(self) -> list[Field[Any]]:
         """The sections that stand in the file of this recipe."""

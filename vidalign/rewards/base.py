@@ -40,6 +40,9 @@ class Reward(Protocol):
     static method ``can_score(prompt)`` (of an `Example` for texts) may say which prompts it can score. A training
     prompt that no reward of the recipe can score is refused.
 
+    Clips are judged in a thread, a part of the rollout beside the next one (``trainer.score_ahead``). A reward with a
+    true attribute ``waits`` computes nothing here, a server does: it has a thread of its own.
+
     A `score` with a further argument ``metadata: Sequence[Mapping[str, Any]] = ()`` is given one mapping an item: the
     further columns of the table that its prompt comes from, none of other prompts. One with a further argument
     ``fps: float`` is given the frame rate of the clips, that of the student. A student that has none is then refused.
@@ -180,6 +183,11 @@ class CompositeReward:
         """Call `listener` with the number of clips whenever one of the rewards scores, in a `part` of them too."""
         for call in self._calls.values():
             call.listeners.append(listener)
+
+    @property
+    def trained(self) -> set[str]:
+        """What the rewards that count call themselves."""
+        return {call.plugin for key, call in self._calls.items() if self.weights[key]}
 
     @property
     def trainable(self) -> list[TrainableReward]:

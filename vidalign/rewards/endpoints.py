@@ -84,8 +84,10 @@ class Endpoints:
         Raises `AnswerError` after the last attempt, or when so much time has passed as all attempts may take.
         """
         deadline, failed, why = time.monotonic() + (self.retries + 1) * self.timeout, 0, "no server is free"
-        while failed <= self.retries and time.monotonic() < deadline:
+        while failed <= self.retries:
             endpoint = self._take(deadline, first=not failed, last=0 < failed == self.retries)
+            if endpoint is None:
+                break
             try:
                 answer = self._ask(endpoint.url, "POST", "/v1/score", body, time.monotonic() + self.timeout)
                 scores, identity = _checked(answer, count)
@@ -106,8 +108,8 @@ class Endpoints:
             notes, self._notes = self._notes, []
             return notes
 
-    def _take(self, deadline: float, *, first: bool, last: bool) -> Endpoint:
-        """The server for an attempt, when it is its turn.
+    def _take(self, deadline: float, *, first: bool, last: bool) -> Endpoint | None:
+        """The server for an attempt, when it is its turn; None after the deadline.
 
         first: raise `AnswerError` at once where all are dead; last: take no dead one where another is free, or else the
         dead ones that have rested are tried first.
@@ -115,6 +117,8 @@ class Endpoints:
         with self._changed:
             while True:
                 now = time.monotonic()
+                if now >= deadline:
+                    return None
                 free = [one for one in self.endpoints if one.rests_until <= now and not (one.dead and one.outstanding)]
                 if free:
                     chosen = min(free, key=lambda one: (one.dead == last, one.outstanding, one.failures, one.sent))
@@ -123,8 +127,6 @@ class Endpoints:
                     return chosen
                 if first and all(one.dead and one.rests_until > now for one in self.endpoints):
                     raise AnswerError("no server answers")
-                if now >= deadline:
-                    raise AnswerError("every server is busy or fails")
                 wakes = [one.rests_until for one in self.endpoints if one.rests_until > now]
                 self._changed.wait(min([*wakes, deadline]) - now)
 
@@ -161,6 +163,7 @@ class Endpoints:
         connection = kind(parts.hostname or "", parts.port, timeout=max(deadline - time.monotonic(), 0.01))
         headers = self._headers | ({"Content-Type": MEDIA_TYPE} if body else {})
         try:
+            connection.connect()
             with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it read everything
                 connection.request(method, parts.path + path, body or None, headers)
             answer = connection.getresponse()

@@ -15,7 +15,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
-from vidalign.rewards.pretrained import Checkpoint, Resting
+from vidalign.rewards.pretrained import LOCAL, Checkpoint, Resting
 
 Pooling = Literal["mean", "min", "top_share", "last_quarter"]
 
@@ -45,6 +45,7 @@ class FrameReward:
 
     name: ClassVar[str]
     judges: ClassVar[str] = "clips"
+    local_settings: ClassVar[tuple[str, ...]] = LOCAL
 
     Config: ClassVar[type[FrameConfig]] = FrameConfig
 

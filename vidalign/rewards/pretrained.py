@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
 
 
+LOCAL = ("device", "offload")
+"""Settings on which no result depends."""
+
+
 @dataclass
 class PretrainedConfig:
     """Where a pretrained judge lies."""

@@ -33,6 +33,7 @@ AT_ONCE = 2
 HEADER = 1024
 """Bytes of a request beside clips, prompts and metadata, at most."""
 EXAMPLES = {"urls": '["http://127.0.0.1:8000"]', "reward": "hps_v3"}
+"""Settings without a default."""
 ABOUT = {"name", "version", "settings", "identity", "batch", "max_bytes"}
 """What a server says of itself."""
 LOOK = 0.5
@@ -44,7 +45,8 @@ class Remote:
 
     name: ClassVar[str] = "remote"
     judges: ClassVar[str] = "clips"
-    local: ClassVar[tuple[str, ...]] = ("urls", "token_env", "request_timeout", "retries", "backoff")
+    waits: ClassVar[bool] = True
+    local_settings: ClassVar[tuple[str, ...]] = ("urls", "token_env", "request_timeout", "retries", "backoff")
     """Settings that say where and when, not what: they are no part of what makes two runs equal."""
 
     @dataclass
@@ -74,8 +76,8 @@ class Remote:
             require(self, "request_timeout", "backoff", above=0)
             require(self, "retries", least=0)
             for url in self.urls:
-                if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                    raise ValueError(f"urls holds {url!r}: give an address such as http://127.0.0.1:8000")
+                if not _is_address(url):
+                    raise ValueError(f"urls holds {url!r}: give addresses such as http://127.0.0.1:8000")
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -89,10 +91,10 @@ class Remote:
         """Every remote reward of a recipe names its servers and what they run."""
         for label, choice in draft.recipe.rewards.items():
             if choice.name == cls.name and isinstance(choice.config, cls.Config):
-                for key in ("urls", "reward"):
+                for key, example in EXAMPLES.items():
                     if not getattr(choice.config, key):
                         path = f"rewards.{label}"
-                        draft.refuse(f"{path}.{key} is missing", path, fix=f"give {key}: {EXAMPLES[key]}")
+                        draft.refuse(f"{path}.{key} is missing", path, fix=f"give {key}: {example}")
 
     @classmethod
     def preflight(cls, config: Config) -> None:
@@ -195,6 +197,9 @@ class Remote:
         """The servers, which were compared with the recipe before the first request."""
         if self._endpoints is None:
             config = self.config
+            for key, example in EXAMPLES.items():
+                if not getattr(config, key):
+                    raise UserError(f"remote has no {key}", fix=f"give {key}: {example}")
             token = os.environ.get(config.token_env, "") if config.token_env else ""
             if config.token_env and not token:
                 raise UserError(f"the environment variable {config.token_env} is not set", where="token_env")
@@ -212,6 +217,14 @@ class Remote:
             self._max_bytes = min(int(one["max_bytes"]) for one in services.values())
             self._endpoints = endpoints
         return self._endpoints
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _described(endpoints: Endpoints, url: str) -> dict[str, Any]:
@@ -264,7 +277,7 @@ def _pixels(clips: torch.Tensor, dtype: str) -> Any:
     """Clips in [0, 1] as an array of the type that is sent."""
     clips = clips.detach()
     if dtype == "uint8":
-        return (clips.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        return clips.float().clamp(0, 1).mul_(255).round_().to(torch.uint8).cpu().numpy()
     return clips.to(getattr(torch, dtype)).cpu().numpy()
 
 

@@ -25,7 +25,7 @@ from vidalign.errors import UserError
 from vidalign.ranges import require
 from vidalign.requests import post_json
 from vidalign.rewards.framewise import evenly_spaced
-from vidalign.rewards.pretrained import Checkpoint, Resting, load_checked, settings_of, unloadable
+from vidalign.rewards.pretrained import LOCAL, Checkpoint, Resting, load_checked, settings_of, unloadable
 from vidalign.tracking.clips import to_frames
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class VLMJudge:
 
     name: ClassVar[str] = "vlm_judge"
     judges: ClassVar[str] = "clips"
+    local_settings: ClassVar[tuple[str, ...]] = (*LOCAL, "url", "key", "timeout", "on_failure")
 
     @dataclass
     class Config(Checkpoint):
@@ -88,6 +89,11 @@ class VLMJudge:
         if not self.config.model:
             raise UserError("the judge has no model", where=f"rewards.{self.name}.model", fix="name a folder or hub id")
         self._loaded: tuple[Resting, Any] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a server, and computes nothing here."""
+        return bool(self.config.url)
 
     @classmethod
     def check(cls, draft: Draft) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 
 from .failure import LoadError
 from .loading import accelerator, load, parse_settings
@@ -13,7 +14,7 @@ from .service import Limits
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve until a signal; exit code 2 for what cannot start."""
+    """Serve until a signal; exit code 2 for a mistake on the command line, 3 for a reward that cannot work."""
     given = _parser().parse_args(arguments)
     limits = Limits(given.batch, given.max_mb, given.queue)
     token = given.token or os.environ.get("VIDALIGN_SERVE_TOKEN", "")
@@ -25,6 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
     except LoadError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        traceback.print_exc()
+        what = f"{given.reward} cannot be loaded or score a grey clip: {type(error).__name__}: {error}"
+        print(f"error: {what} - repair it, or start with --no-warm-up", file=sys.stderr)
+        sys.exit(3)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,6 +25,9 @@ from .loading import Scores
 from .service import Service
 from .wire import MEDIA_TYPE, ScoreBody, decode, too_large
 
+BEARER = HTTPBearer(auto_error=False, description="The token of the server, if it has one.")
+READ = 60.0
+"""Seconds in which the body of a request must arrive."""
 LOOK = 1.0
 """Seconds between two looks whether the client of a waiting request is still there."""
 BODY = {
@@ -36,6 +40,7 @@ BODY = {
 GONE = ("client_gone", "the client has closed the connection")
 ABOUT = {
     401: "The token is missing or wrong.",
+    408: "The body did not arrive in time.",
     413: "The request is larger than the server takes.",
     415: "The media type of the body is another, or the server cannot read its encoding.",
     422: "The body does not keep the wire format.",
@@ -95,8 +100,9 @@ def create_app(service: Service, token: str = "") -> FastAPI:
         yield
         service.close()
 
-    def authorised(authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> None:
-        if token and not hmac.compare_digest((authorization or "").encode(), f"Bearer {token}".encode()):
+    def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        sent = given.credentials if given else ""
+        if token and not hmac.compare_digest(sent.encode(), token.encode()):
             raise ServeError(401, "unauthorized", ABOUT[401], "send the header Authorization: Bearer TOKEN")
 
     app = FastAPI(title="vidalign serve", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -164,7 +170,9 @@ async def _score(service: Service, request: Request) -> ScoreAnswer:
             media = request.headers.get("content-type", "").partition(";")[0].strip()
             if media != MEDIA_TYPE:
                 raise ServeError(415, "unsupported_media_type", f"the body is {media!r}", f"send {MEDIA_TYPE}")
-            parsed = await asyncio.to_thread(decode, await body.read(), body.limit)
+            parsed = await asyncio.to_thread(decode, await body.in_time(), body.limit)
+            if served.needs_fps and parsed.fps is None:
+                raise invalid(f"{served.name} needs the frame rate of the clips", "send fps in the header")
             return ScoreAnswer(scores=await _answered(service, request, parsed), identity=served.identity)
     except ClientDisconnect as error:
         raise ServeError(499, *GONE) from error
@@ -189,6 +197,13 @@ class _Incoming:
             if len(body) > self.limit:
                 raise too_large(len(body), self.limit)
         return body
+
+    async def in_time(self) -> bytearray:
+        """As `read`; raises `ServeError` 408 where it takes too long: the request holds a place meanwhile."""
+        try:
+            return await asyncio.wait_for(self.read(), READ)
+        except asyncio.TimeoutError as error:  # noqa: UP041 - another class on Python 3.10
+            raise ServeError(408, "too_slow", ABOUT[408], "send fewer clips in a request") from error
 
     async def drain(self) -> None:
         """Throw away what is still to come, up to the limit: a client that still sends would not read the answer."""

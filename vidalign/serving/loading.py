@@ -37,6 +37,8 @@ class Served:
         self.settings: dict[str, Any] = json.loads(json.dumps(given, default=str))
         known = inspect.signature(reward.score).parameters
         self._further = [name for name in ("metadata", "fps") if name in known]
+        self.needs_fps = "fps" in known and known["fps"].default is inspect.Parameter.empty
+        """Whether it cannot score clips of which nobody says the frame rate."""
 
     @property
     def identity(self) -> str:
@@ -56,8 +58,10 @@ class Served:
 
         Raises what the reward raises, and `ValueError` where it does not return a number a clip under its name.
         """
-        scale = 255 if clips.dtype == torch.uint8 else 1
-        clips = clips.to(self.device).float() / scale
+        whole = clips.dtype == torch.uint8
+        clips = clips.to(self.device).float()
+        if whole:
+            clips.div_(255)
         known = {"metadata": list(metadata) or [{} for _ in prompts], "fps": fps}
         further = {name: known[name] for name in self._further}
         if fps is None:
@@ -141,6 +145,8 @@ def _configured(config: Any, settings: Mapping[str, Any], target: str) -> Any:
             close = get_close_matches(key, hints, n=1)
             known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(hints) or 'none'}"
             raise LoadError(f"{target} has no setting {key!r}", known)
+        if hints[key] is str and not isinstance(value, str):
+            value = json.dumps(value)  # digits that are a name, such as a revision
         if not _fits(hints[key], value):
             raise LoadError(f"{key} is {value!r}", f"it is a {getattr(hints[key], '__name__', hints[key])}")
         values[key] = float(value) if hints[key] is float else value

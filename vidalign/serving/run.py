@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def check(options: Options) -> None:
     """Raises `LoadError` for a limit that lets nothing through and for a host that needs a token."""
     limits = options.limits
     for name, value in (("batch", limits.batch), ("max-mb", limits.max_mb), ("queue", limits.queue)):
-        if not value > 0:
+        if not (value > 0 and math.isfinite(value)):
             raise LoadError(f"--{name} is {value}", "give a positive number")
     if not options.token and not _is_loopback(options.host):
         why = f"--host {options.host} can be reached from other machines, and there is no token"

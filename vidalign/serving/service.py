@@ -30,9 +30,9 @@ class Limits:
 
     batch: int = 16
     """Most clips in one call of the reward."""
-    max_mb: float = 64.0
+    max_mb: float = 256.0
     """Most MiB of a request, and of its clips after decompression."""
-    queue: int = 64
+    queue: int = 32
     """Most requests that are read, wait or are scored at once."""
 
     @property

@@ -64,8 +64,10 @@ class Judging:
         self.ahead = ctx.rewards.ahead(threads=ctx.score_ahead)
 
     def add(self, rows: slice, latents: torch.Tensor) -> None:
-        """The candidates `rows`, whole groups or a part of one, with latents ``[B, F, C, H, W]``. A rollout calls it, whose
-        precision is not that of codec and rewards."""
+        """The candidates `rows`, whole groups or a part of one, with latents ``[B, F, C, H, W]``.
+
+        A rollout calls it, whose precision is not that of codec and rewards.
+        """
         groups = self.group_index[rows]
         past = None if self.history is None else self.history[int(groups[0]) : int(groups[-1]) + 1]
         with without_autocast(latents.device):
