@@ -21,6 +21,7 @@ import torch
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
 from vidalign.rewards.framewise import Pooling, evenly_spaced, pooled
+from vidalign.rewards.pretrained import LOCAL
 from vidalign.rewards.reward_models.config import ModelConfig, check_files
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class HPSv3Reward:
 
     name: ClassVar[str] = "hps_v3"
     judges: ClassVar[str] = "clips"
+    local_settings: ClassVar[tuple[str, ...]] = LOCAL
 
     @dataclass
     class Config(ModelConfig):

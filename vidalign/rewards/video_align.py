@@ -20,6 +20,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
+from vidalign.rewards.pretrained import LOCAL
 from vidalign.rewards.reward_models.config import ModelConfig, check_files
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class VideoAlignReward:
 
     name: ClassVar[str] = "video_align"
     judges: ClassVar[str] = "clips"
+    local_settings: ClassVar[tuple[str, ...]] = LOCAL
 
     @dataclass
     class Config(VideoRewardConfig):
