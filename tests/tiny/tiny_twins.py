@@ -17,7 +17,7 @@ import tiny_wan
 import torch
 from tiny_chats import make_chats
 from tiny_clip import save_clip
-from tiny_judges import save_backbone, save_video_reward
+from tiny_judges import save_backbone, save_hps_v3, save_video_reward
 from tiny_pipeline import save_base
 from tiny_tae import published
 
@@ -51,7 +51,9 @@ def make_twins(folder: Path) -> None:
         options = ImportOptions(heads=tiny_wan.HEADS, base=str(tiny / f"base{channels}"), **size)
         import_checkpoint(preset, str(file), tiny / name, options)
     save_clip(tiny / "clip", agreeing=True)
-    save_video_reward(tiny / "video_reward", save_backbone(tiny / "qwen2_vl"), data_config__max_frame_pixels=1024)
+    seen = save_backbone(tiny / "qwen2_vl")
+    save_video_reward(tiny / "video_reward", seen, data_config__max_frame_pixels=1024)
+    save_hps_v3(tiny / "HPSv3.safetensors", seen)
     torch.save(published(16, 1), tiny / "tae.pth")
     (tiny / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (tiny / "held_out.txt").write_text("\n".join(HELD_OUT) + "\n", encoding="utf-8")
