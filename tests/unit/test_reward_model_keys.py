@@ -145,6 +145,10 @@ def test_names_of_later_transformers_and_of_files_without_peft() -> None:
     assert our_name("lm_head.weight") is None and our_name("base_model.model.lm_head.weight") is None
 
 
+def test_the_scale_of_factors() -> None:
+    assert Lora(64, 128.0).scale == 2.0 and Lora(64, 128.0, root=True).scale == 16.0
+
+
 def test_another_model_is_refused_by_its_first_differences() -> None:
     with pytest.raises(CheckpointError, match=r"392 of another shape: backbone\.language_model.*, \.\.\."):
         compare(ours(video_reward(rank=32)), expected(network("2B"), Lora(64, 128.0)), "a file")
