@@ -19,6 +19,7 @@ from vidalign.errors import CheckpointError
 from vidalign.rewards.reward_models.loading import Lora, expected, unloaded
 from vidalign.rewards.reward_models.names import Shape, compare, our_name, renamed
 from vidalign.rewards.reward_models.network import linear_head, preference_head
+from vidalign.rewards.reward_models.reader import template
 
 VIDEO_REWARD_BYTES = 5_031_072_529
 HPS_V3_BYTES = 16.6e9
@@ -143,6 +144,24 @@ def test_names_of_later_transformers_and_of_files_without_peft() -> None:
     new |= {"model.norm.weight": "backbone.language_model.norm.weight", "rm_head.5.bias": "head.5.bias"}
     assert {name: our_name(name) for name in new} == new
     assert our_name("lm_head.weight") is None and our_name("base_model.model.lm_head.weight") is None
+
+
+def test_the_questions_keep_their_white_space() -> None:
+    """Which editors like to strip, and the models were trained on."""
+    video, picture = template("video_reward"), template("hps_v3")
+    assert video.startswith("\nYou are tasked") and video.endswith("Text Alignment: <|TA_reward|>\nEND\n")
+    for title in ("Visual Quality", "Motion Quality", "Text Alignment"):
+        assert f"**{title}:**  \n" in video and (title == "Motion Quality" or f"**{title}:**  \n" in picture)
+    assert (
+        "adaptation is acceptable.  \n" in video and "lowest possible. \n" in video and "lowest possible. \n" in picture
+    )
+    assert picture.endswith(
+        "prompt - {text_prompt}\n\n\n\nPlease provide the overall ratings of this image: <|Reward|>\n\nEND\n"
+    )
+
+
+def test_the_scale_of_factors() -> None:
+    assert Lora(64, 128.0).scale == 2.0 and Lora(64, 128.0, root=True).scale == 16.0
 
 
 def test_another_model_is_refused_by_its_first_differences() -> None:

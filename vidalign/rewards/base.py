@@ -45,7 +45,8 @@ class Reward(Protocol):
 
     A `score` with a further argument ``metadata: Sequence[Mapping[str, Any]] = ()`` is given one mapping an item: the
     further columns of the table that its prompt comes from, none of other prompts. One with a further argument
-    ``fps: float`` is given the frame rate of the clips, that of the student. A student that has none is then refused.
+    ``fps: float`` is given the frame rate of the clips, that of the student. A student that has none is then refused,
+    unless the argument has a default.
     """
 
     name: str
