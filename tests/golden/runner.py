@@ -134,9 +134,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {**steps, "weights": weights_of(folder), "warnings": warnings, "files": files}
 
 
+TIMES = ("seconds", "hidden")
+"""What ends the name of a metric that says how long something took."""
+
+
 def metrics_of(line: dict[str, Any]) -> dict[str, float]:
     """The metrics of a line but for durations."""
-    return {key: float(x) for key, x in line.items() if key not in ("kind", "step") and not key.endswith("seconds")}
+    return {key: float(x) for key, x in line.items() if key not in ("kind", "step") and not key.endswith(TIMES)}
 
 
 def weights_of(folder: Path) -> dict[str, float]:
