@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +90,18 @@ def edit_manifest(run: Path, step: int, **values: Any) -> None:
     """Change entries of a checkpoint's manifest."""
     file = run / "checkpoints" / f"step-{step:08d}" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """`vidalign serve` in a process of its own."""
+    command = [sys.executable, "-m", "vidalign.cli", "serve", *arguments]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """Waits until the reward is loaded."""
+    assert process.stdout is not None and process.stderr is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://\S+", line)
+    assert found, line + process.stderr.read()
+    return found[0]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -15,26 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import RECIPE, assert_same_student, train, vidalign
+from run_helpers import RECIPE, address, assert_same_student, started, train, vidalign
 
 from vidalign.trainer import Trainer
 
 TWO = "{text_alignment: 1.0, visual_quality: 1.0}"
 STEPS = ("trainer.steps=3", "evaluation.metrics={}")
-
-
-def started(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vidalign.cli", "serve", *arguments]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
-
-
-def address(process: subprocess.Popen[str]) -> str:
-    """Waits until the reward is loaded."""
-    assert process.stdout is not None and process.stderr is not None
-    line = process.stdout.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line + process.stderr.read()
-    return found[0]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import av
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from run_helpers import vidalign
+from run_helpers import address, started, vidalign
 from safetensors.torch import load_file
 from tiny_twins import make_twins
 
@@ -138,8 +139,30 @@ def test_rewards_see_what_a_tiny_decoder_makes() -> None:
     own, tiny = (Path(f"runs/{name}_decoder") for name in ("own", "tiny"))
     before = [json.loads((run / "evaluation.json").read_text())["values"]["before"] for run in (own, tiny)]
     assert before[0] == before[1]
-    rewards = [read_history(run / "metrics.jsonl")["reward/clip_score/mean"] for run in (own, tiny)]
+    rewards = [read_history(run / "metrics.jsonl")["reward/hps_v3/mean"] for run in (own, tiny)]
     assert rewards[0] != rewards[1]
+
+
+def test_a_twin_learns_the_same_from_a_served_reward() -> None:
+    """HPSv3 in a process of its own, started and stopped here: every weight and every score, bit for bit."""
+    hps = load_recipe("twins/wan_1_3b/astrolabe").plain()["rewards"]["hps_v3"]
+    settings = {key: hps[key] for key in ("path", "backbone", "frames", "min_pixels", "max_pixels", "dtype")}
+    process = started("--reward", "hps_v3", *(f"{key}={value}" for key, value in settings.items()), "--port", "0")
+    try:
+        pinned = {"frames": 3, "dtype": "float32"}
+        remote = {"name": "remote", "urls": [address(process)], "reward": "hps_v3", "dtype": "float32"}
+        words = ("twins/wan_1_3b/astrolabe", "trainer.steps=2", "trainer.rollout_batch=2", "tracking.panel=none")
+        assert vidalign("train", *words, "--run", "runs/alone") == 0
+        served = json.dumps({**remote, "settings": pinned, "weight": 1.0})
+        assert vidalign("train", *words, f"rewards.hps_v3={served}", "--run", "runs/served") == 0
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    alone, other = (load_file(f"runs/{name}/student.safetensors") for name in ("alone", "served"))
+    assert all(torch.equal(alone[key], other[key]) for key in alone)
+    scores = [read_history(Path(f"runs/{name}/metrics.jsonl"))["reward/hps_v3/mean"] for name in ("alone", "served")]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
 
 
 def test_the_adapters_of_ar_copo_are_collected_and_merged() -> None:
