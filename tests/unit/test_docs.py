@@ -27,6 +27,7 @@ from vidalign.rewards.remote import Remote
 from vidalign.serving import wire
 from vidalign.serving.app import ABOUT
 from vidalign.serving.loading import load
+from vidalign.testing import check_reward
 from vidalign.tracking import health
 from vidalign.trainer import Trainer
 
@@ -222,6 +223,15 @@ def test_the_example_of_a_served_plugin_trains(tmp_path: Path, monkeypatch: pyte
     with serving(make("rewards", "sharpness", {"goal": 0.2}, "")) as server:
         values = trained(yaml.safe_load(text.replace("http://127.0.0.1:8000", server.address)))
     assert {"trained rewards/sharp", "trained rewards/composite"} <= set(values) and server.address not in text
+
+
+def test_the_reward_in_ten_lines_keeps_its_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {kind: {} for kind in registry.KINDS})
+    block = blocks(ROOT / "docs" / "rewards.md", "python")[0]
+    assert len(block.strip().splitlines()) <= 12
+    (tmp_path / "bright.py").write_text(block)
+    registry.load_plugin_file(tmp_path / "bright.py")
+    check_reward("bright")
 
 
 def test_the_example_of_servers_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
