@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from vidalign import serving as package
+from vidalign.serving import wire
 from vidalign.serving.loading import Served
 from vidalign.serving.run import Options, Server
 from vidalign.serving.service import Limits
@@ -139,3 +146,40 @@ class Fake:
     def __exit__(self, *args: object) -> None:
         self.http.shutdown()
         self.http.server_close()
+
+
+SCHEMA = json.loads((Path(package.__file__).parent / "openapi.json").read_text(encoding="utf-8"))
+CLIPS = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 4, 4), np.uint8)
+MEANS = (CLIPS.astype(np.float64) / 255).mean((1, 2, 3, 4)).tolist()
+PROMPTS = ["a", "b", "c"]
+
+
+def ask(
+    server: Server, path: str = "/v1/score", body: bytes = b"", method: str = "", **headers: str
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and answer, as JSON where it is."""
+    connection = http.client.HTTPConnection(*server.listening.getsockname()[:2], timeout=10)
+    given = {"Content-Type": wire.MEDIA_TYPE} if body else {}
+    connection.request(method or ("POST" if body else "GET"), path, body or None, given | headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    is_json = answer.headers.get_content_type() == "application/json"
+    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, json.loads(text) if is_json else text.decode()
+
+
+def packed(header: dict[str, Any], payload: bytes) -> bytes:
+    """A body, written by hand."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def raw(clips: NDArray[Any] = CLIPS, prompts: list[str] | None = None, **header: Any) -> bytes:
+    usual = {"prompts": prompts or PROMPTS[: len(clips)], "encoding": "raw"}
+    return packed({**usual, "dtype": clips.dtype.name, "shape": list(clips.shape), **header}, clips.tobytes())
+
+
+def npz(clips: NDArray[Any], name: str = "clips", save: Any = np.savez, **header: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **{name: clips})
+    return packed({"prompts": PROMPTS[: len(clips)], "encoding": "npz", **header}, buffer.getvalue())
