@@ -163,23 +163,30 @@ def test_vbench_total(made: Made, tmp_path: Path) -> None:
 
 
 def test_vbench_long(made: Made, tmp_path: Path) -> None:
-    """Clips of a video, then videos; consistency has videos alone; flickering may count them in a row."""
+    """[value, clips, videos] or [value, videos]; release 0.1.5 lists clips as videos, behind the path of the clip."""
     item = Item(CUP, CUP, ("color", "subject_consistency", "human_action"))
-    export = made("vbench_long", [item, ITEMS[2]], seeds=6)
-    clips = rows(*((f"split_clip/{CUP}-{n}/{CUP}-{n}_00{c}", c) for n in range(6) for c in (0, 1)))
-    nested = f"v/split_clip/{CUP}-{{}}/{CUP}-{{}}_000.mp4"  # release 0.1.5 appends the video's name to a clip's path
-    videos = [row for n in range(6) for row in rows((f"{CUP}-{n}", n / 10), folder=nested.format(n, n))]
-    fused = [row | {"inclip_score": 0.9, "clip2clip_score": 0.8} for row in videos]
+    export, file = made("vbench_long", [item, ITEMS[2]], seeds=6), tmp_path / "results_eval_results.json"
+    folder = f"v/split_clip/{CUP}-{{}}/{CUP}-{{}}_00{{}}.mp4"
+    places = [(n, c) for n in range(6) for c in (0, 1)]
+    clips = [row for n, c in places for row in rows((f"{CUP}-{n}_00{c}", n / 10), folder=f"v/split_clip/{CUP}-{n}")]
+    release = [row for n, c in places for row in rows((f"{CUP}-{n}", n / 10 + c), folder=folder.format(n, n, c))]
+    fused = [
+        row | {"inclip_score": 0.9, "clip2clip_score": 0.8} for row in rows(*((f"{CUP}-{n}", n) for n in range(6)))
+    ]
     flicker = [*rows((f"{STILL}-29", 0.9)), {"long_video_cnt": 1}]
     result = {
-        "human_action": [0.25, clips, videos],
+        "human_action": [0.25, clips, release],
         "subject_consistency": [0.3, fused],
         "temporal_flickering": [0.9, clips, flicker],
     }
-    record = read("vbench_long", export, write(tmp_path / "results_eval_results.json", result))
+    record = read("vbench_long", export, write(file, result))
     assert record["dimensions"]["human_action"] == {"value": 0.25, "videos": 6, "expected": 6}
     assert record["dimensions"]["temporal_flickering"] == {"value": 0.9, "videos": 1, "expected": 30}
-    assert by_prompt(record)[CUP] == {"human_action": pytest.approx(0.25), "subject_consistency": pytest.approx(0.25)}
+    assert by_prompt(record)[CUP] == {"human_action": pytest.approx(0.75), "subject_consistency": pytest.approx(2.5)}
+    with pytest.raises(DataError, match=f"1 not scored: '{CUP}-5.mp4'; 1 scored twice: '{CUP}-0.mp4'"):
+        read("vbench_long", export, write(file, {"human_action": [0.25, clips, [*release[:10], release[0]]]}))
+    with pytest.raises(DataError, match="5 scored twice"):  # as VBench's own they would be
+        read("vbench", made("vbench", [item], seeds=5), write(file, {"human_action": [0.25, release[:10]]}))
 
 
 def test_vbench_of_a_text_file(made: Made, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class VBenchLong(VBench):
             )
 
     def read_scores(self, files: Sequence[Path], export: Exported) -> Scored:
-        return read_scores(files, export, export.seeds)
+        return read_scores(files, export, export.seeds, by_clip=True)
 
 
 def _entries(file: Path) -> list[Item]:

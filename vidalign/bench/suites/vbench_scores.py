@@ -1,14 +1,17 @@
 """Result files of VBench and VBench-Long, `*_eval_results.json`.
 
 ``{DIMENSION: [VALUE, [{"video_path", "video_results", ...}, ...]]}``, several dimensions a file or one. VBench-Long
-writes ``[VALUE, CLIPS, VIDEOS]`` for most dimensions. Total [Huang et al. 2024, scripts/cal_final_score.py]: each
-value is normalised to (value - least) / (best - least); Quality and Semantic are weighted means of seven and nine
-dimensions; Total = (4 Quality + Semantic) / 5.
+writes ``[VALUE, CLIPS, VIDEOS]`` for most dimensions. Its release 0.1.5 lists under VIDEOS the clips of a video one by
+one, with the name of the video behind the path of the clip: their mean is the video's.
+
+Total [Huang et al. 2024, scripts/cal_final_score.py]: each value is normalised to (value - least) / (best - least).
+Quality and Semantic are weighted means of seven and nine dimensions; Total = (4 Quality + Semantic) / 5.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +54,15 @@ DIMENSIONS = tuple(RULES)
 FLICKER = "temporal_flickering"
 PARTIAL = (FLICKER, "color")
 """Dimensions that drop videos: those that move, and those in which the object is not found."""
+COUNT_ROW = "long_video_cnt"
+"""Key of a row in which VBench-Long counts the videos."""
 PERCENT = "imaging_quality"
 """Its values by video are percent; the value of the dimension is not."""
 QUALITY_WEIGHT = 4
 
 
-def read_scores(files: Sequence[Path], export: Exported, seeds: int) -> Scored:
-    """seeds: videos of a prompt that the scorer looks for, numbered from 0."""
+def read_scores(files: Sequence[Path], export: Exported, seeds: int, by_clip: bool = False) -> Scored:
+    """seeds: videos of a prompt that the scorer looks for, numbered from 0. by_clip: see the module's docstring."""
     results: dict[str, tuple[float, dict[str, float]]] = {}
     origin: dict[str, Path] = {}
     for file in files:
@@ -71,12 +76,12 @@ def read_scores(files: Sequence[Path], export: Exported, seeds: int) -> Scored:
                     fix="give the newer one only",
                 )
             origin[dimension] = file
-            results[dimension] = _result(dimension, entry, f"{file}, {dimension}", export, seeds)
+            results[dimension] = _result(dimension, entry, f"{file}, {dimension}", export, seeds, by_clip)
     if not results:
         raise DataError("the result files hold no dimension", where=", ".join(map(str, files)))
     ordered = {name: results[name] for name in DIMENSIONS if name in results}
     dimensions = {
-        name: Dimension(value, len(videos), len(_expected(name, export, seeds) or videos))
+        name: Dimension(value, len(videos), _judged(name, export, seeds) or len(videos))
         for name, (value, videos) in ordered.items()
     }
     values = {name: value for name, (value, _) in ordered.items()}
@@ -95,26 +100,29 @@ def totals(values: Mapping[str, float]) -> dict[str, float]:
     return {"total": total, "quality": parts[True], "semantic": parts[False]}
 
 
-def _result(dimension: str, entry: Any, where: str, export: Exported, seeds: int) -> tuple[float, dict[str, float]]:
+def _result(
+    dimension: str, entry: Any, where: str, export: Exported, seeds: int, by_clip: bool
+) -> tuple[float, dict[str, float]]:
     """Value of a dimension, and of each video by file name."""
     if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[-1], list):
         raise DataError(
             "a dimension is not [value, videos]", where=where, fix="give the *_eval_results.json of the scorer"
         )
     value = number(entry[0], where, -1, 1)
-    pairs = []
-    for row in entry[-1]:
-        if isinstance(row, dict) and row.keys() == {"long_video_cnt"}:
-            continue  # VBench-Long counts the videos in a row of its own
+    rows = [row for row in entry[-1] if not (isinstance(row, dict) and row.keys() == {COUNT_ROW})]
+    scores: dict[str, list[float]] = defaultdict(list)
+    paths: Counter[str] = Counter()
+    for row in rows:
         if not isinstance(row, dict) or not isinstance(row.get("video_path"), str):
             raise DataError("a video has no path under 'video_path'", where=where)
         name = base_name(row["video_path"])
         score = number(row.get("video_results"), f"{where}, {name}")
-        pairs.append((name, score / 100 if dimension == PERCENT else score))
-    names = [name for name, _ in pairs]
+        scores[name].append(score / 100 if dimension == PERCENT else score)
+        paths[row["video_path"] if by_clip else name] += 1
+    names = [*scores, *(base_name(path) for path, count in paths.items() if count > 1)]
     expected = _expected(dimension, export, seeds) or _complete(names, export, seeds)
     check_scored(names, expected, where, known=export.prompts, some=dimension in PARTIAL)
-    return value, dict(pairs)
+    return value, {name: math.fsum(these) / len(these) for name, these in scores.items()}
 
 
 def _expected(dimension: str, export: Exported, seeds: int) -> list[str]:
@@ -124,6 +132,11 @@ def _expected(dimension: str, export: Exported, seeds: int) -> list[str]:
     """
     videos = [video for video in export.videos if dimension in video.tags]
     return [video.name for video in videos if dimension == FLICKER or video.index < seeds]
+
+
+def _judged(dimension: str, export: Exported, seeds: int) -> int:
+    """Videos that a dimension judges at most: of temporal flickering as many a prompt as of any other."""
+    return len({(v.prompt, v.index % seeds) for v in export.videos if dimension in v.tags})
 
 
 def _complete(names: Sequence[str], export: Exported, seeds: int) -> list[str]:
