@@ -113,7 +113,7 @@ def test_vbench(made: Made, tmp_path: Path) -> None:
     record = read("vbench", export, one, two)
     assert (record["suite"], record["version"]) == ("vbench", "0.1.5")
     assert record["dimensions"] == {
-        "temporal_flickering": {"value": 0.97, "videos": 2, "expected": 10},
+        "temporal_flickering": {"value": 0.97, "videos": 2, "expected": 2},
         "imaging_quality": {"value": 0.6, "videos": 4, "expected": 4},
         "color": {"value": 0.75, "videos": 1, "expected": 2},
     }
@@ -181,7 +181,7 @@ def test_vbench_long(made: Made, tmp_path: Path) -> None:
     }
     record = read("vbench_long", export, write(file, result))
     assert record["dimensions"]["human_action"] == {"value": 0.25, "videos": 6, "expected": 6}
-    assert record["dimensions"]["temporal_flickering"] == {"value": 0.9, "videos": 1, "expected": 30}
+    assert record["dimensions"]["temporal_flickering"] == {"value": 0.9, "videos": 1, "expected": 6}
     assert by_prompt(record)[CUP] == {"human_action": pytest.approx(0.75), "subject_consistency": pytest.approx(2.5)}
     with pytest.raises(DataError, match=f"1 not scored: '{CUP}-5.mp4'; 1 scored twice: '{CUP}-0.mp4'"):
         read("vbench_long", export, write(file, {"human_action": [0.25, clips, [*release[:10], release[0]]]}))
