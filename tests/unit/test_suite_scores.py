@@ -384,6 +384,9 @@ def test_scores_land_in_the_run_and_its_table(made: Made, tmp_path: Path) -> Non
     write(run / "scores" / "videophy2.json", {"suite": "videophy2"})
     with pytest.warns(UserWarning, match="videophy2.json: the entry 'version' is missing"):
         assert suite_table(run, "5" * 64) == table
+    write(run / "scores" / "videophy2.json", record | {"totals": {"joint": None}})
+    with pytest.warns(UserWarning, match="videophy2.json: 'joint' must be int or float, not 'None'"):
+        assert suite_table(run, "5" * 64) == table
 
 
 def test_scores_that_cannot_be_written(made: Made, tmp_path: Path) -> None:

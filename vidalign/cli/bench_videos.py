@@ -95,6 +95,6 @@ def import_scores(
     from vidalign.bench.suites import import_scores as read_back
     from vidalign.bench.suites import open_suite
 
-    with before_work():
+    with before_work(), owned(videos):
         for place in read_back(open_suite(suite), files, videos, version, out):
             typer.echo(str(place))

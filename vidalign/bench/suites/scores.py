@@ -19,7 +19,8 @@ from typing import Any
 from vidalign.bench.suites.base import Suite
 from vidalign.bench.suites.exported import Exported, open_export
 from vidalign.errors import DataError, UserError
-from vidalign.reading import check_object, content_hash, read_json
+from vidalign.owner import replacing
+from vidalign.reading import check_object, content_hash, read_json, regular
 from vidalign.report import Table
 
 SCORES = "scores.json"
@@ -80,11 +81,10 @@ def import_scores(
 
 
 def _write(place: Path, text: str) -> None:
-    beside = place.with_name(f".{place.name}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(place)
+        with replacing(regular(place)) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             "cannot write the scores", where=str(place), why=error.strerror or str(error), fix="choose another --out"
@@ -110,6 +110,7 @@ def suite_table(run: Path, student_sha256: str) -> Table | None:
 def _rows(record: Any, student_sha256: str) -> list[tuple[str, list[float | str]]]:
     texts = {"suite": str, "version": str, "date": str}
     check_object(record, texts | {"export": dict, "totals": dict, "dimensions": dict})
+    check_object(record["totals"], dict.fromkeys(record["totals"], (int, float)))
     export = check_object(record["export"], {"student_sha256": str})
     student = "this one" if export["student_sha256"] == student_sha256 else "another one"
     values = [(name, value, "") for name, value in record["totals"].items()]
