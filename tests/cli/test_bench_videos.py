@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,31 @@ def test_students_of_a_run_and_of_its_recipe(
     assert made_by(trained)[1] != made_by(start)[1], "training changed the student"
     assert vidalign(*common, "--recipe", str(finished / "recipe.yaml"), "--out", str(trained)) == 3
     assert "student.sha256 was" in capsys.readouterr().err
+
+
+def test_scores_come_back_into_the_report(
+    finished: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out, file = tmp_path / "run", tmp_path / "out", tmp_path / "x_eval_results.json"
+    shutil.copytree(finished / "run", run)
+    command = ("bench", "export-videos", "vbench", "--prompts", str(prompts), "--seeds", "1")
+    assert vidalign(*command, "--run", str(run), "--out", str(out)) == 0
+    scored = [{"video_path": f"videos/{prompt}-0.mp4", "video_results": 0.5} for prompt in PROMPTS]
+    file.write_text(json.dumps({"scene": [0.5, scored]}), encoding="utf-8")
+    read = ("bench", "import-scores", "vbench", str(file), "--videos", str(out))
+    assert vidalign(*read) == 2 and "--version" in capsys.readouterr().err
+    assert vidalign(*read, "--version", "0.1.5") == 0
+    assert capsys.readouterr().out.split() == [str(out / "scores.json"), str(run / "scores" / "vbench.json")]
+    assert "External suites" not in (run / "report.html").read_text(encoding="utf-8")
+    assert vidalign("evaluate", "--run", str(run)) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    table = page[page.index('<h2 id="h-suites">External suites</h2>') :].split("</table>")[0]
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", table)
+    assert cells[1:7] == ["version", "dimension", "value", "videos", "date", "student"]
+    assert cells[7:12] == ["vbench", "0.1.5", "scene", "0.500", "2"] and cells[13:] == ["this one"]
+    file.write_text(json.dumps({"scene": [0.5, scored[:1] * 2]}), encoding="utf-8")
+    assert vidalign(*read, "--version", "0.1.5") == 2
+    assert "1 scored twice" in capsys.readouterr().err
 
 
 def test_mistakes(finished: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

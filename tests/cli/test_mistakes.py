@@ -75,6 +75,8 @@ MISTAKES = {
     "bench report nope": "there is no result file",
     "bench compare nope.json:base sft": "there is no result file nope.json",
     "bench compare base sft": "'base' names no row of a result",
+    "bench import-scores vbench_lnog x.json --videos out --version 1": "did you mean 'vbench_long'?",
+    "bench import-scores vbench x.json --videos out --version 1": "is not an export of `vidalign bench export-videos`",
     "bench export-videos vbnch --prompts a.txt --out x --recipe recipe.yaml": "did you mean 'vbench'?",
     "bench export-videos vbench --prompts a.txt --out x --recipe recipe.yaml": "the prompt file cannot be read",
     "bench export-videos vbench --prompts a.txt --out x --recipe recipe.yaml --fps 0": "fps must be positive",

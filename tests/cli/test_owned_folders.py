@@ -20,6 +20,7 @@ COMMANDS = {
     "collect": ("collect", "recipe.yaml", "objective={name: ar_copo}", "--out", "run"),
     "merge": ("merge", "--semi", "a", "--on-policy", "b", "--out", "run"),
     "evaluate": ("evaluate", "--run", "run"),
+    "import-scores": ("bench", "import-scores", "vbench", "x.json", "--videos", "run", "--version", "1"),
     "export": ("export", "--run", "other", "--out", "run/x.safetensors"),
 }
 

@@ -95,6 +95,10 @@ PLACES = {
     "protocol": ("special.yaml", ("bench", "run", "special.yaml")),
     "result to report": ("special.json", ("bench", "report", "special.json")),
     "result to compare": ("special.json", ("bench", "compare", "special.json:base", "astrolabe")),
+    "manifest of an export": (
+        "out/manifest.json",
+        ("bench", "import-scores", "vbench", "x.json", "--videos", "out", "--version", "1"),
+    ),
     "prompts of a suite": (
         "special.txt",
         ("bench", "export-videos", "vbench", "--prompts", "special.txt", "--run", "run", "--out", "videos"),

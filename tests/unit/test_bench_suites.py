@@ -15,63 +15,26 @@ import av
 import numpy as np
 import pytest
 import torch
-import yaml
+from suite_helpers import FULL_INFO, ONE, TWO, content, recipe_and_student, write_full_info
 
 from vidalign.bench.suites import ExportConfig, Item, export_videos, open_suite
 from vidalign.bench.suites import base as suites_base
 from vidalign.bench.suites import export as export_module
 from vidalign.bench.suites.folder import Folder, first_difference
-from vidalign.build import build_student
 from vidalign.errors import DataError, UserError
-from vidalign.recipe import Recipe, load_recipe
+from vidalign.recipe import Recipe
 from vidalign.students.video import VideoStudent
 from vidalign.tracking.clips import mp4_bytes
-from vidalign.worlds.video import captions
-
-RECIPE = {
-    "student": {
-        "init": {
-            "transformer": {
-                "patch_size": [1, 8, 8],
-                "num_attention_heads": 2,
-                "attention_head_dim": 16,
-                "in_channels": 3,
-                "out_channels": 3,
-                "text_dim": 64,
-                "freq_dim": 16,
-                "ffn_dim": 32,
-                "num_layers": 1,
-                "rope_max_seq_len": 64,
-            },
-            "prediction": "x0",
-        }
-    },
-    "objective": {"name": "sft"},
-    "teacher": {"name": "world"},
-    "data": {"prompts": "world:basic/train", "eval_prompts": "world:basic/unseen", "frames": 6},
-    "evaluation": {"frames": 6},
-}
-ONE, TWO, THREE = list(captions.prompts("held_out"))[:3]
-FULL_INFO = [
-    {"prompt_en": ONE, "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
-    {"prompt_en": TWO, "dimension": ["temporal_flickering"]},
-    {"prompt_en": ONE, "dimension": ["overall_consistency", "aesthetic_quality"]},
-]
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, VideoStudent]:
-    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    file.write_text("# A recipe for a test.\n" + yaml.safe_dump(RECIPE), encoding="utf-8")
-    recipe = load_recipe(file)
-    return recipe, build_student(recipe)
+    return recipe_and_student(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture
 def full_info(tmp_path: Path) -> Path:
-    file = tmp_path / "VBench_full_info.json"
-    file.write_text(json.dumps(FULL_INFO), encoding="utf-8")
-    return file
+    return write_full_info(tmp_path)
 
 
 def found_by_vbench(folder: Path, prompts: list[str]) -> dict[str, list[int]]:
@@ -86,10 +49,6 @@ def decode(file: Path) -> tuple[np.ndarray, float]:
         stream = container.streams.video[0]
         frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
         return frames, float(stream.average_rate or 0)
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
 def assert_same_videos(names: Iterable[str], *folders: Path) -> None:

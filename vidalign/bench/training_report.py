@@ -21,6 +21,7 @@ from vidalign.report import (
     Row,
     Score,
     ShownPrompt,
+    Table,
     TrainingPath,
 )
 from vidalign.report.charts import history_charts
@@ -39,10 +40,12 @@ def training_report(
     differences: list[EvaluationRow],
     judged: dict[str, Evaluation],
     header: dict[str, str],
+    suites: Table | None = None,
 ) -> Report:
     """The page of one run, read from its `folder`.
 
-    differences: `after` against `before`; judged: the evaluations of the rows `before`, `after` and `ground truth`.
+    differences: `after` against `before`; judged: the evaluations of the rows `before`, `after` and `ground truth`;
+    suites: scores of external suites.
     """
     log, chosen = folder / FILE_NAME, f" --step {header['step']}" if "step" in header else ""
     history = read_history(log)
@@ -63,6 +66,7 @@ def training_report(
         baseline="before",
         pairs=[Pair("before", "after", differences)] if differences else [],
         hacking=hacking if differences else None,
+        suites=suites,
         curves=history_charts(history),
         prompts=_evaluated_clips(judged),
         warnings=_logged_warnings(log),

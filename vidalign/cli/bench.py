@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vidalign.cli.bench_videos import export_videos
+from vidalign.cli.bench_videos import export_videos, import_scores
 from vidalign.cli.options import Plugins
 from vidalign.errors import UserError, before_work
 
 bench = typer.Typer(no_args_is_help=True, help="Compare objectives under one budget.")
 bench.command("export-videos")(export_videos)
+bench.command("import-scores")(import_scores)
 ProtocolArgument = Annotated[
     str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or one that `vidalign list protocols` prints.")
 ]

@@ -1,4 +1,4 @@
-"""`vidalign bench export-videos`: a suite's prompts as videos that its official scorer can read."""
+"""`vidalign bench export-videos | import-scores`: videos for the official scorer of a suite, and its results back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from vidalign.cli.options import Plugins
 from vidalign.errors import Interrupted, before_work
 from vidalign.owner import owned
 
+SuiteName = Annotated[
+    str, typer.Argument(metavar="SUITE", help="vbench, vbench_long, videophy2 or phygenbench.", show_default=False)
+]
+
 
 def export_videos(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="vbench or videophy2.")],
+    suite: SuiteName,
     prompts: Annotated[Path, typer.Option("--prompts", metavar="FILE", help="The suite's own prompt file.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where videos and manifest go.")],
     run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="The student of this run.")] = None,
@@ -25,8 +29,8 @@ def export_videos(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="What the student reads instead of the prompts: a text file with a line for each (vbench), "
-            "or a column of the prompt file such as upsampled_caption (videophy2).",
+            help="What the student reads instead of the prompts: a text file with a line for each (vbench*), "
+            "or a column of the prompt file such as upsampled_caption (videophy2, phygenbench).",
         ),
     ] = "",
     frames: Annotated[int | None, typer.Option(help="Latent frames; default as in the evaluation.")] = None,
@@ -66,7 +70,31 @@ def export_videos(
                 student,
                 config,
                 report=lambda done, total: progress.update(task, completed=done, total=total),
+                run=run,
             )
     except KeyboardInterrupt as error:
         raise Interrupted(f"what lies in {out} is kept", fix="the same command goes on with what is missing") from error
     typer.echo(str(out))
+
+
+def import_scores(
+    suite: SuiteName,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Result files of the official scorer.")],
+    videos: Annotated[Path, typer.Option("--videos", metavar="FOLDER", help="The export that was scored.")],
+    version: Annotated[
+        str, typer.Option(metavar="TEXT", help="Version of the scorer, which its files do not say: 0.1.5, a commit.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write here only; default FOLDER/scores.json and RUN/scores/SUITE.json."
+        ),
+    ] = None,
+) -> None:
+    """Read the official scorer's results back: checked against the export, and shown by the run's next report."""
+    from vidalign.bench.suites import import_scores as read_back
+    from vidalign.bench.suites import open_suite
+
+    with before_work(), owned(videos):
+        for place in read_back(open_suite(suite), files, videos, version, out):
+            typer.echo(str(place))

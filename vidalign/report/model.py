@@ -200,6 +200,8 @@ class Report:
     """What the scores under the clips are."""
     fps: float = 8
     warnings: list[CellWarning] = field(default_factory=list)
+    suites: Table | None = None
+    """Scores of external suites, from their official scorers."""
     diagnostics: list[Table] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     """Shell commands that make this and the page again, one each."""

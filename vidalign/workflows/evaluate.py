@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from vidalign.bench.suites.export import student_hash
+from vidalign.bench.suites.scores import RUN_SCORES, suite_table
 from vidalign.bench.training_report import training_report
 from vidalign.build import build_student, frozen_rewards, sampler_of
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import Evaluation, Evaluator, frame_rate
 from vidalign.provenance import describe_run
-from vidalign.report import EvaluationRow, write_report
+from vidalign.report import EvaluationRow, Table, write_report
 from vidalign.report.table import evaluation_table
 from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run
@@ -93,5 +95,12 @@ def _write_judgement(
     header = describe_run(run.recipe) | settings | ({} if run.step is None else {"step": str(run.step)})
     before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
     save_evaluation(run.file("evaluation.json"), before, after, truth, header)
-    report = training_report(run.folder, run.recipe, rows, judged, header)
+    report = training_report(run.folder, run.recipe, rows, judged, header, _suites(run))
     return write_report(run.file("report.html"), report)
+
+
+def _suites(run: FinishedRun) -> Table | None:
+    """What the official scorers of external suites found, where it was read back into the run."""
+    if not (run.folder / RUN_SCORES).is_dir():
+        return None
+    return suite_table(run.folder, student_hash(run.student))

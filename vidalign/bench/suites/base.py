@@ -7,14 +7,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.reading import regular
 
+if TYPE_CHECKING:
+    from vidalign.bench.suites.exported import Exported
+    from vidalign.bench.suites.scores import Scored
+
 SUITES = {
     "vbench": "vidalign.bench.suites.vbench:VBench",
+    "vbench_long": "vidalign.bench.suites.vbench:VBenchLong",
     "videophy2": "vidalign.bench.suites.videophy2:VideoPhy2",
+    "phygenbench": "vidalign.bench.suites.phygenbench:PhyGenBench",
 }
 LONGEST_NAME = 255
 """Bytes in a file name, on every common file system."""
@@ -31,7 +37,9 @@ class Item:
     text: str
     """What the student reads: the prompt, or a rewritten one."""
     tags: tuple[str, ...] = ()
-    """VBench: dimensions judged on it. VideoPhy-2: ``hard`` for its hard subset."""
+    """VBench: dimensions judged on it. VideoPhy-2: ``hard`` for its hard subset. PhyGenBench: the main category."""
+    number: int = 0
+    """PhyGenBench: its place in the prompt file, from 1."""
 
 
 class Suite:
@@ -40,6 +48,8 @@ class Suite:
     name: ClassVar[str]
     seeds: ClassVar[int]
     """Videos of a prompt in the official protocol."""
+    forbidden: ClassVar[str] = ""
+    """Characters at which the scorer cuts file names."""
 
     def read(self, file: Path, rewritten: str = "") -> list[Item]:
         """Distinct prompts in the order of the official file; `DataError` naming file and line for an unusable one.
@@ -62,6 +72,13 @@ class Suite:
         rows: item and path relative to OUT of every video.
         """
         return None
+
+    def check_length(self, frames: int, fps: float) -> None:
+        """`UserError` for videos that the scorer misreads. frames: of a video, in pixels; fps: frames a second."""
+
+    def read_scores(self, files: Sequence[Path], export: Exported) -> Scored:
+        """Result files of the official scorer; `DataError` when they do not belong to the videos of the export."""
+        raise NotImplementedError
 
 
 def open_suite(name: str) -> Suite:
@@ -105,17 +122,23 @@ def check_names(suite: Suite, items: Sequence[Item], seeds: int) -> None:
 
     A name is never repaired here: VBench looks for the prompt itself, so it would find no video under another name.
     """
-    owner: dict[str, Item] = {}
+    owner: dict[str, str] = {}
     for item in items:
         for index in range(suite.videos(item, seeds)):
             name = suite.file_name(item, index)
             why = ""
             if bad := [c for c in FORBIDDEN if c in name]:
                 why = f"a file name cannot hold {bad[0]!r}"
+            elif bad := [c for c in suite.forbidden if c in name]:
+                why = f"the scorer cuts file names at {bad[0]!r}"
             elif len(name.encode()) > LONGEST_NAME:
                 why = f"the file name would have {len(name.encode())} bytes, more than {LONGEST_NAME}"
-            elif owner.setdefault(name, item) is not item:
-                why = f"{owner[name].prompt!r} has the same file name {name!r}"
+            elif owner.get(name) == item.prompt:
+                raise UserError(
+                    f"{suite.name} has one video a prompt", where="--seeds", why=f"it is {seeds}", fix="leave it out"
+                )
+            elif name in owner:
+                why = f"{owner[name]!r} has the same file name {name!r}"
             if why:
                 raise DataError(
                     "a prompt cannot name its videos",
@@ -123,3 +146,4 @@ def check_names(suite: Suite, items: Sequence[Item], seeds: int) -> None:
                     why=why,
                     fix="leave it out of the prompt file",
                 )
+            owner[name] = item.prompt

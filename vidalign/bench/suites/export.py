@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from vidalign.engine.rng import generator, key
 from vidalign.errors import UserError
 from vidalign.provenance import describe_run
 from vidalign.reading import content_hash
+from vidalign.students.video.spec import VideoStudentSpec
 from vidalign.tracking.clips import DEFAULT_FPS, mp4_bytes, mp4_encoder, to_frames
 from vidalign.version import VERSION
 
@@ -95,10 +97,12 @@ def export_videos(
     student: Student[Any],
     config: ExportConfig | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
+    run: Path | None = None,
 ) -> Path:
     """Write the videos of every prompt into OUT/videos and return OUT; videos that are there are kept.
 
     recipe: how its evaluation samples the student. report: called with the number of videos that are there and of all.
+    run: folder of the student's run, to which the scores will be copied.
     Raises `UserError` before any video is made when the prompt file cannot be used, no MP4 encoder is there, or OUT
     holds something else. Raises it later when a video cannot be written.
     """
@@ -109,6 +113,8 @@ def export_videos(
     recipe = copy.copy(recipe)
     recipe.evaluation = replace(recipe.evaluation, frames=config.frames or recipe.evaluation.frames)
     generate = sampler_of(recipe, student)
+    if isinstance(student.spec, VideoStudentSpec):
+        suite.check_length(student.spec.pixel_frames(recipe.evaluation.frames), config.fps)
     videos = [Video(i, n, suite.file_name(i, n)) for i in items for n in range(suite.videos(i, seeds))]
     settings = {
         "suite": suite.name,
@@ -121,7 +127,7 @@ def export_videos(
         "codec": {"container": "mp4", "encoder": encoder, "options": _quality(encoder), "pixel_format": "yuv420p"},
         "student": {"sha256": student_hash(student)},
     }
-    folder = Folder(out, settings, _made_by(recipe), [video.row() for video in videos])
+    folder = Folder(out, settings, _made_by(recipe, out, run), [video.row() for video in videos])
     folder.open()
     missing = [video for video in videos if not folder.has(video.name)]
     report(len(videos) - len(missing), len(videos))
@@ -146,9 +152,11 @@ def student_hash(student: Student[Any]) -> str:
     return digest.hexdigest()
 
 
-def _made_by(recipe: Recipe) -> dict[str, str]:
+def _made_by(recipe: Recipe, out: Path, run: Path | None) -> dict[str, str]:
     about = describe_run(recipe)
-    return {"vidalign": VERSION} | {name: about[name] for name in ("recipe", "recipe_hash", "commit")}
+    place = {} if run is None else {"run": Path(os.path.relpath(run.resolve(), out.resolve())).as_posix()}
+    kept = {name: about[name] for name in ("recipe", "recipe_hash", "commit", "machine")}
+    return {"vidalign": VERSION} | kept | place
 
 
 def _source(rewritten: str) -> Any:

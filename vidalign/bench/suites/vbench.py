@@ -1,43 +1,35 @@
-"""VBench [Huang et al. 2024]: 946 entries, 944 distinct prompts, 16 dimensions.
+"""VBench [Huang et al. 2024] and VBench-Long: 946 entries, 944 distinct prompts, 16 dimensions.
 
 Prompt files: ``VBench_full_info.json``, a list of ``{"prompt_en", "dimension": [...], "auxiliary_info"}``, or a text
 file of the repository with one prompt a line (``all_dimension.txt``, ``prompts_per_dimension/DIMENSION.txt``). The
 scorer looks for ``{prompt}-{0..4}.mp4`` and reads nothing else about a video. For temporal_flickering it expects 25
 videos of a prompt, of which its static filter keeps 5. Rewritten prompts (``all_dimension_longer.txt``) have a line for
 each entry; their videos keep the names of the original prompts.
+
+VBench-Long takes the same prompts and names for long videos. It cuts each into clips of 2 seconds (10 for prompts of
+human_action, temporal_style and overall_consistency) of whole frames a second, and compares the clips of a video.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vidalign.bench.suites.base import Item, Suite, distinct, lines_of, read_text
-from vidalign.errors import DataError
+from vidalign.bench.suites.exported import Exported
+from vidalign.bench.suites.scores import Scored
+from vidalign.bench.suites.vbench_scores import DIMENSIONS, FLICKER, read_scores
+from vidalign.errors import DataError, UserError
 
-FLICKER = "temporal_flickering"
 FLICKER_VIDEOS = 5
 """Times as many videos for that dimension, because most are filtered out."""
-DIMENSIONS = (
-    "subject_consistency",
-    "background_consistency",
-    "temporal_flickering",
-    "motion_smoothness",
-    "dynamic_degree",
-    "aesthetic_quality",
-    "imaging_quality",
-    "object_class",
-    "multiple_objects",
-    "human_action",
-    "color",
-    "spatial_relationship",
-    "scene",
-    "temporal_style",
-    "appearance_style",
-    "overall_consistency",
-)
+SCORED_VIDEOS = 5
+"""Videos of a prompt that VBench looks for."""
+CLIP_SECONDS = 2
+"""Shortest clip of VBench-Long."""
 
 
 class VBench(Suite):
@@ -69,6 +61,33 @@ class VBench(Suite):
 
     def file_name(self, item: Item, index: int) -> str:
         return f"{item.prompt}-{index}.mp4"
+
+    def read_scores(self, files: Sequence[Path], export: Exported) -> Scored:
+        return read_scores(files, export, min(export.seeds, SCORED_VIDEOS))
+
+
+class VBenchLong(VBench):
+    """Long videos for `vbench2_beta_long/eval_long.py --mode long_vbench_standard --videos_path OUT/videos`."""
+
+    name: ClassVar[str] = "vbench_long"
+    forbidden: ClassVar[str] = "_"
+
+    def check_length(self, frames: int, fps: float) -> None:
+        """The scorer cuts at whole frames a second, and gives a video of one clip no similarity between clips."""
+        if fps != int(fps):
+            raise UserError(
+                "VBench-Long rounds the frame rate down", where="--fps", why=f"it is {fps}", fix="give a whole number"
+            )
+        if frames <= CLIP_SECONDS * fps:
+            raise UserError(
+                "the videos are too short for VBench-Long",
+                where="--frames",
+                why=f"it compares clips of {CLIP_SECONDS} seconds, and {frames} frames at {fps:g} a second are one",
+                fix="give more latent --frames, or export for vbench",
+            )
+
+    def read_scores(self, files: Sequence[Path], export: Exported) -> Scored:
+        return read_scores(files, export, export.seeds, by_clip=True)
 
 
 def _entries(file: Path) -> list[Item]:
