@@ -100,7 +100,7 @@ def test_every_key_that_a_text_names_stands_in_the_schema() -> None:
         ("student.codec.kind", False),
         ("student.adapter.targets", True),
         ("objectives.first.weight", True),
-        ("rewards.motion", False),
+        ("rewards.movement", False),
         ("budget.amount", True),
         ("student.cache.sink_decay", True),
         ("trainer.steps.more", False),
