@@ -144,6 +144,17 @@ def test_a_server_judges(server: tuple[str, list[Answer], list[dict[str, Any]]],
     assert '"a box"' in asked[1]["messages"][0]["content"][-1]["text"] and asked[0]["top_logprobs"] == 20
 
 
+def test_frames_are_shrunk(server: tuple[str, list[Answer], list[dict[str, Any]]], clips: torch.Tensor) -> None:
+    url, answers, asked = server
+    answers.append(lambda body: {"choices": [{"message": {"content": "4"}}]})
+    wide = clips[:1].repeat_interleave(2, 4)  # 32 x 64
+    for side, size in ((0, (64, 32)), (16, (16, 8)), (640, (64, 32))):
+        config = VLMJudge.Config(model="judge", url=url, frames=2, side=side, choices={})
+        assert VLMJudge(config).score(wide, ["a"])["vlm_judge"].tolist() == [4]
+        part = asked[-1]["messages"][0]["content"][0]["image_url"]["url"]
+        assert Image.open(io.BytesIO(base64.b64decode(part.partition(",")[2]))).size == size
+
+
 def test_a_server_that_fails(server: tuple[str, list[Answer], list[dict[str, Any]]], clips: torch.Tensor) -> None:
     url, answers, _ = server
     answers.append(lambda body: {"choices": []})

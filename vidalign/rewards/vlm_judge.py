@@ -62,6 +62,8 @@ class VLMJudge:
         """Regular expression whose first group is the number; of several matches the last."""
         frames: int = 8
         """Frames shown of every clip, evenly spaced from the first to the last; 0 shows all."""
+        side: int = 0
+        """Most pixels of the longer side of a frame, larger ones are shrunk; 0 leaves them to the model."""
         max_new_tokens: int = 64
         """Length of an answer that is written."""
         timeout: float = 120.0
@@ -70,7 +72,7 @@ class VLMJudge:
         """What a failed request does: its clip is not scored, with a warning, or the run stops."""
 
         def __post_init__(self) -> None:
-            require(self, "frames", least=0)
+            require(self, "frames", "side", least=0)
             require(self, "max_new_tokens", least=1)
             require(self, "timeout", above=0)
             if "{prompt}" not in self.question:
@@ -113,7 +115,7 @@ class VLMJudge:
         chosen = evenly_spaced(clips.shape[1], self.config.frames)
         for n, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
             if clip.isfinite().all():
-                frames = list(to_frames(clip[chosen]))
+                frames = [_shrunk(frame, self.config.side) for frame in to_frames(clip[chosen])]
                 values[n] = self._ask(frames, self.config.question.replace("{prompt}", prompt))
         return {self.name: values}
 
@@ -135,12 +137,9 @@ class VLMJudge:
     # --- in this process ---
 
     def _local(self, judge: Resting, processor: Any, frames: list[Any], question: str) -> float:
-        from PIL import Image
-
         content = [*({"type": "image"} for _ in frames), {"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        images = [Image.fromarray(frame) for frame in frames]
-        inputs = processor(text=[text], images=[images], return_tensors="pt").to(judge.device)
+        inputs = processor(text=[text], images=[frames], return_tensors="pt").to(judge.device)
         inputs = {k: v.to(judge.network.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         if not self.config.choices:
             options = {"max_new_tokens": self.config.max_new_tokens, "do_sample": False}
@@ -218,9 +217,17 @@ def _of_choices(choices: Mapping[str, float], top: Sequence[Mapping[str, Any]]) 
     return found
 
 
-def _data_url(frame: Any) -> str:
+def _shrunk(frame: Any, side: int) -> Any:
+    """A frame ``[H, W, 3]`` of bytes as a picture of PIL, its longer side at most so many pixels; 0 = as it is."""
     from PIL import Image
 
+    picture = Image.fromarray(frame)
+    if side:
+        picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return picture
+
+
+def _data_url(frame: Any) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG")
+    frame.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
