@@ -170,7 +170,7 @@ def rewards_check(result: dict[str, Any]) -> str:
             table(["corruption", *names], seen),
             "Rank correlation inside a prompt:",
             table(["", *names], [[a, *("1" if a == b else f"{alike[a, b]:.2f}" for b in names)] for a in names]),
-            f"Best of {result['candidates']}: gain in standard deviations of the judge, a column, by the reward that chooses:",
+            f"Best of {result['candidates']}: gain of a column in its standard deviations, by the reward that chooses:",
             table(["chosen by", *names], [[a, *(f"{gains[a, b]:+.2f}" for b in names)] for a in names]),
         ]
     )
