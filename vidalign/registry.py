@@ -107,6 +107,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "caption_table": "vidalign.data.captions:TableCaptions",
         "datasets": "vidalign.data.tables:HubTable",
         "pictures": "vidalign.worlds.language.prompts:Pictures",
+        "rules": "vidalign.worlds.language.prompts:Rules",
         "table": "vidalign.data.tables:TableExamples",
         "text": "vidalign.data.prompts:TextFile",
         "tokens": "vidalign.worlds.language.prompts:Tokens",
