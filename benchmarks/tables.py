@@ -162,6 +162,7 @@ def rewards_check(result: dict[str, Any]) -> str:
     ]
     alike = {pair: one["correlation"] for one in result["correlations"] for pair in permutations(one["rewards"])}
     gains = {(one["by"], one["judge"]): one["gain"] for one in result["best_of"]}
+    held = {(one["judge"], one["by"]): (one["gain"], one["correlation"]) for one in result["held_out"]}
     size = f"{result['candidates']} candidates of each of {result['prompts']} prompts"
     return "\n\n".join(
         [
@@ -172,6 +173,14 @@ def rewards_check(result: dict[str, Any]) -> str:
             table(["", *names], [[a, *("1" if a == b else f"{alike[a, b]:.2f}" for b in names)] for a in names]),
             f"Best of {result['candidates']}: gain of a column in its standard deviations, by the reward that chooses:",
             table(["chosen by", *names], [[a, *(f"{gains[a, b]:+.2f}" for b in names)] for a in names]),
+            "The same gain of held-out metrics by the reward that chooses, a column, and the rank correlation:",
+            table(
+                ["judge", *names],
+                [
+                    [judge, *("{:+.2f} ({:.2f})".format(*held[judge, by]) for by in names)]
+                    for judge in dict.fromkeys(judge for judge, _ in held)
+                ],
+            ),
         ]
     )
 
