@@ -202,7 +202,7 @@ def held_out_table(trust: Trust) -> Table:
 
 def _square(title: str, corner: str, names: list[str]) -> Table:
     table = Table(title=title)
-    table.add_column(corner)
+    table.add_column(corner, overflow="fold")
     for name in names:
         table.add_column(name, justify="right")
     return table
