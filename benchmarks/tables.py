@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,37 @@ def perturbations(result: dict[str, Any]) -> str:
     names = ["text_alignment", "motion_quality", "visual_quality", "strict_pass", "audit/composite", "audit/pass"]
     rows = [[row, *(f"{scores[name]:.3f}" for name in names)] for row, scores in result["rows"].items()]
     return f"`{result['command']}`, {result['machine']}.\n\n" + table(["clips", *names], rows)
+
+
+def rewards_check(result: dict[str, Any]) -> str:
+    """What the rewards of a recipe see of the student that it begins with, and what they do to each other."""
+    header, names = result["header"], list(next(iter(result["corruptions"].values())))
+    seen = [
+        [row, *(f"{c[n]['lower']:.2f} {c[n]['verdict']}" for n in names)] for row, c in result["corruptions"].items()
+    ]
+    alike = {pair: one["correlation"] for one in result["correlations"] for pair in permutations(one["rewards"])}
+    gains = {(one["by"], one["judge"]): one["gain"] for one in result["best_of"]}
+    held = {(one["judge"], one["by"]): (one["gain"], one["correlation"]) for one in result["held_out"]}
+    size = f"{result['candidates']} candidates of each of {result['prompts']} prompts"
+    return "\n\n".join(
+        [
+            f"`{header['command']}`, seed {header['seed']}, commit {header['commit']}, {header['machine']}.\n"
+            f"{size}, of the student that the recipe begins with. Share of the clips that lose by a corruption:",
+            table(["corruption", *names], seen),
+            "Rank correlation inside a prompt:",
+            table(["", *names], [[a, *("1" if a == b else f"{alike[a, b]:.2f}" for b in names)] for a in names]),
+            f"Best of {result['candidates']}: gain of a column in its standard deviations, by the reward that chooses:",
+            table(["chosen by", *names], [[a, *(f"{gains[a, b]:+.2f}" for b in names)] for a in names]),
+            "The same gain of held-out metrics by the reward that chooses, a column, and the rank correlation:",
+            table(
+                ["judge", *names],
+                [
+                    [judge, *("{:+.2f} ({:.2f})".format(*held[judge, by]) for by in names)]
+                    for judge in dict.fromkeys(judge for judge, _ in held)
+                ],
+            ),
+        ]
+    )
 
 
 def rollout(result: dict[str, Any]) -> str:
@@ -401,6 +433,7 @@ MEASUREMENTS = {
     "long_tuning": ("Long tuning", long_tuning),
     "long_tuning_gpu": ("Long tuning, on a GPU", long_tuning),
     "perturbations": ("Spoiled ground truth", perturbations),
+    "proxy_rewards": ("Proxy rewards of the video world", rewards_check),
     "rollout": ("Rollouts", rollout),
     "rollout_gpu": ("Rollouts, on a GPU", rollout),
     "rollout_wan_gpu": ("Rollouts at the size of Wan2.1 1.3B, on a GPU", rollout),

@@ -108,6 +108,8 @@ def prepare(recipe: str, engine: str, root: Path) -> None:
         verb, name, target = found.groups()
         more = BUFFER if verb == "collect" else []
         vidalign(verb, name, *target.split(), *more, *overrides(name, engine))
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the first process writes what the others are about to read
 
 
 def run(recipe: str, engine: str, root: Path) -> dict[str, Any]:

@@ -126,10 +126,13 @@ def test_every_result_names_its_command_and_machine() -> None:
     assert files
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
+        result |= result.get("header", {})
         script = re.match(r"python benchmarks/(\w+)\.py\b", result["command"])
         if script:
             assert file.stem.startswith(script[1]) and (BENCHMARKS / f"{script[1]}.py").is_file()
             assert file.stem == script[1] or result["command"].endswith(f" --out benchmarks/results/{file.name}")
         else:
-            assert result["command"].startswith((f"vidalign bench run {file.stem}", "vidalign merge"))
+            assert result["command"].startswith(
+                (f"vidalign bench run {file.stem}", "vidalign merge", "vidalign rewards check")
+            )
         assert result["machine"]

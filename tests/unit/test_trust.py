@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,12 @@ from vidalign.cli import app
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, drifting, half_speed, other_prompts, shuffled
 from vidalign.evaluation.evaluator import Evaluator
+from vidalign.evaluation.metrics.base import Metric
 from vidalign.evaluation.trust import best_of, correlations, rank_correlation, seen, sign_test
 from vidalign.recipe import load_recipe
 from vidalign.registry import register, unregister
 from vidalign.workflows.rewards_check import Trust, check_rewards
+from vidalign.worlds.video.rewards import VisualQuality
 
 
 @pytest.mark.parametrize(("worse", "better"), [(0, 0), (5, 0), (0, 6), (7, 3), (4, 4)])
@@ -131,6 +134,32 @@ def test_the_command_finds_a_reward_that_can_be_hacked(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "check.json").read_text())
     assert written["corruptions"]["noise"]["flicker"]["verdict"] == "likes it" and written["header"]
     assert written["prompts"] == 3 and len(written["best_of"]) == 4
+    assert {one["by"] for one in written["held_out"]} == {"flicker", "visual_quality"}
+    gain, alike = trust.held_out["visual_quality", "world_auditor/composite"]
+    assert gain > 0.2 and alike > 0, "the auditor agrees that broken clips are bad"
+
+
+class Copied(Metric):
+    """A held-out metric that says what visual_quality says, negated."""
+
+    name = "copied"
+
+    def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"negated": -VisualQuality().score(clips, prompts)["visual_quality"]}
+
+
+def test_held_out_metrics_are_judged_by_what_rewards_choose(tmp_path: Path) -> None:
+    """A metric that is a reward negated loses what the reward gains; one that is a reward of the recipe is left out."""
+    register("metrics", "copied")(Copied)
+    try:
+        metrics = "evaluation.metrics={copied: {}, flow_motion: {}}"
+        recipe = load_recipe("world/astrolabe", ["~rewards", "rewards={motion: 1, visual_quality: 1}", metrics])
+        trust = check_rewards(recipe, 3, 4, console=Console(quiet=True))
+    finally:
+        unregister("metrics", "copied")
+    assert set(trust.held_out) == {("motion", "copied/negated"), ("visual_quality", "copied/negated")}
+    gain, alike = trust.held_out["visual_quality", "copied/negated"]
+    assert gain == pytest.approx(-trust.best_of["visual_quality", "visual_quality"]) and alike == pytest.approx(-1)
 
 
 def test_a_set_of_rewards_that_rank_alike_is_named() -> None:

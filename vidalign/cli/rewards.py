@@ -22,8 +22,11 @@ def check(
     plugin: Plugins = None,
 ) -> None:
     """Score clips of the recipe's student and their corruptions by every reward of the recipe."""
+    from vidalign.provenance import refuse_unclean
     from vidalign.recipe import load_recipe
 
+    if out is not None:
+        refuse_unclean(out)
     loaded = load_recipe(recipe, overrides)
     report_warnings(loaded.warnings)
     from vidalign.workflows.rewards_check import check_rewards  # heavy, and not needed to refuse a recipe

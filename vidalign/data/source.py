@@ -176,7 +176,7 @@ def placed(chosen: Chosen) -> Iterator[tuple[str, Any]]:
 
 SOURCES = {
     "captions": "use world:SPLIT, a text file with one prompt a line, or a table",
-    "examples": "use tokens:SPLIT, pictures:SPLIT or a table",
+    "examples": "use tokens:SPLIT, rules:SPLIT, pictures:SPLIT or a table",
 }
 """Which sources give what."""
 

@@ -31,7 +31,7 @@ from vidalign.losses.projected import Head, Part, Projected, Toward
 from vidalign.students.base import Pass, Student
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.heads import HeadLosses, copied_head, head_weights
-from vidalign.students.language_config import SHIPPED_TOKENIZER, ChatConfig, LanguageSpec, Sampling
+from vidalign.students.language_config import SHIPPED_TOKENIZERS, ChatConfig, LanguageSpec, Sampling
 from vidalign.students.lengths import Room, context_of
 from vidalign.students.sampling import CounterSampler, log_probabilities
 from vidalign.students.scaled_logits import logit_factor
@@ -116,7 +116,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
     def adapter_settings(self) -> dict[str, str]:
         """Where the model comes from, and that it writes text: servers ask for both."""
-        base = {} if self.spec.tokenizer == SHIPPED_TOKENIZER else {"base_model_name_or_path": self.spec.tokenizer}
+        base = {} if self.spec.tokenizer in SHIPPED_TOKENIZERS else {"base_model_name_or_path": self.spec.tokenizer}
         return {"task_type": "CAUSAL_LM", **base}
 
     def spec_of(self, weights: Mapping[str, Tensor]) -> LanguageSpec:

@@ -15,6 +15,7 @@ SHIPPED = ("world", "tokens", "pictures")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 SHIPPED_TOKENIZER = "tasks"
+SHIPPED_TOKENIZERS = (SHIPPED_TOKENIZER, "rules")
 BESIDE = "."
 """What stands for a tokenizer in the folder of the weights."""
 
@@ -26,8 +27,8 @@ class LanguageSpec(StudentSpec):
     config: dict[str, Any]
     """The model's transformers configuration, with its `model_type`."""
     tokenizer: str = SHIPPED_TOKENIZER
-    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds, and `.`
-    the folder of the weights."""
+    """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds,
+    `rules` that of the rule world, and `.` the folder of the weights."""
     stop: list[str] = field(default_factory=list)
     """Tokens that end every response, besides the tokenizer's end-of-text token."""
     chat: ChatConfig = field(default_factory=ChatConfig)

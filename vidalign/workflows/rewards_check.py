@@ -1,11 +1,12 @@
-"""Which corruptions the rewards of a recipe see, how alike they rank, and what choosing by one does to the others."""
+"""Which corruptions the rewards of a recipe see, how alike they rank, and what choosing by one does to the others
+and to the held-out metrics of its evaluation."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from vidalign.build import build_rewards, build_student, prompt_features, sample
 from vidalign.data.source import open_source
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, WRONG_PROMPT, other_prompts
-from vidalign.evaluation.judging import batches
-from vidalign.evaluation.trust import ALIKE, Seen, best_of, correlations, seen
+from vidalign.evaluation.evaluator import build_metrics, frame_rate
+from vidalign.evaluation.judging import batches, scored
+from vidalign.evaluation.trust import ALIKE, Seen, best_of, correlations, rank_correlation, seen
 from vidalign.provenance import describe_run
+from vidalign.recipe.prompts import same_judge
 from vidalign.tracking.stages import stages
 
 if TYPE_CHECKING:
+    from vidalign.evaluation.metrics.base import Metric
     from vidalign.recipe import Recipe
     from vidalign.rewards.base import CompositeReward
 
@@ -41,6 +45,9 @@ class Trust:
     candidates: int
     left_out: list[str]
     """Rewards that learn: what they will like is not known before training."""
+    held_out: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    """(chooser, METRIC/NAME): the same gain, and the rank correlation, for metrics of the evaluation that are none of
+    the rewards."""
 
     @property
     def remarks(self) -> list[str]:
@@ -72,7 +79,12 @@ class Trust:
         pairs = [{"rewards": list(pair), "correlation": _number(value)} for pair, value in self.correlations.items()]
         chosen = [{"by": by, "judge": judge, "gain": _number(v)} for (by, judge), v in self.best_of.items()]
         sizes = {"prompts": self.prompts, "candidates": self.candidates, "left_out": self.left_out}
-        return {**sizes, "corruptions": table, "correlations": pairs, "best_of": chosen, "remarks": self.remarks}
+        held_out = [
+            {"by": by, "judge": judge, "gain": _number(gain), "correlation": _number(alike)}
+            for (by, judge), (gain, alike) in self.held_out.items()
+        ]
+        found = {"corruptions": table, "correlations": pairs, "best_of": chosen, "held_out": held_out}
+        return {**sizes, **found, "remarks": self.remarks}
 
 
 def check_rewards(
@@ -100,9 +112,10 @@ def check_rewards(
         for part, outputs in batches(sampler_of(recipe, student), asked, recipe.seed, "rewards check"):
             clips.append(outputs.cpu())
             made(len(part))
-        trust = _judge(judging, torch.cat(clips), asked, (len(texts), candidates), stage)
+        metrics = _held_out(recipe)
+        trust = _judge(judging, metrics, torch.cat(clips), asked, (len(texts), candidates), stage)
     trust.left_out = learning
-    for table in tables(trust):
+    for table in [*tables(trust), *([held_out_table(trust)] if trust.held_out else [])]:
         console.print(table)
     for remark in trust.remarks:
         console.print(f"! {remark}", markup=False)
@@ -113,8 +126,22 @@ def check_rewards(
     return trust
 
 
+def _held_out(recipe: Recipe) -> list[Metric]:
+    """The metrics of the recipe's evaluation that judge clips and are none of its rewards."""
+    chosen = recipe.evaluation.metrics
+    source = open_source(recipe.judged_prompts, 0)
+    metrics = build_metrics(source.judges if chosen is None else chosen, lambda: frame_rate(recipe))
+    rewards = {choice.name for choice in recipe.rewards.values()}
+    return [metric for metric in metrics if metric.judges == "clips" and not same_judge(metric.name, rewards)]
+
+
 def _judge(
-    judging: CompositeReward, clips: torch.Tensor, asked: list[str], shape: tuple[int, int], stage: Any
+    judging: CompositeReward,
+    metrics: list[Metric],
+    clips: torch.Tensor,
+    asked: list[str],
+    shape: tuple[int, int],
+    stage: Any,
 ) -> Trust:
     rows: dict[str, tuple[torch.Tensor, list[str]]] = {WRONG_PROMPT: (clips, other_prompts(asked))}
     done = stage("judging clips and corruptions", len(clips) * (len(CORRUPTIONS) + 2))
@@ -127,7 +154,13 @@ def _judge(
         found[name] = {reward: seen(clean[reward], worse[reward]) for reward in clean}
         done(len(clips))
     grouped = {reward: values.view(shape) for reward, values in clean.items()}
-    return Trust(found, correlations(grouped), best_of(grouped), *shape, [])
+    trust = Trust(found, correlations(grouped), best_of(grouped), *shape, [])
+    for metric in metrics:
+        for name, values in scored(metric, clips, asked, len(asked)).items():
+            for reward, by in grouped.items():
+                both = {reward: by, name: values.view(shape)}
+                trust.held_out[reward, name] = best_of(both)[reward, name], rank_correlation(*both.values())
+    return trust
 
 
 def _scores(judging: CompositeReward, clips: torch.Tensor, prompts: list[str]) -> Mapping[str, torch.Tensor]:
@@ -158,9 +191,18 @@ def tables(trust: Trust) -> list[Table]:
     return [first, second, third]
 
 
+def held_out_table(trust: Trust) -> Table:
+    """What choosing by each reward does to the held-out metrics, for the terminal."""
+    rewards, judges = ({pair[n]: None for pair in trust.held_out} for n in (0, 1))
+    table = _square(f"Best of {trust.candidates} by a reward: gain of held-out metrics", "", list(rewards))
+    for judge in judges:
+        table.add_row(judge, *(f"{trust.held_out[by, judge][0]:+.2f}" for by in rewards))
+    return table
+
+
 def _square(title: str, corner: str, names: list[str]) -> Table:
     table = Table(title=title)
-    table.add_column(corner)
+    table.add_column(corner, overflow="fold")
     for name in names:
         table.add_column(name, justify="right")
     return table

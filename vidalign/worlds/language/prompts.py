@@ -1,4 +1,4 @@
-"""The problems of the language worlds as prompt sources: ``tokens:SPLIT`` and ``pictures:SPLIT``."""
+"""The problems of the language worlds as prompt sources: ``tokens:SPLIT``, ``rules:SPLIT`` and ``pictures:SPLIT``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from vidalign.data.examples import Example
 from vidalign.data.source import PromptSource
+from vidalign.ranges import require
 from vidalign.worlds.golden import world_hash
-from vidalign.worlds.language import pictures, tokens
+from vidalign.worlds.language import pictures, rules, tokens
 from vidalign.worlds.language.grader import AfterEquals
 
 GRADER = AfterEquals()
+
+
+Privilege = Literal["hints", "executed", "summary", "answer", "none", "mixed"]
 
 
 class Tokens(PromptSource):
@@ -27,7 +31,7 @@ class Tokens(PromptSource):
     class Config:
         split: str = "train"
         """Which problems: see docs/language.md."""
-        privilege: Literal["hints", "executed", "summary", "answer", "none", "mixed"] = "hints"
+        privilege: Privilege = "hints"
         """Privileged text: steps in order without or with their results, a summary, the answer, nothing, or these in
         turn."""
 
@@ -53,3 +57,45 @@ class Pictures(Tokens):
 
     brings_pictures = True
     problems: ClassVar[Any] = pictures
+
+
+class Rules(PromptSource):
+    """Choosing problems of the families F, G, G_plan and H, see `vidalign.worlds.language.rules`; endless."""
+
+    argument = "split"
+    gives = "examples"
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
+    version = "rules 1"
+
+    @dataclass
+    class Config:
+        split: str = "train"
+        """`train`, `held_out` or `deeper` (more steps than in training)."""
+        privilege: Privilege = "hints"
+        """Privileged text: operations without or with their results, a summary, the answer, nothing, or these in
+        turn."""
+        family: Literal["F", "G", "G_plan", "H"] = "F"
+        """What the teacher's written answers leave out, and what the student's training lacks."""
+        author: Literal["anyone", "student", "teacher"] = "anyone"
+        """Whose pre-training the problems are for; `anyone`: all problems, every operation named."""
+        privileged_share: float = 1.0
+        """Share of the problems that have a privileged text, in [0, 1]."""
+
+        def __post_init__(self) -> None:
+            require(self, "privileged_share", least=0, most=1)
+
+    def __init__(self, split: str, seed: int, privilege: str, style: rules.Style) -> None:
+        self.split, self.seed, self.privilege, self.style = split, seed, privilege, style
+
+    @classmethod
+    def listed(cls, argument: str, **settings: Any) -> None:
+        rules.check_split(argument)
+
+    @classmethod
+    def open(cls, argument: str, seed: int, batch: int = 1, privilege: str = "hints", **style: Any) -> Rules:
+        cls.listed(argument)
+        return cls(argument, seed, privilege, rules.Style(**style))
+
+    def __getitem__(self, sample: int) -> Example:
+        example = rules.example(self.split, self.seed, sample, self.privilege, self.style)
+        return replace(example, grader=GRADER)

@@ -1,15 +1,16 @@
-"""The word-level tokenizer of the embedded worlds, in transformers' own files with a chat template.
+"""The word-level tokenizers of the embedded worlds, in transformers' own files with a chat template.
 
-`build` makes the tokenizer and the processor of the picture world. The shipped files in `weights/tasks/` are what
+`build` makes the tokenizer of problems and pictures and the processor of the picture world, `build_rules` the tokenizer
+of the rule world. The shipped files in `weights/tasks/` and `weights/rules/` are what
 `python -m vidalign.worlds.language.vocabulary` writes, and a test compares them.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from vidalign.worlds.language import rules
 from vidalign.worlds.language.pictures import PLACES, RELATIONS
 from vidalign.worlds.language.problems import ARITHMETIC, FAMILIES, LETTERS, NODES, REORDER
 from vidalign.worlds.video.constants import COLOURS, SHAPES, SIZE
@@ -26,7 +27,8 @@ TEMPLATE = (
     "{% endfor %}{% endif %} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-FOLDER = Path(__file__).parents[2] / "weights" / "tasks"
+WEIGHTS = Path(__file__).parents[2] / "weights"
+FOLDER, RULES_FOLDER = WEIGHTS / "tasks", WEIGHTS / "rules"
 
 
 def vocabulary() -> list[str]:
@@ -42,23 +44,41 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*special, *marks, *numbers, *tokens, *pictures]))
 
 
-def build() -> tuple[Any, Any]:
-    """The tokenizer, and the processor that puts a picture's patches into the place of its marker."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+def rules_vocabulary() -> list[str]:
+    """Every word of the rule world once, after the special tokens."""
+    special, marks = [PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM], [":", "|", ">", "="]
+    hints = ["plan", "summary", "answer", "steps", "with"]
+    return [*special, *marks, "rule", *rules.STATES, *rules.SYMBOLS, *rules.OPERATIONS, *hints]
 
-    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(vocabulary())}, unk_token=UNKNOWN))
+
+def _tokenizer(words: list[str], roles: list[str]) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=UNKNOWN))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,
         unk_token=UNKNOWN,
         eos_token=END,
         padding_side="left",
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM, IMAGE],
+        additional_special_tokens=roles,
         chat_template=TEMPLATE,
     )
+
+
+def build_rules() -> Any:
+    """The tokenizer of the rule world."""
+    return _tokenizer(rules_vocabulary(), [USER, ASSISTANT, SYSTEM])
+
+
+def build() -> tuple[Any, Any]:
+    """The tokenizer, and the processor that puts a picture's patches into the place of its marker."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = _tokenizer(vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE])
     pixels = CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
@@ -78,4 +98,5 @@ def build() -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    build()[1].save_pretrained(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
+    build()[1].save_pretrained(FOLDER)
+    build_rules().save_pretrained(RULES_FOLDER)

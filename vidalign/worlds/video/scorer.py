@@ -286,6 +286,22 @@ def _posterior(track: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch
     )
 
 
+def _drawn(total: torch.Tensor) -> torch.Tensor:
+    """Which colours a clip shows, ``[B, colours]``: at most two; total: their areas in every frame."""
+    brightest = total.mean(1).topk(2, 1)
+    enough = total.amax(1).gather(1, brightest.indices) > 0.3 * SMALL_AREA
+    return torch.zeros_like(total[:, 0], dtype=torch.bool).scatter(1, brightest.indices, enough)
+
+
+def appearance(pictures: torch.Tensor) -> torch.Tensor:
+    """Visual quality ``[N]`` in [0, 1] of pictures ``[N, 3, H, W]`` in [0, 1], each by itself and without a caption."""
+    cover = _unmix(pictures[:, None])
+    with torch.no_grad():
+        picture, colour = _drawn(cover.sum(-1)).nonzero().unbind(1)
+    masks = cover.transpose(1, 2)[picture, colour].unflatten(-1, pictures.shape[-2:])
+    return _visual(pictures[:, None], _measure(masks), (picture, colour))[:, 0]
+
+
 def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     """Measure clips ``[B, F, 3, H, W]`` in [0, 1] against their captions."""
     target = _targets(prompts, clips)
@@ -294,10 +310,7 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     total = cover.sum(-1)
     rows = torch.arange(batch, device=clips.device)[:, None]
     with torch.no_grad():
-        brightest = total.mean(1).topk(2, 1)
-        drawn = torch.zeros_like(total[:, 0], dtype=torch.bool).scatter(
-            1, brightest.indices, total.amax(1).gather(1, brightest.indices) > 0.3 * SMALL_AREA
-        )
+        drawn = _drawn(total)
         needed = drawn.clone()
         needed[rows, target.colour] = True
         clip, colour = needed.nonzero().unbind(1)
