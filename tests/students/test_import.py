@@ -382,7 +382,7 @@ def test_views_and_shared_storages_are_read_as_they_are(tmp_path: Path, legacy: 
 def test_of_a_pipeline_on_the_hub_only_the_network_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, allow_patterns: list[str], revision: str | None = None) -> str:
         asked.append(allow_patterns)
         return str(tmp_path / name)
 

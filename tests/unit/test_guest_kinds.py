@@ -171,7 +171,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "objective, models": ("objective 'costly'", lambda: objective().check_models(None, None)),
     "objective, phases": ("objective 'costly'", lambda: objective().phases(0)),
     "metric, made": ("metric 'made'", lambda: evaluator.build_metrics({"made": {}})),
-    "metric, made for merging": ("metric 'made'", lambda: merge_scores._metric("made")),
+    "metric, made for merging": ("metric 'made'", lambda: merge_scores._metric(None, "made")),
     "metric, scoring": ("metric 'scores'", lambda: judging.scored(Scores(), CLIPS, ["a", "b"], 2)),
 }
 
