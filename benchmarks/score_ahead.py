@@ -26,7 +26,8 @@ from vidalign.tracking.jsonl import read_records
 from vidalign.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "score_ahead.json"
-SEED, STEPS, PROMPTS, GROUP, PARTS = 0, 6, 4, 8, 4
+SEED, STEPS, PROMPTS, GROUP, PARTS = 0, 5, 4, 24, 12
+"""Parts of 8 candidates, as `wan_1_3b/astrolabe` rolls out. The last one has only the replay of a group to hide behind."""
 SHARES = (0.5, 0.9, 1.5)
 """Time of the reward for a part, in times of rolling one out."""
 

@@ -246,9 +246,7 @@ def test_a_hub_id_is_said_and_read_from_the_cache(
     assert train("offline", "student.path=owner/student") == 3
     assert "the hub cannot be reached" in capsys.readouterr().err
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: str(Path("student", file)))
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, **options: str(Path("student"))
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(Path("student")))
     assert train("cached", "student.path=owner/student", ADAPTER.replace("TARGETS", "blocks")) == 0
     assert_equal(load_file("cached/student.safetensors"), load_file("blocks/student.safetensors"))
 
@@ -261,9 +259,7 @@ def test_a_repository_of_checkpoints_is_answered_with_the_command(
             return ["README.md", "checkpoints/self_forcing_dmd.pt"]
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, **options: str(Path("base"))
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(Path("base")))
     assert train("repository", "student.path=gdhe17/Self-Forcing") != 0
     expected = "vidalign import PRESET --checkpoint gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt --out DIR"
     assert expected in capsys.readouterr().err
