@@ -27,7 +27,7 @@ from vidalign.trainer import Trainer
 
 RESULT = Path(__file__).parent / "results" / "score_ahead.json"
 SEED, STEPS, PROMPTS, GROUP, PARTS = 0, 5, 4, 24, 12
-"""Parts of 8 candidates, as `wan_1_3b/astrolabe` rolls out. The last one has only the replay of a group to hide behind."""
+"""Parts of 8 candidates, as `wan_1_3b/astrolabe` rolls out. The last has only the replay of a group to hide behind."""
 SHARES = (0.5, 0.9, 1.5)
 """Time of the reward for a part, in times of rolling one out."""
 

@@ -400,6 +400,16 @@ def clip_store(result: dict[str, Any]) -> str:
     )
 
 
+def score_ahead(result: dict[str, Any]) -> str:
+    """How much of a slow reward is hidden behind the rollout."""
+    columns = list(result["rows"][0])
+    return (
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}.\nThe reward "
+        "waits for each part of the rollout, as one behind a server does; seconds are medians of a step.\n\n"
+        + table(columns, [[row[name] for name in columns] for row in result["rows"]])
+    )
+
+
 def token_step(result: dict[str, Any]) -> str:
     """Memory of token distillation at real size, and its speed where it was run."""
     phases = list(dict.fromkeys(phase for r in result["rows"] for phase in r["planned_gb"]))
@@ -423,6 +433,7 @@ def token_step(result: dict[str, Any]) -> str:
 MEASUREMENTS = {
     "token_step": ("A step of token distillation at the size of Qwen3", token_step),
     "clip_store": ("A long video in a clip store", clip_store),
+    "score_ahead": ("Rewards beside the rollout", score_ahead),
     "update_kept": ("What saving keeps of an update", update_kept),
     "ar_copo_merge": ("Merged adapters of AR-CoPO", ar_copo_merge),
     "discriminator": ("The discriminator in its warm-up", discriminator),
