@@ -18,7 +18,7 @@ from vidalign.build import build_rewards, build_student, prompt_features, sample
 from vidalign.data.source import open_source
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, WRONG_PROMPT, other_prompts
-from vidalign.evaluation.evaluator import build_metrics, frame_rate
+from vidalign.evaluation.evaluator import Evaluator
 from vidalign.evaluation.judging import batches, scored
 from vidalign.evaluation.trust import ALIKE, Seen, best_of, correlations, rank_correlation, seen
 from vidalign.provenance import describe_run
@@ -128,9 +128,7 @@ def check_rewards(
 
 def _held_out(recipe: Recipe) -> list[Metric]:
     """The metrics of the recipe's evaluation that judge clips and are none of its rewards."""
-    chosen = recipe.evaluation.metrics
-    source = open_source(recipe.judged_prompts, 0)
-    metrics = build_metrics(source.judges if chosen is None else chosen, lambda: frame_rate(recipe))
+    metrics = Evaluator.from_recipe(recipe, None).metrics
     rewards = {choice.name for choice in recipe.rewards.values()}
     return [metric for metric in metrics if metric.judges == "clips" and not same_judge(metric.name, rewards)]
 
@@ -143,14 +141,15 @@ def _judge(
     shape: tuple[int, int],
     stage: Any,
 ) -> Trust:
-    rows: dict[str, tuple[torch.Tensor, list[str]]] = {WRONG_PROMPT: (clips, other_prompts(asked))}
     done = stage("judging clips and corruptions", len(clips) * (len(CORRUPTIONS) + 2))
     clean = _scores(judging, clips, asked)
     done(len(clips))
     found: dict[str, dict[str, Seen]] = {}
     for name in (*CORRUPTIONS, WRONG_PROMPT):
-        what, prompts = rows[name] if name in rows else (CORRUPTIONS[name](clips), asked)
-        worse = _scores(judging, what, prompts)
+        if name == WRONG_PROMPT:
+            worse = _scores(judging, clips, other_prompts(asked))
+        else:
+            worse = _scores(judging, CORRUPTIONS[name](clips), asked)
         found[name] = {reward: seen(clean[reward], worse[reward]) for reward in clean}
         done(len(clips))
     grouped = {reward: values.view(shape) for reward, values in clean.items()}
