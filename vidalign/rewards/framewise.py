@@ -15,7 +15,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
-from vidalign.rewards.pretrained import LOCAL, Checkpoint, Resting
+from vidalign.rewards.pretrained import LOCAL, Checkpoint, Resting, finite
 
 Pooling = Literal["mean", "min", "top_share", "last_quarter"]
 
@@ -70,7 +70,7 @@ class FrameReward:
         assert clips.ndim == 5 and len(clips) == len(prompts), "one prompt a clip"
         with self.judging.resident():
             scores = self.judge(clips[:, evenly_spaced(clips.shape[1], self.config.frames)], prompts).float().cpu()
-        scores[~clips.isfinite().flatten(1).all(1).cpu()] = torch.nan
+        scores[~finite(clips)] = torch.nan
         parts = pooled(scores, self.config.share)
         return {self.name: parts.pop(self.config.pooling), **parts}
 

@@ -21,7 +21,7 @@ import torch
 from vidalign.deferred import without_gradient
 from vidalign.ranges import require
 from vidalign.rewards.framewise import Pooling, evenly_spaced, pooled
-from vidalign.rewards.pretrained import LOCAL
+from vidalign.rewards.pretrained import LOCAL, finite
 from vidalign.rewards.reward_models.config import ModelConfig, check_files
 
 if TYPE_CHECKING:
@@ -77,8 +77,6 @@ class HPSv3Reward:
         clips: ``[B, F, 3, H, W]`` in [0, 1]. A clip with a value that is not finite gets NaN. Raises `UserError` when
         the checkpoint cannot be loaded.
         """
-        from vidalign.rewards.reward_models.shared import finite
-
         assert clips.ndim == 5 and len(clips) == len(prompts), "one prompt a clip"
         shown = clips[:, evenly_spaced(clips.shape[1], self.config.frames)]
         pictures = shown.flatten(0, 1).unsqueeze(1)  # (B N, 1, 3, H, W)

@@ -85,6 +85,11 @@ class Resting:
         return self.weights.resident()
 
 
+def finite(clips: torch.Tensor) -> torch.Tensor:
+    """``[B]`` on the CPU: which clips ``[B, F, 3, H, W]`` have finite values only."""
+    return clips.isfinite().flatten(1).all(1).cpu()
+
+
 def load_checked(kind: Any, name: str, settings: Checkpoint, key: str, model_type: str = "") -> Any:
     """A model of the transformers class `kind` in the type of the settings, every weight from its checkpoint.
 

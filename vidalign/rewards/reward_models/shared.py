@@ -66,8 +66,3 @@ def shared(kind: str, config: ModelConfig, load: Callable[[], Loaded]) -> Loaded
         if model is None:
             model = _MODELS[key] = load()
     return model
-
-
-def finite(clips: Tensor) -> Tensor:
-    """``[B]`` on the CPU: which clips have finite values only."""
-    return clips.isfinite().flatten(1).all(1).cpu()

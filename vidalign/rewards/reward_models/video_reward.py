@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidalign.errors import CheckpointError
+from vidalign.rewards.pretrained import finite
 from vidalign.rewards.reward_models import frames
 from vidalign.rewards.reward_models.loading import (
     SETTINGS,
@@ -26,7 +27,7 @@ from vidalign.rewards.reward_models.loading import (
 )
 from vidalign.rewards.reward_models.network import linear_head
 from vidalign.rewards.reward_models.reader import Reader
-from vidalign.rewards.reward_models.shared import Loaded, Norms, finite, shared
+from vidalign.rewards.reward_models.shared import Loaded, Norms, shared
 
 if TYPE_CHECKING:
     from vidalign.rewards.video_align import VideoRewardConfig
