@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,13 +139,9 @@ class _Chunks:
 
 
 def _split(part: Part, rows: int) -> Iterator[Part]:
-    """The same with at most `rows` rows at once."""
+    """The same with at most `rows` rows at once; every tensor of a part has one entry a row."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
     for start in range(0, len(part.rows), rows):
         here = slice(start, start + rows)
-        if isinstance(part, Written):
-            yield type(part)(part.rows[here], part.weights[here], part.tokens[here])
-        elif isinstance(part, Reported):
-            yield replace(part, **{name: getattr(part, name)[here] for name in ("rows", "weights", "index", "logp")})
-        else:
-            one = part
-            yield Toward(one.rows[here], one.weights[here], one.hidden[here], one.head, one.kind, one.beta, one.top_k)
+        cut: dict[str, Any] = {name: v[here] for name, v in values.items() if isinstance(v, torch.Tensor)}
+        yield replace(part, **cut)
