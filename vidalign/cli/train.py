@@ -65,6 +65,8 @@ def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: boo
         with explaining_memory(recipe, distributed.world_size()):
             folder = trainer.fit()
         if distributed.rank() == 0:
+            if trainer.stopped:
+                typer.echo(f"stopped after step {trainer.step} of {recipe.trainer.steps}: {trainer.stopped}")
             _judge(folder)
     except KeyboardInterrupt:
         raise _interrupted(trainer, words, folder is not None) from None

@@ -35,6 +35,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
         _teacher,
         _student,
         _own("students"),
+        _own("callbacks"),
         _optimizer,
         _engine,
         check_prompts,
@@ -206,6 +207,10 @@ def _chosen(draft: Draft, kind: str) -> Iterator[tuple[str, str]]:
     recipe = draft.recipe
     if kind == "rewards":
         yield from ((f"rewards.{name}", choice.name) for name, choice in recipe.rewards.items() if choice.name)
+        return
+    if kind == "callbacks":
+        labelled: dict[str, Choice] = getattr(recipe, kind, {})
+        yield from ((f"{kind}.{label}", choice.name) for label, choice in labelled.items() if choice.name)
         return
     section = kind.removesuffix("s")
     chosen = getattr(recipe, section)
