@@ -67,7 +67,7 @@ class Trainer:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
                 where="--run",
-                fix="add --resume to go on with it, or name another folder",
+                fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
             )
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)

@@ -99,7 +99,7 @@ def _check_folder(run: Path | None, resume: bool) -> None:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",
             where="--run",
-            fix="add --resume to go on with it, or name another folder",
+            fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
         )
 
 

@@ -100,7 +100,7 @@ def _objective(draft: Draft) -> None:
     group = getattr(objective.config, "group_size", None)
     if isinstance(group, int) and group < needs.min_group:
         why = "the candidates of one prompt are compared with each other" if group == 1 else ""
-        fix = f"use {needs.min_group} or more"
+        fix = f"use {needs.min_group} or more, see docs/methods/index.md"
         draft.refuse(f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix)
 
 
@@ -147,7 +147,7 @@ def _teacher(draft: Draft) -> None:
     if teacher is None:
         if needs is not None and needs.teacher and draft.sound("teacher"):
             why = f"{objective!r} needs one that offers {needs.teacher}"
-            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
+            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}, see docs/teachers.md")
         return
     offers = getattr(_plugin(draft, "teachers", teacher.name), "offers", None)
     if offers is None:
