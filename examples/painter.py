@@ -55,7 +55,7 @@ class Painter(Student[PainterSpec]):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Mean pictures ``[B, 1, 3, H, W]`` of codes ``[B, CODE]``."""
-        pictures: Tensor = torch.sigmoid(self.layers(codes.to(self.layers[0].weight.dtype)))
+        pictures: Tensor = torch.sigmoid(self.layers(codes.to(next(self.parameters()).dtype)))
         return pictures.view(-1, 1, 3, self.spec.size, self.spec.size)
 
     def read(self, prompts: Sequence[str]) -> Tensor:
