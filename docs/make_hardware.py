@@ -41,13 +41,19 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Preset and network of the 1.3B, the 5B and a 14B student."""
 SHARD = 8 * 2**30
 """Bytes of a file: each must fit into the address space that the system lends."""
+LARGE = ["student.path=students/sf14", "trainer.prompts_per_step=8", "trainer.micro_batch=1", "trainer.rollout_batch=2"]
 ROWS = (
     ("wan_1_3b/astrolabe", 1, []),
     ("wan_1_3b/astrolabe", 8, ["trainer.prompts_per_step=8"]),
     ("wan_1_3b/ar_copo", 1, []),
     ("longlive2_5b/astrolabe", 1, []),
     ("longlive2_5b/astrolabe", 8, ["trainer.prompts_per_step=8"]),
-    ("wan_1_3b/astrolabe", 8, ["student.path=students/sf14", "trainer.prompts_per_step=8", "trainer.micro_batch=1"]),
+    ("wan_1_3b/astrolabe", 8, LARGE),
+    (
+        "wan_1_3b/astrolabe",
+        8,
+        [*LARGE, "objective.group_size=8", "student.adapter.rank=64", "student.adapter.alpha=64"],
+    ),
 )
 
 
