@@ -151,6 +151,11 @@ def test_doctor_says_which_extra_is_missing_and_what_it_is_for(
     assert "  serve: no\n" in out and "  math: installed\n" in out and "BROKEN" not in out
 
 
+def test_doctor_knows_every_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert doctor.EXTRAS.keys() == project["optional-dependencies"].keys() - {"dev"}
+
+
 def test_doctor_fails_on_a_package_outside_its_bounds(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,8 +185,9 @@ def test_processes_that_never_meet_are_ended() -> None:
     """With the child that they started."""
     child = "import os, time; open('child', 'w').write(str(os.getpid())); time.sleep(60)"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    started = time.monotonic()
     answer, why = doctor._answer([sys.executable, "-c", script], dict(os.environ), 3.0)
-    assert (answer, why) == ("", "no answer in 3 s")
+    assert (answer, why) == ("", "no answer in 3 s") and time.monotonic() - started < 30, "the child sleeps for 60 s"
     pid = int(Path("child").read_text())
     for _ in range(50):
         if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
