@@ -85,7 +85,7 @@ def bench(**changes: object) -> Report:
         title="Benchmark all_objectives",
         summary="Every objective under one budget.",
         facts={"protocol_hash": "0123abcd", "cells": "15"},
-        note="64 held-out prompts, 3 training seeds; 95 % bootstrap intervals over prompts and seeds.",
+        note="64 held-out prompts, 3 training seeds; 95 % intervals over prompts and seeds.",
         rows=[bench_row(name, index) for index, name in enumerate(LEVELS)],
         headline=HELD_OUT,
         baseline="base",

@@ -1,4 +1,4 @@
-"""Two evaluations on the same prompts, compared: paired differences with bootstrap intervals, and their file."""
+"""Two evaluations on the same prompts, compared: paired differences with intervals over prompts, and their file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import math
 from pathlib import Path
 
-from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.evaluator import Evaluation
+from vidalign.evaluation.intervals import estimate
 from vidalign.report.model import EvaluationRow
 
 
 def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = None) -> list[EvaluationRow]:
-    """One row a metric: means, mean paired difference and its 95 % bootstrap interval over prompts."""
+    """One row a metric: means, mean paired difference and its 95 % interval over prompts."""
     assert before.prompts == after.prompts, "a paired difference needs the same prompts"
     rows = []
     for judge, name in after.metrics:
@@ -25,7 +25,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
                 before=float(first.nanmean()),
                 after=float(second.nanmean()),
                 difference=float((second - first).nanmean()),
-                interval=interval(second - first),
+                interval=estimate(second - first).interval,
                 group=judge,
                 goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
                 prompts=int((second - first).isfinite().sum()),

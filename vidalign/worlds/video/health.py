@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.engine.rng import generator
-from vidalign.evaluation.bootstrap import interval
+from vidalign.evaluation.intervals import estimate
 from vidalign.evaluation.judging import scored
 from vidalign.worlds.video import auditor, perturbations, scorer
 from vidalign.worlds.video.captions import is_caption
@@ -49,7 +49,7 @@ def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthC
 
 def _fall(fall: torch.Tensor) -> dict[str, Any]:
     """Mean of a fall ``[B]``, its interval, and whether that is above zero."""
-    low, high = interval(fall)
+    low, high = estimate(fall).interval
     return {"mean": float(fall.mean()), "interval": [low, high], "told_apart": low > 0}
 
 
@@ -70,7 +70,7 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
     stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
     scores = {name: _both(reward, clips, captions) for name, clips in stages.items()}
     gains = [after - before for before, after in zip(scores["before"], scores["after"], strict=True)]
-    low, high = interval(gains[0] - gains[1])
+    low, high = estimate(gains[0] - gains[1]).interval
     means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in scores.items()}
     excess = float((gains[0] - gains[1]).mean())
     return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
