@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidalign.bench.judging import Source, judge, judge_few, save_clips
-from vidalign.bench.protocol import EvaluationConfig
+from vidalign.bench.sections import EvaluationConfig
 from vidalign.errors import PluginError
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.worlds.video import captions, health, perturbations
@@ -167,7 +167,7 @@ def test_an_adversary_on_one_reward_is_told_apart() -> None:
 
 
 def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
-    from vidalign.bench.protocol import HealthConfig
+    from vidalign.bench.sections import HealthConfig
 
     found = health.examine(["a whale", FALLS, STILL], [WorldAuditor(), Diversity()], HealthConfig(2, 0, 1))
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)

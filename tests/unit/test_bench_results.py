@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from bench_helpers import make_cell, make_results
+from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 
 from vidalign.bench.comparison import compare, summaries
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
 from vidalign.bench.watched import Watched, watched
 from vidalign.errors import DataError, UserError
-from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

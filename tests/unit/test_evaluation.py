@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +53,9 @@ def test_comparison_is_paired() -> None:
         pytest.approx(before.mean().item()),
         pytest.approx((before + gain).mean().item()),
     )
-    assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(estimate(gain).interval)
+    assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(
+        estimate(gain).interval
+    )
     assert row.goal == pytest.approx(float(before.mean()) + 1)
     (row,) = compare(judged(before + gain), judged(before))
     assert row.verdict == "worse" and row.goal is None

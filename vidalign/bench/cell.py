@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from vidalign import registry
+from vidalign.bench.before import spent_before
 from vidalign.bench.budget import FIELDS, Budget, spent_of, time_steps
 from vidalign.bench.cost import predict, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
-from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
+from vidalign.bench.protocol import Protocol, load_protocol, weights_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.context import TrainContext
 from vidalign.data.source import listed, open_source
@@ -113,7 +114,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     student = _load(protocol, trained)
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].described, recipe_hash=recipe.hash)
-    cell.spent = spent_of(history)
+    cell.spent, cell.before = spent_of(history), spent_before(protocol.objectives[row].before)
     cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
@@ -133,16 +134,20 @@ def off_prediction(cell: Cell) -> list[str]:
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:
-    """Judge the start weights, the teacher or the ground truth."""
+    """Judge the start weights, the teacher, the ground truth, or a student that was made for other rows."""
     cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
     metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     if row == "base":
         return _finish(protocol, cell, _judge(protocol, _load(protocol, protocol.student.path), metrics))
     if row == "ground_truth":
         return _finish(protocol, cell, judge(_truth(protocol), protocol, metrics))
+    if row in protocol.made:
+        run, weights = protocol.made[row], protocol.made_weights(row)
+        cell.recipe, cell.recipe_hash, cell.before = run, weights_hash(protocol, row), spent_before([run])
+        return _finish(protocol, cell, _judge(protocol, _load(protocol, weights), metrics))
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol, protocol.teacher.path).eval(), protocol.teacher
-    cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
+    cell.recipe, cell.recipe_hash = config.path, weights_hash(protocol, row)
     steps = {"steps": config.steps, "shift": config.shift, "eta": config.eta}
     generate = network.sampler(evaluation.frames, "teacher", temperature=evaluation.temperature, **steps)
     # no long clips: a bidirectional teacher makes none beyond the length that it was trained on

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.sections import BASE
 from vidalign.bench.watched import metric_kind
 from vidalign.errors import DataError, UserError, nearest
-from vidalign.evaluation.bootstrap import hierarchical_interval
+from vidalign.evaluation.intervals import estimate
 from vidalign.report.model import LEAST_PROMPTS, TOO_FEW
 
 HELD_OUT = "held_out"
@@ -35,6 +36,8 @@ class Difference:
     metric: str
     difference: float
     interval: tuple[float, float]
+    detectable: float
+    """The difference that these prompts and seeds show with probability .8."""
     verdict: str
     """``better``, ``worse``, or ``unclear`` when the interval does not exclude zero; ``too few prompts``
     below eight."""
@@ -42,25 +45,35 @@ class Difference:
     """Prompts that have a difference."""
 
 
-def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torch.Tensor:
-    """Values ``[S, P]`` of a metric on a split, one row a cell; NaN where it was not judged."""
+def values_of(
+    cells: Sequence[Cell], metric: str, split: str = HELD_OUT, among: Collection[int] | None = None
+) -> torch.Tensor:
+    """Values ``[S, P]`` of a metric on a split, one row a cell; NaN where it was not judged.
+
+    among: numbers of prompts, of which those of the split are taken; None takes the whole split.
+    """
     rows = []
     for cell in cells:
         first, last = cell.prompt_split.get(split, (0, 0))
         row = cell.metrics.get(metric)
-        rows.append([math.nan] * (last - first) if row is None else row[first:last])
+        chosen = [n for n in range(first, last) if among is None or n in among]
+        rows.append([math.nan if row is None else row[n] for n in chosen])
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
-    """Every metric of every row, rows in the order of the cells; metrics without a value are left out."""
+def summaries(results: Results, split: str = HELD_OUT, among: Collection[int] | None = None) -> list[RowSummary]:
+    """Every metric of every row, rows in the order of the cells; metrics without a value are left out.
+
+    among: see `values_of`.
+    """
     rows = []
     for row in results.row_names():
         cells = results.of_row(row)
         for metric in metric_names(cells):
-            values = values_of(cells, metric, split)
+            values = values_of(cells, metric, split, among)
             if values.isfinite().any():
-                rows.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
+                found = estimate(values)
+                rows.append(RowSummary(row, metric, found.mean, found.interval))
     return rows
 
 
@@ -69,11 +82,19 @@ def metric_names(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(name for cell in cells for name in cell.metrics))
 
 
-def compare(results: Results, a: str, b: str, other: Results | None = None, split: str = HELD_OUT) -> list[Difference]:
+def compare(
+    results: Results,
+    a: str,
+    b: str,
+    other: Results | None = None,
+    split: str = HELD_OUT,
+    among: Collection[int] | None = None,
+) -> list[Difference]:
     """Every metric of row `b` (of `other`, by default of the same result) minus that of row `a`.
 
     Trained rows are paired by training seed and compared on the seeds that both have. A reference row has one cell,
-    which is paired with every seed. Raises `UserError` for an unknown row, and for results of different protocols.
+    which is paired with every seed. among: see `values_of`. Raises `UserError` for an unknown row, and for results of
+    different protocols.
     """
     other = other if other is not None else results
     check_same_protocol(results, other)
@@ -81,13 +102,63 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
     first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
     differences = []
     for metric in metric_names(second):
-        difference = values_of(second, metric, split) - values_of(first, metric, split)
+        difference = values_of(second, metric, split, among) - values_of(first, metric, split, among)
         if difference.isfinite().any():
-            low, high = hierarchical_interval(difference)
+            found = estimate(difference)
+            low, high = found.interval
             judged = int(difference.isfinite().any(0).sum())
             verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
-            differences.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
+            differences.append(Difference(metric, found.mean, found.interval, found.detectable, verdict, judged))
     return differences
+
+
+def baseline_of(results: Results, row: str) -> str:
+    """The row that a trained row is compared with: its own where that has values, else the start weights."""
+    named = results.baselines.get(row, BASE)
+    return named if results.of_row(named) else BASE
+
+
+def against_baselines(
+    results: Results, split: str = HELD_OUT, among: Collection[int] | None = None
+) -> dict[str, list[Difference]]:
+    """The differences of every trained row to its baseline, by row; see `compare`."""
+    rows = [row for row in results.row_names() if any(cell.kind == "objective" for cell in results.of_row(row))]
+    rows = [row for row in rows if results.of_row(baseline_of(results, row))]
+    return {row: compare(results, baseline_of(results, row), row, split=split, among=among) for row in rows}
+
+
+def detectable(results: Results, split: str = HELD_OUT) -> dict[str, float]:
+    """By METRIC/NAME the difference to a baseline that a row of this table shows with probability .8.
+
+    The root mean square over the trained rows: it pools their variances, of which few seeds say little each.
+    """
+    found: dict[str, list[float]] = {}
+    for differences in against_baselines(results, split).values():
+        for one in differences:
+            if math.isfinite(one.detectable):
+                found.setdefault(one.metric, []).append(one.detectable)
+    return {name: math.sqrt(sum(x * x for x in values) / len(values)) for name, values in found.items()}
+
+
+def families(results: Results) -> dict[str, set[int]]:
+    """Numbers of the prompts by family, in the order of the prompts; nothing where there are not two families."""
+    found: dict[str, set[int]] = {}
+    for number, family in enumerate(results.families):
+        found.setdefault(family, set()).add(number)
+    return found if len(found) > 1 else {}
+
+
+def starts(results: Results, passed: str) -> dict[str, set[int]]:
+    """Numbers of the prompts whose start is broken (no clip of the start weights has `passed`) and of the others.
+
+    Nothing where not both occur, or where the start was not judged by it. The start's own clips choose: by chance
+    alone a broken one rises and a whole one falls, in every row alike.
+    """
+    cells = results.of_row(BASE)
+    values = cells[0].metrics.get(passed, []) if cells else []
+    broken = {n for n, value in enumerate(values) if value <= 0}
+    whole = {n for n, value in enumerate(values) if value > 0}
+    return {"broken": broken, "whole": whole} if broken and whole else {}
 
 
 def goal_row(results: Results) -> str:
@@ -110,9 +181,14 @@ def check_same_protocol(a: Results, b: Results) -> None:
     )
 
 
+def splits_of(results: Results) -> list[str]:
+    """Names of the splits of its prompts."""
+    return list(dict.fromkeys(name for cell in results.cells for name in cell.prompt_split))
+
+
 def check_split(results: Results, split: str) -> None:
     """Raises `UserError` with the nearest name when a result has no such split of its prompts."""
-    known = list(dict.fromkeys(name for cell in results.cells for name in cell.prompt_split))
+    known = splits_of(results)
     if split not in known:
         close = nearest(split, known)
         fix = f"did you mean {close!r}?" if close else f"splits: {', '.join(known)}"

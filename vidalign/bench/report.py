@@ -14,8 +14,8 @@ import numpy as np
 import yaml
 
 from vidalign.bench.comparison import HELD_OUT, compare, goal_row, summaries, values_of, varied
-from vidalign.bench.protocol import REFERENCES
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.sections import BASE, REFERENCES
 from vidalign.bench.watched import Watched, watched
 from vidalign.data.paths import inside
 from vidalign.reading import regular
@@ -41,7 +41,6 @@ from vidalign.report.model import Axis
 log = logging.getLogger(__name__)
 
 CLIPS = Path("runs") / "bench"
-BASE = "base"
 COUNTED = ("forwards", "reward_calls", "teacher_calls", "responses")
 COSTS = (*COUNTED, "seconds", "peak_memory_mib")
 

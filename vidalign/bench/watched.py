@@ -1,4 +1,4 @@
-"""Which two scores stand for a benchmark: the held-out one, and that of the rewards that objectives train on."""
+"""Which scores stand for a benchmark: the held-out one with its pass, and that of the rewards that are trained on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ class Watched:
 
     held_out: str = ""
     trained: str = ""
+    passed: str = ""
+    """Share of the clips that the held-out judge passes; rewards can rise while it falls."""
 
 
 def watched(names: Iterable[str]) -> Watched:
-    """Of either kind the first ``composite``, or where there is none the first value."""
+    """Of either kind, held out and trained, the first ``composite``, or where there is none the first value."""
     held_out: list[str] = []
     trained: list[str] = []
     for name in names:
         kind = metric_kind(name.partition("/")[0])
         (trained if kind is not None and kind.trained else held_out).append(name)
-    return Watched(_standing(held_out), _standing(trained))
+    passed = next((name for name in held_out if name.endswith("/pass")), "")
+    return Watched(_standing(held_out), _standing(trained), passed)
 
 
 def _standing(names: list[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from vidalign.evaluation.evaluator import Evaluation
 from vidalign.evaluation.intervals import estimate
 from vidalign.report.model import EvaluationRow
+from vidalign.writing import compact
 
 
 def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = None) -> list[EvaluationRow]:
@@ -44,7 +44,7 @@ def save_evaluation(
         if e is not None
     }
     document = {"header": header, "prompts": after.prompts, "values": table}
-    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    path.write_text(compact(document) + "\n", encoding="utf-8")
 
 
 def _number(value: float) -> float | None:

@@ -78,12 +78,12 @@ def estimate(values: torch.Tensor, level: float = LEVEL) -> Estimate:
 
 def _shares(values: torch.Tensor, known: torch.Tensor) -> Shares | None:
     """The shares of ``[S, P]`` values without empty rows and columns; None where they are not determined."""
-    seeds, prompts, count = *values.shape, int(known.sum())
+    seeds, prompts = values.shape
+    count = int(known.sum())
     if prompts < 2:
         return None
     if seeds == 1:
-        freedom = prompts - 1.0
-        return Shares(0.0, float(values.var()) / prompts, (0.0, freedom), freedom)
+        return Shares(0.0, float(values.var()) / prompts, (0.0, prompts - 1.0), prompts - 1.0)
     rest_freedom = count - seeds - prompts + 1
     if rest_freedom < 1:
         return None
@@ -105,10 +105,13 @@ def _shares(values: torch.Tensor, known: torch.Tensor) -> Shares | None:
     sums = torch.tensor([within_seeds, within_prompts, overall], dtype=torch.float64)
     seed, prompt, rest = torch.linalg.solve(equations, sums).tolist()
     rest = max(rest, 0.0)
-    whole = (seed * seeds_each + rest / count, prompt * prompts_each + rest / count)  # mean squares, over the count
-    shares = (max(whole[0] - rest / count, 0.0), max(whole[1], rest / count))
+    own = rest / count
+    of_seeds, of_prompts = max(seed * seeds_each, -own), max(prompt * prompts_each, -own)
     freedom = (seeds - 1.0, prompts - 1.0)
-    spread = sum(max(w, 0.0) ** 2 / f for w, f in zip(whole, freedom, strict=True))
+    spread = (of_seeds + own) ** 2 / freedom[0] + (of_prompts + own) ** 2 / freedom[
+        1
+    ]  # of mean squares
+    shares = (max(of_seeds, 0.0), max(of_prompts, 0.0) + own)
     return Shares(*shares, freedom, sum(shares) ** 2 / spread if spread > 0 else freedom[0])
 
 

@@ -23,7 +23,7 @@ from vidalign.worlds.video.constants import FRAMES
 from vidalign.worlds.video.renderer import clips as render_clips
 
 if TYPE_CHECKING:
-    from vidalign.bench.protocol import HealthConfig
+    from vidalign.bench.sections import HealthConfig
     from vidalign.evaluation.metrics.base import Metric
 
 REWARDS = scorer.SCORES[:3]
