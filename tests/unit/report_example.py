@@ -134,7 +134,7 @@ def run(**changes: object) -> Report:
                 "before",
                 "after",
                 [
-                    EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998),
+                    EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998, detectable=0.141),
                     EvaluationRow("tiny", -1.2e-05, 1.2e-05, 2.4e-05, (-3e-05, 4e-05), AUDITOR, goal=0.998),
                     EvaluationRow("flicker", 0.1, 0.2, 0.1, (0.05, 0.15), higher_is_better=False),
                 ],

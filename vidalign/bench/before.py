@@ -58,5 +58,5 @@ def _costs(folder: Path) -> Iterator[dict[str, float]]:
                 cost = check_object(parse_json((opened.metadata() or {})[COST]), {})
             yield {name: float(cost[name]) for name in NAMES if name in cost}
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            why = "it was made by an earlier version, or is damaged"
-            raise DataError(f"{file} does not say what it cost", where="before", why=why, fix="make it again") from error
+            what, why = f"{file} does not say what it cost", "it was made by an earlier version, or is damaged"
+            raise DataError(what, where="before", why=why, fix="make it again") from error

@@ -97,6 +97,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
+    before = spent_before(protocol.objectives[row].before)
     metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     trained = folder / protocol.student_kind.saved
     if not trained.is_file():
@@ -114,7 +115,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     student = _load(protocol, trained)
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].described, recipe_hash=recipe.hash)
-    cell.spent, cell.before = spent_of(history), spent_before(protocol.objectives[row].before)
+    cell.spent, cell.before = spent_of(history), before
     cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]

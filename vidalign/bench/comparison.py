@@ -61,16 +61,13 @@ def values_of(
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def summaries(results: Results, split: str = HELD_OUT, among: Collection[int] | None = None) -> list[RowSummary]:
-    """Every metric of every row, rows in the order of the cells; metrics without a value are left out.
-
-    among: see `values_of`.
-    """
+def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
+    """Every metric of every row, rows in the order of the cells; metrics without a value are left out."""
     rows = []
     for row in results.row_names():
         cells = results.of_row(row)
         for metric in metric_names(cells):
-            values = values_of(cells, metric, split, among)
+            values = values_of(cells, metric, split)
             if values.isfinite().any():
                 found = estimate(values)
                 rows.append(RowSummary(row, metric, found.mean, found.interval))
@@ -82,49 +79,49 @@ def metric_names(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(name for cell in cells for name in cell.metrics))
 
 
-def compare(
-    results: Results,
-    a: str,
-    b: str,
-    other: Results | None = None,
-    split: str = HELD_OUT,
-    among: Collection[int] | None = None,
-) -> list[Difference]:
+def compare(results: Results, a: str, b: str, other: Results | None = None, split: str = HELD_OUT) -> list[Difference]:
     """Every metric of row `b` (of `other`, by default of the same result) minus that of row `a`.
 
     Trained rows are paired by training seed and compared on the seeds that both have. A reference row has one cell,
-    which is paired with every seed. among: see `values_of`. Raises `UserError` for an unknown row, and for results of
-    different protocols.
+    which is paired with every seed. Raises `UserError` for an unknown row, and for results of different protocols.
     """
     other = other if other is not None else results
     check_same_protocol(results, other)
     check_split(results, split)
-    first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
-    differences = []
-    for metric in metric_names(second):
-        difference = values_of(second, metric, split, among) - values_of(first, metric, split, among)
-        if difference.isfinite().any():
-            found = estimate(difference)
-            low, high = found.interval
-            judged = int(difference.isfinite().any(0).sum())
-            verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
-            differences.append(Difference(metric, found.mean, found.interval, found.detectable, verdict, judged))
-    return differences
+    first, second = paired(cells_of(results, a), cells_of(other, b), a, b)
+    found = (difference(first, second, metric, split) for metric in metric_names(second))
+    return [one for one in found if one is not None]
+
+
+def difference(
+    a: Sequence[Cell], b: Sequence[Cell], metric: str, split: str = HELD_OUT, among: Collection[int] | None = None
+) -> Difference | None:
+    """Cells `b` minus the cells `a` that they are paired with; None where no prompt has a value in both.
+
+    among: see `values_of`.
+    """
+    values = values_of(b, metric, split, among) - values_of(a, metric, split, among)
+    if not values.isfinite().any():
+        return None
+    found = estimate(values)
+    low, high = found.interval
+    judged = int(values.isfinite().any(0).sum())
+    verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
+    return Difference(metric, found.mean, found.interval, found.detectable, verdict, judged)
 
 
 def baseline_of(results: Results, row: str) -> str:
-    """The row that a trained row is compared with: its own where that has values, else the start weights."""
-    named = results.baselines.get(row, BASE)
-    return named if results.of_row(named) else BASE
+    """The row that a trained row is compared with: its own, or where that has no training seed of this row's the start
+    weights; '' where they were not judged either."""
+    cells = results.of_row(row)
+    named = (results.baselines.get(row, BASE), BASE)
+    return next((name for name in named if _can_be_paired(results.of_row(name), cells)), "")
 
 
-def against_baselines(
-    results: Results, split: str = HELD_OUT, among: Collection[int] | None = None
-) -> dict[str, list[Difference]]:
-    """The differences of every trained row to its baseline, by row; see `compare`."""
+def baselines_of(results: Results) -> dict[str, str]:
+    """The baseline of every trained row that can be compared with one; see `baseline_of`."""
     rows = [row for row in results.row_names() if any(cell.kind == "objective" for cell in results.of_row(row))]
-    rows = [row for row in rows if results.of_row(baseline_of(results, row))]
-    return {row: compare(results, baseline_of(results, row), row, split=split, among=among) for row in rows}
+    return {row: baseline for row in rows if (baseline := baseline_of(results, row))}
 
 
 def detectable(results: Results, split: str = HELD_OUT) -> dict[str, float]:
@@ -133,32 +130,11 @@ def detectable(results: Results, split: str = HELD_OUT) -> dict[str, float]:
     The root mean square over the trained rows: it pools their variances, of which few seeds say little each.
     """
     found: dict[str, list[float]] = {}
-    for differences in against_baselines(results, split).values():
-        for one in differences:
+    for row, baseline in baselines_of(results).items():
+        for one in compare(results, baseline, row, split=split):
             if math.isfinite(one.detectable):
                 found.setdefault(one.metric, []).append(one.detectable)
     return {name: math.sqrt(sum(x * x for x in values) / len(values)) for name, values in found.items()}
-
-
-def families(results: Results) -> dict[str, set[int]]:
-    """Numbers of the prompts by family, in the order of the prompts; nothing where there are not two families."""
-    found: dict[str, set[int]] = {}
-    for number, family in enumerate(results.families):
-        found.setdefault(family, set()).add(number)
-    return found if len(found) > 1 else {}
-
-
-def starts(results: Results, passed: str) -> dict[str, set[int]]:
-    """Numbers of the prompts whose start is broken (no clip of the start weights has `passed`) and of the others.
-
-    Nothing where not both occur, or where the start was not judged by it. The start's own clips choose: by chance
-    alone a broken one rises and a whole one falls, in every row alike.
-    """
-    cells = results.of_row(BASE)
-    values = cells[0].metrics.get(passed, []) if cells else []
-    broken = {n for n, value in enumerate(values) if value <= 0}
-    whole = {n for n, value in enumerate(values) if value > 0}
-    return {"broken": broken, "whole": whole} if broken and whole else {}
 
 
 def goal_row(results: Results) -> str:
@@ -209,8 +185,15 @@ def cells_of(results: Results, row: str) -> list[Cell]:
     return cells
 
 
-def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[list[Cell], list[Cell]]:
-    """Cells of equal seeds; a single reference cell stands for every seed."""
+def _can_be_paired(a: list[Cell], b: list[Cell]) -> bool:
+    """Whether two rows have values of the same training seed, or one of them is a reference."""
+    if not a or not b or "reference" in (a[0].kind, b[0].kind):
+        return bool(a and b)
+    return bool({cell.seed for cell in a} & {cell.seed for cell in b})
+
+
+def paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[list[Cell], list[Cell]]:
+    """Cells of equal seeds; a single reference cell stands for all. Raises `UserError` where no seed is shared."""
     if a[0].kind == "reference":
         return a[:1] * len(b), b
     if b[0].kind == "reference":

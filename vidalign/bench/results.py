@@ -110,6 +110,8 @@ class Results:
     machine: dict[str, Any]
     prompts: list[str]
     cells: list[Cell] = field(default_factory=list)
+    health: dict[str, Any] | None = None
+    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.video.health`."""
     families: list[str] = field(default_factory=list)
     """Family of every prompt, by its source; empty where there is none."""
     baselines: dict[str, str] = field(default_factory=dict)
@@ -119,8 +121,6 @@ class Results:
     detectable: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split and METRIC/NAME the difference to a baseline that is detected with probability .8; see
     `vidalign.bench.comparison.detectable`."""
-    health: dict[str, Any] | None = None
-    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.video.health`."""
     outdated_since: str = ""
     """Commit since which the code gives other numbers; no part of the digest, because it is written later."""
 
@@ -190,7 +190,10 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
     values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
-    return Cell(**values)
+    cell = Cell(**values)
+    return (
+        cell if set(plain) >= {f.name for f in fields(Cell)} else cell.sealed()
+    )  # an earlier version has fewer fields
 
 
 def _check_name(name: str, of: str) -> None:

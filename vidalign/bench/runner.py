@@ -146,10 +146,10 @@ class BenchRun:
             {"description": machine(), "python": sys.version.split()[0], "cores": os.cpu_count()},
             protocol.all_prompts,
             cells,
+            health,
             protocol.families,
             {name: row.baseline for name, row in protocol.objectives.items()},
             {name: row.claim for name, row in protocol.objectives.items() if row.claim},
-            health=health,
         )
         results.detectable = {split: detectable(results, split) for split in splits_of(results)}
         return results

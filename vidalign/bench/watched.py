@@ -31,6 +31,22 @@ def watched(names: Iterable[str]) -> Watched:
     return Watched(_standing(held_out), _standing(trained), passed)
 
 
+def shown(names: Iterable[str]) -> dict[str, str]:
+    """Headings of the values METRIC/VALUE that tables show, by name: those that the metrics give a heading, else the
+    composite and the pass, else the first value."""
+    by_metric: dict[str, list[str]] = {}
+    for name in names:
+        by_metric.setdefault(name.partition("/")[0], []).append(name)
+    headings: dict[str, str] = {}
+    for metric, values in by_metric.items():
+        kind = metric_kind(metric)
+        named = kind.shown if kind is not None else {}
+        usual = [v for v in values if v.partition("/")[2] in ("composite", "pass")] or values[:1]
+        own = {f"{metric}/{value}": heading for value, heading in named.items() if f"{metric}/{value}" in values}
+        headings |= own or {name: name.replace("/", ", ") for name in usual}
+    return headings
+
+
 def _standing(names: list[str]) -> str:
     return next((name for name in names if name.endswith("/composite")), names[0] if names else "")
 

@@ -19,16 +19,18 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
         if (judge, name) not in before.metrics:
             continue
         first, second = before.metrics[judge, name], after.metrics[judge, name]
+        change = estimate(second - first)
         rows.append(
             EvaluationRow(
                 metric=name,
                 before=float(first.nanmean()),
                 after=float(second.nanmean()),
-                difference=float((second - first).nanmean()),
-                interval=estimate(second - first).interval,
+                difference=change.mean,
+                interval=change.interval,
                 group=judge,
                 goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
                 prompts=int((second - first).isfinite().sum()),
+                detectable=change.detectable,
             )
         )
     return rows

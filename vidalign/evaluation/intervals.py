@@ -108,9 +108,7 @@ def _shares(values: torch.Tensor, known: torch.Tensor) -> Shares | None:
     own = rest / count
     of_seeds, of_prompts = max(seed * seeds_each, -own), max(prompt * prompts_each, -own)
     freedom = (seeds - 1.0, prompts - 1.0)
-    spread = (of_seeds + own) ** 2 / freedom[0] + (of_prompts + own) ** 2 / freedom[
-        1
-    ]  # of mean squares
+    spread = (of_seeds + own) ** 2 / freedom[0] + (of_prompts + own) ** 2 / freedom[1]  # of mean squares
     shares = (max(of_seeds, 0.0), max(of_prompts, 0.0) + own)
     return Shares(*shares, freedom, sum(shares) ** 2 / spread if spread > 0 else freedom[0])
 
