@@ -35,10 +35,10 @@ def _of_run(folder: Path) -> Spent:
     if "perf/spent/forwards" in history:
         return spent_of(history)
     recipe = load_recipe(folder / "recipe.yaml")
-    seconds = dict(history.get(SECONDS, []))  # a resumed run logs a step twice
-    recipe.trainer.steps = max(seconds, default=recipe.trainer.steps)
-    cost = predict(recipe)
-    return Spent(cost.forwards, cost.reward_calls, cost.teacher_calls, sum(seconds.values()), 0.0, cost.responses)
+    steps = history.get(SECONDS, [])
+    recipe.trainer.steps = steps[-1][0] if steps else recipe.trainer.steps
+    cost, seconds = predict(recipe), sum(value for _, value in steps)
+    return Spent(cost.forwards, cost.reward_calls, cost.teacher_calls, seconds, 0.0, cost.responses)
 
 
 def _of_buffer(folder: Path) -> Spent:

@@ -92,11 +92,12 @@ def compare(
     table = Table(
         title=f"{comparison.b} minus {comparison.a}, {split} prompts, 95 % intervals over {varied(comparison.seeds)}"
     )
-    for column in ("metric", "difference", "95 % interval", ""):
+    for column in ("metric", "difference", "95 % interval", "detectable", ""):
         table.add_column(column, overflow="fold")
     for one in comparison.differences:
         low, high = one.interval
-        table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
+        ends = f"{low:+.4f} .. {high:+.4f}"
+        table.add_row(one.metric, f"{one.difference:+.4f}", ends, f"{one.detectable:.4f}", one.verdict)
     if any(one.verdict == TOO_FEW for one in comparison.differences):
         table.caption = TOO_FEW_WHY
     Console().print(table)
