@@ -126,6 +126,31 @@ def test_values_are_means_over_seeds_of_the_same_noise(monkeypatch: pytest.Monke
     assert judge_few(noisy(2), PROTOCOL, metrics) == {"mean/all": pytest.approx(per_seed[0, :2].mean().item())}
 
 
+def test_a_metric_may_compare_more_clips_of_fewer_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clips are those of the evaluation seeds and of further ones, on the first prompts."""
+    seen: list[Tensor] = []
+
+    class Pairs(Spread):
+        def sampled(self, prompts: int, seeds: int) -> tuple[int, int]:
+            return 2, 4
+
+        def score(self, clips: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+            assert list(prompts) == PROMPTS[:2] * 4
+            seen.append(clips)
+            return {"all": clips.flatten(1).mean(1).view(4, -1).std(0)}
+
+    from vidalign.evaluation import judging
+
+    values = judge(Source(noisy(2)), PROTOCOL, [Pairs()]).metrics["spread/all"]
+    assert len(values) == 4 and all(map(math.isfinite, values[:2])) and all(map(math.isnan, values[2:]))
+    expected = [judging.outputs_of(noisy(2), PROMPTS, seed)[:2] for seed in (0, 1, 2, 3)]
+    assert torch.equal(seen[0], torch.cat(expected))
+    assert Diversity(Diversity.Config(clips=4, prompts=64)).sampled(256, 1) == (64, 4)
+    assert Diversity().sampled(32, 4) == (32, 4)
+    with pytest.raises(ValueError, match="clips must be at least 2, or 0"):
+        Diversity.Config(clips=1)
+
+
 def test_long_clips_give_drift_and_its_change() -> None:
     found = judge(Source(noisy(2), noisy(4)), PROTOCOL, [Ends()])
     assert len(found.drift["ends/series"]) == 4 and "ends/first" not in found.drift
