@@ -71,7 +71,7 @@ def test_collection_goes_on_to_the_same_buffer(folder: Path, capsys: pytest.Capt
     before = files(folder / "buffer")
     assert len(before) == 1 + 8, "whole steps of two prompts"
     cost = spent_before([str(folder / "buffer")])
-    assert cost.forwards > 0 and cost.reward_calls == 8 * 3 and cost.seconds > 0, "three candidates, one reward"
+    assert cost.forwards > 0 and cost.reward_calls == 8 * 3 * 2 and cost.seconds > 0, "candidates, rewards"
     for name in ("group-000003.safetensors", "group-000006.safetensors"):
         (folder / "buffer" / name).unlink()
     assert (

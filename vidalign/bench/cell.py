@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
 from vidalign.bench.protocol import Protocol, load_protocol, weights_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.context import TrainContext
-from vidalign.data.source import listed, open_source
+from vidalign.data.source import find_source, listed, open_source
 from vidalign.engine import distributed
 from vidalign.errors import DataError, PluginError, UserError
 from vidalign.evaluation.evaluator import build_metrics
@@ -81,13 +82,32 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
 
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
-    """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction."""
+    """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction. The
+    other way round where the protocol tunes."""
+    if protocol.trained_prompts:
+        check_trained(protocol.prompts.source, protocol.all_prompts, recipe)
+        return
     seen = set(listed(recipe.training_prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
             f"{len(seen)} of the protocol's prompts are trained on, the first is {min(seen)!r}",
             where="data.prompts",
             fix="train on another split",
+        )
+
+
+def check_trained(source: str, prompts: Sequence[str], recipe: Recipe) -> None:
+    """Prompts to tune on are those that a recipe trains on; raises `UserError` otherwise."""
+    known, chosen = listed(recipe.training_prompts), find_source(recipe.training_prompts)
+    other = sorted(set(prompts) - set(known)) if known is not None else []
+    if other or (known is None and find_source(source) != chosen):
+        name, argument = chosen[0].__name__, chosen[1]
+        raise UserError(
+            f"{source!r} holds prompts that {recipe.name} does not train on",
+            where="tuning.prompts.source",
+            why=f"settings are chosen on training prompts; those are {name} {argument!r}"
+            + (f", without {other[0]!r}" if other else ""),
+            fix="name the recipe's own data.prompts",
         )
 
 

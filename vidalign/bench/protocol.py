@@ -30,6 +30,9 @@ from vidalign.recipe.typed import build, placed, settings_of
 from vidalign.students.kind import StudentKind
 from vidalign.students.weights import kind_of, resolve
 
+UNPINNED = ("objectives", "teacher", "made", "tuning", "trained_prompts")
+"""Sections that are no part of the hash."""
+
 
 @dataclass
 class Protocol(ProtocolSections):
@@ -188,7 +191,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
             )
     _check_student(protocol, tree)
     sigmas = _sampler_levels(protocol, tree)
-    pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher", "made")]
+    pinned = [f.name for f in fields(ProtocolSections) if f.name not in UNPINNED]
     values = {name: getattr(protocol, name) for name in pinned}
     plain = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))

@@ -67,7 +67,7 @@ class BenchRun:
 
     def __post_init__(self) -> None:
         self.protocol = load_protocol(self.protocol_name, self.overrides, small=self.small)
-        self.rows = _chosen(self.protocol, self.objectives)
+        self.rows = chosen_rows(self.protocol, self.objectives, "--objectives")
         self.chosen_seeds = list(dict.fromkeys(self.seeds if self.seeds is not None else self.protocol.seeds))
         self.processes: list[subprocess.Popen[str]] = []
         self.errors: dict[Job, str] = {}
@@ -341,8 +341,8 @@ def devices(jobs: int | None) -> list[dict[str, str]]:
     return [threads | {"CUDA_VISIBLE_DEVICES": given[n % len(given)]} for n in range(workers)]
 
 
-def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
-    """The rows to run; `RecipeError` with the nearest name for unknown ones."""
+def chosen_rows(protocol: Protocol, names: Sequence[str] | None, option: str) -> list[str]:
+    """The rows to run, all for None; `RecipeError` with the nearest name for unknown ones, which `option` gave."""
     if names is None:
         return list(protocol.objectives)
     problems = []
@@ -350,7 +350,7 @@ def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
         if name not in protocol.objectives:
             close = nearest(name, protocol.objectives)
             fix = f"did you mean {close!r}?" if close else f"rows: {', '.join(protocol.objectives)}"
-            problems.append(Problem(f"there is no row {name!r} in {protocol.name}", "--objectives", fix=fix))
+            problems.append(Problem(f"there is no row {name!r} in {protocol.name}", option, fix=fix))
     if problems:
         raise RecipeError(problems)
     return list(dict.fromkeys(names))

@@ -110,6 +110,60 @@ class HealthConfig:
 
 
 @dataclass
+class AxisConfig:
+    """One setting of a recipe that is tuned, over values around the recipe's own."""
+
+    keys: list[str]
+    """Settings such as `objective.kl.weight`: a row varies the first that its recipe has above zero, or none."""
+    factors: list[float]
+    """What the recipe's own value is multiplied by, from the least on; 1 is among them."""
+    whole: bool = False
+    """Whether values are whole numbers from `least` on."""
+    least: float = 0.0
+    """No value below it is tried, and a winner there is at no edge."""
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            raise ValueError("keys must name a setting")
+        if len(self.factors) < 2 or 1.0 not in self.factors or min(self.factors) <= 0:
+            raise ValueError(f"factors must be two or more positive numbers with 1 among them, not {self.factors}")
+        if sorted(set(self.factors)) != list(self.factors):
+            raise ValueError(f"factors must increase, not {self.factors}")
+
+
+GRID = {
+    "rate": AxisConfig(["trainer.learning_rate"], [1 / 3, 1.0, 3.0]),
+    "kl": AxisConfig(["objective.kl.weight", "objective.kl_weight"], [0.1, 1.0, 10.0]),
+    "group": AxisConfig(["objective.group_size"], [0.5, 1.0, 2.0], whole=True, least=1.0),
+}
+"""The grid of every row; see docs/tuning.md."""
+
+
+@dataclass
+class TuningConfig:
+    """How `vidalign bench tune` chooses the settings of the rows; not part of the hash."""
+
+    prompts: PromptsConfig
+    """Training prompts to judge on: those of every row's recipe."""
+    trials: int = 9
+    """Trainings of every row, the same number each."""
+    widen: int = 2
+    """How often one axis may be widened because its winner is at the edge; it takes trials that refine otherwise."""
+    metric: str = ""
+    """METRIC/NAME that chooses; empty takes the protocol's held-out score, here on training prompts."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Training seeds of every trial."""
+    grid: dict[str, AxisConfig] = field(default_factory=lambda: dict(GRID))
+    """Axes in the order in which they are tuned; the first is refined with the trials that are left."""
+
+    def __post_init__(self) -> None:
+        require(self, "trials", least=1)
+        require(self, "widen", least=0)
+        if not self.seeds or not self.grid:
+            raise ValueError("seeds and grid must not be empty")
+
+
+@dataclass
 class RowConfig:
     """One objective in the comparison."""
 
@@ -165,3 +219,7 @@ class ProtocolSections:
     """Sampling and judging."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """Examination of the judges."""
+    tuning: TuningConfig | None = None
+    """How `vidalign bench tune` chooses the settings of the rows. Not part of the hash."""
+    trained_prompts: bool = False
+    """Judge on the prompts that are trained on, and on no others: what `vidalign bench tune` sets."""

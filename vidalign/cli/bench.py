@@ -1,4 +1,4 @@
-"""`vidalign bench run | compare | report`: objectives compared under one budget."""
+"""`vidalign bench run | tune | compare | report`: objectives compared under one budget."""
 
 from __future__ import annotations
 
@@ -68,6 +68,45 @@ def run(
             why="; ".join(f"{row}, seed {seed}" for row, seed in one.errors),
             fix=f"repair them, then `{one.command()}` runs these alone",
         )
+
+
+@bench.command()
+def tune(
+    protocol: ProtocolArgument,
+    overrides: Changes = None,
+    rows: Annotated[str | None, typer.Option(help="Rows to tune, a,b,c; default all.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="The protocol's small version.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials at the same time; default one for each accelerator or core.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Choose learning rate, KL weight and group size of every row on training prompts; finished trials are kept.
+
+    For example: vidalign bench tune dopd_table --rows opd,dopd
+    """
+    from rich.console import Console
+
+    from vidalign.bench.results import write_json
+    from vidalign.bench.tune import TuneRun, tuning_table
+    from vidalign.provenance import refuse_unclean
+    from vidalign.reading import read_json
+
+    if out is not None:
+        refuse_unclean(out)
+    chosen = rows.split(",") if rows is not None else None
+    with before_work():
+        one = TuneRun(protocol, list(overrides or []), small, chosen, jobs, list(plugin or []), say=typer.echo)
+    file = one.run()
+    document = read_json(file)
+    if out is not None:
+        write_json(out, document)
+    Console().print(tuning_table(document))
+    for row in document["rows"]:
+        words = f"overrides: [{', '.join(row['overrides'])}]" if row["overrides"] else "its own settings are the best"
+        typer.echo(f"{row['row']}: {words}")
+    typer.echo(f"result: {out or file}")
 
 
 @bench.command()
