@@ -36,39 +36,40 @@ def test_every_row_has_the_same_number_of_trials() -> None:
     for axes in ([RATE], [RATE, GROUP], [RATE, KL, GROUP]):
         for trials in (grid_size(axes), 9, 12):
             scores, _ = searched(axes, bowl, trials)
-            assert len(scores) == trials and winner(scores)[0] == 1e-3
+            assert len(scores) == trials and winner(axes, scores)[0] == 1e-3
 
 
 def test_axes_are_tuned_one_after_the_other() -> None:
     scores, rounds = searched([RATE, KL], lambda r, k: bowl(r) - math.log(k / 0.01) ** 2, trials=5, widen=0)
-    assert rounds == [3, 2] and winner(scores) == (1e-3, 0.01)
+    assert rounds == [3, 2] and winner([RATE, KL], scores) == (1e-3, 0.01)
     assert all(rate == 1e-3 for rate, kl in scores if kl != 0.1), "the second axis at the best of the first"
 
 
 def test_a_winner_at_the_edge_widens_the_grid_up_to_a_bound() -> None:
     scores, rounds = searched([RATE], lambda rate: rate, trials=5, widen=2)
     assert sorted(scores) == [(3.33e-4,), (1e-3,), (3e-3,), (9e-3,), (0.027,)] and rounds == [3, 1, 1]
-    assert at_edge([RATE], scores, winner(scores)) == ["rate"]
+    assert at_edge([RATE], scores, winner([RATE], scores)) == ["rate"]
     bound, _ = searched([RATE], lambda rate: rate, trials=5, widen=1)
     assert max(bound) == (9e-3,), "the trial that is left refines"
     inside, _ = searched([RATE], lambda rate: -abs(math.log(rate / 9e-3)), trials=5, widen=2)
-    assert winner(inside) == (9e-3,) and at_edge([RATE], inside, (9e-3,)) == []
+    assert winner([RATE], inside) == (9e-3,) and at_edge([RATE], inside, (9e-3,)) == []
 
 
 def test_whole_numbers_stop_at_the_least() -> None:
     scores, _ = searched([RATE, GROUP], lambda rate, group: bowl(rate) - group, trials=9)
-    assert winner(scores) == (1e-3, 1.0) and at_edge([RATE, GROUP], scores, (1e-3, 1.0)) == []
+    assert winner([RATE, GROUP], scores) == (1e-3, 1.0) and at_edge([RATE, GROUP], scores, (1e-3, 1.0)) == []
     assert {group for _, group in scores} == {1.0, 2.0}
 
 
 def test_trials_that_are_left_refine_the_first_axis() -> None:
     scores, _ = searched([RATE], lambda rate: -abs(math.log(rate / 1.7e-3)), trials=7, widen=2)
-    assert abs(math.log(winner(scores)[0] / 1.7e-3)) < 0.15
+    assert abs(math.log(winner([RATE], scores)[0] / 1.7e-3)) < 0.15
 
 
 def test_failed_trials_lose_and_equal_ones_stay_near_the_recipe() -> None:
     scores, _ = searched([RATE], lambda rate: FAILED if rate > 1e-3 else 0.0, trials=3)
-    assert winner({**scores, (1e-3,): 0.5}) == (1e-3,)
+    assert winner([RATE], scores) == (1e-3,), "of equal ones the recipe's own"
+    assert winner([RATE], {**scores, (3.33e-4,): 0.5}) == (3.33e-4,)
     flat, _ = searched([RATE, KL], lambda rate, kl: 0.0, trials=5)
     assert set(flat) == {(3.33e-4, 0.1), (1e-3, 0.1), (3e-3, 0.1), (1e-3, 0.01), (1e-3, 1.0)}
 

@@ -64,9 +64,13 @@ def next_trials(axes: Sequence[Axis], scores: Mapping[Point, float], trials: int
     return _between(axes[0], best, scores)[:left]
 
 
-def winner(scores: Mapping[Point, float]) -> Point:
-    """The settings with the best score, of equal ones the first."""
-    return max(scores, key=lambda point: scores[point])
+def winner(axes: Sequence[Axis], scores: Mapping[Point, float]) -> Point:
+    """The settings with the best score, of equal ones the nearest to the recipe's own."""
+
+    def distance(point: Point) -> float:
+        return sum(abs(math.log(value / axis.start)) for axis, value in zip(axes, point, strict=True))
+
+    return max(scores, key=lambda point: (scores[point], -distance(point)))
 
 
 def at_edge(axes: Sequence[Axis], scores: Mapping[Point, float], best: Point) -> list[str]:

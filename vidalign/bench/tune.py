@@ -50,7 +50,7 @@ class Tuned:
         if max(self.scores.values()) == FAILED:
             reasons = "; ".join(dict.fromkeys(self.errors.values()))
             raise UserError(f"every trial of {self.row!r} failed", why=reasons, fix="repair its recipe")
-        return winner(self.scores)
+        return winner(self.axes, self.scores)
 
     def overrides(self, point: Point) -> list[str]:
         """What makes a recipe that trial; nothing for values that are the recipe's own."""
@@ -240,7 +240,7 @@ def axes_of(recipe: Recipe, grid: Mapping[str, AxisConfig]) -> list[Axis]:
 
 
 def chosen_metric(protocol: Protocol) -> str:
-    """METRIC/NAME that chooses: the held-out score, or what the protocol says. Raises `UserError` for no such metric."""
+    """METRIC/NAME that chooses: the held-out score, or what the protocol says. `UserError` where there is none."""
     assert protocol.tuning is not None, "only protocols with a tuning section are tuned"
     named = protocol.tuning.metric
     if not named:
