@@ -11,7 +11,7 @@ from vidalign.bench.search import FAILED, Axis, Point, at_edge, grid_size, next_
 
 RATE = Axis("rate", 1e-3, (3.33e-4, 1e-3, 3e-3))
 KL = Axis("kl", 0.1, (0.01, 0.1, 1.0))
-GROUP = Axis("group", 1.0, (1.0, 2.0), whole=True, least=1.0)
+GROUP = Axis("group", 1.0, (1.0, 2.0), whole=True, least=2.0)
 
 
 def searched(

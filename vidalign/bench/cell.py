@@ -45,6 +45,8 @@ from vidalign.students.base import Student
 from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.trainer import Trainer
 
+_STEPS: dict[tuple[str, str, float], int] = {}
+"""Steps of a budget by recipe hash, currency and amount: a runner asks for those of a cell several times."""
 STEPS = "bench-steps"
 """File in a run folder: how many steps a budget in seconds buys on this machine."""
 
@@ -75,7 +77,10 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     _check_unseen(protocol, recipe)
     budget = protocol.budget
     if steps is None and budget.currency != "seconds":
-        steps = steps_within(recipe, budget.currency, budget.amount)
+        key = (recipe.hash, budget.currency, budget.amount)
+        if key not in _STEPS:
+            _STEPS[key] = steps_within(recipe, budget.currency, budget.amount)
+        steps = _STEPS[key]
     if steps is None:
         return recipe
     return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])

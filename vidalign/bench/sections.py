@@ -120,7 +120,7 @@ class AxisConfig:
     whole: bool = False
     """Whether values are whole numbers from `least` on."""
     least: float = 0.0
-    """No value below it is tried, and a winner there is at no edge."""
+    """No value below it is tried but the recipe's own, and a winner there is at no edge."""
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -134,7 +134,7 @@ class AxisConfig:
 GRID = {
     "rate": AxisConfig(["trainer.learning_rate"], [1 / 3, 1.0, 3.0]),
     "kl": AxisConfig(["objective.kl.weight", "objective.kl_weight"], [0.1, 1.0, 10.0]),
-    "group": AxisConfig(["objective.group_size"], [0.5, 1.0, 2.0], whole=True, least=1.0),
+    "group": AxisConfig(["objective.group_size"], [0.5, 1.0, 2.0], whole=True, least=2.0),
 }
 """The grid of every row; see docs/tuning.md."""
 
