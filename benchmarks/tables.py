@@ -1,4 +1,4 @@
-"""Writes benchmarks/README.md from the files in benchmarks/results.
+"""Writes benchmarks/README.md and the results in docs/tuning.md from the files in benchmarks/results.
 
 python benchmarks/tables.py
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench_tables import bench
 from other_tables import MEASUREMENTS
+from tuning_tables import PAGE, tuning_page
 
 from vidalign.bench.results import read_results
 
@@ -36,3 +37,4 @@ def render() -> str:
 
 if __name__ == "__main__":
     (FOLDER / "README.md").write_text(render(), encoding="utf-8")
+    PAGE.write_text(tuning_page(), encoding="utf-8")

@@ -13,7 +13,6 @@ import pytest
 from bench_helpers import PROTOCOL, make_folder
 
 from vidalign.bench import runner
-from vidalign.bench.cell import cell_recipe
 from vidalign.bench.protocol import Protocol, load_protocol
 from vidalign.bench.results import Cell
 from vidalign.bench.runner import BenchRun, Job
@@ -55,7 +54,9 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 
 def rate_of(protocol: Protocol, row: str) -> float:
-    return cell_recipe(protocol, row, 0).trainer.learning_rate
+    """The learning rate that the row's overrides set; the recipe has 0.01."""
+    settings = dict(text.split("=", 1) for text in protocol.objectives[row].overrides if text.startswith("trainer."))
+    return float(settings.get("trainer.learning_rate", 0.01))
 
 
 def tuned(*overrides: str, rows: list[str] | None = None) -> TuneRun:

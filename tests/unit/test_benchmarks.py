@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other, as they do
 def test_the_page_is_generated_from_the_results() -> None:
     tables = runpy.run_path(str(BENCHMARKS / "tables.py"))
     assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == tables["render"](), "run benchmarks/tables.py"
+    assert tables["PAGE"].read_text(encoding="utf-8") == tables["tuning_page"](), "run benchmarks/tables.py"
 
 
 def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
