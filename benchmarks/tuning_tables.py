@@ -49,23 +49,16 @@ def _result(result: dict[str, Any]) -> str:
     part = "" if _full(result) else f" A part of the budget of `{name}`: it shows the command, and tunes no row."
     lines = []
     for row in result["rows"]:
-        scores = [trial["score"] for trial in row["trials"] if trial["score"] is not None]
+        edge = ", at the edge" if row["at_edge"] else ""
         for trial in row["trials"]:
-            settings = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in trial["settings"].items())
-            own = "its own" if trial["settings"] == row["own"] else ""
-            won = trial["score"] is not None and trial["score"] == max(scores) and _chosen(row, trial)
-            edge = f"chosen{', at the edge' if row['at_edge'] else ''}" if won else ""
+            settings = ", ".join(f"`{text}`" for text in trial["settings"])
             score = trial["error"] or f"{trial['score']:.3f}"
-            lines.append([row["row"], settings, score, own, edge])
+            own = "its own" if trial["settings"] == row["own"] else ""
+            won = f"chosen{edge}" if trial["settings"] == row["best"] else ""
+            lines.append([row["row"], settings, score, own, won])
     return (
         f"### {name}\n\n`{result['command']}`, training seeds {', '.join(map(str, result['seeds']))}, commit "
         f"{result['commit']}, {result['machine']}.\n{prompts['count']} prompts of `{prompts['source']}`, "
         f"{budget['amount']:,.0f} {budget['currency']} a trial; start {result['start']:.3f} by {result['metric']}."
         f"{part}\n\n" + table(["row", "settings", "score", "", ""], lines)
     )
-
-
-def _chosen(row: dict[str, Any], trial: dict[str, Any]) -> bool:
-    """Whether the trial's settings are those of the row's overrides."""
-    changed = {text.partition("=")[0]: float(text.partition("=")[2]) for text in row["overrides"]}
-    return all(abs(value / changed.get(key, row["own"][key]) - 1) < 1e-3 for key, value in trial["settings"].items())

@@ -28,7 +28,7 @@ from vidalign.bench.sections import BASE, AxisConfig, TuningConfig
 from vidalign.bench.watched import metric_kind
 from vidalign.errors import DataError, UserError, nearest
 from vidalign.owner import replacing
-from vidalign.provenance import commit, machine
+from vidalign.provenance import machine
 from vidalign.recipe import Recipe
 
 RESULT = "tuning.json"
@@ -52,10 +52,19 @@ class Tuned:
             raise UserError(f"every trial of {self.row!r} failed", why=reasons, fix="repair its recipe")
         return winner(self.axes, self.scores)
 
+    @property
+    def own(self) -> Point:
+        """The recipe's own settings."""
+        return tuple(axis.start for axis in self.axes)
+
+    def settings(self, point: Point) -> list[str]:
+        """All settings of a trial, as overrides."""
+        return [f"{axis.key}={_text(value, axis)}" for axis, value in zip(self.axes, point, strict=True)]
+
     def overrides(self, point: Point) -> list[str]:
         """What makes a recipe that trial; nothing for values that are the recipe's own."""
-        pairs = zip(self.axes, point, strict=True)
-        return [f"{axis.key}={_text(value, axis)}" for axis, value in pairs if value != axis.start]
+        pairs = zip(self.settings(point), point, self.own, strict=True)
+        return [text for text, value, own in pairs if value != own]
 
     def name(self, point: Point) -> str:
         """The name of the trial's cells, by its settings: a grid that changes keeps the trials that it shares."""
@@ -190,7 +199,7 @@ class TuneRun:
         return {
             "command": self.command(),
             "protocol": {"name": self.protocol.name, "hash": self.protocol.hash},
-            "commit": commit(),
+            "commit": ", ".join(dict.fromkeys(cell.commit for cell in results.cells if cell.commit)),
             "machine": machine(),
             "metric": self.metric,
             "prompts": asdict(self.tuning.prompts),
@@ -202,16 +211,13 @@ class TuneRun:
 
     def _described(self, one: Tuned) -> dict[str, Any]:
         trials = [
-            {
-                "settings": {axis.key: value for axis, value in zip(one.axes, point, strict=True)},
-                "score": score,
-                "error": one.errors.get(point),
-            }
+            {"settings": one.settings(point), "score": score, "error": one.errors.get(point)}
             for point, score in one.scores.items()
         ]
         return {
             "row": one.row,
-            "own": {axis.key: axis.start for axis in one.axes},
+            "own": one.settings(one.own),
+            "best": one.settings(one.best),
             "recipe": self.protocol.objectives[one.row].described,
             "overrides": one.overrides(one.best),
             "at_edge": at_edge(one.axes, one.scores, one.best),
