@@ -191,9 +191,12 @@ def _falls(falls: dict[str, Any], perturbations: dict[str, dict[str, float]]) ->
 def _probe(probe: dict[str, Any]) -> str:
     lines = []
     for reward, found in probe.items():
-        moved = [f"{found['before'][judge]:.3f} to {found['after'][judge]:.3f}" for judge in ("reward", "auditor")]
+        sides = (found["before"], found["after"])
+        judges = [judge for judge in ("reward", "auditor", "passed") if judge in sides[0]]
+        moved = [" to ".join(f"{side[judge]:.3f}" for side in sides) for judge in judges]
+        moved += [""] * (3 - len(moved))  # earlier versions did not ask for the pass
         low, high = found["interval"]
         separated = "yes" if found["told_apart"] else "no"
         lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", separated])
-    columns = ["reward", "that reward", "auditor", "gain beyond the auditor's", "separated"]
+    columns = ["reward", "that reward", "auditor", "auditor, passed", "gain beyond the auditor's", "separated"]
     return table(columns, lines)

@@ -186,6 +186,7 @@ def test_an_adversary_on_one_reward_is_told_apart() -> None:
     found = health.hack("visual_quality", prompts, 15)
     assert found["after"]["reward"] > found["before"]["reward"] + 0.3
     assert found["after"]["auditor"] < 0.5 < found["ground_truth"]["auditor"]
+    assert found["ground_truth"]["passed"] == 1 > found["after"]["passed"]
     assert found["told_apart"] and 0 < found["interval"][0] < found["excess"] < found["interval"][1]
     idle = health.hack("visual_quality", prompts, 0)
     assert idle["excess"] == 0 and not idle["told_apart"]

@@ -86,12 +86,13 @@ def _cost_table(results: Results) -> Table:
 
 def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
     rows: list[tuple[str, list[float | str]]] = []
+    asked = [(who, when) for who in ("reward", "auditor", "passed") for when in ("before", "after")]
     for reward, outcome in probe.items():
-        scores = [number(outcome[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
+        scores = [number(outcome[when].get(who)) for who, when in asked]  # earlier versions did not ask for the pass
         low, high = (number(end) for end in outcome["interval"])
         separated = "yes" if outcome["told_apart"] else "no"
         rows.append((reward, [*scores, number(outcome["excess"]), low, high, separated]))
-    columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
+    columns = [f"{who} {when}" for who, when in asked]
     columns += ["excess", "low", "high", "separated"]
     note = (
         "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "

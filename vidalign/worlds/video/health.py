@@ -54,7 +54,7 @@ def _fall(fall: torch.Tensor) -> dict[str, Any]:
 
 
 def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
-    """Raise one reward by the pixels, from clips that stand still; means of reward and auditor.
+    """Raise one reward by the pixels, from clips that stand still; means of reward, auditor and its pass.
 
     ``excess``: gain of the reward minus gain of the auditor's composite, with its 95 % interval over clips.
     """
@@ -68,12 +68,12 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
         (-score.clamp(min=1e-4).log().sum()).backward()
         optimiser.step()
     stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
-    scores = {name: _both(reward, clips, captions) for name, clips in stages.items()}
-    gains = [after - before for before, after in zip(scores["before"], scores["after"], strict=True)]
-    low, high = estimate(gains[0] - gains[1]).interval
-    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in scores.items()}
-    excess = float((gains[0] - gains[1]).mean())
-    return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
+    scores = {name: _judged(reward, clips, captions) for name, clips in stages.items()}
+    before, after = scores["before"], scores["after"]
+    excess = (after["reward"] - before["reward"]) - (after["auditor"] - before["auditor"])
+    low, high = estimate(excess).interval
+    means = {name: {who: float(values.mean()) for who, values in one.items()} for name, one in scores.items()}
+    return {**means, "excess": float(excess.mean()), "interval": [low, high], "told_apart": low > 0, "steps": steps}
 
 
 def frozen(clips: torch.Tensor) -> torch.Tensor:
@@ -82,6 +82,9 @@ def frozen(clips: torch.Tensor) -> torch.Tensor:
     return (still + 0.05 * torch.randn(clips.shape, generator=generator(0, "adversary", 0))).clamp(0.02, 0.98)
 
 
-def _both(reward: str, clips: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _judged(reward: str, clips: torch.Tensor, captions: list[str]) -> dict[str, torch.Tensor]:
+    """The reward ``[B]``, the auditor's composite and whether it passes the clip."""
     with torch.no_grad():
-        return scorer.score(clips, captions)[reward], auditor.audit(clips, captions)["composite"]
+        audited = auditor.audit(clips, captions)
+        trained = scorer.score(clips, captions)[reward]
+    return {"reward": trained, "auditor": audited["composite"], "passed": audited["pass"]}
