@@ -19,7 +19,9 @@ HEAD = """# Measurements
 
 Written by `python benchmarks/tables.py` from the files in `results/`, which hold seed, commit, machine and, for
 benchmarks, every per-prompt value. Each table stands below the command that made its file. `make bench` runs a small
-version of every protocol in `protocols/`; it writes below `runs/bench`, not here.
+version of every protocol in `protocols/`; it writes below `runs/bench`, not here. How intervals and detectable
+differences are computed: `docs/benchmark.md`. Those of the validated judges and of merges stand as they were measured,
+percentile bootstraps over clips or prompts.
 """
 
 
