@@ -55,6 +55,11 @@ def test_a_winner_at_the_edge_widens_the_grid_up_to_a_bound() -> None:
     assert winner([RATE], inside) == (9e-3,) and at_edge([RATE], inside, (9e-3,)) == []
 
 
+def test_widening_takes_its_trials_from_what_comes_later() -> None:
+    scores, rounds = searched([RATE, KL], lambda rate, kl: rate, trials=6, widen=2)
+    assert len(scores) == 6 and rounds == [3, 1, 1, 1], "one of the two other values of the second axis"
+
+
 def test_whole_numbers_stop_at_the_least() -> None:
     scores, _ = searched([RATE, GROUP], lambda rate, group: bowl(rate) - group, trials=9)
     assert winner([RATE, GROUP], scores) == (1e-3, 1.0) and at_edge([RATE, GROUP], scores, (1e-3, 1.0)) == []
