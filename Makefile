@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 PROTOCOLS ?= $(basename $(notdir $(wildcard benchmarks/protocols/*.yaml)))
 
-.PHONY: help venv quickstart test twins mutants golden lint types assets slow gpu bench tables clean
+.PHONY: help venv quickstart test twins mutants golden lint types assets slow gpu bench tables docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -91,5 +91,9 @@ bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes w
 tables: $(INSTALLED)  ## benchmarks/README.md and docs/tuning.md from benchmarks/results
 	$(BIN)/python benchmarks/tables.py
 
+docs: $(INSTALLED)  ## the documentation as static files, in site/; a broken link ends it
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+
 clean:  ## remove caches and builds, keep .venv and runs
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache

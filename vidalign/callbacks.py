@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vidalign.evaluation.evaluator import Evaluation
     from vidalign.objectives.base import Experience, Objective
     from vidalign.recipe import Recipe
+    from vidalign.recipe.draft import Draft
+    from vidalign.recipe.schema import Choice
     from vidalign.tracking.tracker import Tracker
 
 HOOKS = ("on_start", "on_experience", "on_step_end", "on_evaluate", "on_save", "on_end")
@@ -51,8 +53,9 @@ class Training(Protocol):
     def done(self) -> bool:
         """Whether no step is left."""
 
-    def stop(self) -> None:
-        """End training after this step, as if it were the last one; one process is enough."""
+    def stop(self, why: str = "") -> None:
+        """End training after this step, as if it were the last one; one process is enough. `why` is shown at the
+        end."""
 
 
 class Callback:
@@ -93,6 +96,10 @@ class Callback:
         assert not state, "a callback that saves state restores it"
 
 
+HELD_OUT = "health/held_out/mean"
+"""The metric of evaluations on held-out prompts during training."""
+
+
 class EarlyStop(Callback):
     """Stops training when a metric no longer improves."""
 
@@ -100,7 +107,7 @@ class EarlyStop(Callback):
 
     @dataclass
     class Config:
-        metric: str = "health/held_out/mean"
+        metric: str = HELD_OUT
         """Name of the metric; only steps that log it count. The held-out score needs ``trainer.eval_every``."""
         patience: int = 3
         """Measurements in a row without improvement after which training stops."""
@@ -118,12 +125,24 @@ class EarlyStop(Callback):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config or self.Config())
         self.best: float | None = None
+        self.best_step = 0
+        """Step that the best measurement belongs to."""
         self.waited = 0
         """Measurements since the best one."""
 
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        """Refuse to wait for a score that is never measured."""
+        chosen: dict[str, Choice] = getattr(draft.recipe, "callbacks", {})
+        for label, choice in chosen.items() if draft.sound("trainer") else ():
+            settings, never = choice.config, draft.recipe.trainer.eval_every == 0
+            if isinstance(settings, cls.Config) and settings.metric == HELD_OUT and never:
+                why = f"{HELD_OUT} is measured every trainer.eval_every steps, which is 0: never"
+                fix = "set trainer.eval_every (20), or give another metric"
+                draft.refuse(f"{label!r} would never stop the run", f"callbacks.{label}", why, fix)
+
     def on_start(self, training: Training) -> None:
-        if self.waited >= self.config.patience:
-            training.stop()
+        self._stop_in_time(training)
 
     def on_step_end(self, training: Training, metrics: dict[str, float]) -> None:
         value = metrics.get(self.config.metric)
@@ -131,14 +150,21 @@ class EarlyStop(Callback):
             return
         sign = 1.0 if self.config.mode == "max" else -1.0
         if self.best is None or sign * (value - self.best) > self.config.min_change:
-            self.best, self.waited = value, 0
+            self.best, self.best_step, self.waited = value, training.step, 0
         else:
             self.waited += 1  # so does NaN
-        if self.waited >= self.config.patience:
-            training.stop()
+        self._stop_in_time(training)
+
+    def _stop_in_time(self, training: Training) -> None:
+        if self.waited < self.config.patience:
+            return
+        moved, times = {"max": "risen", "min": "fallen"}[self.config.mode], f"{self.waited} measurements"
+        best = "" if self.best is None else f", {self.best:.4g} at step {self.best_step} is the best"
+        training.stop(f"{self.config.metric} has not {moved} in {times}{best}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited = state["best"], state["waited"]
+        self.best_step = state.get("best_step", 0)  # runs of version 0.2 did not keep it

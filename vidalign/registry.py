@@ -154,6 +154,18 @@ ASKED = {
 """What the class of a plugin must have: checked before one is made."""
 MODULE = "vidalign_plugin_"
 """How the modules of plugin files are called."""
+PAGES = {kind: "docs/guides.md" for kind in KINDS} | {
+    "objectives": "docs/adding_an_objective.md",
+    "students": "docs/adding_a_student.md",
+    "teachers": "docs/adding_a_teacher.md",
+    "rewards": "docs/adding_a_reward.md",
+    "metrics": "docs/adding_a_metric.md",
+    "prompts": "docs/adding_a_prompt_source.md",
+    "graders": "docs/adding_a_grader.md",
+    "trackers": "docs/callbacks.md",
+    "callbacks": "docs/callbacks.md",
+}
+"""The page that says how to add a plugin of a kind."""
 _registered: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in KINDS}
 
 T = TypeVar("T")
@@ -179,7 +191,9 @@ def get(kind: str, name: str) -> Any:
         return _complete(kind, name, _load(kind, points[0], _owner(points[0])), _owner(points[0]))
     known = names(kind)
     close = nearest(name, known)
-    fix = f"did you mean {close!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+    listed = f"known: {', '.join(sorted(known)) or 'none'}"
+    own = f"one of your own needs --plugin FILE, see {PAGES[kind]}"
+    fix = f"did you mean {close!r}?" if close else f"{listed}; {own}"
     raise UsageError(f"{name!r} is not among the {kind}", fix=fix)
 
 

@@ -67,7 +67,7 @@ class Trainer:
             raise UserError(
                 f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
                 where="--run",
-                fix="add --resume to go on with it, or name another folder",
+                fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
             )
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)
@@ -78,6 +78,8 @@ class Trainer:
         self.step = 0
         self.step_started = time.perf_counter()
         self._begun = self._stop = False
+        self.stopped = ""
+        """Why a callback ended training before its last step; '' where none did, or gave no reason."""
         self.score: float | None = None
         """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
         self._start_norms = self._weight_norms()
@@ -96,9 +98,9 @@ class Trainer:
         """Whether no step is left."""
         return self._stop or self.step >= self.recipe.trainer.steps
 
-    def stop(self) -> None:
-        """End training after the present step, as if it were the last one."""
-        self._stop = True
+    def stop(self, why: str = "") -> None:
+        """End training after the present step, as if it were the last one; the first reason is kept in `stopped`."""
+        self._stop, self.stopped = True, self.stopped or why
 
     def fit(self) -> Path:
         """Run all steps that are left, saving on the way and at the end; returns the run folder."""
@@ -203,7 +205,8 @@ class Trainer:
         with torch.no_grad():
             for callback in self.callbacks.values():
                 getattr(callback, hook)(self, *what)
-        self._stop = any(distributed.all_gather_object(self._stop))
+        stops = distributed.all_gather_object((self._stop, self.stopped))
+        self._stop, self.stopped = any(stop for stop, _ in stops), next((why for _, why in stops if why), "")
 
     # --- parts of a step ---
 

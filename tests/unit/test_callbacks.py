@@ -146,7 +146,8 @@ def test_a_fault_is_the_plugin_s(hook: str, tmp_path: Path) -> None:
 
 
 def test_a_recipe_names_callbacks_and_their_settings(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, "callbacks={early_stop: {patience: 5}}", "trackers={tracks: }")
+    judged = "trainer.eval_every=2"
+    recipe = recipe_of(tmp_path, "callbacks={early_stop: {patience: 5}}", "trackers={tracks: }", judged)
     (early,) = recipe.callbacks.values()
     assert early.config == EarlyStop.Config(patience=5)
     assert load_recipe(_written(tmp_path, recipe)).callbacks == recipe.callbacks
@@ -181,11 +182,14 @@ def test_early_stop_ends_a_run_for_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "values", "ends"), [("max", [1, 2, 2, 1], 4), ("min", [1, 2, 0, float("nan"), 1], 5)])
 def test_early_stop_waits_for_its_patience(mode: Any, values: list[float], ends: int) -> None:
     early, stopped = EarlyStop(EarlyStop.Config(patience=2, mode=mode)), []
-    training: Any = SimpleNamespace(stop=lambda: stopped.append(True))
+    training: Any = SimpleNamespace(stop=stopped.append, step=0)
     for n, value in enumerate(values, 1):
+        training.step = 10 * n
         early.on_step_end(training, {})
         early.on_step_end(training, {"health/held_out/mean": value})
         assert bool(stopped) == (n >= ends), n
+    best = {"max": "risen in 2 measurements, 2 at step 20", "min": "fallen in 2 measurements, 0 at step 30"}[mode]
+    assert stopped[0] == f"health/held_out/mean has not {best} is the best"
 
 
 def test_a_tracker_of_somebody_else_is_told_everything(tmp_path: Path) -> None:

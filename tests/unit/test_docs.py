@@ -32,7 +32,7 @@ from vidalign.tracking import health
 from vidalign.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 EXAMPLE = ROOT / "docs" / "adding_an_objective.md"
 STUDENT = {
@@ -86,9 +86,28 @@ def test_named_source_files_exist(page: Path) -> None:
         assert (ROOT / path).is_file(), f"{name(page)} names {path}, which is not there"
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
+def in_nav(entry: Any) -> list[str]:
+    """The pages below an entry of the site's navigation."""
+    if isinstance(entry, str):
+        return [entry]
+    return [page for child in (entry.values() if isinstance(entry, dict) else entry) for page in in_nav(child)]
+
+
+def test_every_page_stands_once_in_the_navigation_of_the_site() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    top = ["Start here", "Guides", "Methods", "Reference", "Benchmark", "Negative results", "Glossary"]
+    assert site["strict"] and [next(iter(part)) for part in site["nav"]] == top
+    listed = in_nav(site["nav"])
+    generated = {page for page in listed if page.startswith("reference/")}
+    assert len(listed) == len(set(listed)) > 30 and len(generated) == 3
+    written = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]}
+    assert set(listed) - generated - {"benchmarks/README.md"} == written
+
+
+def test_the_readme_leads_into_the_site() -> None:
     readme = PAGES[0].read_text(encoding="utf-8")
-    assert len(PAGES) > 5 and [page for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+    for page in ("index", "guides", "recipes", "negative_results", "benchmark", "methods/afd", "methods/dopd"):
+        assert f"(docs/{page}.md)" in readme
 
 
 def test_every_health_warning_has_its_section() -> None:

@@ -28,7 +28,7 @@ MISTAKEN = ("checkpoint", "checkpoints", "optimizer", "sampler", "adapter")
 """Words that look like sections and are none."""
 ATTRIBUTES = ("sampler.sigmas", "sampler.first_sigmas", "sampler.rolling", "sampler.solver", "sampler.many_steps")
 """Attributes of a student that its teacher shares, and keys of a preset; no keys of a recipe."""
-FILES = ("json", "jsonl", "safetensors", "yaml", "pt", "py", "html")
+FILES = ("json", "jsonl", "safetensors", "yaml", "pt", "py", "html", "md")
 SECTIONS = "|".join([*MISTAKEN, *(f.name for f in fields(Sections)), "budget", "health"])
 KEY = re.compile(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z_]\w*)+)")
 
@@ -75,7 +75,7 @@ def texts() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield f"{file.relative_to(ROOT)}:{node.lineno}", node.value
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         yield page.name, re.sub(r"^```python\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for file in [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "benchmarks" / "protocols").glob("*.yaml")]:
         comments = [line for line in file.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("#")]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from vidalign.build import with_weights, write_adapter
 from vidalign.engine.config import AdapterConfig
 from vidalign.engine.policies import Policies
+from vidalign.errors import UsageError
 from vidalign.students.exchange import Leaving
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_checkpoint import WEIGHTS
@@ -120,5 +121,18 @@ def test_exports_load_elsewhere(dtype: str, tmp_path: Path) -> None:
     torch.testing.assert_close(run.of(whole).float(), run.logits, rtol=0, atol=atol)
     adapted = peft.PeftModel.from_pretrained(run.untrained(), export(leaving, "peft", tmp_path / "peft", dtype))
     torch.testing.assert_close(run.of(adapted).float(), run.logits, rtol=0, atol=atol)
-    single = LanguageStudent.load(str(export(leaving, "single", tmp_path / "one.safetensors", dtype)))
-    torch.testing.assert_close(run.of(single.model).float(), run.logits, rtol=0, atol=atol)
+    single = export(leaving, "single", tmp_path / "one.safetensors", dtype)
+    run.folder.rename(tmp_path / "gone")
+    found = LanguageStudent.load(str(single))
+    assert found.spec.tokenizer == "tasks"
+    torch.testing.assert_close(run.of(found.model).float(), run.logits, rtol=0, atol=atol)
+
+
+def test_one_file_names_no_folder_of_a_tokenizer(tmp_path: Path) -> None:
+    """Seen by running: an export of a checkpoint named the temporary folder that it was written from."""
+    run = Trained(CONFIGS["llama"], "blocks", tmp_path)
+    template = run.folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another one #}")
+    with pytest.raises(UsageError, match="one file has no place for the student's tokenizer"):
+        export(Leaving(run.folder / WEIGHTS), "single", tmp_path / "one.safetensors", "")
+    assert not (tmp_path / "one.safetensors").exists()

@@ -172,9 +172,9 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(DataError, match="did you mean 'held_out'"):
         open_source("rules:heldout", 0)
     with pytest.raises(RecipeError, match=r"data\.prompts\.family"):
-        load_recipe("tokens/rules/teacher", ["data.prompts.family=Q"])
+        load_recipe("rules/pretrain/teacher", ["data.prompts.family=Q"])
     with pytest.raises(RecipeError, match="privileged_share must lie in 0..1"):
-        load_recipe("tokens/rules/teacher", ["data.prompts.privileged_share=2"])
+        load_recipe("rules/pretrain/teacher", ["data.prompts.privileged_share=2"])
 
 
 def test_every_word_is_a_token_of_the_shipped_tokenizer(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ import vidalign
 from vidalign.cli import (
     bench,
     collect,
+    doctor,
     evaluate,
     export,
     import_,
     list_,
     merge,
+    new,
     plan,
     prepare,
     rewards,
@@ -67,6 +69,8 @@ def options(
     """Align causal video students on-policy."""
 
 
+app.command("new")(new.new)
+app.command("cp")(new.cp)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("collect")(collect.collect)
@@ -82,6 +86,7 @@ app.command("list")(list_.list_)
 app.command("show")(show.show)
 app.command("validate")(validate.validate)
 app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -65,6 +65,8 @@ def _train(recipe: Recipe, run: Path, resume: bool, words: list[str], trust: boo
         with explaining_memory(recipe, distributed.world_size()):
             folder = trainer.fit()
         if distributed.rank() == 0:
+            if trainer.stopped:
+                typer.echo(f"stopped after step {trainer.step} of {recipe.trainer.steps}: {trainer.stopped}")
             _judge(folder)
     except KeyboardInterrupt:
         raise _interrupted(trainer, words, folder is not None) from None
@@ -97,7 +99,7 @@ def _check_folder(run: Path | None, resume: bool) -> None:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",
             where="--run",
-            fix="add --resume to go on with it, or name another folder",
+            fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
         )
 
 

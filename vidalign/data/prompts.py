@@ -91,5 +91,7 @@ def lines_of(path: Path) -> list[str]:
         data = regular(path).read_bytes()
         text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix="check the path") from error
+        raise DataError(
+            f"the prompt file {path} cannot be read", why=str(error), fix="check the path, see docs/recipes.md"
+        ) from error
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text)]

@@ -35,6 +35,7 @@ def check(recipe: Sections, tree: Node, broken: set[str], problems: list[Problem
         _teacher,
         _student,
         _own("students"),
+        _own("callbacks"),
         _optimizer,
         _engine,
         check_prompts,
@@ -99,7 +100,7 @@ def _objective(draft: Draft) -> None:
     group = getattr(objective.config, "group_size", None)
     if isinstance(group, int) and group < needs.min_group:
         why = "the candidates of one prompt are compared with each other" if group == 1 else ""
-        fix = f"use {needs.min_group} or more"
+        fix = f"use {needs.min_group} or more, see docs/methods/index.md"
         draft.refuse(f"a group size of {group} is too small for {objective.name!r}", "objective.group_size", why, fix)
 
 
@@ -146,7 +147,7 @@ def _teacher(draft: Draft) -> None:
     if teacher is None:
         if needs is not None and needs.teacher and draft.sound("teacher"):
             why = f"{objective!r} needs one that offers {needs.teacher}"
-            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}")
+            draft.refuse("there is no teacher", "teacher", why, "add teacher: {name: ...}, see docs/teachers.md")
         return
     offers = getattr(_plugin(draft, "teachers", teacher.name), "offers", None)
     if offers is None:
@@ -206,6 +207,10 @@ def _chosen(draft: Draft, kind: str) -> Iterator[tuple[str, str]]:
     recipe = draft.recipe
     if kind == "rewards":
         yield from ((f"rewards.{name}", choice.name) for name, choice in recipe.rewards.items() if choice.name)
+        return
+    if kind == "callbacks":
+        labelled: dict[str, Choice] = getattr(recipe, kind, {})
+        yield from ((f"{kind}.{label}", choice.name) for label, choice in labelled.items() if choice.name)
         return
     section = kind.removesuffix("s")
     chosen = getattr(recipe, section)

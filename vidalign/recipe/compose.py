@@ -149,7 +149,9 @@ def _not_found(what: str, name: str, where: str) -> Problem:
     known = _shipped_files()
     close = nearest(name.removeprefix("recipes/").removesuffix(".yaml"), known)
     fix = f"did you mean {close!r}?" if close else "`vidalign list recipes` prints the shipped ones"
-    return Problem(f"there is no {what} {name!r}", where, "neither a file nor a shipped recipe", fix)
+    return Problem(
+        f"there is no {what} {name!r}", where, "neither a file nor a shipped recipe", f"{fix}; see docs/recipes.md"
+    )
 
 
 def _combine(first: Node, second: Node) -> Node:

@@ -89,22 +89,36 @@ def load_recipe(path_or_name: str | Path, overrides: list[str] | None = None) ->
     Nothing is loaded or started. Raises RecipeError with every mistake found, each with its file and line.
     """
     problems: list[Problem] = []
-    composed = compose(str(path_or_name), list(overrides or []), CHOICES, problems)
-    tree, path = composed.tree, composed.path
-    if path is None:
-        raise RecipeError(problems)
-    recipe, broken = build_sections(tree, composed.whole, problems)
-    warnings = check(recipe, tree, broken, problems)
+    recipe, broken = _read(str(path_or_name), list(overrides or []), problems)
+    recipe.warnings = check(recipe, recipe.tree, broken, problems)
     if problems:
         raise RecipeError(_unique(problems))
+    return _with_short_prompts(recipe)
+
+
+def read_recipe(path_or_name: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """A recipe that is not checked: files that it names need not be there. Raises RecipeError for unknown keys and
+    values of a wrong type."""
+    problems: list[Problem] = []
+    recipe, _ = _read(str(path_or_name), list(overrides or []), problems)
+    if problems:
+        raise RecipeError(_unique(problems))
+    return _with_short_prompts(recipe)
+
+
+def _read(name: str, overrides: list[str], problems: list[Problem]) -> tuple[Recipe, set[str]]:
+    """The recipe and the names of its broken sections; raises RecipeError where there is no such file."""
+    composed = compose(name, overrides, CHOICES, problems)
+    if composed.path is None:
+        raise RecipeError(problems)
+    recipe, broken = build_sections(composed.tree, composed.whole, problems)
+    recipe.name, recipe.header, recipe.tree = name, read_header(composed.path), composed.tree
+    return recipe, broken
+
+
+def _with_short_prompts(recipe: Recipe) -> Recipe:
     recipe.data.prompts, recipe.data.eval_prompts = map(shortened, (recipe.data.prompts, recipe.data.eval_prompts))
     recipe.evaluation.prompts = shortened(recipe.evaluation.prompts)
-    recipe.name, recipe.header, recipe.tree, recipe.warnings = (
-        str(path_or_name),
-        read_header(path),
-        tree,
-        warnings,
-    )
     return recipe
 
 

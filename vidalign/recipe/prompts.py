@@ -97,7 +97,7 @@ def unscored(rewards: dict[str, Any], prompts: Iterator[tuple[str, Any]]) -> Pro
     for place, prompt in prompts:
         if not any(_can_score(name, kind, prompt) for name, kind in rewards.items()):
             why = f"{' and '.join(rewards)} have no answer for it: {str(getattr(prompt, 'prompt', prompt))[:60]!r}"
-            fix = "leave it out, or add a reward that can"
+            fix = "leave it out, or add a reward that can, see docs/rewards.md"
             return Problem("no reward of the recipe can score a prompt", place, why, fix)
     return None
 

@@ -20,7 +20,7 @@ def processes_of_a_group(recipe: Recipe, count: int) -> int:
     if prompts % count == 0:
         return 1
     spread, whole = divmod(count, prompts)
-    why, fix = "", f"use a multiple of {count}, or other --gpus and --nodes"
+    why, fix = "", f"use a multiple of {count}, or other --gpus and --nodes, see docs/deepspeed.md"
     if whole == 0:
         spreads = not recipe.objectives and registry.get("objectives", recipe.objective.name).spreads
         size = recipe.objective.config.group_size if spreads else 0

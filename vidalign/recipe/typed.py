@@ -168,7 +168,7 @@ def unknown_key(path: str, where: str, known: Any, hints: dict[str, Any] | None 
         fix = f"it moved to {place}"
     elif close or meant:
         fix = f"did you mean {close!r}?" if close else f"did you mean `{meant}`?"
-    return Problem(f"unknown key {path!r}", where, fix=fix)
+    return Problem(f"unknown key {path!r}", where, fix=f"{fix} (see docs/recipes.md)")
 
 
 def _value_like(key: str, hints: dict[str, Any]) -> str:
@@ -190,7 +190,11 @@ def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
     except OmegaConfBaseException:
         options = [option for option in get_args(_without_none(hint)) if isinstance(option, str)]
         close = nearest(str(plain), options)
-        fix = f"did you mean {close!r}?" if close else ""
+        fix = (
+            f"did you mean {close!r}?"
+            if close
+            else "`vidalign show RECIPE --explain` says what it means, see docs/recipes.md"
+        )
         what = f"{path} must be {_say(hint)}, not {plain!r} ({type(plain).__name__})"
         problems.append(Problem(what, node.where, fix=fix))
         return WRONG

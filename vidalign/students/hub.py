@@ -85,7 +85,8 @@ def not_imported(where: str, files: Sequence[str]) -> CheckpointError:
         where=where,
         why="it carries no specification: its cache policy and sampler are not written in it"
         + (f"; files there: {', '.join(files[:4])}" if files else ""),
-        fix=f"run `vidalign import PRESET --checkpoint {source} --out DIR`, then name DIR (`vidalign list presets`)",
+        fix=f"run `vidalign import PRESET --checkpoint {source} --out DIR`, then name DIR "
+        "(`vidalign list presets`), see docs/real_students.md",
     )
 
 

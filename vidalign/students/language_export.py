@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vidalign.errors import UsageError
 from vidalign.owner import replacing
 from vidalign.students.exchange import Leaving, trained_adapter
-from vidalign.students.language_checkpoint import WEIGHTS, load
+from vidalign.students.language_checkpoint import WEIGHTS, load, tokenizer_and_processor
+from vidalign.students.language_config import SHIPPED_TOKENIZERS
+
+if TYPE_CHECKING:
+    from vidalign.students.language import LanguageStudent
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
@@ -33,7 +39,27 @@ def export(leaving: Leaving, form: str, out: Path, dtype: str) -> Path:
 
 def _student(leaving: Leaving, dtype: str, file: Path) -> None:
     student = load(str(leaving.path))
+    if file.name != WEIGHTS:
+        student.spec = replace(student.spec, tokenizer=_tokenizer_of_a_file(student))
     (student.to(getattr(torch, dtype)) if dtype else student).save(file, dict(leaving.made))
+
+
+def _tokenizer_of_a_file(student: LanguageStudent) -> str:
+    """The name of the student's tokenizer where it is shipped or on the hub. A file that named a folder would not load
+    without it."""
+    own, name = student.chat.tokenizer, student.spec.tokenizer
+    for shipped in SHIPPED_TOKENIZERS:
+        known, _ = tokenizer_and_processor(shipped, student.model.config)
+        if known.chat_template == own.chat_template and known.get_vocab() == own.get_vocab():
+            return shipped
+    if Path(name).is_dir():
+        raise UsageError(
+            "one file has no place for the student's tokenizer",
+            where="--to single",
+            why="the tokenizer is neither shipped nor on the hub",
+            fix="take --to transformers, a folder that holds all",
+        )
+    return name
 
 
 def _copy_adapter(adapter: Path, folder: Path, dtype: str) -> None:

@@ -117,7 +117,7 @@ def check_fits(recipe: Recipe, plan: Plan, gpu: str, gpus: int) -> None:
             f"a step needs {(plan.peak + RESERVE) / 1e9:.1f} GB, {RESERVE / 1e9:.0f} GB of reserve included",
             where=f"--gpu {gpu}: {size / 1e9:.1f} GB",
             why=f"largest in the phase {plan.at}",
-            fix=", then ".join(changes(recipe, plan, gpus)[:2]),
+            fix="; ".join(filter(None, [", then ".join(changes(recipe, plan, gpus)[:2]), "see docs/memory.md"])),
         )
 
 

@@ -117,7 +117,7 @@ def check_finished(folder: Path, saved: Saved = FINAL) -> None:
                 where=str(file),
                 why="there is no such file",
                 fix="finish it with `vidalign train RECIPE --run RUN --resume`, take a student that it has saved with "
-                "--best or --step N, or name another folder",
+                "--best or --step N, or name another folder; see docs/troubleshooting.md",
             )
     if not saved.final:
         saved.checkpoint(folder)
