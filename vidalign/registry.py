@@ -57,6 +57,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     },
     "teachers": {
         "endpoint": "vidalign.teachers.endpoint:EndpointTeacher",
+        "events": "vidalign.worlds.events.teacher:EventTeacher",
         "few_step": "vidalign.teachers.few_step:FewStepTeacher",
         "language": "vidalign.teachers.language:LanguageTeacher",
         "model": "vidalign.teachers.model:ModelTeacher",
@@ -106,6 +107,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "prompts": {
         "caption_table": "vidalign.data.captions:TableCaptions",
         "datasets": "vidalign.data.tables:HubTable",
+        "events": "vidalign.worlds.events.prompts:EventCaptions",
         "pictures": "vidalign.worlds.language.prompts:Pictures",
         "rules": "vidalign.worlds.language.prompts:Rules",
         "table": "vidalign.data.tables:TableExamples",
@@ -128,6 +130,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "wan": "vidalign.codecs.autoencoder:WanCodec",
     },
     "text_encoders": {
+        "events": "vidalign.worlds.events.text:EventText",
         "transformers": "vidalign.text.pretrained:PretrainedText",
         "world": "vidalign.worlds.video.text:WorldText",
     },

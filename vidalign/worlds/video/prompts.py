@@ -28,10 +28,7 @@ class Captions(GroupedPrompts):
 
     @classmethod
     def open(cls, argument: str, seed: int, batch: int = 1) -> Captions:
-        groups: dict[str, list[str]] = {}
-        for caption in captions.prompts(argument):
-            groups.setdefault(captions.parse(caption).motion, []).append(caption)
-        return cls(list(groups.values()), seed, batch)
+        return cls(list(captions.CAPTIONS.groups(argument).values()), seed, batch)
 
     @classmethod
     def out_of_domain(cls, argument: str) -> str:
