@@ -66,7 +66,7 @@ def _is_basic(spec: CaptionSpec) -> bool:
 
 
 def family(spec: CaptionSpec) -> str:
-    """The kind of a caption, such as ``glide left, turn``: figures are reported by it, and captions take turns by it."""
+    """The kind of a caption, such as ``glide left, turn``: figures are reported by it, captions take turns by it."""
     return f"{spec.motion}, {spec.event}"
 
 

@@ -95,9 +95,7 @@ class _Cast:
 
 def _cast(specs: Sequence[CaptionSpec]) -> _Cast:
     reach = torch.tensor(
-        [
-            (SIZES[s.size] * EXTENT[s.shape], SIZES["small"] * EXTENT[s.other_shape or SHAPES[0]]) for s in specs
-        ],
+        [(SIZES[s.size] * EXTENT[s.shape], SIZES["small"] * EXTENT[s.other_shape or SHAPES[0]]) for s in specs],
         dtype=torch.float64,
     )
     return _Cast(
