@@ -1,8 +1,8 @@
 """What the scorer of the event world makes of a clip: attributes of every frame, laws, events and their frames.
 
-A clip is cut into windows of 12 frames, of which neighbours overlap by half. Each is fitted by itself, so that 192 frames
-are held to the law as closely as 12, wherever the phase has gone. The first window begins as the caption says; later
-ones go on from any state that events lead to.
+A clip is cut into windows of 12 frames, of which neighbours overlap by half. Each is fitted by itself, so that 192
+frames are held to the law as closely as 12, wherever the phase has gone. The first window begins as the caption says;
+later ones go on from any state that events lead to.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
     windows, motion = [], []
     for start in starts:
         part = slice(start, min(start + FRAMES, track.shape[1]))
-        fitted, weight = (first.fitted, first.motion) if start == 0 else _later(track[:, part, 0].detach(), path, part, target)
+        fitted, weight = (
+            (first.fitted, first.motion) if start == 0 else _later(track[:, part, 0].detach(), path, part, target)
+        )
         second = _second(track[:, part, 1].detach(), there[:, part], start == 0, target)
         squares = (track[:, part] - torch.stack((fitted, second), 2)).square().sum(-1)
         shown = there[:, part] & target.enters[:, None]
@@ -145,8 +147,9 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
 
 
 def _cast(captioned: Objects, target: Target) -> tuple[Objects, torch.Tensor, torch.Tensor]:
-    """The first and the second object in every frame, whether the first one has its other colour, and whether the second
-    one is there, ``[B, F]``. Where a colour changes, the first object is what the heavier of its two colours shows."""
+    """The first and the second object in every frame, whether the first one has its other colour, and whether the
+    second one is there, ``[B, F]``. Where colours change, the first object is what the heavier of its two colours shows.
+    """
     mass = captioned.mass
     changed = (mass[..., 1] > mass[..., 0]) & target.recolours[:, None]
     parts = {}
@@ -159,9 +162,7 @@ def _cast(captioned: Objects, target: Target) -> tuple[Objects, torch.Tensor, to
     return Objects(**parts), changed, there
 
 
-def _attributes(
-    objects: Objects, seen: Gaze, changed: torch.Tensor, there: torch.Tensor, target: Target
-) -> Attributes:
+def _attributes(objects: Objects, seen: Gaze, changed: torch.Tensor, there: torch.Tensor, target: Target) -> Attributes:
     """Judge the objects that are there; what a second object shows where it is not is judged as a stray."""
     total = seen.total
     area = math.pi * target.radius[:, None] ** 2  # [B, 1, 2]
@@ -220,8 +221,8 @@ class _First:
     """The law of the first window, ``[B]`` each: `motion`, how likely it is the captioned one; `law_right`, whether no
     other is likelier; `fitted` ``[B, F, 2]`` under it; `start`, its direction; `turned`, evidence of a turn.
 
-    Which law, and whether there are turns, is decided at the scorer's own precision (`SHARP`), each turn at a price. How
-    well the law is kept is judged by `SCALE`.
+    Which law, and whether there are turns, is decided at the scorer's own precision (`SHARP`), each turn at a price.
+    How well the law is kept is judged by `SCALE`.
     """
 
     def __init__(self, track: torch.Tensor, target: Target) -> None:
@@ -263,9 +264,7 @@ class _First:
         return fitted.unflatten(0, (batch, 4)), weight.unflatten(0, (batch, 4)), share.unflatten(0, (batch, 4))
 
 
-def _later(
-    track: torch.Tensor, path: paths.Path, part: slice, target: Target
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _later(track: torch.Tensor, path: paths.Path, part: slice, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """The captioned law in a later window, in whatever state: fitted ``[B, F, 2]`` and its weight against none."""
     extent = target.extent[:, 0].double()
     turn = path.turn[:, part.start : part.stop - 1].clone()

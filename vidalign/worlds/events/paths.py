@@ -1,8 +1,8 @@
 """Fits of glides that walls reflect and events turn, for the scorer alone.
 
-The direction of every step is decoded first (Viterbi over left, right, up and down, in which a turn has its price and a
-reflection is free, but at a wall only). Given the turns, a glide has three unknowns: where it begins and its speed. They
-are found by Gauss-Newton on the exact motion, reflections included.
+The direction of every step is decoded first (Viterbi over left, right, up and down, in which a turn has its price and
+a reflection is free, but at a wall only). Given the turns, a glide has three unknowns: where it begins and its speed.
+They are found by Gauss-Newton on the exact motion, reflections included.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def speed_of(track: torch.Tensor) -> torch.Tensor:
 def decode(track: torch.Tensor, extent: torch.Tensor, start: torch.Tensor, turns: torch.Tensor) -> Path:
     """The likeliest directions of glides.
 
-    track: ``[N, F, 2]``; extent: ``[N]`` half widths; start: ``[N]`` direction of the first step; turns: ``[N]`` whether
-    the object may turn.
+    track: ``[N, F, 2]``; extent: ``[N]`` half widths; start: ``[N]`` direction of the first step; turns: ``[N]``
+    whether the object may turn.
     """
     speed = speed_of(track)
     cost, wall = _step_costs(track, extent, speed)
@@ -73,9 +73,7 @@ def decode(track: torch.Tensor, extent: torch.Tensor, start: torch.Tensor, turns
     return Path(direction, turn)
 
 
-def _step_costs(
-    track: torch.Tensor, extent: torch.Tensor, speed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _step_costs(track: torch.Tensor, extent: torch.Tensor, speed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What each direction costs in every step, ``[N, F - 1, 4]`` squared pixels, and whether a wall reflects it."""
     axis, sign = torch.tensor(AXES, device=track.device), track.new_tensor(SIGNS)
     step, pace = track.diff(dim=1), speed[:, None, None]

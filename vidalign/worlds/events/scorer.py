@@ -4,15 +4,15 @@ Palette un-mixing -> soft masks -> moments (`vidalign.worlds.video.looks`) -> tr
 with the frames of the events found (`judgement.py`). Frames and objects are judged one by one, then pooled with a power
 mean of order -4, so that the worst frame of the worst object decides.
 
-- ``event_alignment``: geometric mean of colour, count, shape, size, motion and event. Motion is the posterior of the
-  captioned law, begun as captioned, among all laws and "none of them". Event: the second clause is fulfilled by the end,
-  and events come neither too often nor too close together. A clip in which nothing happens scores about half: so does
-  ground truth, of which three in ten clips of 12 frames are such.
-- ``event_motion``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law with the events that were found (rms
-  in picture widths, of the worse object; the worst window of 12 frames decides), times permanence and presence.
+- ``event_alignment``: geometric mean of colour, count, shape, size, motion and event. Motion is how likely the captioned
+  law, begun as captioned, is among all laws and "none of them". Event: the second clause is fulfilled by the end, and
+  events come neither too often nor too close together. A clip in which nothing happens scores about half. So does
+  ground truth: in three or four of ten clips of 12 frames nothing happens.
+- ``event_motion``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law with the events that were found
+  (rms in picture widths, of the worse object; the worst window of 12 frames decides), times permanence and presence.
 - ``event_visual``: nearness to the manifold of renderable frames. It does not look at the caption.
-- ``lawful``: 1 when all attributes are right in every frame, no frame leaves the trajectory, events keep their rate, and
-  motion and visual quality exceed .5. ``strict_pass``: lawful, and the second clause is fulfilled.
+- ``lawful``: 1 when all attributes are right in every frame, no frame leaves the trajectory, events keep their rate,
+  and motion and visual quality exceed .5. ``strict_pass``: lawful, and the second clause is fulfilled.
 
 Works for 3 frames and more. The auditor shares nothing with this file but the world's constants and captions.
 """
