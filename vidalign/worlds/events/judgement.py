@@ -148,7 +148,7 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
 
 def _cast(captioned: Objects, target: Target) -> tuple[Objects, torch.Tensor, torch.Tensor]:
     """The first and the second object in every frame, whether the first one has its other colour, and whether the
-    second one is there, ``[B, F]``. Where colours change, the first object is what the heavier of its two colours shows.
+    second one is there, ``[B, F]``. Where colours change, the first object is what the heavier of the two shows.
     """
     mass = captioned.mass
     changed = (mass[..., 1] > mass[..., 0]) & target.recolours[:, None]

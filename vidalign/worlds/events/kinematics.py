@@ -139,19 +139,17 @@ def crossing_error(tracks: Tracks) -> torch.Tensor:
     low, high = (edge[:, tracks.along, None] for edge in tracks.walls(1))
     along, across = xy[..., tracks.along], xy[..., 1 - tracks.along]
     both = there[:, 1:] & there[:, :-1]
-    step = along.diff(dim=1).where(both, torch.nan)
-    pace = step.abs().nanmedian(1).values.nan_to_num(CROSSING[0])[:, None]
+    three = both[:, 1:] & both[:, :-1]
+    step = along.diff(dim=1)
+    pace = step.abs()
     slow = (CROSSING[0] - pace).clamp(min=0) + (pace - CROSSING[1]).clamp(min=0)
-    error = slow.expand_as(along).clone()
-    error[:, 1:] += (step.abs() - pace).abs().nan_to_num(0.0)
-    error[:, 1:] += across.diff(dim=1).abs().where(both, 0.0)
-    back = both[:, 1:] & both[:, :-1] & ((step[:, 1:] * step[:, :-1]) < 0)
-    error[:, 2:] += back.to(error) * 2
+    error = torch.zeros_like(along)
+    error[:, 1:] = (slow + across.diff(dim=1).abs()).where(both, 0.0)
+    error[:, 2:] += step.diff(dim=1).abs().where(three, 0.0)
     appears = torch.nn.functional.pad(there[:, 1:] & ~there[:, :-1], (1, 0))
     error += torch.minimum((along - low).abs(), (along - high).abs()).where(appears, 0.0)
-    left = there[:, :-1] & ~there[:, 1:]
-    short = torch.minimum(along - low, high - along)[:, :-1] - pace
-    error[:, :-1] += short.clamp(min=0).where(left, 0.0)
+    leaves = there[:, :-1] & ~there[:, 1:]
+    error[:, :-1] += (torch.minimum(along - low, high - along)[:, :-1] - CROSSING[1]).clamp(min=0).where(leaves, 0.0)
     return error.where(there, 0.0)
 
 

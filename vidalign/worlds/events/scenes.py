@@ -150,11 +150,12 @@ class _Play:
     def step(self, frame: int) -> torch.Tensor:
         """Go on to `frame`; whether an event happens on it, ``[B]``."""
         gap, chance, outcome, lane, pace = self.u[:, START + EACH * (frame - 1) :][:, :EACH].unbind(1)
+        absent = ~self.there  # it is never seen to leave and enter on one frame
         self._move()
         self.wait -= 1
         moment = self.wait == 0
         self.wait = torch.where(moment, GAPS[0] + (gap * len(GAPS)).long(), self.wait)
-        event = moment & (chance < PROBABILITY) & ~(self.cast.enters & self.there)
+        event = moment & (chance < PROBABILITY) & (absent | ~self.cast.enters)
         self.changed ^= event & self.cast.recolours
         self._turn(event & self.cast.turns, outcome)
         self._enter(event & self.cast.enters, outcome, lane, pace)

@@ -4,8 +4,8 @@ Palette un-mixing -> soft masks -> moments (`vidalign.worlds.video.looks`) -> tr
 with the frames of the events found (`judgement.py`). Frames and objects are judged one by one, then pooled with a power
 mean of order -4, so that the worst frame of the worst object decides.
 
-- ``event_alignment``: geometric mean of colour, count, shape, size, motion and event. Motion is how likely the captioned
-  law, begun as captioned, is among all laws and "none of them". Event: the second clause is fulfilled by the end, and
+- ``event_alignment``: geometric mean of colour, count, shape, size, motion and event. Motion is how likely the
+  captioned law, begun as captioned, is among all laws and "none of them". Event: the second clause is fulfilled by the end, and
   events come neither too often nor too close together. A clip in which nothing happens scores about half. So does
   ground truth: in three or four of ten clips of 12 frames nothing happens.
 - ``event_motion``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law with the events that were found
