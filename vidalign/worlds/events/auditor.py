@@ -8,7 +8,7 @@ of objects take the worse object in each frame, then the mean of the mean and th
   that changes colour is judged by the colour it has; one that enters, while it is there;
 - ``motion``: does the object begin and go on as the first clause says;
 - ``physics``: does each frame follow from the two before it. 0 where the captioned motion does not happen at all;
-- ``event``: the second clause is fulfilled by the end, and events come neither too often nor too close together.
+- ``event``: the clip ends as the second clause says, and events come neither too often nor too close together.
 
 ``composite`` is the geometric mean of motion, physics, event, appearance, permanence and content, each at least .02.
 Content is the geometric mean of colour, count, shape and size. ``lawful`` is 1 when all but ``event`` are at least .5;
@@ -124,10 +124,15 @@ def _dynamics(glance: Glance, prompts: Sequence[str]) -> dict[str, torch.Tensor]
         moves = motion_score(motion, turns, tracks) * visible.mean(1)
         out["motion"][rows] = moves
         out["physics"][rows] = physics_score(motion, turns, tracks, visible) * ramp(moves, 0.0, 0.25)
-        state = glance.changed[rows] if event == "colour" else there
-        differs = state[:, 1:] ^ state[:, :-1] if event == "colour" else state[:, 1:] & ~state[:, :-1]
-        happened = turned(tracks) if turns else torch.nn.functional.pad(differs, (1, 0))
-        out["event"][rows] = event_score(happened, event != "enter").to(glance.xy) * ramp(visible.mean(1), 0.5, 1.0)
+        changed = glance.changed[rows]
+        happened = {
+            "turn": turned(tracks),
+            "colour": torch.nn.functional.pad(changed[:, 1:] ^ changed[:, :-1], (1, 0)),
+            "enter": torch.nn.functional.pad(there[:, 1:] & ~there[:, :-1], (1, 0)),
+        }[event]
+        ends = {"turn": happened.sum(1) % 2 == 1, "colour": changed[:, -1], "enter": there[:, -1]}[event]
+        score = event_score(happened, ends, event != "enter")
+        out["event"][rows] = score.to(glance.xy) * ramp(visible.mean(1), 0.5, 1.0)
     return out
 
 

@@ -130,8 +130,6 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
     counted = torch.stack([(there[:, s : s + FRAMES] & target.enters[:, None]).sum(1) for s in starts], 1)
     worse = torch.maximum(deviation[..., 0].mean(2), deviation[..., 1].sum(2) / counted.clamp(min=1))
     events = _events(path, changed, there, target)
-    evidence = torch.where(target.turns, first.turned, events.any(1).double())
-    later = events[:, FRAMES - 1 :].any(1)
     return Judgement(
         attributes,
         seen.visual,
@@ -140,7 +138,7 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
         deviation.flatten(2).to(clips.dtype),
         worse.to(clips.dtype),
         starts,
-        torch.where(later, 1.0, evidence).to(clips.dtype),
+        _fulfilled(events, path, first.turned, changed, there, target).to(clips.dtype),
         _orderly(events, target).to(clips.dtype),
         events,
     )
@@ -294,6 +292,23 @@ def _events(path: paths.Path, changed: torch.Tensor, there: torch.Tensor, target
     toggled = torch.nn.functional.pad(changed[:, 1:] ^ changed[:, :-1], (1, 0)) & target.recolours[:, None]
     entered = torch.nn.functional.pad(there[:, 1:] & ~there[:, :-1], (1, 0))
     return turned | toggled | entered
+
+
+def _fulfilled(
+    events: torch.Tensor,
+    path: paths.Path,
+    evidence: torch.Tensor,
+    changed: torch.Tensor,
+    there: torch.Tensor,
+    target: Target,
+) -> torch.Tensor:
+    """Whether the clip ends as the second clause says, ``[B]`` in [0, 1]: the object goes at a right angle to how it
+    began, has its other colour, or the second object is there. Of turns in the first window there is `evidence`."""
+    axis = torch.tensor(paths.AXES, device=changed.device)
+    across = axis[path.direction[:, -1]] != axis[path.direction[:, 0]]
+    known = torch.where(events[:, FRAMES - 1 :].any(1), 1.0, evidence)
+    ends = torch.where(target.recolours, changed[:, -1], there[:, -1]).to(known)
+    return torch.where(target.turns, known * across, ends)
 
 
 def _orderly(events: torch.Tensor, target: Target) -> torch.Tensor:

@@ -176,15 +176,16 @@ def turned(tracks: Tracks) -> torch.Tensor:
     return torch.nn.functional.pad((axis[:, 1:] * axis[:, :-1]) < 0, (1, 1))
 
 
-def event_score(events: torch.Tensor, several: bool) -> torch.Tensor:
-    """1 where events ``[n, F]`` happen, at a likely rate and not within two frames of each other; ``[n]`` in [0, 1].
+def event_score(events: torch.Tensor, fulfilled: torch.Tensor, several: bool) -> torch.Tensor:
+    """1 where the second clause is `fulfilled` ``[n]`` and events ``[n, F]`` keep a likely rate, none within two frames
+    of another; ``[n]`` in [0, 1].
 
     several: whether they can follow each other closely, so that too few are suspicious too.
     """
     frames, count = events.shape[1], events.sum(1).float()
     mean = frames * len(GAPS) / sum(GAPS) * PROBABILITY
     sd = (mean * (1 - PROBABILITY)) ** 0.5
-    score = (count > 0).float() * (1 - ramp(count, mean + 2 * sd, mean + 4 * sd + 1))
+    score = fulfilled.float() * (1 - ramp(count, mean + 2 * sd, mean + 4 * sd + 1))
     if several and mean > 2 * sd:
         score = score * ramp(count, mean - 3 * sd, mean - 2 * sd)
     near = sum((events[:, gap:] & events[:, :-gap]).sum(1) for gap in range(1, GAPS[0]))

@@ -5,14 +5,15 @@ with the frames of the events found (`judgement.py`). Frames and objects are jud
 mean of order -4, so that the worst frame of the worst object decides.
 
 - ``event_alignment``: geometric mean of colour, count, shape, size, motion and event. Motion is how likely the
-  captioned law, begun as captioned, is among all laws and "none of them". Event: the second clause is fulfilled by the end, and
-  events come neither too often nor too close together. A clip in which nothing happens scores about half. So does
-  ground truth: in three or four of ten clips of 12 frames nothing happens.
+  captioned law, begun as captioned, is among all laws and "none of them". Event: the clip ends as the second clause
+  says (see `judgement.py`), and events come neither too often nor too close together. A clip that does not end so
+  scores about half. So does ground truth, of which half ends in another state: futures can be ranked.
 - ``event_motion``: ``1 / (1 + (rms / .02)^2)`` of the track under the captioned law with the events that were found
   (rms in picture widths, of the worse object; the worst window of 12 frames decides), times permanence and presence.
 - ``event_visual``: nearness to the manifold of renderable frames. It does not look at the caption.
 - ``lawful``: 1 when all attributes are right in every frame, no frame leaves the trajectory, events keep their rate,
-  and motion and visual quality exceed .5. ``strict_pass``: lawful, and the second clause is fulfilled.
+  and motion and visual quality exceed .5. ``strict_pass``: lawful, and the clip ends as the second
+  clause says.
 
 Works for 3 frames and more. The auditor shares nothing with this file but the world's constants and captions.
 """
