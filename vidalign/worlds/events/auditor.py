@@ -18,7 +18,7 @@ Content is the geometric mean of colour, count, shape and size. ``lawful`` is 1 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,30 +108,45 @@ def look(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
     return Glance(frames, *others)
 
 
+def _families(prompts: Sequence[str], like: torch.Tensor) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Motion and event of every family among the captions, and its rows."""
+    families = [(spec.motion, spec.event) for spec in map(parse, prompts)]
+    for motion, event in dict.fromkeys(families):
+        rows = [b for b, own in enumerate(families) if own == (motion, event)]
+        yield motion, event, torch.tensor(rows, device=like.device)
+
+
+def _tracks(glance: Glance, motion: str, rows: torch.Tensor) -> Tracks:
+    along = int(motion in ("glide up", "glide down", "bounce"))
+    sign = -1.0 if motion.endswith(("left", "up")) else 1.0
+    return Tracks(glance.xy[rows], glance.extents[rows], glance.there[rows], along, sign)
+
+
+def event_frames(glance: Glance, prompts: Sequence[str]) -> torch.Tensor:
+    """The frames ``[B, F]`` on which an event of the captioned kind is seen."""
+    out = torch.zeros_like(glance.there)
+    for motion, event, rows in _families(prompts, glance.xy):
+        there, changed = glance.there[rows], glance.changed[rows]
+        if event == "turn":
+            out[rows] = turned(_tracks(glance, motion, rows))
+        else:
+            seen = changed[:, 1:] ^ changed[:, :-1] if event == "colour" else there[:, 1:] & ~there[:, :-1]
+            out[rows, 1:] = seen
+    return out
+
+
 def _dynamics(glance: Glance, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Motion, physics and event ``[B]``; captions of one family are judged together."""
     out = {name: glance.xy.new_zeros(len(prompts)) for name in ("motion", "physics", "event")}
-    families = [(spec.motion, spec.event) for spec in map(parse, prompts)]
-    for motion, event in dict.fromkeys(families):
-        rows = torch.tensor([b for b, own in enumerate(families) if own == (motion, event)], device=glance.xy.device)
-        along, sign = (
-            int(motion in ("glide up", "glide down", "bounce")),
-            -1.0 if motion.endswith(("left", "up")) else 1.0,
-        )
-        there, visible = glance.there[rows], glance.frames["visible"][rows]
-        tracks = Tracks(glance.xy[rows], glance.extents[rows], there, along, sign)
-        turns = event == "turn"
-        moves = motion_score(motion, turns, tracks) * visible.mean(1)
+    happened = event_frames(glance, prompts)
+    for motion, event, rows in _families(prompts, glance.xy):
+        tracks, visible = _tracks(glance, motion, rows), glance.frames["visible"][rows]
+        moves = motion_score(motion, event == "turn", tracks) * visible.mean(1)
         out["motion"][rows] = moves
-        out["physics"][rows] = physics_score(motion, turns, tracks, visible) * ramp(moves, 0.0, 0.25)
-        changed = glance.changed[rows]
-        happened = {
-            "turn": turned(tracks),
-            "colour": torch.nn.functional.pad(changed[:, 1:] ^ changed[:, :-1], (1, 0)),
-            "enter": torch.nn.functional.pad(there[:, 1:] & ~there[:, :-1], (1, 0)),
-        }[event]
-        ends = {"turn": happened.sum(1) % 2 == 1, "colour": changed[:, -1], "enter": there[:, -1]}[event]
-        score = event_score(happened, ends, event != "enter")
+        out["physics"][rows] = physics_score(motion, event == "turn", tracks, visible) * ramp(moves, 0.0, 0.25)
+        ends = {"colour": glance.changed[rows, -1], "enter": glance.there[rows, -1]}
+        fulfilled = ends.get(event, happened[rows].sum(1) % 2 == 1)
+        score = event_score(happened[rows], fulfilled, event != "enter")
         out["event"][rows] = score.to(glance.xy) * ramp(visible.mean(1), 0.5, 1.0)
     return out
 

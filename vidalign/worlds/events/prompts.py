@@ -18,7 +18,7 @@ class EventCaptions(GroupedPrompts):
     """Captions of a split; motions and kinds of event take turns. The world has their ground truth and judges them."""
 
     argument = "split"
-    judges: ClassVar[dict[str, dict[str, Any]]] = {}
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"event_auditor": {}}
 
     @classmethod
     def listed(cls, argument: str, **settings: Any) -> list[str]:
