@@ -73,9 +73,6 @@ def _glance(clips: torch.Tensor, prompts: Sequence[str]) -> Glance:
     stray = ((labels > 0).to(clips).sum((-2, -1)) - shown).clamp(min=0) / (math.pi * radii[:, :1] ** 2)
     frames["count"] = frames["visible"] / (1 + ((stray - 0.08).clamp(min=0) / 0.35) ** 2)
     frames["appearance"] = frames["appearance"] * cleanness(clips, labels)
-    begins = torch.arange(clips.shape[1], device=clips.device) == 0
-    frames["colour"] = frames["colour"] * ~(begins & changed)
-    frames["count"] = frames["count"] * ~(begins & there)
     first = torch.where(changed[..., None], centre[1], centre[0])
     extent = clips.new_tensor([EXTENT[name] for name in SHAPES])[shapes] * radii
     return Glance(frames, torch.stack((first, centre[1]), 2), extent, there, changed)
@@ -141,7 +138,8 @@ def _dynamics(glance: Glance, prompts: Sequence[str]) -> dict[str, torch.Tensor]
     happened = event_frames(glance, prompts)
     for motion, event, rows in _families(prompts, glance.xy):
         tracks, visible = _tracks(glance, motion, rows), glance.frames["visible"][rows]
-        moves = motion_score(motion, event == "turn", tracks) * visible.mean(1)
+        begins = ~(glance.changed[rows, 0] | glance.there[rows, 0])
+        moves = motion_score(motion, event == "turn", tracks) * visible.mean(1) * begins
         out["motion"][rows] = moves
         out["physics"][rows] = physics_score(motion, event == "turn", tracks, visible) * ramp(moves, 0.0, 0.25)
         ends = {"colour": glance.changed[rows, -1], "enter": glance.there[rows, -1]}

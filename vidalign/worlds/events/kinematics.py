@@ -66,7 +66,9 @@ def motion_score(motion: str, turns: bool, tracks: Tracks) -> torch.Tensor:
     far = ramp(travelled, 0.25 * required, required) * (1 - ramp(travelled, 1.1 * allowed, 1.5 * allowed))
     level = 1 - ramp(spread(across), 0.5, 3.0)
     if family == "swing":
-        return far * level
+        steps = along.diff(dim=1).abs()
+        slows = 1 - ramp(steps.amin(1) / steps.amax(1).clamp(min=1e-6), 0.4, 0.7) if share == 1 else 1.0
+        return far * level * slows
     height = FLOOR - tracks.extents[:, :1] - along
     return far * level * (1 - ramp(height.amin(1), 3.0 / share, 8.0 / share)) * (1 - ramp(-height.amin(1), 0.5, 2.0))
 

@@ -77,11 +77,13 @@ def swing(track: torch.Tensor, extent: torch.Tensor) -> torch.Tensor:
     """The best swing ``[N, F, 2]`` from left to right; arguments as for `bounce`."""
     basis, inverse = _swings(track.shape[1], track.device)
     weights = torch.einsum("gkf,nf->ngk", inverse, track[..., 0])
-    width = weights[..., 1:].norm(dim=-1).clamp(min=1e-6)
-    weights = torch.cat((weights[..., :1], weights[..., 1:] * (width.clamp(*WIDTH) / width)[..., None]), -1)
+    width = weights[..., 1:].norm(dim=-1)
+    turn = torch.where(width[..., None] > 1e-3, weights[..., 1:], weights.new_tensor([1.0, 0.0]))
+    width, turn = width.clamp(*WIDTH), turn / turn.norm(dim=-1, keepdim=True)
+    weights = torch.cat((weights[..., :1], turn * width[..., None]), -1)
     reach = torch.minimum(weights[..., 0] - MARGIN, SIZE - MARGIN - weights[..., 0]) - extent[:, None]
     fitted = torch.einsum("gfk,ngk->ngf", basis, weights)
-    error = (track[:, None, :, 0] - fitted).square().mean(-1) + (width.clamp(*WIDTH) - reach - 0.5).clamp(min=0)
+    error = (track[:, None, :, 0] - fitted).square().mean(-1) + (width - reach - 0.5).clamp(min=0)
     best = fitted[torch.arange(len(track), device=track.device), error.argmin(1)]
     return torch.stack((best, track[..., 1].mean(1, keepdim=True).expand_as(best)), -1)
 

@@ -51,7 +51,7 @@ def _soft_scores(j: Judgement, frames: slice) -> dict[str, torch.Tensor]:
 def _score_slice(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     j = judge(clips, prompts)
     out = _soft_scores(j, slice(None))
-    lawful = j.attributes.right.all(1) & j.law_right & (j.deviation.amax((1, 2)) < 1.0) & (j.orderly > 0.5)
+    lawful = j.attributes.right.all(1) & j.law_right & (j.deviation.amax((1, 2)) < 0.5) & (j.orderly > 0.5)
     lawful &= (out["event_motion"] > 0.5) & (out["event_visual"] > 0.5)
     out["lawful"] = lawful.to(clips.dtype)
     out["strict_pass"] = (lawful & (j.fulfilled > 0.5)).to(clips.dtype)
