@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe import load_recipe
 from vidalign.rewards.base import CompositeReward
 from vidalign.students.video import VideoStudent
+from vidalign.students.video.kind import Video
 from vidalign.students.video.rollout.plan import RolloutPlan
 from vidalign.students.video.streaming import Scene, stream
 from vidalign.text.pretrained import build_features, text_plugin
@@ -98,11 +97,9 @@ def test_metrics_judge_ground_truth_well_and_other_prompts_not_at_all(name: str)
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> VideoStudent:
+def student() -> VideoStudent:
     """The pre-training recipe's network, untrained."""
-    recipe = load_recipe("events/pretrain/student")
-    torch.manual_seed(0)
-    return VideoStudent.create(recipe.student.init).eval()
+    return VideoStudent.from_spec(Video.spec(load_recipe("events/pretrain/student").student)).eval()
 
 
 def test_a_prompt_may_change_in_mid_stream(student: VideoStudent) -> None:
@@ -153,12 +150,3 @@ def test_a_student_is_held_to_the_same_forks(student: VideoStudent) -> None:
     assert torch.equal(same[:, 0, :6], same[:, 2, :6]) and not torch.equal(same[:, 0, 6:], same[:, 2, 6:])
     initial = acceptance.of_student(student, captions, 3, 0, initial_alone=True)(1).unflatten(0, (2, 3))
     assert torch.equal(initial[:, 0, :3], initial[:, 1, :3]) and not torch.equal(initial[:, 0, 3:], initial[:, 1, 3:])
-
-
-def test_recipes_of_the_world_belong_together() -> None:
-    assert Path(acceptance.RESULT).name == "events_acceptance.json"
-    for name in ("student", "student_anneal"):
-        text = (Path(__file__).parents[2] / "recipes" / "events" / "pretrain" / f"{name}.yaml").read_text()
-        assert "attention: causal" in text
-    recipe = load_recipe("events/pretrain/student")
-    assert recipe.data.prompts == "events:train" and recipe.data.frames == acceptance.FRAMES
