@@ -175,7 +175,7 @@ def placed(chosen: Chosen) -> Iterator[tuple[str, Any]]:
 
 
 SOURCES = {
-    "captions": "use world:SPLIT, a text file with one prompt a line, or a table",
+    "captions": "use world:SPLIT, events:SPLIT, a text file with one prompt a line, or a table",
     "examples": "use tokens:SPLIT, rules:SPLIT, pictures:SPLIT or a table",
 }
 """Which sources give what."""

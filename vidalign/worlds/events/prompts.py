@@ -10,6 +10,7 @@ import torch
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.worlds.events import captions
 from vidalign.worlds.events.renderer import clips_of
+from vidalign.worlds.golden import events_hash
 
 UNSEEN = "held_out_combinations"
 
@@ -19,6 +20,7 @@ class EventCaptions(GroupedPrompts):
 
     argument = "split"
     judges: ClassVar[dict[str, dict[str, Any]]] = {"event_auditor": {}}
+    version = events_hash()
 
     @classmethod
     def listed(cls, argument: str, **settings: Any) -> list[str]:
