@@ -99,7 +99,8 @@ def judged(clips: torch.Tensor, captions: list[str], group: int) -> dict[str, to
 
 def measure(clips_of: Futures, captions: list[str], group: int) -> dict[str, Any]:
     """Figures of every fork, ratios to chunk 0, and rank correlations at chunk 0."""
-    forks, first = [], {}
+    forks: list[dict[str, Any]] = []
+    first: dict[str, torch.Tensor] = {}
     for fork in range(FORKS):
         scores = judged(clips_of(fork), captions, group)
         first = first or scores

@@ -325,4 +325,5 @@ def _orderly(events: torch.Tensor, target: Target) -> torch.Tensor:
     near = torch.zeros_like(count)
     for gap in range(1, GAPS[0]):
         near = near + (events[:, gap:] & events[:, :-gap]).sum(1)
-    return 1 / (1 + (many + few + near) ** 2)
+    excess: torch.Tensor = many + few + near
+    return 1 / (1 + excess.square())

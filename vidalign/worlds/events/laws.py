@@ -13,7 +13,7 @@ from vidalign.worlds.events.constants import AMPLITUDE, CROSSING, FLOOR, GRAVITY
 
 SLACK = 0.05
 """Share by which fitted quantities may leave the ranges of the world."""
-SPEED = tuple((2 * GRAVITY * h * f) ** 0.5 for h, f in zip(HEIGHT, (1 - SLACK, 1 + SLACK), strict=True))
+SPEED = ((2 * GRAVITY * HEIGHT[0] * (1 - SLACK)) ** 0.5, (2 * GRAVITY * HEIGHT[1] * (1 + SLACK)) ** 0.5)
 """Speed at which a ball leaves the floor."""
 WIDTH = (AMPLITUDE[0] * (1 - SLACK), AMPLITUDE[1] * (1 + SLACK))
 FREQUENCY = (2 * torch.pi / (PERIOD[1] * (1 + SLACK)), 2 * torch.pi / (PERIOD[0] * (1 - SLACK)))

@@ -79,7 +79,7 @@ def table(
     clips = render(scenes)
     empty = dataclasses.replace(scenes, present=torch.zeros_like(scenes.present))
     rolled = same[len(same) // 2 :] + same[: len(same) // 2]
-    named = [{spec.colour, spec.other_colour} for spec in map(parse, same)]
+    named = [{spec.colour, spec.other_colour or spec.colour} for spec in map(parse, same)]
     noise = torch.randn(clips.shape, generator=generator)
     corrupted = (
         (clips, same),

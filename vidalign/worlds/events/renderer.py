@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vidalign.worlds.events.constants import FRAMES
+from vidalign.worlds.events.constants import FRAMES, SIZE
 from vidalign.worlds.events.scenes import Scenes, draw, sample, uniforms
 from vidalign.worlds.video import renderer
 from vidalign.worlds.video.scenes import Scenes as Frames
@@ -22,7 +22,7 @@ def render(scenes: Scenes) -> torch.Tensor:
         shape=scenes.shape.repeat_interleave(frames, 0),
         present=scenes.present.flatten(0, 1),
     )
-    return renderer.render(pictures)[:, 0].unflatten(0, (batch, frames))
+    return renderer.render(pictures)[:, 0].view(batch, frames, 3, SIZE, SIZE)
 
 
 def clips(

@@ -76,8 +76,8 @@ def world_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate((PAD, UNK, *vocabulary))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    numbers = {word: i for i, word in enumerate((PAD, UNK, *vocabulary))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK)
