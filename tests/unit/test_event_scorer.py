@@ -48,6 +48,16 @@ def test_ground_truth_is_lawful_at_every_length(frames: int, count: int) -> None
         assert name in ("event", "composite") or row[f"audit/{name}"].min() > 0.75, name
 
 
+def test_a_high_ball_need_not_reach_the_floor_within_a_clip() -> None:
+    """Seen from both judges: 5.5 frames on either side of the top of the highest bounce."""
+    caption = "a large red circle bounces, then turns blue"
+    s = scenes.draw([caption], FRAMES, generator=seeded(80))
+    times = torch.arange(FRAMES, dtype=torch.float64) - 5.5
+    s.position[0, :, 0, 1] = 31.0 - 4.5 - 14.0 + 0.25 * times.square()
+    row = judged(render(s), [caption])
+    assert row["lawful"] == 1 == row["audit/lawful"]
+
+
 def test_ground_truth_passes_where_it_ends_as_the_second_clause_says() -> None:
     captions = balanced("train", 96, seeded(5))
     s = scenes.draw(captions, FRAMES, generator=seeded(6))

@@ -70,7 +70,7 @@ def motion_score(motion: str, turns: bool, tracks: Tracks) -> torch.Tensor:
         slows = 1 - ramp(steps.amin(1) / steps.amax(1).clamp(min=1e-6), 0.4, 0.7) if share == 1 else 1.0
         return far * level * slows
     height = FLOOR - tracks.extents[:, :1] - along
-    return far * level * (1 - ramp(height.amin(1), 3.0 / share, 8.0 / share)) * (1 - ramp(-height.amin(1), 0.5, 2.0))
+    return far * level * (1 - ramp(height.amin(1), 7.5 / share, 12.0 / share)) * (1 - ramp(-height.amin(1), 0.5, 2.0))
 
 
 def _folded(place: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
