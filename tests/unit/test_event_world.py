@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vidalign import registry
+from vidalign.bench.protocol import HealthConfig
 from vidalign.data.source import open_source
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe import load_recipe
@@ -150,3 +151,12 @@ def test_a_student_is_held_to_the_same_forks(student: VideoStudent) -> None:
     assert torch.equal(same[:, 0, :6], same[:, 2, :6]) and not torch.equal(same[:, 0, 6:], same[:, 2, 6:])
     initial = acceptance.of_student(student, captions, 3, 0, initial_alone=True)(1).unflatten(0, (2, 3))
     assert torch.equal(initial[:, 0, :3], initial[:, 1, :3]) and not torch.equal(initial[:, 0, 3:], initial[:, 1, 3:])
+
+
+def test_the_judges_of_a_benchmark_are_examined() -> None:
+    source = open_source("events:unseen", seed=0)
+    metrics = [registry.get("metrics", "event_auditor")()]
+    found = source.examine([*source.first(6), "a whale"], metrics, HealthConfig(6, 2, 2))
+    assert found is not None and set(found["hacking_probe"]) == set(scorer.REWARDS)
+    assert found["falls"]["frozen first frame"]["mean"] > 0.2 and "jump of 3 px" in found["perturbations"]
+    assert source.examine(["a whale"], metrics, HealthConfig()) is None

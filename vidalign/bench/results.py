@@ -108,7 +108,7 @@ class Results:
     prompts: list[str]
     cells: list[Cell] = field(default_factory=list)
     health: dict[str, Any] | None = None
-    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.video.health`."""
+    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.health`."""
     outdated_since: str = ""
     """Commit since which the code gives other numbers; no part of the digest, because it is written later."""
 

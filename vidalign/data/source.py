@@ -96,7 +96,7 @@ class PromptSource(ABC):
         return None
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
-        """Are its judges fit to judge? For benchmarks; see `vidalign.worlds.video.health`. None without an answer."""
+        """Are its judges fit to judge? For benchmarks; see `vidalign.worlds.health`. None without an answer."""
         return None
 
 

@@ -37,3 +37,8 @@ class EventCaptions(GroupedPrompts):
 
     def truth(self, prompts: Sequence[str], generators: Sequence[torch.Generator], frames: int) -> torch.Tensor:
         return clips_of(prompts, frames, generators)
+
+    def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
+        from vidalign.worlds.health import examine
+
+        return examine("events", prompts, metrics, settings)

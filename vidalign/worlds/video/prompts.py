@@ -44,6 +44,6 @@ class Captions(GroupedPrompts):
         return rollout_captions(clips, prompts)
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
-        from vidalign.worlds.video.health import examine
+        from vidalign.worlds.health import examine
 
-        return examine(prompts, metrics, settings)
+        return examine("video", prompts, metrics, settings)
