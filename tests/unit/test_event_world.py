@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidalign import registry
-from vidalign.bench.protocol import HealthConfig
+from vidalign.bench.sections import HealthConfig
 from vidalign.data.source import open_source
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe import load_recipe
