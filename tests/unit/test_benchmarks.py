@@ -135,7 +135,9 @@ def test_every_result_names_its_command_and_machine() -> None:
         script = re.match(r"python benchmarks/(\w+)\.py\b", result["command"])
         if script:
             assert file.stem.startswith(script[1]) and (BENCHMARKS / f"{script[1]}.py").is_file()
-            assert file.stem == script[1] or result["command"].endswith(f" --out benchmarks/results/{file.name}")
+            world = f" --world {file.stem.removeprefix(script[1] + '_')} "
+            out = f" --out benchmarks/results/{file.name}"
+            assert file.stem == script[1] or result["command"].endswith(out) or world in result["command"]
         else:
             assert result["command"].startswith(
                 (
