@@ -34,6 +34,7 @@ def test_the_prompt_source_lets_families_take_turns_and_has_their_ground_truth()
     drawn = [source[n] for n in range(32)]
     families = [family(parse(caption)) for caption in drawn]
     assert len(set(families[:16])) == len(set(families[16:])) == 16 and set(drawn) <= set(prompts("train"))
+    assert source.family("a large red circle glides left, then turns") == "glide, turn"
     truth = source.truth(drawn[:4], [seeded(n) for n in range(4)], 48)
     assert truth is not None and truth.shape == (4, 48, 3, 32, 32)
     with torch.no_grad():

@@ -31,6 +31,12 @@ class EventCaptions(GroupedPrompts):
         return cls(list(captions.CAPTIONS.groups(argument).values()), seed, batch)
 
     @classmethod
+    def family(cls, prompt: Any) -> str:
+        """The motion, whatever its direction, and the kind of event, such as ``glide, turn``."""
+        spec = captions.parse(prompt)
+        return f"{spec.motion.split()[0]}, {spec.event}"
+
+    @classmethod
     def out_of_domain(cls, argument: str) -> str:
         part, slash, _ = argument.rpartition("/")
         return f"events:{part}{slash}{UNSEEN}"
