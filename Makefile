@@ -88,7 +88,7 @@ bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes w
 		$(BIN)/vidalign bench report $$protocol-small || failed=$$?; \
 	done; exit $$failed
 
-tables: $(INSTALLED)  ## benchmarks/README.md from benchmarks/results
+tables: $(INSTALLED)  ## benchmarks/README.md and docs/tuning.md from benchmarks/results
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(INSTALLED)  ## the documentation as static files, in site/; a broken link ends it

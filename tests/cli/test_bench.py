@@ -90,6 +90,23 @@ def test_run_resume_and_compare(
     assert "was changed after it was measured" in capsys.readouterr().err
 
 
+def test_rows_are_tuned_and_the_overrides_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = (
+        "tuning={prompts: {source: world:basic/train, count: 2}, trials: 3, widen: 0, metric: world_scorer/composite}"
+    )
+    words = ["bench", "tune", "p.yaml", section, "--rows", "sft", "--jobs", "1"]
+    assert vidalign(*words, "--out", "tuned.json") == 0
+    told = capsys.readouterr().out
+    (row,) = json.loads(Path("tuned.json").read_text())["rows"]
+    scores = [trial["score"] for trial in row["trials"]]
+    assert len(set(scores)) == 3 and row["best"] == row["trials"][scores.index(max(scores))]["settings"]
+    expected = f"overrides: [{row['overrides'][0]}]" if row["overrides"] else "its own settings are the best"
+    assert f"sft: {expected}" in told and "result: tuned.json" in told
+    assert vidalign(*words) == 0 and ": 0 cells to run" in capsys.readouterr().out, "finished trials are kept"
+    assert vidalign("bench", "tune", "p.yaml") == 2
+    assert "p says nothing of tuning" in capsys.readouterr().err
+
+
 def test_a_full_disk_fails_one_cell(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

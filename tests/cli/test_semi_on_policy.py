@@ -11,6 +11,7 @@ import torch
 from run_helpers import RECIPE, damage, stop_after, student, vidalign
 from safetensors import safe_open
 
+from vidalign.bench.before import spent_before
 from vidalign.errors import UserError
 from vidalign.recipe import load_recipe
 from vidalign.students.video import VideoStudent
@@ -69,6 +70,8 @@ def same(first: Path, second: bytes) -> bool:
 def test_collection_goes_on_to_the_same_buffer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(folder / "buffer")
     assert len(before) == 1 + 8, "whole steps of two prompts"
+    cost = spent_before([str(folder / "buffer")])
+    assert cost.forwards > 0 and cost.reward_calls == 8 * 3 * 2 and cost.seconds > 0, "candidates, rewards"
     for name in ("group-000003.safetensors", "group-000006.safetensors"):
         (folder / "buffer" / name).unlink()
     assert (

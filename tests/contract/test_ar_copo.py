@@ -253,7 +253,7 @@ def buffer(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ctx.step = next(step for step in range(100) if pivot_of(ctx, step) == pivot)
         with torch.no_grad():
             forked = objective.fresh.groups(ctx, Batch(ctx.step, PROMPTS, [2 * pivot, 2 * pivot + 1]))
-        made.write([2 * pivot, 2 * pivot + 1], judged(ctx, forked))
+        made.write([2 * pivot, 2 * pivot + 1], judged(ctx, forked), {})
     return out
 
 

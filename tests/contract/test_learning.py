@@ -79,7 +79,7 @@ def test_the_clip_keeps_a_student_near_the_one_whose_groups_it_learns_from(folde
     with torch.no_grad():
         forked = objective.fresh.groups(ctx, Batch(0, PROMPTS, [0, 1]))
     assert forked.request is not None
-    Buffer.create(tmp_path, header).write([0, 1], forked.groups.judged(ctx.judge(forked.request)))
+    Buffer.create(tmp_path, header).write([0, 1], forked.groups.judged(ctx.judge(forked.request)), {})
     gaps = {}
     for clip in ("0.001", "null"):
         buffer = f"objective.buffer='{tmp_path}'"

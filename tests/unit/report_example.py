@@ -85,7 +85,7 @@ def bench(**changes: object) -> Report:
         title="Benchmark all_objectives",
         summary="Every objective under one budget.",
         facts={"protocol_hash": "0123abcd", "cells": "15"},
-        note="64 held-out prompts, 3 training seeds; 95 % bootstrap intervals over prompts and seeds.",
+        note="64 held-out prompts, 3 training seeds; 95 % intervals over prompts and seeds.",
         rows=[bench_row(name, index) for index, name in enumerate(LEVELS)],
         headline=HELD_OUT,
         baseline="base",
@@ -134,7 +134,7 @@ def run(**changes: object) -> Report:
                 "before",
                 "after",
                 [
-                    EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998),
+                    EvaluationRow("composite", 0.5, 0.7, 0.2, (0.1, 0.3), AUDITOR, goal=0.998, detectable=0.141),
                     EvaluationRow("tiny", -1.2e-05, 1.2e-05, 2.4e-05, (-3e-05, 4e-05), AUDITOR, goal=0.998),
                     EvaluationRow("flicker", 0.1, 0.2, 0.1, (0.05, 0.15), higher_is_better=False),
                 ],

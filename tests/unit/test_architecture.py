@@ -18,7 +18,7 @@ ALONE = "serving"
 """The room that `vidalign-serve` packs under another name: it imports itself relatively, and no other room."""
 LAYERS = (
     ("errors", "deferred", "ranges", "version", "serving"),
-    ("registry", "guest", "reading", "owner", "quiet", "requests", "asked"),
+    ("registry", "guest", "reading", "writing", "owner", "quiet", "requests", "asked"),
     ("plugin_source", "losses", "engine", "tracking"),
     ("data", "report"),
     ("recipe", "plugins"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidalign.bench.judging import Source, judge, judge_few, save_clips
-from vidalign.bench.protocol import EvaluationConfig
+from vidalign.bench.sections import EvaluationConfig
 from vidalign.errors import PluginError
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.worlds.video import captions, health, perturbations
@@ -126,6 +126,31 @@ def test_values_are_means_over_seeds_of_the_same_noise(monkeypatch: pytest.Monke
     assert judge_few(noisy(2), PROTOCOL, metrics) == {"mean/all": pytest.approx(per_seed[0, :2].mean().item())}
 
 
+def test_a_metric_may_compare_more_clips_of_fewer_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clips are those of the evaluation seeds and of further ones, on the first prompts."""
+    seen: list[Tensor] = []
+
+    class Pairs(Spread):
+        def sampled(self, prompts: int, seeds: int) -> tuple[int, int]:
+            return 2, 4
+
+        def score(self, clips: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+            assert list(prompts) == PROMPTS[:2] * 4
+            seen.append(clips)
+            return {"all": clips.flatten(1).mean(1).view(4, -1).std(0)}
+
+    from vidalign.evaluation import judging
+
+    values = judge(Source(noisy(2)), PROTOCOL, [Pairs()]).metrics["spread/all"]
+    assert len(values) == 4 and all(map(math.isfinite, values[:2])) and all(map(math.isnan, values[2:]))
+    expected = [judging.outputs_of(noisy(2), PROMPTS, seed)[:2] for seed in (0, 1, 2, 3)]
+    assert torch.equal(seen[0], torch.cat(expected))
+    assert Diversity(Diversity.Config(clips=4, prompts=64)).sampled(256, 1) == (64, 4)
+    assert Diversity().sampled(32, 4) == (32, 4)
+    with pytest.raises(ValueError, match="clips must be at least 2, or 0"):
+        Diversity.Config(clips=1)
+
+
 def test_long_clips_give_drift_and_its_change() -> None:
     found = judge(Source(noisy(2), noisy(4)), PROTOCOL, [Ends()])
     assert len(found.drift["ends/series"]) == 4 and "ends/first" not in found.drift
@@ -161,13 +186,14 @@ def test_an_adversary_on_one_reward_is_told_apart() -> None:
     found = health.hack("visual_quality", prompts, 15)
     assert found["after"]["reward"] > found["before"]["reward"] + 0.3
     assert found["after"]["auditor"] < 0.5 < found["ground_truth"]["auditor"]
+    assert found["ground_truth"]["passed"] == 1 > found["after"]["passed"]
     assert found["told_apart"] and 0 < found["interval"][0] < found["excess"] < found["interval"][1]
     idle = health.hack("visual_quality", prompts, 0)
     assert idle["excess"] == 0 and not idle["told_apart"]
 
 
 def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
-    from vidalign.bench.protocol import HealthConfig
+    from vidalign.bench.sections import HealthConfig
 
     found = health.examine(["a whale", FALLS, STILL], [WorldAuditor(), Diversity()], HealthConfig(2, 0, 1))
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)

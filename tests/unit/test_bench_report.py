@@ -39,6 +39,7 @@ def cell(row: str, seed: int) -> Cell:
         device="cpu",
         command=f"vidalign bench run demo --objectives {row} --seeds {seed}" if trains else "",
         spent=Spent(900, 100, 0, 5.0 + seed, 700) if trains else Spent(),
+        before=Spent(40, 3) if trains else Spent(),
         predicted=Predicted(900, 100, 0) if trains else Predicted(),
         metrics={
             TRAINED: [*(trained + OFFSETS), math.nan, math.nan],
@@ -168,12 +169,12 @@ def test_health_says_what_failed_what_warned_and_what_was_spent(clips: Path) -> 
         ("astrolabe, seed 1", False, "step 3, h"),
     ]
     cost, perturbations, probe = report.diagnostics
-    assert cost.rows[0] == ("sft, seed 0", [900, 900, 100, 100, 0, 0, 5.0, 700])
+    assert cost.rows[0] == ("sft, seed 0", [900, 900, 100, 100, 0, 0, 40, 3, 0, 5.0, 700])
     assert perturbations.columns == ["separated", "fall", "low", "high", "world_auditor: composite", "motion: amount"]
     (_, truth), (_, blurred) = perturbations.rows
     assert truth[0] == "" and math.isnan(truth[4]) and truth[5] == 0.1  # type: ignore[arg-type]
     assert blurred[:4] == ["yes", 0.2, 0.1, 0.3]
-    assert probe.rows == [("motion", [0.2, 0.9, 0.3, 0.31, 0.7, 0.6, 0.8, "yes"])]
+    assert probe.rows[0][1][:4] == [0.2, 0.9, 0.3, 0.31] and probe.rows[0][1][6:] == [0.7, 0.6, 0.8, "yes"]
     assert report.commands[0] == "vidalign bench run demo" and report.commands[-1] == "vidalign bench report demo"
     assert len(report.commands) == 8 and report.summary == "Every objective may spend 90,000 forwards a seed."
 

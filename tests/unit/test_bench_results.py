@@ -1,4 +1,4 @@
-"""Result files and what they say: digests, hierarchical intervals, paired differences, claims."""
+"""Result files and what they say: digests, paired differences, claims."""
 
 from __future__ import annotations
 
@@ -16,45 +16,10 @@ from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, read_results, write_results
 from vidalign.bench.watched import Watched, watched
 from vidalign.errors import DataError, UserError
-from vidalign.evaluation.bootstrap import hierarchical_interval, interval
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# --- intervals ---
-
-
-def test_both_seeds_and_prompts_widen_the_interval() -> None:
-    """Additive effects: the variance of the mean is that of the seeds over S plus that of the prompts over P."""
-    seeds, prompts = numbers(40, 1), 0.5 * numbers(1, 60, seed=1)
-    values = 2 + seeds + prompts
-    low, high = hierarchical_interval(values)
-    half = 1.96 * math.sqrt(float(seeds.var(unbiased=False)) / 40 + float(prompts.var(unbiased=False)) / 60)
-    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
-    assert (high + low) / 2 == pytest.approx(float(values.mean()), abs=0.1 * half)
-    alone = interval(values.mean(0))
-    assert high - low > 2 * (alone[1] - alone[0]), "an interval over prompts alone is blind to the seeds"
-
-
-def test_interval_by_brute_force_with_missing_values() -> None:
-    values = numbers(3, 5)
-    values[0, 1] = values[2, 4] = math.nan
-    generator, means = torch.Generator().manual_seed(5), []
-    for _ in range(4000):
-        seeds = torch.randint(3, (3,), generator=generator)
-        prompts = torch.randint(5, (5,), generator=generator)
-        means.append(float(values[seeds][:, prompts].nanmean()))
-    expected = torch.tensor(means).nanquantile(torch.tensor([0.025, 0.975])).tolist()
-    assert hierarchical_interval(values) == pytest.approx(expected, abs=0.08)
-
-
-def test_one_seed_is_the_interval_over_prompts() -> None:
-    values = numbers(1, 50)
-    assert hierarchical_interval(values) == pytest.approx(interval(values[0]), abs=0.03)
-    assert hierarchical_interval(values) == hierarchical_interval(values)
-    assert all(math.isnan(end) for end in hierarchical_interval(torch.tensor([[1.0, math.nan]])))
 
 
 # --- comparison ---

@@ -153,7 +153,7 @@ def test_finished_cells_are_checked_when_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path)
     protocol, cell = load_protocol("p.yaml"), vars(make_cell("a", 0, [0.5]))
-    plain = {**cell, "spent": vars(cell["spent"]), "predicted": vars(cell["predicted"])}
+    plain = {**cell, **{name: vars(cell[name]) for name in ("spent", "before", "predicted")}}
     file = write_json(tmp_path / "a-0.json", {"protocol": protocol.hash, "cell": plain})
     assert runner.read_finished(file, protocol).metrics == {"m/x": [0.5]}
     write_json(file, {"protocol": "other", "cell": plain})

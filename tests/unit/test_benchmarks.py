@@ -14,11 +14,13 @@ import pytest
 from bench_helpers import make_cell, make_results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other, as they do when they are run
 
 
 def test_the_page_is_generated_from_the_results() -> None:
     tables = runpy.run_path(str(BENCHMARKS / "tables.py"))
     assert (BENCHMARKS / "README.md").read_text(encoding="utf-8") == tables["render"](), "run benchmarks/tables.py"
+    assert tables["PAGE"].read_text(encoding="utf-8") == tables["tuning_page"](), "run benchmarks/tables.py"
 
 
 def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
@@ -35,13 +37,14 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     results = make_results(cells)
     results.machine = {"description": "2 cores"}
     fall = {"mean": 0.2, "interval": [-0.1, 0.3], "told_apart": False}
-    results.health = {"falls": {"blur 1 px": fall}, "hacking_probe": {}}
+    perturbations = {"blur 1 px": {"world_auditor/composite": 0.8, "world_auditor/pass": 0.25}}
+    results.health = {"falls": {"blur 1 px": fall}, "hacking_probe": {}, "perturbations": perturbations}
     page = tables["bench"](results)
-    assert "| ground_truth | auditor | +0.500 | +0.500 .. +0.500 | better |  |" in page
-    assert "| blur 1 px | 0.200 (-0.100 .. 0.300) | no |" in page
-    assert "| base | 0.300 (0.244 .. 0.356) |" in page
-    assert "| sft | auditor | +0.100 | +0.100 .. +0.100 | better | 20% |" in page
-    assert re.search(r"\| odd \| auditor \| \+0.033 \| -0.044 .. \+0.111 \| unclear \| 7% \|", page)
+    assert "| ground_truth | auditor | +0.500 | +0.500 .. +0.500 | 0.000 | better |  |" in page
+    assert "| blur 1 px | 0.200 (-0.100 .. 0.300) | 0.250 | no |" in page
+    assert "| base | 0.300 (0.233 .. 0.367) |" in page  # 2.306 standard errors of 9 prompts
+    assert "| sft | auditor | +0.100 | +0.100 .. +0.100 | 0.000 | better | 20% |" in page
+    assert re.search(r"\| odd \| auditor \| \+0.033 \| -0.068 .. \+0.135 \| 0.\d+ \| unclear \| 7% \|", page)
     assert "| sft | 150 | 0 |" in page and "`vidalign bench run p`" in page and "training seeds 0, 1" in page
 
 
@@ -73,7 +76,7 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
             head_row("routed", 16, 1.0, time_of_trl=[0.9, 1.0, 1.1]),
         ],
     }
-    page = runpy.run_path(str(BENCHMARKS / "tables.py"))["lm_head_memory"](result)
+    page = runpy.run_path(str(BENCHMARKS / "other_tables.py"))["lm_head_memory"](result)
     assert "| 64 | projected | 1.00 |  | 12% of a line | 2.00 | 1.00 | 0.75 (0.70 .. 0.80) | 2 |" in page
     assert "| 64 | naive (extrapolated) | 8.00 |" in page
     page = " ".join(page.split())

@@ -1,9 +1,8 @@
-"""Evaluation: intervals against the normal approximation, paired comparison, the same noise before and after."""
+"""Evaluation: paired comparison, the same noise before and after."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +17,9 @@ from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.source import open_source
 from vidalign.errors import RecipeError
 from vidalign.evaluation import judging
-from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import TRAINED, Evaluation, Evaluator, build_metrics
+from vidalign.evaluation.intervals import estimate
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.recipe import load_recipe
 from vidalign.report.table import evaluation_table
@@ -34,40 +33,6 @@ PROMPTS = list(captions.prompts("held_out")[:5])
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# --- bootstrap ---
-
-
-@pytest.mark.parametrize(("level", "z"), [(0.95, 1.95996), (0.8, 1.28155)])
-def test_interval_is_the_normal_one_for_many_prompts(level: float, z: float) -> None:
-    values = 3 + 0.5 * numbers(400)
-    low, high = interval(values, level)
-    half = z * float(values.std(unbiased=False)) / math.sqrt(400)
-    assert abs(low - (float(values.mean()) - half)) < 0.1 * half
-    assert abs(high - (float(values.mean()) + half)) < 0.1 * half
-
-
-def test_interval_of_two_values_by_hand() -> None:
-    """Of 0 and 1 the mean of a resample is 0, 1/2, 1/2 or 1: a quarter of them is 0."""
-    values = torch.tensor([0.0, 1.0])
-    assert interval(values) == (0.0, 1.0)
-    assert interval(values, 0.4) == (0.5, 0.5)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    hits = sum(low <= 0 <= high for low, high in (interval(numbers(40, seed=seed)) for seed in range(200)))
-    assert 0.88 < hits / 200 < 0.98  # percentile intervals of 40 values cover a little less than 95 %
-
-
-def test_interval_is_deterministic_and_leaves_out_failures() -> None:
-    values = numbers(30)
-    assert interval(values) == interval(values)
-    assert interval(torch.cat([values, torch.full((5,), torch.nan)])) == interval(values)
-    low, high = interval(2 * values + 7)
-    assert (low, high) == (pytest.approx(2 * interval(values)[0] + 7), pytest.approx(2 * interval(values)[1] + 7))
-    for few in (torch.empty(0), torch.tensor([1.0]), torch.tensor([1.0, torch.nan])):
-        assert all(math.isnan(x) for x in interval(few))
 
 
 # --- comparison ---
@@ -88,7 +53,9 @@ def test_comparison_is_paired() -> None:
         pytest.approx(before.mean().item()),
         pytest.approx((before + gain).mean().item()),
     )
-    assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(interval(gain))
+    assert row.difference == pytest.approx(float(gain.mean())) and row.interval == pytest.approx(
+        estimate(gain).interval
+    )
     assert row.goal == pytest.approx(float(before.mean()) + 1)
     (row,) = compare(judged(before + gain), judged(before))
     assert row.verdict == "worse" and row.goal is None

@@ -272,6 +272,7 @@ def test_console_table_tells_the_same_as_the_page() -> None:
         "0.700",
         "+0.200",
         "+0.100 .. +0.300",
+        "0.141",
         "better",
     ]
 

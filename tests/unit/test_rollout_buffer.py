@@ -37,7 +37,7 @@ def groups(pivot: int, prompts: int = 1) -> ForkedGroups:
 def filled(folder: Path, *pivots: int) -> Buffer:
     buffer = Buffer.create(folder, replace(HEADER, groups=len(pivots)))
     for number, pivot in enumerate(pivots):
-        buffer.write([number], groups(pivot))
+        buffer.write([number], groups(pivot), {"forwards": 2.0, "seconds": 0.5})
     return Buffer.open(folder)
 
 
@@ -49,7 +49,7 @@ def test_a_group_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_buffer_is_gone_on_with_by_its_own_recipe_and_student(tmp_path: Path) -> None:
-    Buffer.create(tmp_path, HEADER).write([0], groups(0))
+    Buffer.create(tmp_path, HEADER).write([0], groups(0), {})
     assert Buffer.create(tmp_path, replace(HEADER, groups=6)).missing() == [1, 2, 3, 4, 5]
     assert Buffer.create(tmp_path, replace(HEADER, groups=2)).header.groups == 6, "what is collected stays"
     with pytest.raises(DataError, match="begun with another recipe"):
@@ -81,11 +81,11 @@ def test_a_group_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) ->
     buffer = Buffer.create(tmp_path / "buffer", HEADER)
     buffer.path(0).mkdir()
     with pytest.raises(DataError, match="could not be saved"):
-        buffer.write([0], groups(0))
+        buffer.write([0], groups(0), {})
     assert {path.name for path in buffer.folder.iterdir()} == {"buffer.json", buffer.path(0).name}
     buffer.folder = tmp_path / "nowhere"
     with pytest.raises(DataError, match="could not be saved"):
-        buffer.write([0], groups(0))
+        buffer.write([0], groups(0), {})
 
 
 @pytest.mark.parametrize("labels", [{"prompt": "p", "pivot": "1"}, {"prompt": "p", "pivot": "one", "hash": "0"}])

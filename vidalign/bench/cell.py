@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,15 @@ from typing import Any
 import torch
 
 from vidalign import registry
+from vidalign.bench.before import spent_before
 from vidalign.bench.budget import FIELDS, Budget, spent_of, time_steps
 from vidalign.bench.cost import predict, steps_within
 from vidalign.bench.differences import first_difference
 from vidalign.bench.judging import Judged, Source, judge, judge_few, save_clips
-from vidalign.bench.protocol import Protocol, load_protocol, teacher_hash
+from vidalign.bench.protocol import Protocol, load_protocol, weights_hash
 from vidalign.bench.results import Cell, Predicted, sealed_health, write_json
 from vidalign.context import TrainContext
-from vidalign.data.source import listed, open_source
+from vidalign.data.source import find_source, listed, open_source
 from vidalign.engine import distributed
 from vidalign.errors import DataError, PluginError, UserError
 from vidalign.evaluation.evaluator import build_metrics
@@ -43,6 +45,8 @@ from vidalign.students.base import Student
 from vidalign.tracking.jsonl import read_history, read_records
 from vidalign.trainer import Trainer
 
+_STEPS: dict[tuple[str, str, float], int] = {}
+"""Steps of a budget by recipe hash, currency and amount: a runner asks for those of a cell several times."""
 STEPS = "bench-steps"
 """File in a run folder: how many steps a budget in seconds buys on this machine."""
 
@@ -73,14 +77,21 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     _check_unseen(protocol, recipe)
     budget = protocol.budget
     if steps is None and budget.currency != "seconds":
-        steps = steps_within(recipe, budget.currency, budget.amount)
+        key = (recipe.hash, budget.currency, budget.amount)
+        if key not in _STEPS:
+            _STEPS[key] = steps_within(recipe, budget.currency, budget.amount)
+        steps = _STEPS[key]
     if steps is None:
         return recipe
     return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
 
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
-    """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction."""
+    """Prompts that are judged are not trained on; sources that list none have disjoint splits by construction. The
+    other way round where the protocol tunes."""
+    if protocol.trained_prompts:
+        check_trained(protocol.prompts.source, protocol.all_prompts, recipe)
+        return
     seen = set(listed(recipe.training_prompts) or ()) & set(protocol.all_prompts)
     if seen:
         raise UserError(
@@ -90,12 +101,28 @@ def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
         )
 
 
+def check_trained(source: str, prompts: Sequence[str], recipe: Recipe) -> None:
+    """Prompts to tune on are those that a recipe trains on; raises `UserError` otherwise."""
+    known, chosen = listed(recipe.training_prompts), find_source(recipe.training_prompts)
+    other = sorted(set(prompts) - set(known)) if known is not None else []
+    if other or (known is None and find_source(source) != chosen):
+        name, argument = chosen[0].__name__, chosen[1]
+        raise UserError(
+            f"{source!r} holds prompts that {recipe.name} does not train on",
+            where="tuning.prompts.source",
+            why=f"settings are chosen on training prompts; those are {name} {argument!r}"
+            + (f", without {other[0]!r}" if other else ""),
+            fix="name the recipe's own data.prompts",
+        )
+
+
 def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     """Train (or go on training) and judge one cell of an objective."""
     folder = protocol.folder / f"{row}-{seed}"
     steps = timed_steps(protocol, row, seed, folder) if protocol.budget.currency == "seconds" else None
     recipe = cell_recipe(protocol, row, seed, steps)
     check_same_recipe(folder, recipe)
+    before = spent_before(protocol.objectives[row].before)
     metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     trained = folder / protocol.student_kind.saved
     if not trained.is_file():
@@ -113,7 +140,7 @@ def run_row(protocol: Protocol, row: str, seed: int) -> Cell:
     student = _load(protocol, trained)
     history = read_history(folder / "metrics.jsonl")
     cell = Cell(row, "objective", seed, recipe=protocol.objectives[row].described, recipe_hash=recipe.hash)
-    cell.spent = spent_of(history)
+    cell.spent, cell.before = spent_of(history), before
     cell.predicted = _predicted(recipe, int(history["perf/spent/forwards"][-1][0]))
     cell.curve = _curve(history)
     records = [record for record in read_records(folder / "metrics.jsonl") if record["kind"] == "health"]
@@ -133,16 +160,20 @@ def off_prediction(cell: Cell) -> list[str]:
 
 
 def run_reference(protocol: Protocol, row: str) -> Cell:
-    """Judge the start weights, the teacher or the ground truth."""
+    """Judge the start weights, the teacher, the ground truth, or a student that was made for other rows."""
     cell, evaluation = Cell(row=row, kind="reference", seed=0), protocol.evaluation
     metrics = build_metrics(protocol.metrics, protocol.frame_rate)
     if row == "base":
         return _finish(protocol, cell, _judge(protocol, _load(protocol, protocol.student.path), metrics))
     if row == "ground_truth":
         return _finish(protocol, cell, judge(_truth(protocol), protocol, metrics))
+    if row in protocol.made:
+        run, weights = protocol.made[row], protocol.made_weights(row)
+        cell.recipe, cell.recipe_hash, cell.before = run, weights_hash(protocol, row), spent_before([run])
+        return _finish(protocol, cell, _judge(protocol, _load(protocol, weights), metrics))
     assert protocol.teacher is not None, "a teacher is a row when the protocol names one"
     network, config = _load(protocol, protocol.teacher.path).eval(), protocol.teacher
-    cell.recipe, cell.recipe_hash = config.path, teacher_hash(config)
+    cell.recipe, cell.recipe_hash = config.path, weights_hash(protocol, row)
     steps = {"steps": config.steps, "shift": config.shift, "eta": config.eta}
     generate = network.sampler(evaluation.frames, "teacher", temperature=evaluation.temperature, **steps)
     # no long clips: a bidirectional teacher makes none beyond the length that it was trained on

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from vidalign.bench.differences import first_difference
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.sections import BASE
 from vidalign.bench.watched import metric_kind
 from vidalign.errors import DataError, UserError, nearest
-from vidalign.evaluation.bootstrap import hierarchical_interval
+from vidalign.evaluation.intervals import estimate
 from vidalign.report.model import LEAST_PROMPTS, TOO_FEW
 
 HELD_OUT = "held_out"
@@ -35,6 +36,8 @@ class Difference:
     metric: str
     difference: float
     interval: tuple[float, float]
+    detectable: float
+    """The difference that these prompts and seeds show with probability .8."""
     verdict: str
     """``better``, ``worse``, or ``unclear`` when the interval does not exclude zero; ``too few prompts``
     below eight."""
@@ -42,13 +45,19 @@ class Difference:
     """Prompts that have a difference."""
 
 
-def values_of(cells: Sequence[Cell], metric: str, split: str = HELD_OUT) -> torch.Tensor:
-    """Values ``[S, P]`` of a metric on a split, one row a cell; NaN where it was not judged."""
+def values_of(
+    cells: Sequence[Cell], metric: str, split: str = HELD_OUT, among: Collection[int] | None = None
+) -> torch.Tensor:
+    """Values ``[S, P]`` of a metric on a split, one row a cell; NaN where it was not judged.
+
+    among: numbers of prompts, of which those of the split are taken; None takes the whole split.
+    """
     rows = []
     for cell in cells:
         first, last = cell.prompt_split.get(split, (0, 0))
         row = cell.metrics.get(metric)
-        rows.append([math.nan] * (last - first) if row is None else row[first:last])
+        chosen = [n for n in range(first, last) if among is None or n in among]
+        rows.append([math.nan if row is None else row[n] for n in chosen])
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -60,7 +69,8 @@ def summaries(results: Results, split: str = HELD_OUT) -> list[RowSummary]:
         for metric in metric_names(cells):
             values = values_of(cells, metric, split)
             if values.isfinite().any():
-                rows.append(RowSummary(row, metric, float(values.nanmean()), hierarchical_interval(values)))
+                found = estimate(values)
+                rows.append(RowSummary(row, metric, found.mean, found.interval))
     return rows
 
 
@@ -78,16 +88,53 @@ def compare(results: Results, a: str, b: str, other: Results | None = None, spli
     other = other if other is not None else results
     check_same_protocol(results, other)
     check_split(results, split)
-    first, second = _paired(cells_of(results, a), cells_of(other, b), a, b)
-    differences = []
-    for metric in metric_names(second):
-        difference = values_of(second, metric, split) - values_of(first, metric, split)
-        if difference.isfinite().any():
-            low, high = hierarchical_interval(difference)
-            judged = int(difference.isfinite().any(0).sum())
-            verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
-            differences.append(Difference(metric, float(difference.nanmean()), (low, high), verdict, judged))
-    return differences
+    first, second = paired(cells_of(results, a), cells_of(other, b), a, b)
+    found = (difference(first, second, metric, split) for metric in metric_names(second))
+    return [one for one in found if one is not None]
+
+
+def difference(
+    a: Sequence[Cell], b: Sequence[Cell], metric: str, split: str = HELD_OUT, among: Collection[int] | None = None
+) -> Difference | None:
+    """Cells `b` minus the cells `a` that they are paired with; None where no prompt has a value in both.
+
+    among: see `values_of`.
+    """
+    values = values_of(b, metric, split, among) - values_of(a, metric, split, among)
+    if not values.isfinite().any():
+        return None
+    found = estimate(values)
+    low, high = found.interval
+    judged = int(values.isfinite().any(0).sum())
+    verdict = TOO_FEW if judged < LEAST_PROMPTS else "better" if low > 0 else "worse" if high < 0 else "unclear"
+    return Difference(metric, found.mean, found.interval, found.detectable, verdict, judged)
+
+
+def baseline_of(results: Results, row: str) -> str:
+    """The row that a trained row is compared with: its own, or where that has no training seed of this row's the start
+    weights; '' where they were not judged either."""
+    cells = results.of_row(row)
+    named = (results.baselines.get(row, BASE), BASE)
+    return next((name for name in named if _can_be_paired(results.of_row(name), cells)), "")
+
+
+def baselines_of(results: Results) -> dict[str, str]:
+    """The baseline of every trained row that can be compared with one; see `baseline_of`."""
+    rows = [row for row in results.row_names() if any(cell.kind == "objective" for cell in results.of_row(row))]
+    return {row: baseline for row in rows if (baseline := baseline_of(results, row))}
+
+
+def detectable(results: Results, split: str = HELD_OUT) -> dict[str, float]:
+    """By METRIC/NAME the difference to a baseline that a row of this table shows with probability .8.
+
+    The root mean square over the trained rows: it pools their variances, of which few seeds say little each.
+    """
+    found: dict[str, list[float]] = {}
+    for row, baseline in baselines_of(results).items():
+        for one in compare(results, baseline, row, split=split):
+            if math.isfinite(one.detectable):
+                found.setdefault(one.metric, []).append(one.detectable)
+    return {name: math.sqrt(sum(x * x for x in values) / len(values)) for name, values in found.items()}
 
 
 def goal_row(results: Results) -> str:
@@ -110,9 +157,14 @@ def check_same_protocol(a: Results, b: Results) -> None:
     )
 
 
+def splits_of(results: Results) -> list[str]:
+    """Names of the splits of its prompts."""
+    return list(dict.fromkeys(name for cell in results.cells for name in cell.prompt_split))
+
+
 def check_split(results: Results, split: str) -> None:
     """Raises `UserError` with the nearest name when a result has no such split of its prompts."""
-    known = list(dict.fromkeys(name for cell in results.cells for name in cell.prompt_split))
+    known = splits_of(results)
     if split not in known:
         close = nearest(split, known)
         fix = f"did you mean {close!r}?" if close else f"splits: {', '.join(known)}"
@@ -133,8 +185,15 @@ def cells_of(results: Results, row: str) -> list[Cell]:
     return cells
 
 
-def _paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[list[Cell], list[Cell]]:
-    """Cells of equal seeds; a single reference cell stands for every seed."""
+def _can_be_paired(a: list[Cell], b: list[Cell]) -> bool:
+    """Whether two rows have values of the same training seed, or one of them is a reference."""
+    if not a or not b or "reference" in (a[0].kind, b[0].kind):
+        return bool(a and b)
+    return bool({cell.seed for cell in a} & {cell.seed for cell in b})
+
+
+def paired(a: list[Cell], b: list[Cell], name_a: str, name_b: str) -> tuple[list[Cell], list[Cell]]:
+    """Cells of equal seeds; a single reference cell stands for all. Raises `UserError` where no seed is shared."""
     if a[0].kind == "reference":
         return a[:1] * len(b), b
     if b[0].kind == "reference":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class Judged:
 def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judged:
     """Generate and judge everything that the protocol sets."""
     evaluation, asked, metrics = protocol.evaluation, protocol.asked, list(metrics)
-    out, kept = Judged(), []
+    out = Judged()
+    clips: dict[int, torch.Tensor] = {}  # by seed
     sums: dict[str, list[torch.Tensor]] = {}
     together = [metric for metric in metrics if metric.judges == "seeds"]
     for seed in evaluation.seeds:
@@ -55,14 +56,28 @@ def judge(source: Source, protocol: Protocol, metrics: Iterable[Metric]) -> Judg
         for metric in (m for m in metrics if m.judges in EACH):
             for name, values in scored(metric, outputs, asked, len(asked)).items():
                 sums.setdefault(name, []).append(values)
-        kept += [outputs] if together else []
+        clips |= {seed: outputs} if together else {}
     out.metrics = {name: torch.stack(values).nanmean(0).tolist() for name, values in sums.items()}
     for metric in together:
-        scores = scored(metric, torch.cat(kept), asked * len(evaluation.seeds), len(asked))
-        out.metrics |= {name: values.tolist() for name, values in scores.items()}
+        out.metrics |= _judge_together(metric, source.outputs, asked, evaluation.seeds, clips)
     if evaluation.long_factor and source.long is not None:
         _judge_long(source.long, protocol, [m for m in metrics if m.judges == "long"], out)
     return out
+
+
+def _judge_together(
+    metric: Metric, generate: Generate, asked: list[Any], seeds: list[int], clips: dict[int, torch.Tensor]
+) -> dict[str, list[float]]:
+    """One that compares the clips of a prompt; those of further seeds than the evaluation's are added to `clips`."""
+    count, each = metric.sampled(len(asked), len(seeds))
+    chosen = [*seeds, *range(max(seeds) + 1, max(seeds) + 1 + each)][:each]
+    for seed in chosen:
+        if seed not in clips or len(clips[seed]) < count:
+            clips[seed] = outputs_of(generate, asked[:count], seed)
+    together = torch.cat([clips[seed][:count] for seed in chosen])
+    scores = scored(metric, together, asked[:count] * each, count)
+    rest = [float("nan")] * (len(asked) - count)
+    return {name: values.tolist() + rest for name, values in scores.items()}
 
 
 def judge_few(generate: Generate, protocol: Protocol, metrics: Iterable[Metric]) -> dict[str, float]:

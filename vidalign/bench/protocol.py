@@ -2,27 +2,26 @@
 
 `load_protocol` reads a file or a shipped one (``quickstart``). It lays overrides and on demand its ``small`` section
 over it, and pins what the file only names. Prompts, start weights, sampler, world and metric versions go into the hash.
-The rows under ``objectives`` and the teacher do not: a later one joins a protocol and the earlier ones stay comparable.
-Every cell carries the hash of its own recipe or weights.
+The rows under ``objectives`` and ``made`` and the teacher do not: a later one joins a protocol and the earlier ones
+stay comparable. Every cell carries the hash of its own recipe or weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from vidalign import registry
+from vidalign.bench.sections import BASE, REFERENCES, PromptsConfig, ProtocolSections
 from vidalign.bench.shipped import find_protocol
 from vidalign.data.examples import Example
 from vidalign.data.paths import is_file_name
 from vidalign.data.source import PromptSource, find_source, open_source
-from vidalign.errors import DataError, Problem, RecipeError, UserError
-from vidalign.ranges import require
+from vidalign.errors import DataError, Problem, RecipeError, UserError, nearest
 from vidalign.reading import content_hash
 from vidalign.recipe.compose import merge
 from vidalign.recipe.load import read_header
@@ -31,149 +30,8 @@ from vidalign.recipe.typed import build, placed, settings_of
 from vidalign.students.kind import StudentKind
 from vidalign.students.weights import kind_of, resolve
 
-REFERENCES = ("base", "teacher", "ground_truth")
-"""Rows of every table that are not trained."""
-
-
-@dataclass
-class PromptsConfig:
-    """Prompts to judge on."""
-
-    source: str
-    """`world:SPLIT` or a text file with one prompt a line; for language students `tokens:SPLIT`, `pictures:SPLIT` or a
-    table of examples."""
-    count: int = 64
-    """Prompts taken from it, in a fixed order."""
-    sha256: str = ""
-    """What a text file must have as its hash; empty takes it as it is. The hash of the prompts is recorded anyway."""
-
-    def __post_init__(self) -> None:
-        require(self, "count", least=1)
-
-
-@dataclass
-class WeightsConfig:
-    """Weights of a network."""
-
-    path: str
-    """A safetensors file, a student's folder or a shipped name such as `world/student`."""
-    sha256: str = ""
-    """What the file, or the weights and settings of the folder, must have as its hash; empty takes it as it is.
-    The hash is recorded anyway."""
-
-
-@dataclass
-class TeacherWeights(WeightsConfig):
-    """A bidirectional teacher, judged as a row."""
-
-    steps: int = 24
-    """Denoising steps a chunk of a video teacher."""
-    shift: float = 5.0
-    """Timestep shift of those steps."""
-    eta: float = 0.85
-    """Fresh noise between those steps, in 0..1: 0 for Euler steps."""
-
-
-@dataclass
-class BudgetConfig:
-    """What every objective may spend on training."""
-
-    currency: Literal["forwards", "calls", "seconds", "responses"]
-    """What is counted. `forwards`: one chunk of one clip through trained networks. `calls`: those of rewards and
-    teacher. `seconds`: training on this device. `responses`: what a language student generates."""
-    amount: float
-    """How much of it."""
-
-    def __post_init__(self) -> None:
-        require(self, "amount", above=0)
-
-
-@dataclass
-class EvaluationConfig:
-    """How the trained student is sampled and judged."""
-
-    frames: int = 12
-    """Length of the judged clips in frames."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
-    """Noise seeds: one clip (response) for each prompt and seed, the same noise in every row."""
-    temperature: float = 0.0
-    """Of a language student's responses; 0 takes the likeliest tokens."""
-    long_factor: int = 4
-    """Long clips are so many times longer; 0 makes none."""
-    long_prompts: int = 16
-    """Prompts, the first of the list, that get a long clip."""
-    sigmas: list[float] = field(default_factory=list)
-    """Noise levels of the few-step sampler; empty means those that the start weights carry."""
-    curve_points: int = 5
-    """Evaluations during training, evenly spaced."""
-    curve_prompts: int = 16
-    """Prompts judged at each of them, one clip each."""
-    shown: int = 6
-    """Clips kept for the report."""
-
-    def __post_init__(self) -> None:
-        if self.frames < 1 or not self.seeds:
-            raise ValueError("frames and seeds must not be empty")
-
-
-@dataclass
-class HealthConfig:
-    """How the judges themselves are examined."""
-
-    clips: int = 66
-    """Ground-truth clips that are corrupted in every way of the world's perturbation table; 0 leaves both out."""
-    probe_clips: int = 12
-    """Clips that an adversary changes pixel by pixel to raise one training reward alone."""
-    probe_steps: int = 60
-    """Its optimiser steps."""
-
-
-@dataclass
-class RowConfig:
-    """One objective in the comparison."""
-
-    recipe: str
-    """A shipped recipe, or a path from the working folder."""
-    overrides: list[str] = field(default_factory=list)
-    """Changes to it, `key=value`."""
-    student: str = ""
-    """Other start weights than the protocol's; they must share its latents, text features and sampler."""
-    plugin: str = ""
-    """A Python file that registers what the recipe names."""
-    prepare: str = ""
-    """The command that makes what the recipe reads, such as a buffer; it is only printed."""
-
-    @property
-    def described(self) -> str:
-        """The recipe with its changes, as in a command."""
-        weights = [f"student.path={self.student}"] if self.student else []
-        return shlex.join([self.recipe, *self.overrides, *weights])
-
-
-@dataclass
-class ProtocolSections:
-    """A whole protocol file."""
-
-    prompts: PromptsConfig
-    """Held-out prompts."""
-    student: WeightsConfig
-    """Where every objective starts; judged as the row `base`."""
-    budget: BudgetConfig
-    """The same for every row."""
-    objectives: dict[str, RowConfig]
-    """Rows by name; not part of the hash."""
-    metrics: dict[str, dict[str, Any]]
-    """Metrics by their names in the registry, with their settings."""
-    out_of_domain: PromptsConfig | None = None
-    """Prompts further away from training, reported apart."""
-    teacher: TeacherWeights | None = None
-    """A teacher to judge as a row, not part of the hash; for objectives it stands in their own recipes."""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Training seeds."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Sampling and judging."""
-    health: HealthConfig = field(default_factory=HealthConfig)
-    """Examination of the judges."""
+UNPINNED = ("objectives", "teacher", "made", "tuning", "trained_prompts")
+"""Sections that are no part of the hash."""
 
 
 @dataclass
@@ -216,6 +74,16 @@ class Protocol(ProtocolSections):
     def has_truth(self) -> bool:
         """Whether what is right for its prompts is known: worked answers, or clips that their source makes."""
         return bool(self.examples) or self.source.truth is not PromptSource.truth
+
+    def made_weights(self, row: str) -> Path:
+        """The student of a finished run that is judged as the row."""
+        return Path(self.made[row]) / self.student_kind.saved
+
+    @property
+    def families(self) -> list[str]:
+        """The family of every prompt, by its source; empty where there is none."""
+        families = [self.source.family(one) for one in self.asked]
+        return families if any(families) else []
 
     @property
     def all_prompts(self) -> list[str]:
@@ -269,14 +137,8 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     protocol = build(Protocol, tree, "", problems)
     for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
         _check_metric(metric, settings, problems)
-    for row in protocol.objectives if protocol is not None else ():
-        if row in REFERENCES:
-            problems.append(
-                Problem(f"{row!r} is a row of every table", tree.locate(f"objectives.{row}"), fix="rename it")
-            )
-        if not is_file_name(row):
-            why = "it names the folder of its runs"
-            problems.append(Problem(f"{row!r} is no name of a row", tree.where, why, "use a name without / and .."))
+    if protocol is not None:
+        _check_rows(protocol, tree, problems)
     if problems or protocol is None:
         raise RecipeError(problems)
     protocol.header = read_header(path)
@@ -284,6 +146,27 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     changed = f"-{protocol.hash[:6]}" if overrides else ""
     protocol.name = path.stem + ("-small" if small else "") + changed
     return protocol
+
+
+def _check_rows(protocol: Protocol, tree: Node, problems: list[Problem]) -> None:
+    """Names of rows, and the rows that they name as their baselines."""
+    taken = dict.fromkeys(REFERENCES, "is a row of every table")
+    for section in ("objectives", "made"):
+        for row in getattr(protocol, section):
+            if row in taken:
+                problems.append(Problem(f"{row!r} {taken[row]}", tree.locate(f"{section}.{row}"), fix="rename it"))
+            if not is_file_name(row):
+                why = "it names the folder of its runs"
+                problems.append(Problem(f"{row!r} is no name of a row", tree.where, why, "use a name without / and .."))
+        taken |= dict.fromkeys(protocol.objectives, "is a row under objectives too")
+    for row, config in protocol.objectives.items():
+        others = [name for name in (BASE, *protocol.objectives) if name != row]
+        if config.baseline not in others:
+            close = nearest(config.baseline, others)
+            why = "a row does not beat itself" if config.baseline == row else "it is neither trained nor the start"
+            fix = f"did you mean {close!r}?" if close else f"rows: {', '.join(others)}"
+            where = tree.locate(f"objectives.{row}.baseline")
+            problems.append(Problem(f"{row!r} has the baseline {config.baseline!r}", where, why, fix))
 
 
 def _check_metric(name: str, settings: Node, problems: list[Problem]) -> None:
@@ -308,7 +191,7 @@ def _pin(protocol: Protocol, tree: Node) -> None:
             )
     _check_student(protocol, tree)
     sigmas = _sampler_levels(protocol, tree)
-    pinned = [f.name for f in fields(ProtocolSections) if f.name not in ("objectives", "teacher")]
+    pinned = [f.name for f in fields(ProtocolSections) if f.name not in UNPINNED]
     values = {name: getattr(protocol, name) for name in pinned}
     plain = {name: asdict(value) if hasattr(value, "__dataclass_fields__") else value for name, value in values.items()}
     plain["prompts"]["sha256"] = text_hash("\n".join(protocol.held_out))
@@ -323,10 +206,15 @@ def _pin(protocol: Protocol, tree: Node) -> None:
     protocol.pinned = {"world": protocol.source.version, **plain, "metric_versions": versions}
 
 
-def teacher_hash(teacher: TeacherWeights) -> str:
-    """Identifies the teacher's row by weights and sampler, as a recipe's hash identifies an objective's."""
-    weights = content_hash(_place(teacher.path))
-    return text_hash(f"{weights} {teacher.steps} {teacher.shift} {teacher.eta}")
+def weights_hash(protocol: Protocol, row: str) -> str:
+    """Identifies a row that is judged as it is, as a recipe's hash identifies an objective's: by its weights, of the
+    teacher with its sampler. '' for the start weights and the ground truth, which are part of the protocol's hash."""
+    if row in protocol.made:
+        return text_hash(content_hash(_place(str(protocol.made_weights(row)))))
+    teacher = protocol.teacher
+    if row != "teacher" or teacher is None:
+        return ""
+    return text_hash(f"{content_hash(_place(teacher.path))} {teacher.steps} {teacher.shift} {teacher.eta}")
 
 
 def _check_student(protocol: Protocol, tree: Node) -> None:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from vidalign.bench.comparison import HELD_OUT, compare, goal_row, summaries, values_of, varied
-from vidalign.bench.protocol import REFERENCES
+from vidalign.bench.comparison import HELD_OUT, baseline_of, compare, goal_row, summaries, values_of, varied
+from vidalign.bench.report_tables import COUNTED, diagnostics, label_of, number
 from vidalign.bench.results import Cell, Results
+from vidalign.bench.sections import BASE, REFERENCES
 from vidalign.bench.watched import Watched, watched
 from vidalign.data.paths import inside
 from vidalign.reading import regular
@@ -31,7 +32,6 @@ from vidalign.report import (
     Row,
     Score,
     ShownPrompt,
-    Table,
     Trace,
     TrainingPath,
     write_report,
@@ -41,8 +41,6 @@ from vidalign.report.model import Axis
 log = logging.getLogger(__name__)
 
 CLIPS = Path("runs") / "bench"
-BASE = "base"
-COUNTED = ("forwards", "reward_calls", "teacher_calls", "responses")
 COSTS = (*COUNTED, "seconds", "peak_memory_mib")
 
 
@@ -77,7 +75,7 @@ def bench_report(results: Results, clips_folder: Path) -> Report:
         prompts=_bench_clips(results, clips_folder),
         prompts_note="Under each clip the scores of its prompt, mean over the evaluation seeds.",
         warnings=_bench_warnings(results),
-        diagnostics=_bench_diagnostics(results),
+        diagnostics=diagnostics(results),
         commands=[
             *dict.fromkeys([results.command, *(c.command for c in results.cells if c.command)]),
             f"vidalign bench report {results.protocol.name}",
@@ -96,10 +94,6 @@ def _metric(key: str, split: str = HELD_OUT) -> Metric:
 def _first_composite(rows: Sequence[Row]) -> Metric | None:
     """What to sort by where the protocol has no held-out judge."""
     return next((metric for row in rows for metric in row.scores if metric.name == "composite"), None)
-
-
-def _label(cell: Cell) -> str:
-    return f"{cell.row}, seed {cell.seed}" if cell.kind == "objective" else cell.row
 
 
 def _bench_rows(results: Results, splits: Sequence[str]) -> list[Row]:
@@ -137,12 +131,13 @@ def _made(first: Cell, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
-    """Objectives and then references against the base student, then the objectives against each other."""
+    """Objectives and references against the base student, objectives against their baselines, then the others."""
     rows = [name for name in results.row_names() if results.of_row(name)]
     objectives = [name for name in rows if results.of_row(name)[0].kind == "objective"]
     others = [name for name in rows if name not in (BASE, *objectives)]
     names = [(BASE, name) for name in (*objectives, *others)] if BASE in rows else []
-    names += list(itertools.combinations(objectives, 2))
+    names += [(other, name) for name in objectives if (other := baseline_of(results, name)) not in ("", BASE)]
+    names += [pair for pair in itertools.combinations(objectives, 2) if not {pair, pair[::-1]} & set(names)]
     means = {(split, s.row, s.metric): s.mean for split in splits for s in summaries(results, split)}
     goal = goal_row(results)
     gaps = _clear_gaps(results, goal, splits) if {BASE, goal} <= set(rows) else set()
@@ -160,6 +155,7 @@ def _bench_pairs(results: Results, splits: Sequence[str]) -> list[Pair]:
                 means[split, goal, d.metric] if closing and (split, d.metric) in gaps else None,
                 goal.replace("_", " "),
                 prompts=d.prompts,
+                detectable=d.detectable,
             )
             for split in splits
             for d in compare(results, before, after, split=split)
@@ -193,8 +189,8 @@ def _bench_curves(cells: Sequence[Cell], currency: str) -> list[Chart]:
         for cell in cells:
             points = [point for point in cell.curve if key in point]
             if points:
-                y = [_number(point[key]) for point in points]
-                traces.append(Trace(_label(cell), y, _spent_along(points, currency), cell.row))
+                y = [number(point[key]) for point in points]
+                traces.append(Trace(label_of(cell), y, _spent_along(points, currency), cell.row))
         charts.append(Chart(metric.name, traces, metric.judge))
     return charts
 
@@ -217,7 +213,7 @@ def _bench_drift(cells: Sequence[Cell]) -> list[Chart]:
         Chart(
             key.replace("/", ": "),
             [
-                Trace(_label(cell), cell.drift[key], {"chunk": list(range(1, len(cell.drift[key]) + 1))}, cell.row)
+                Trace(label_of(cell), cell.drift[key], {"chunk": list(range(1, len(cell.drift[key]) + 1))}, cell.row)
                 for cell in cells
                 if key in cell.drift
             ],
@@ -248,76 +244,13 @@ def _bench_clips(results: Results, folder: Path) -> list[ShownPrompt]:
 def _clip_scores(cell: Cell, prompt: int) -> dict[str, float]:
     """Means over the evaluation seeds of a prompt."""
     keys = watched(cell.metrics)
-    labels = {"trained": keys.trained, "held-out": keys.held_out}
+    labels = {"trained": keys.trained, "held-out": keys.held_out, "passed": keys.passed}
     return {label: cell.metrics[key][prompt] for label, key in labels.items() if key}
 
 
 def _bench_warnings(results: Results) -> list[CellWarning]:
-    failed = [CellWarning(cell.error, _label(cell), failed=True) for cell in results.cells if cell.error is not None]
-    return failed + [CellWarning(text, _label(cell)) for cell in results.cells for text in cell.warnings]
-
-
-def _bench_diagnostics(results: Results) -> list[Table]:
-    health = results.health or {}
-    tables = [_cost_table(results)]
-    if perturbations := health.get("perturbations"):
-        names = dict.fromkeys(name for values in perturbations.values() for name in values)
-        keys = watched(names)
-        columns = sorted(names, key=lambda name: name not in (keys.held_out, keys.trained))
-        rows: list[tuple[str, list[float | str]]] = [
-            (row, [*_separated(health.get("falls", {}).get(row)), *(_number(values.get(name)) for name in columns)])
-            for row, values in perturbations.items()
-        ]
-        titles = ["separated", "fall", "low", "high", *(name.replace("/", ": ") for name in columns)]
-        note = (
-            "Means over ground-truth clips that were corrupted on purpose. Fall: of the auditor's composite below"
-            " that of the same clips intact, with its 95 % interval; separated where that is above zero."
-        )
-        tables.append(Table("Perturbation table", titles, rows, note))
-    if probe := health.get("hacking_probe"):
-        tables.append(_probe_table(probe))
-    return [table for table in tables if table.rows]
-
-
-def _separated(fall: dict[str, Any] | None) -> list[float | str]:
-    if fall is None:
-        return ["", math.nan, math.nan, math.nan]
-    low, high = fall["interval"]
-    return ["yes" if fall["told_apart"] else "no", _number(fall["mean"]), _number(low), _number(high)]
-
-
-def _cost_table(results: Results) -> Table:
-    """Spent against predicted, for every trained cell."""
-    rows: list[tuple[str, list[float | str]]] = []
-    names = [name for name in COUNTED if name != "responses" or any(cell.spent.responses for cell in results.cells)]
-    for cell in results.cells:
-        if cell.kind == "objective" and cell.error is None:
-            values: list[float | str] = []
-            for name in names:
-                values += [_number(getattr(cell.spent, name)), _number(getattr(cell.predicted, name))]
-            rows.append((_label(cell), [*values, cell.spent.seconds, cell.spent.peak_memory_mib]))
-    columns = [f"{name.replace('_', ' ')}{suffix}" for name in names for suffix in ("", ", predicted")]
-    return Table("Spent and predicted", [*columns, "seconds", "peak memory, MiB"], rows)
-
-
-def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
-    rows: list[tuple[str, list[float | str]]] = []
-    for reward, outcome in probe.items():
-        scores = [_number(outcome[when][who]) for who in ("reward", "auditor") for when in ("before", "after")]
-        low, high = (_number(end) for end in outcome["interval"])
-        separated = "yes" if outcome["told_apart"] else "no"
-        rows.append((reward, [*scores, _number(outcome["excess"]), low, high, separated]))
-    columns = [f"{who} {when}" for who in ("reward", "auditor") for when in ("before", "after")]
-    columns += ["excess", "low", "high", "separated"]
-    note = (
-        "An adversary raises one training reward alone by changing pixels. Excess: gain of the reward minus that of "
-        "the held-out auditor's composite, mean over clips and its 95 % interval; separated where that is above zero."
-    )
-    return Table("Reward-hacking probe", columns, rows, note)
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    failed = [CellWarning(cell.error, label_of(cell), failed=True) for cell in results.cells if cell.error is not None]
+    return failed + [CellWarning(text, label_of(cell)) for cell in results.cells for text in cell.warnings]
 
 
 def _budget_of(results: Results) -> dict[str, Any]:
@@ -347,6 +280,6 @@ def _bench_note(results: Results) -> str:
     seeds = sorted({cell.seed for cell in results.cells if cell.kind == "objective"})
     return (
         f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % "
-        f"bootstrap intervals over {varied(len(seeds))}. Differences are paired by "
+        f"intervals over {varied(len(seeds))}. Differences are paired by "
         "prompt and by the training seeds that both rows have."
     )

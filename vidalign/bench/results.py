@@ -17,6 +17,7 @@ from vidalign.data.paths import is_file_name
 from vidalign.errors import DataError
 from vidalign.owner import replacing
 from vidalign.reading import check_object, read_json
+from vidalign.writing import compact
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Cell:
     command: str = ""
     """The command that trains this cell alone; empty for references."""
     spent: Spent = field(default_factory=Spent)
+    before: Spent = field(default_factory=Spent)
+    """What was spent before, on runs and buffers that were made for the row."""
     predicted: Predicted = field(default_factory=Predicted)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     """By METRIC/NAME one value a prompt, the mean over evaluation seeds; NaN = not judged (null in the file)."""
@@ -109,6 +112,15 @@ class Results:
     cells: list[Cell] = field(default_factory=list)
     health: dict[str, Any] | None = None
     """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.video.health`."""
+    families: list[str] = field(default_factory=list)
+    """Family of every prompt, by its source; empty where there is none."""
+    baselines: dict[str, str] = field(default_factory=dict)
+    """By trained row the row that it is to beat."""
+    claims: dict[str, str] = field(default_factory=dict)
+    """By trained row the claim that it tests, where it tests one."""
+    detectable: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By split and METRIC/NAME the difference to a baseline that is detected with probability .8; see
+    `vidalign.bench.comparison.detectable`."""
     outdated_since: str = ""
     """Commit since which the code gives other numbers; no part of the digest, because it is written later."""
 
@@ -172,12 +184,16 @@ def read_cell(plain: dict[str, Any], where: str) -> Cell:
         )
     check_object(plain, {"row": str, "kind": str, "seed": int, "metrics": dict, "drift": dict, "prompt_split": dict})
     _check_name(plain["row"], "row")
-    values = {f.name: plain[f.name] for f in fields(Cell)}
-    values |= {"spent": Spent(**plain["spent"]), "predicted": _predicted(plain["predicted"])}
+    values = {f.name: plain[f.name] for f in fields(Cell) if f.name in plain}
+    values |= {name: Spent(**plain[name]) for name in ("spent", "before") if name in plain}
+    values["predicted"] = _predicted(plain["predicted"])
     values["metrics"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["metrics"].items()}
     values["drift"] = {name: [math.nan if v is None else v for v in row] for name, row in plain["drift"].items()}
     values["prompt_split"] = {name: (first, last) for name, (first, last) in plain["prompt_split"].items()}
-    return Cell(**values)
+    cell = Cell(**values)
+    return (
+        cell if set(plain) >= {f.name for f in fields(Cell)} else cell.sealed()
+    )  # an earlier version has fewer fields
 
 
 def _check_name(name: str, of: str) -> None:
@@ -220,7 +236,7 @@ def write_json(path: Path, data: Any) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
+            partial.write_text(compact(_plain(data)) + "\n", encoding="utf-8")
     except OSError as error:
         fix = "free some space; what is finished is kept" if error.errno == 28 else ""
         raise DataError(f"cannot write {path.name}", where=str(path.parent), why=str(error), fix=fix) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from vidalign.bench.cell import cell_recipe
 from vidalign.bench.differences import first_difference
-from vidalign.bench.protocol import Protocol, teacher_hash
+from vidalign.bench.protocol import Protocol, weights_hash
 from vidalign.bench.results import Cell, Results, read_cell, read_health, read_results, sealed_health, write_json
 from vidalign.errors import DataError, UserError
 from vidalign.reading import read_json
@@ -59,9 +59,7 @@ class Finished:
         protocol = self.protocol
         if row in protocol.objectives:
             return "", cell_recipe(protocol, row, seed).hash, seed
-        if row == "teacher" and protocol.teacher is not None:
-            return row, teacher_hash(protocol.teacher), seed
-        return row, "", seed
+        return row, weights_hash(protocol, row), seed
 
     def _add(self, cells: Sequence[Cell]) -> None:
         for cell in cells:

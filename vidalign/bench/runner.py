@@ -24,14 +24,16 @@ from typing import Any
 import torch
 
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
+from vidalign.bench.comparison import detectable, splits_of
 from vidalign.bench.differences import first_difference
-from vidalign.bench.protocol import REFERENCES, Protocol, load_protocol, teacher_hash
-from vidalign.bench.results import Cell, ProtocolStamp, Results, read_cell, read_health, write_results
+from vidalign.bench.finished import check_same_hash, read_document, read_finished
+from vidalign.bench.protocol import Protocol, load_protocol, weights_hash
+from vidalign.bench.results import Cell, ProtocolStamp, Results, read_health, write_results
 from vidalign.bench.reuse import Finished
+from vidalign.bench.sections import REFERENCES
 from vidalign.errors import DataError, Interrupted, Problem, RecipeError, UserError, nearest
 from vidalign.owner import replacing
 from vidalign.provenance import machine
-from vidalign.reading import read_json
 from vidalign.tracking.stages import stages
 
 RESULTS = "results.json"
@@ -65,7 +67,7 @@ class BenchRun:
 
     def __post_init__(self) -> None:
         self.protocol = load_protocol(self.protocol_name, self.overrides, small=self.small)
-        self.rows = _chosen(self.protocol, self.objectives)
+        self.rows = chosen_rows(self.protocol, self.objectives, "--objectives")
         self.chosen_seeds = list(dict.fromkeys(self.seeds if self.seeds is not None else self.protocol.seeds))
         self.processes: list[subprocess.Popen[str]] = []
         self.errors: dict[Job, str] = {}
@@ -137,7 +139,7 @@ class BenchRun:
         for cell in cells:
             cell.command = self._command_of(cell)
             cell.sealed()
-        return Results(
+        results = Results(
             ProtocolStamp(protocol.name, protocol.hash, protocol.text),
             protocol.source.version,
             self.command(),
@@ -145,7 +147,12 @@ class BenchRun:
             protocol.all_prompts,
             cells,
             health,
+            protocol.families,
+            {name: row.baseline for name, row in protocol.objectives.items()},
+            {name: row.claim for name, row in protocol.objectives.items() if row.claim},
         )
+        results.detectable = {split: detectable(results, split) for split in splits_of(results)}
+        return results
 
     def _finished(self, job: Job) -> Cell | None:
         """The cell of a job; None when it is not finished, failed, or cannot be read, which is an error like others."""
@@ -163,7 +170,7 @@ class BenchRun:
         if ("health", 0) in self.errors or not file.is_file():
             return None
         try:
-            return read_health(_read_document(file, self.protocol, "health"), str(file))
+            return read_health(read_document(file, self.protocol, "health"), str(file))
         except DataError as error:
             self._fail(("health", 0), str(error))
             return None
@@ -183,17 +190,19 @@ class BenchRun:
                 steps = timed_steps(self.protocol, row, seed, folder) if timed else None
                 recipe = cell_recipe(self.protocol, row, seed, steps)
                 check_same_recipe(folder, recipe)
-                _check_same_hash(self._file((row, seed)), recipe.hash)
+                check_same_hash(self._file((row, seed)), recipe.hash)
             except UserError as error:
                 self._fail((row, seed), str(error))
 
-        teacher, file = self.protocol.teacher, self._file(("teacher", 0))
-        if teacher is not None and file.is_file():
+        for row in (*(["teacher"] if self.protocol.teacher is not None else []), *self.protocol.made):
+            file = self._file((row, 0))
+            if not file.is_file():
+                continue
             try:
-                if read_finished(file, self.protocol).recipe_hash != teacher_hash(teacher):
+                if read_finished(file, self.protocol).recipe_hash != weights_hash(self.protocol, row):
                     file.unlink()  # of other weights, or another sampler: judged anew
             except UserError as error:
-                self._fail(("teacher", 0), str(error))
+                self._fail((row, 0), str(error))
 
     def _take_over(self, finished: Finished) -> None:
         """What was measured elsewhere under the same conditions is not measured again. A result file that is written
@@ -313,51 +322,11 @@ def prepare(protocol: Protocol) -> None:
         raise DataError("cannot write the protocol", where=str(protocol.folder), why=str(error)) from error
 
 
-def read_finished(file: Path, protocol: Protocol) -> Cell:
-    """A finished cell; `DataError` when it was changed by hand or belongs to another protocol."""
-    plain = _read_document(file, protocol, "cell")
-    try:
-        return read_cell(plain, str(file))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError("cannot read a finished cell", where=str(file), why=repr(error), fix="remove it") from error
-
-
-def _read_document(file: Path, protocol: Protocol, content: str) -> Any:
-    """The content of a file that a cell wrote last."""
-    try:
-        document: dict[str, Any] = read_json(file)
-        made_by, value = document["protocol"], document[content]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
-    if made_by != protocol.hash:
-        raise DataError(
-            "a cell belongs to another protocol",
-            where=str(file),
-            why=f"{made_by}, not {protocol.hash}",
-            fix="remove it to measure again",
-        )
-    return value
-
-
-def _check_same_hash(file: Path, recipe_hash: str) -> None:
-    """A cell that was taken over has no run folder to compare with. Raises `UserError` for another recipe's."""
-    try:
-        digest = read_json(file)["cell"]["recipe_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # reported when the cell is read
-    if digest != recipe_hash:
-        raise UserError(
-            "the cell was measured with another recipe",
-            where=str(file),
-            why=f"its hash is {digest}, the row's is {recipe_hash}",
-            fix="remove the file to measure anew",
-        )
-
-
 def reference_jobs(protocol: Protocol) -> list[Job]:
-    """The start weights; the teacher where the protocol names one, the ground truth where it is known."""
+    """The start weights; the teacher where the protocol names one, the ground truth where it is known; what was made
+    for other rows."""
     there = {"base": True, "teacher": protocol.teacher is not None, "ground_truth": protocol.has_truth}
-    return [(row, 0) for row in REFERENCES if there[row]]
+    return [(row, 0) for row in (*(row for row in REFERENCES if there[row]), *protocol.made)]
 
 
 def devices(jobs: int | None) -> list[dict[str, str]]:
@@ -372,8 +341,8 @@ def devices(jobs: int | None) -> list[dict[str, str]]:
     return [threads | {"CUDA_VISIBLE_DEVICES": given[n % len(given)]} for n in range(workers)]
 
 
-def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
-    """The rows to run; `RecipeError` with the nearest name for unknown ones."""
+def chosen_rows(protocol: Protocol, names: Sequence[str] | None, option: str) -> list[str]:
+    """The rows to run, all for None; `RecipeError` with the nearest name for unknown ones, which `option` gave."""
     if names is None:
         return list(protocol.objectives)
     problems = []
@@ -381,7 +350,7 @@ def _chosen(protocol: Protocol, names: Sequence[str] | None) -> list[str]:
         if name not in protocol.objectives:
             close = nearest(name, protocol.objectives)
             fix = f"did you mean {close!r}?" if close else f"rows: {', '.join(protocol.objectives)}"
-            problems.append(Problem(f"there is no row {name!r} in {protocol.name}", "--objectives", fix=fix))
+            problems.append(Problem(f"there is no row {name!r} in {protocol.name}", option, fix=fix))
     if problems:
         raise RecipeError(problems)
     return list(dict.fromkeys(names))

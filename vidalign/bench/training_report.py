@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.evaluator import COMPOSITE, TRAINED, Evaluation
+from vidalign.evaluation.intervals import estimate
 from vidalign.report import (
     CellWarning,
     EvaluationRow,
@@ -60,7 +60,7 @@ def training_report(
         summary=recipe.header.split("\n", 1)[0],
         facts={k: v for k, v in header.items() if k not in ("command", "machine")}
         | {"steps": str(recipe.trainer.steps)},  # beside the step of the student, where it is that of a checkpoint
-        note=f"{count} held-out {unit} before and after; 95 % bootstrap intervals over {unit.split(',')[0]}.",
+        note=f"{count} held-out {unit} before and after; 95 % intervals over {unit.split(',')[0]}.",
         rows=[_evaluated(name, evaluation) for name, evaluation in judged.items()],
         headline=headline if differences else None,
         baseline="before",
@@ -83,7 +83,7 @@ def _place(folder: Path) -> str:
 
 def _evaluated(name: str, evaluation: Evaluation) -> Row:
     scores = {
-        Metric(judge, metric): Score(float(values.nanmean()), interval(values))
+        Metric(judge, metric): Score(float(values.nanmean()), estimate(values).interval)
         for (judge, metric), values in evaluation.metrics.items()
     }
     return Row(name, "objective" if name == "after" else "reference", scores)

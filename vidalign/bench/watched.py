@@ -1,4 +1,4 @@
-"""Which two scores stand for a benchmark: the held-out one, and that of the rewards that objectives train on."""
+"""Which scores stand for a benchmark: the held-out one with its pass, and that of the rewards that are trained on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,35 @@ class Watched:
 
     held_out: str = ""
     trained: str = ""
+    passed: str = ""
+    """Share of the clips that the held-out judge passes; rewards can rise while it falls."""
 
 
 def watched(names: Iterable[str]) -> Watched:
-    """Of either kind the first ``composite``, or where there is none the first value."""
+    """Of either kind, held out and trained, the first ``composite``, or where there is none the first value."""
     held_out: list[str] = []
     trained: list[str] = []
     for name in names:
         kind = metric_kind(name.partition("/")[0])
         (trained if kind is not None and kind.trained else held_out).append(name)
-    return Watched(_standing(held_out), _standing(trained))
+    passed = next((name for name in held_out if name.endswith("/pass")), "")
+    return Watched(_standing(held_out), _standing(trained), passed)
+
+
+def shown(names: Iterable[str]) -> dict[str, str]:
+    """Headings of the values METRIC/VALUE that tables show, by name: those that the metrics give a heading, else the
+    composite and the pass, else the first value."""
+    by_metric: dict[str, list[str]] = {}
+    for name in names:
+        by_metric.setdefault(name.partition("/")[0], []).append(name)
+    headings: dict[str, str] = {}
+    for metric, values in by_metric.items():
+        kind = metric_kind(metric)
+        named = kind.shown if kind is not None else {}
+        usual = [v for v in values if v.partition("/")[2] in ("composite", "pass")] or values[:1]
+        own = {f"{metric}/{value}": heading for value, heading in named.items() if f"{metric}/{value}" in values}
+        headings |= own or {name: name.replace("/", ", ") for name in usual}
+    return headings
 
 
 def _standing(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""`vidalign bench run | compare | report`: objectives compared under one budget."""
+"""`vidalign bench run | tune | compare | report`: objectives compared under one budget."""
 
 from __future__ import annotations
 
@@ -71,6 +71,45 @@ def run(
 
 
 @bench.command()
+def tune(
+    protocol: ProtocolArgument,
+    overrides: Changes = None,
+    rows: Annotated[str | None, typer.Option(help="Rows to tune, a,b,c; default all.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="The protocol's small version.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials at the same time; default one for each accelerator or core.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Choose learning rate, KL weight and group size of every row on training prompts; finished trials are kept.
+
+    For example: vidalign bench tune dopd_table --rows opd,dopd
+    """
+    from rich.console import Console
+
+    from vidalign.bench.results import write_json
+    from vidalign.bench.tune import TuneRun, tuning_table
+    from vidalign.provenance import refuse_unclean
+    from vidalign.reading import read_json
+
+    if out is not None:
+        refuse_unclean(out)
+    chosen = rows.split(",") if rows is not None else None
+    with before_work():
+        one = TuneRun(protocol, list(overrides or []), small, chosen, jobs, list(plugin or []), say=typer.echo)
+    file = one.run()
+    document = read_json(file)
+    if out is not None:
+        write_json(out, document)
+    Console().print(tuning_table(document))
+    for row in document["rows"]:
+        words = f"overrides: [{', '.join(row['overrides'])}]" if row["overrides"] else "its own settings are the best"
+        typer.echo(f"{row['row']}: {words}")
+    typer.echo(f"result: {out or file}")
+
+
+@bench.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="RESULT:ROW; RESULT is a file, or a protocol that was run.")],
     b: Annotated[str, typer.Argument(metavar="B", help="RESULT:ROW, or ROW of the same result.")],
@@ -92,11 +131,12 @@ def compare(
     table = Table(
         title=f"{comparison.b} minus {comparison.a}, {split} prompts, 95 % intervals over {varied(comparison.seeds)}"
     )
-    for column in ("metric", "difference", "95 % interval", ""):
+    for column in ("metric", "difference", "95 % interval", "detectable", ""):
         table.add_column(column, overflow="fold")
     for one in comparison.differences:
         low, high = one.interval
-        table.add_row(one.metric, f"{one.difference:+.4f}", f"{low:+.4f} .. {high:+.4f}", one.verdict)
+        ends = f"{low:+.4f} .. {high:+.4f}"
+        table.add_row(one.metric, f"{one.difference:+.4f}", ends, f"{one.detectable:.4f}", one.verdict)
     if any(one.verdict == TOO_FEW for one in comparison.differences):
         table.caption = TOO_FEW_WHY
     Console().print(table)

@@ -68,6 +68,14 @@ class PromptSource(ABC):
         """
 
     @classmethod
+    def family(cls, prompt: Any) -> str:
+        """The kind of a prompt or example, by which benchmarks give tables of their own; '' where there is none.
+
+        A handful of families at most: each needs some prompts among those of a protocol.
+        """
+        return str(getattr(prompt, "family", ""))
+
+    @classmethod
     def out_of_domain(cls, argument: str) -> str:
         """The source text of prompts that training on `argument` never shows; '' where none is known."""
         return ""

@@ -1,34 +1,36 @@
-"""Two evaluations on the same prompts, compared: paired differences with bootstrap intervals, and their file."""
+"""Two evaluations on the same prompts, compared: paired differences with intervals over prompts, and their file."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
-from vidalign.evaluation.bootstrap import interval
 from vidalign.evaluation.evaluator import Evaluation
+from vidalign.evaluation.intervals import estimate
 from vidalign.report.model import EvaluationRow
+from vidalign.writing import compact
 
 
 def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = None) -> list[EvaluationRow]:
-    """One row a metric: means, mean paired difference and its 95 % bootstrap interval over prompts."""
+    """One row a metric: means, mean paired difference and its 95 % interval over prompts."""
     assert before.prompts == after.prompts, "a paired difference needs the same prompts"
     rows = []
     for judge, name in after.metrics:
         if (judge, name) not in before.metrics:
             continue
         first, second = before.metrics[judge, name], after.metrics[judge, name]
+        change = estimate(second - first)
         rows.append(
             EvaluationRow(
                 metric=name,
                 before=float(first.nanmean()),
                 after=float(second.nanmean()),
-                difference=float((second - first).nanmean()),
-                interval=interval(second - first),
+                difference=change.mean,
+                interval=change.interval,
                 group=judge,
                 goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
                 prompts=int((second - first).isfinite().sum()),
+                detectable=change.detectable,
             )
         )
     return rows
@@ -44,7 +46,7 @@ def save_evaluation(
         if e is not None
     }
     document = {"header": header, "prompts": after.prompts, "values": table}
-    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    path.write_text(compact(document) + "\n", encoding="utf-8")
 
 
 def _number(value: float) -> float | None:

@@ -65,6 +65,8 @@ class EvaluationRow:
     higher_is_better: bool = True
     prompts: int | None = None
     """Prompts with a value in both rows, where that is known."""
+    detectable: float = NAN
+    """The difference that so many prompts (and seeds) show with probability .8."""
 
     @property
     def gap_closed(self) -> float | None:

@@ -104,12 +104,19 @@ def _colours(report: Report) -> dict[str, str]:
 
 
 def _metrics(report: Report) -> list[Metric]:
-    """The columns of the leaderboard, those of the headline's judge first."""
+    """The columns of the leaderboard, those of the headline's judge first, a judge's pass beside its composite."""
     metrics = list(dict.fromkeys(metric for row in report.rows for metric in row.scores))
     judges = list(dict.fromkeys(metric.judge for metric in metrics))
     if report.headline and report.headline.judge in judges:
         judges.insert(0, judges.pop(judges.index(report.headline.judge)))
-    return sorted(metrics, key=lambda metric: (judges.index(metric.judge), metric != report.headline))
+    return sorted(
+        metrics, key=lambda metric: (judges.index(metric.judge), metric != report.headline, _place_of(metric.name))
+    )
+
+
+def _place_of(name: str) -> int:
+    """The composite of a judge stands before its pass, and both before the rest."""
+    return 0 if name == "composite" else 1 if name.endswith("pass") else 2
 
 
 def _board(report: Report) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -10,10 +11,10 @@ from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
-    """Metric, before, after, difference with its 95 % interval, and what that says."""
+    """Metric, before, after, difference with its 95 % interval and the detectable one, and what that says."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     table.add_column("metric")
-    for heading in ("before", "after", "change", "95 % interval"):
+    for heading in ("before", "after", "change", "95 % interval", "detectable"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     colours = {"better": "green", "worse": "red", "unclear": "dim", TOO_FEW: "yellow"}
@@ -25,6 +26,7 @@ def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
             f"{row.after:.3f}",
             f"{row.difference:+.3f}",
             f"{low:+.3f} .. {high:+.3f}",
+            f"{row.detectable:.3f}" if math.isfinite(row.detectable) else "",
             f"[{colours[row.verdict]}]{row.verdict}[/]",
         )
     if any(row.verdict == TOO_FEW for row in rows):

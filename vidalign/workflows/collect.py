@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +11,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from vidalign.bench.counter import Counter
 from vidalign.build import build_context, build_objective
 from vidalign.context import Batch
+from vidalign.cost import Cost
 from vidalign.data.source import open_source
 from vidalign.engine import distributed
 from vidalign.errors import UserError
@@ -59,13 +63,17 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     buffer = Buffer.open(out, whole=False)
     missing = {n // size for n in distributed.broadcast_object(buffer.missing())}
     prompts = open_source(recipe.training_prompts, recipe.seed, size)
+    counter = Counter(ctx)
     console = Console(stderr=True, quiet=distributed.rank() != 0)
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
-        ctx.step = step
+        ctx.step, started = step, time.perf_counter()
+        counter.start_from(Cost())
         ids = list(range(step * size + distributed.rank(), (step + 1) * size, ranks))
         forked = objective.fresh.groups(ctx, Batch(step, [prompts[n] for n in ids], ids))
         assert ctx.rewards is not None and forked.request is not None, "ar_copo needs rewards"
         ctx.rewards.learn(forked.request)
-        buffer.write(ids, forked.groups.judged(ctx.judge(forked.request)))
+        judged = forked.groups.judged(ctx.judge(forked.request))
+        cost = asdict(counter.total()) | {"seconds": time.perf_counter() - started}
+        buffer.write(ids, judged, {name: amount / len(ids) for name, amount in cost.items()})
     distributed.barrier()
     return Buffer.open(out)

@@ -53,7 +53,7 @@ def evaluate_run(
         what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
         warnings.warn(f"{what} - evaluation.metrics - name metrics, or rewards", UserWarning, stacklevel=2)
     unit = "examples" if after.responses else "prompts"
-    title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % bootstrap intervals over {unit}"
+    title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % intervals over {unit}"
     for judge in dict.fromkeys(row.group for row in rows):
         console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
     console.print(f"report: {path}")

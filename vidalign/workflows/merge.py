@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vidalign.build import build_student, sampler_of, student_kind
 from vidalign.errors import CheckpointError, UserError
-from vidalign.evaluation.bootstrap import interval
+from vidalign.evaluation.intervals import estimate
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run, weights_hash
 from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
@@ -41,7 +41,7 @@ SCALES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 @dataclass(frozen=True)
 class Judged:
-    """One merge: means over prompts, and their paired differences to W0 with 95 % bootstrap intervals."""
+    """One merge: means over prompts, and their paired differences to W0 with 95 % intervals."""
 
     scale: float
     in_domain: float
@@ -191,15 +191,15 @@ def _sweep(
                 out_of_domain=float(after[1].nanmean()),
                 in_domain_gain=float(inside.nanmean()),
                 out_of_domain_gain=float(outside.nanmean()),
-                in_domain_interval=interval(inside),
-                out_of_domain_interval=interval(outside),
+                in_domain_interval=estimate(inside).interval,
+                out_of_domain_interval=estimate(outside).interval,
             )
         )
     return judged
 
 
 def _table(judged: Sequence[Judged]) -> Table:
-    table = Table(title="W0 + dW_semi + s dW_on against W0 | 95 % bootstrap intervals over prompts")
+    table = Table(title="W0 + dW_semi + s dW_on against W0 | 95 % intervals over prompts")
     for name in ("s", "trained rewards", "gain", "out of domain", "gain"):
         table.add_column(name, justify="right")
     for one in judged:

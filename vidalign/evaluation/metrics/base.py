@@ -29,6 +29,10 @@ class Metric:
     trained: ClassVar[bool] = False
     """Whether its values are rewards that objectives train on: it then says nothing held out."""
 
+    shown: ClassVar[dict[str, str]] = {}
+    """Values that the tables of a benchmark give a column, with its heading; a composite has its pass beside it. The
+    report shows all values."""
+
     @dataclass
     class Config:
         pass
@@ -39,6 +43,13 @@ class Metric:
 
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
+
+    def sampled(self, prompts: int, seeds: int) -> tuple[int, int]:
+        """How many prompts, the first ones, and how many clips of each it is given where it judges ``seeds``.
+
+        By default all prompts and evaluation seeds of a protocol; further seeds are numbered on from the last one.
+        """
+        return prompts, seeds
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Judge clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; higher is better, NaN = not judged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,7 @@ class ExactMatch(Metric):
 
     name = "exact_match"
     judges = "answers"
+    shown: ClassVar[dict[str, str]] = {"all": "exact match"}
 
     def grade(self, responses: Sequence[str], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         exact = exact_match.ExactMatch().score(responses, examples)[self.name]

@@ -96,6 +96,11 @@ class Rules(PromptSource):
         cls.listed(argument)
         return cls(argument, seed, privilege, rules.Style(**style))
 
+    @classmethod
+    def family(cls, prompt: Any) -> str:
+        """The depth: all problems of a source are of one family."""
+        return f"{prompt.steps} steps"
+
     def __getitem__(self, sample: int) -> Example:
         example = rules.example(self.split, self.seed, sample, self.privilege, self.style)
         return replace(example, grader=GRADER)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.engine.rng import generator
-from vidalign.evaluation.bootstrap import interval
+from vidalign.evaluation.intervals import estimate
 from vidalign.evaluation.judging import scored
 from vidalign.worlds.video import auditor, perturbations, scorer
 from vidalign.worlds.video.captions import is_caption
@@ -23,7 +23,7 @@ from vidalign.worlds.video.constants import FRAMES
 from vidalign.worlds.video.renderer import clips as render_clips
 
 if TYPE_CHECKING:
-    from vidalign.bench.protocol import HealthConfig
+    from vidalign.bench.sections import HealthConfig
     from vidalign.evaluation.metrics.base import Metric
 
 REWARDS = scorer.SCORES[:3]
@@ -49,12 +49,12 @@ def examine(prompts: Sequence[str], metrics: Sequence[Metric], settings: HealthC
 
 def _fall(fall: torch.Tensor) -> dict[str, Any]:
     """Mean of a fall ``[B]``, its interval, and whether that is above zero."""
-    low, high = interval(fall)
+    low, high = estimate(fall).interval
     return {"mean": float(fall.mean()), "interval": [low, high], "told_apart": low > 0}
 
 
 def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
-    """Raise one reward by the pixels, from clips that stand still; means of reward and auditor.
+    """Raise one reward by the pixels, from clips that stand still; means of reward, auditor and its pass.
 
     ``excess``: gain of the reward minus gain of the auditor's composite, with its 95 % interval over clips.
     """
@@ -68,12 +68,12 @@ def hack(reward: str, captions: list[str], steps: int) -> dict[str, Any]:
         (-score.clamp(min=1e-4).log().sum()).backward()
         optimiser.step()
     stages = {"before": start, "after": pixels.detach().clamp(0, 1), "ground_truth": truth}
-    scores = {name: _both(reward, clips, captions) for name, clips in stages.items()}
-    gains = [after - before for before, after in zip(scores["before"], scores["after"], strict=True)]
-    low, high = interval(gains[0] - gains[1])
-    means = {name: {"reward": float(r.mean()), "auditor": float(a.mean())} for name, (r, a) in scores.items()}
-    excess = float((gains[0] - gains[1]).mean())
-    return {**means, "excess": excess, "interval": [low, high], "told_apart": low > 0, "steps": steps}
+    scores = {name: _judged(reward, clips, captions) for name, clips in stages.items()}
+    before, after = scores["before"], scores["after"]
+    excess = (after["reward"] - before["reward"]) - (after["auditor"] - before["auditor"])
+    low, high = estimate(excess).interval
+    means = {name: {who: float(values.mean()) for who, values in one.items()} for name, one in scores.items()}
+    return {**means, "excess": float(excess.mean()), "interval": [low, high], "told_apart": low > 0, "steps": steps}
 
 
 def frozen(clips: torch.Tensor) -> torch.Tensor:
@@ -82,6 +82,9 @@ def frozen(clips: torch.Tensor) -> torch.Tensor:
     return (still + 0.05 * torch.randn(clips.shape, generator=generator(0, "adversary", 0))).clamp(0.02, 0.98)
 
 
-def _both(reward: str, clips: torch.Tensor, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _judged(reward: str, clips: torch.Tensor, captions: list[str]) -> dict[str, torch.Tensor]:
+    """The reward ``[B]``, the auditor's composite and whether it passes the clip."""
     with torch.no_grad():
-        return scorer.score(clips, captions)[reward], auditor.audit(clips, captions)["composite"]
+        audited = auditor.audit(clips, captions)
+        trained = scorer.score(clips, captions)[reward]
+    return {"reward": trained, "auditor": audited["composite"], "passed": audited["pass"]}

@@ -15,6 +15,7 @@ import torch
 
 from vidalign.engine.rng import generator
 from vidalign.evaluation.metrics.base import Metric
+from vidalign.ranges import require
 from vidalign.worlds.video import scorer
 from vidalign.worlds.video.captions import is_caption
 from vidalign.worlds.video.diversity import diversity
@@ -44,6 +45,7 @@ class WorldScorer(Metric):
 
     name = "world_scorer"
     trained = True
+    shown: ClassVar[dict[str, str]] = {"composite": "trained rewards", "strict_pass": "trained, passed"}
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         scores = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)
@@ -54,6 +56,7 @@ class WorldAuditor(Metric):
     """The held-out auditor: its eight metrics, ``composite`` and ``pass``."""
 
     name = "world_auditor"
+    shown: ClassVar[dict[str, str]] = {"composite": "auditor", "pass": "auditor, passed"}
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         return on_captions(lambda c, p: _of_judge(AUDITOR, c, p), clips, prompts)
@@ -64,6 +67,7 @@ class Motion(Metric):
     has 0. Captions of objects at rest are not judged."""
 
     name = "motion"
+    shown: ClassVar[dict[str, str]] = {"amount": "motion"}
 
     @dataclass
     class Config:
@@ -89,6 +93,24 @@ class Diversity(Metric):
 
     name = "diversity"
     judges: ClassVar[Literal["clips", "seeds", "long"]] = "seeds"
+    shown: ClassVar[dict[str, str]] = {"seeds": "diversity"}
+
+    @dataclass
+    class Config:
+        clips: int = 0
+        """Clips of a prompt that are compared, at least 2; 0 takes those of the evaluation seeds."""
+        prompts: int = 0
+        """Prompts, the first ones, that are judged; 0 takes all."""
+
+        def __post_init__(self) -> None:
+            require(self, "prompts", least=0)
+            if self.clips < 0 or self.clips == 1:
+                raise ValueError("clips must be at least 2, or 0")
+
+    config: Config
+
+    def sampled(self, prompts: int, seeds: int) -> tuple[int, int]:
+        return min(self.config.prompts or prompts, prompts), self.config.clips or seeds
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         distinct = list(dict.fromkeys(prompts))
@@ -104,6 +126,7 @@ class Drift(Metric):
     """Looks of every chunk of a long clip: nearness to what the world can render, colour and shape as captioned."""
 
     name = "drift"
+    shown: ClassVar[dict[str, str]] = {"visual": "drift, visual"}
     judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
 
     @dataclass
@@ -128,6 +151,7 @@ class Quarters(Metric):
     """Mean of the three rewards in every quarter of a long clip, whose law of motion is fitted to all of it."""
 
     name = "quarters"
+    shown: ClassVar[dict[str, str]] = {"last": "last quarter, long"}
     judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
 
     def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -34,6 +34,11 @@ class Captions(GroupedPrompts):
         return cls(list(groups.values()), seed, batch)
 
     @classmethod
+    def family(cls, prompt: Any) -> str:
+        """The motion, whatever its direction: `hit` are the collisions."""
+        return captions.parse(prompt).motion.split()[0]
+
+    @classmethod
     def out_of_domain(cls, argument: str) -> str:
         part, slash, _ = argument.rpartition("/")
         return f"world:{part}{slash}{UNSEEN}"

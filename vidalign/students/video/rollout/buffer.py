@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,14 +189,18 @@ class Buffer:
         """Numbers of the groups that are not there."""
         return [n for n in range(self.header.groups) if not self.path(n).is_file()]
 
-    def write(self, numbers: Sequence[int], groups: ForkedGroups) -> None:
-        """Add groups under their numbers, one file each; `DataError` when the disk refuses."""
+    def write(self, numbers: Sequence[int], groups: ForkedGroups, cost: Mapping[str, float]) -> None:
+        """Add groups under their numbers, one file each; `DataError` when the disk refuses.
+
+        cost: what each of them took, such as ``forwards`` and ``seconds``; kept as the files' metadata ``cost``.
+        """
         from safetensors.torch import save_file
 
         for row, number in enumerate(numbers):
             one = groups.rows([row])
             tensors = {name: value.detach().cpu().contiguous() for name, value in one.tensors().items()}
             labels = {"prompt": one.prompts[0], "pivot": str(one.pivot), "hash": weights_hash(tensors)}
+            labels["cost"] = json.dumps(dict(cost))
             path = self.path(number)
             try:
                 with replacing(path) as partial:
