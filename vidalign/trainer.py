@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -338,7 +339,7 @@ class Trainer:
         tracking = self.recipe.tracking
         return Tracker(
             self.run_dir,
-            describe_run(self.recipe),
+            describe_run(self.recipe) | {"time": datetime.now(UTC).isoformat(timespec="seconds")},
             total_steps=self.recipe.trainer.steps,
             tensorboard=tracking.tensorboard,
             panel=tracking.panel,
