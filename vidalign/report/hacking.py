@@ -60,8 +60,12 @@ def hacking_plot(report: Report, colours: Mapping[str, str]) -> HackingPlot | No
     if not points:
         return None
     walked = [one for one in plot.paths if one.row in colours]
-    x = scale([v for _, s, _ in points for v in _ends(s)] + [v for one in walked for v in one.trained], LEFT, WIDTH - RIGHT)
-    y = scale([v for _, _, s in points for v in _ends(s)] + [v for one in walked for v in one.held_out], HEIGHT - BOTTOM, TOP)
+    x = scale(
+        [v for _, s, _ in points for v in _ends(s)] + [v for one in walked for v in one.trained], LEFT, WIDTH - RIGHT
+    )
+    y = scale(
+        [v for _, _, s in points for v in _ends(s)] + [v for one in walked for v in one.held_out], HEIGHT - BOTTOM, TOP
+    )
     titles = axis_title(plot.trained), axis_title(plot.held_out)
     marks = _marks(points, x.place, y.place, colours)
     start = next(((m.x, m.y) for m in marks if m.row == report.baseline), None)
@@ -90,9 +94,7 @@ def _ends(score: Score) -> list[float]:
     return [score.mean, *score.interval, *score.seeds]
 
 
-def _marks(
-    points: Sequence[tuple[Row, Score, Score]], x: Place, y: Place, colours: Mapping[str, str]
-) -> list[Mark]:
+def _marks(points: Sequence[tuple[Row, Score, Score]], x: Place, y: Place, colours: Mapping[str, str]) -> list[Mark]:
     """The points from top to bottom, each name at the first of four sides where it hides no other name or point."""
     taken = [(x(s.mean) - 6, y(t.mean) - 6, x(s.mean) + 6, y(t.mean) + 6) for _, s, t in points]
     marks = []

@@ -1,7 +1,7 @@
 """Renders a `Report` to one HTML file that needs no network.
 
-Tables, charts (inline SVG) and clips (sheets of frames that CSS moves) are written here and work without JavaScript. The
-script sorts and filters tables, chooses the axis of the charts, hides rows and plays all clips from one clock.
+Tables, charts (inline SVG) and clips (sheets of frames that CSS moves) are written here and work without JavaScript.
+The script sorts and filters tables, chooses the axis of the charts, hides rows and plays all clips from one clock.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def render(report: Report) -> str:
     sheets = [sheet for card in cards for _, sheet in card["panes"]]
     return environment.get_template("report.html.j2").render(
         report=report,
-        chips=len(report.rows) > 3 or report.leaderboard and bool(report.rows),
+        chips=len(report.rows) > 3 or (report.leaderboard and bool(report.rows)),
         metrics=_metrics(report),
         board=_board(report) if report.leaderboard else [],
         colours=colours,
@@ -181,7 +181,10 @@ def _compared(report: Report) -> list[dict[str, Any]]:
         for judge, members in _by_judge(rows, report).items():
             for name in dict.fromkeys(row.metric for row in members):
                 groups[f"{judge}: {name}" if judge else name] = [
-                    (pair.after, row) for pair in report.pairs for row in pair.metrics if (row.group, row.metric) == (judge, name)
+                    (pair.after, row)
+                    for pair in report.pairs
+                    for row in pair.metrics
+                    if (row.group, row.metric) == (judge, name)
                 ]
         return [{"title": "All runs", "before": "before", "after": "after", "groups": groups, "place": _centred(rows)}]
     return [
@@ -190,7 +193,8 @@ def _compared(report: Report) -> list[dict[str, Any]]:
             "before": pair.before,
             "after": pair.after,
             "groups": {
-                judge: [(row.metric, row) for row in members] for judge, members in _by_judge(pair.metrics, report).items()
+                judge: [(row.metric, row) for row in members]
+                for judge, members in _by_judge(pair.metrics, report).items()
             },
             "place": _centred(pair.metrics),
         }
