@@ -45,7 +45,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an `evaluation.json` holds: the judgement of a run's student, of the one before training and of the truth."""
+    """What an `evaluation.json` holds: the judgement of a student, of the one before training, of the truth."""
 
     header: dict[str, str]
     """What made it: recipe, seed, commit, machine, settings of the judges."""

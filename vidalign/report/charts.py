@@ -1,4 +1,4 @@
-"""A run's history sorted into charts: what does not move is listed, long curves are thinned, raw points are smoothed."""
+"""A run's history sorted into charts: what does not move is listed, long curves are thinned, raw points smoothed."""
 
 from __future__ import annotations
 

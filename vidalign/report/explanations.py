@@ -19,7 +19,7 @@ EXPLANATIONS = {
     "health/skipped_updates": "Updates left out because their gradient was not finite.",
     "health/at_length_limit/*": "Share of responses that were cut at the longest length.",
     "health/response_tokens/*": "Mean length of the responses, in tokens.",
-    "health/discriminator_pair_accuracy*": "Share of pairs that the discriminator ranks right. 0.5 is chance; 1 is too easy.",
+    "health/discriminator_pair_accuracy*": "Share of pairs that it ranks right. 0.5 is chance; 1 is too easy.",
     "health/discriminator_held_out_accuracy*": "The same on pairs that it was not trained on.",
     "health/discriminator_margin*": "Margin between teacher and student clips, as a probability. 0.5: not separated.",
     "objective/*loss*": "The loss that is minimised. Its level says little: rewards and judges say what it brought.",

@@ -203,9 +203,10 @@ def _compared(report: Report) -> list[dict[str, Any]]:
 
 
 def _by_judge(rows: Sequence[EvaluationRow], report: Report) -> dict[str, list[EvaluationRow]]:
-    """Judge -> its rows, in the order of the leaderboard where it has them."""
+    """Judge -> its rows, judges in the order of the leaderboard, the composite of each first."""
     order = list(dict.fromkeys([*(metric.judge for metric in _metrics(report)), *(row.group for row in rows)]))
     groups = {judge: [row for row in rows if row.group == judge] for judge in order}
+    groups = {judge: sorted(members, key=lambda row: _place_of(row.metric)) for judge, members in groups.items()}
     return {judge: members for judge, members in groups.items() if members}
 
 

@@ -63,13 +63,15 @@ def drawings(chart: Chart, colours: Mapping[str, str], references: frozenset[str
     return [_drawing(chart, axis, colours, references) for axis in shared]
 
 
-def scale(values: Sequence[float], start: float, end: float, count: int = 5, margin: float = 0.04) -> Scale:
-    """A linear axis over the finite values, between two places, with about `count` round ticks."""
+def scale(
+    values: Sequence[float], start: float, end: float, count: int = 5, margin: float = 0.04, least: float = 0.0
+) -> Scale:
+    """A linear axis over the finite values, between two places, with about `count` round ticks, `least` apart."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     spread = high - low or abs(high) or 1.0
     low, high = low - margin * spread, high + margin * spread
-    step = _round_step((high - low) / count)
+    step = max(least, _round_step((high - low) / count))
     first = math.ceil(low / step)
     ticks = [n * step for n in range(first, math.floor(high / step) + 1)]
 
@@ -105,7 +107,8 @@ def words(name: str) -> str:
 def _drawing(chart: Chart, axis: Axis, colours: Mapping[str, str], references: frozenset[str]) -> Drawing:
     xs = [value for trace in chart.traces for value in trace.x[axis]]
     ys = [value for trace in chart.traces for value in trace.y]
-    x, y = scale(xs, LEFT, WIDTH - RIGHT, margin=0.02), scale(ys, HEIGHT - BOTTOM, TOP, 4)
+    least = 1.0 if axis in ("step", "chunk") else 0.0
+    x, y = scale(xs, LEFT, WIDTH - RIGHT, margin=0.02, least=least), scale(ys, HEIGHT - BOTTOM, TOP, 4)
     named = [trace for trace in chart.traces if trace.row not in colours]
     lines = []
     for trace in chart.traces:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from vidalign.evaluation.evaluator import Evaluation
@@ -47,7 +46,7 @@ def side_by_side(runs: dict[str, RunFiles]) -> Report:
         hacking=hacking_of(headline, example, paths),
         curves=_joined_curves(runs),
         prompts=_joined_clips(runs, judged),
-        prompts_note="The prompts of which every run kept clips.",
+        prompts_note="The prompts of which all runs that kept clips did.",
         fps=next(iter(runs.values())).fps,
         warnings=[replace(one, cell=name) for name, run in runs.items() for one in run.warnings + missing_of(run)],
         commands=[*dict.fromkeys(run.command for run in runs.values() if run.command)],
@@ -58,16 +57,14 @@ def side_by_side(runs: dict[str, RunFiles]) -> Report:
 
 
 def start_rows(judged: dict[str, dict[str, Evaluation]]) -> dict[str, str]:
-    """Row of each student that runs started from -> the first run that did; equal ones stand once, as `before`."""
-    values = {
-        name: {
-            score: tuple(one["before"].metrics[score].nan_to_num(math.inf).tolist()) for score in one["before"].metrics
-        }
-        for name, one in judged.items()
-    }
-    if all(value == next(iter(values.values())) for value in values.values()):
-        return dict(zip(["before"], judged, strict=False))
-    return {f"before {name}": name for name in judged}
+    """Row of each student that runs started from -> the first run that did; students with equal scores are one."""
+    groups: dict[str, list[str]] = {}
+    for name, one in judged.items():
+        metrics = sorted(one["before"].metrics.items())
+        groups.setdefault(str([(score, values.tolist()) for score, values in metrics]), []).append(name)
+    if len(groups) == 1:
+        return {"before": next(iter(judged))}
+    return {f"before {', '.join(names)}": names[0] for names in groups.values()}
 
 
 def _joined_curves(runs: dict[str, RunFiles]) -> list[Chart]:
@@ -85,7 +82,8 @@ def _joined_curves(runs: dict[str, RunFiles]) -> list[Chart]:
 
 
 def _joined_clips(runs: dict[str, RunFiles], judged: dict[str, dict[str, Evaluation]]) -> list[ShownPrompt]:
-    """The prompts of which all judged runs kept clips: what they started from, each run, the ground truth."""
+    """The prompts that all runs with clips kept: what they started from, each run, the ground truth."""
+    judged = {name: one for name, one in judged.items() if runs[name].clips}
     kept = [{shown.prompt: shown for shown in runs[name].clips} for name in judged]
     shared = [prompt for prompt in (kept[0] if kept else {}) if all(prompt in one for one in kept)]
     starts = start_rows(judged)

@@ -91,6 +91,7 @@ def result_of(run: RunFiles) -> str:
     named = {Metric(row.group, row.metric): row for row in differences_of(run)}
     row = named.get(headline) if headline else None
     machine = ", ".join(run.header.get("machine", "an unknown machine").split(", ")[:2])
+    machine = machine.replace(", 1 threads", ", 1 thread")
     took = f"{duration(sum(run.starts))} on {machine}"
     if row is None or headline is None:
         return f"Not judged; {took}, seed {run.seed}."
