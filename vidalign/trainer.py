@@ -1,6 +1,7 @@
 """The training loop: collect on-policy, judge, update role by role, follow up, watch, save.
 
-Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json, report.html.
+Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json,
+evaluation-clips.json, report.html.
 A run whose folder holds a checkpoint goes on from it; the numbers are those of an uninterrupted run.
 """
 

@@ -8,15 +8,18 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import AUDITOR, FRAMES, HELD_OUT, LEVELS, PROMPTS, bench, grey, run
+from report_example import AUDITOR, FRAMES, HELD_OUT, HISTORY, LEVELS, PROMPTS, bench, grey, run
 from rich.console import Console
 
 from vidalign.errors import UserError
 from vidalign.report import EvaluationRow, Metric, Pane, Report, Row, Score, ShownPrompt, render, sprites, write_report
+from vidalign.report.charts import GROUP_TITLES, history_charts, is_constant, smoothed
+from vidalign.report.explanations import explain
 from vidalign.report.page import format_number
 from vidalign.report.table import evaluation_table
 
@@ -61,8 +64,15 @@ def board() -> Page:
     return Page(render(bench()))
 
 
-def payload(page: Page) -> dict:
-    return json.loads(page.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+def svgs(html: str) -> list[ElementTree.Element]:
+    """The charts, parsed as XML."""
+    parts = re.findall(r'<svg class="plot".*?</svg>', html, re.DOTALL)
+    return [ElementTree.fromstring(re.sub(r" hidden(?=>)", "", part)) for part in parts]
+
+
+def points(element: ElementTree.Element) -> list[tuple[float, float]]:
+    """The corners of a path."""
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([^MLh]+)", element.get("d", ""))]
 
 
 def table(html: str, start: str) -> list[list[str]]:
@@ -131,9 +141,7 @@ def test_what_was_not_measured_is_left_out_or_a_dash() -> None:
     page = Page(html := render(bench(rows=rows, pairs=[], baseline="")))
     head, first, second = table(html, '<table id="board"')
     assert (first, second) == (["b", "0.500"], ["a", "-"])  # the unknown one last
-    points = payload(page)["charts"][0]["points"]
-    assert points[0]["y"] == {"mean": None, "low": None, "high": None, "seeds": [None]}
-    assert points[1]["y"] == {"mean": 0.5, "low": None, "high": None, "seeds": []}
+    assert "Trained against held-out score" not in page.text  # no row has both scores
     assert table(render(bench()), "Spoiled true clips</h3>")[1] == ["blur 1 px", "0.400", "-"]
 
 
@@ -143,19 +151,44 @@ def test_health_names_cells_and_failures(board: Page) -> None:
     assert "sft, seed 2 failed: no space left on device" in text
 
 
-def test_charts_of_a_benchmark_have_all_axes_and_colours_by_row(board: Page) -> None:
-    data = payload(board)
-    kinds = [chart["kind"] for chart in data["charts"]]
-    assert kinds == ["hacking", "curve", "curve", "drift"]
-    hacking, curve, _, drift = data["charts"]
-    names = [row["name"] for row in data["rows"]]
-    assert names == list(LEVELS) and len({row["colour"] for row in data["rows"]}) == len(names)
-    assert names[hacking["baseline"]] == "base" and len(hacking["paths"]) == 9
-    assert [(p["x"]["mean"], p["y"]["mean"]) for p in hacking["points"]] == list(LEVELS.values())
-    assert {(names[trace["row"]], *sorted(trace["x"])) for trace in curve["traces"]} == {
-        (name, "forwards", "seconds", "step") for name in ("sft", "astrolabe", "adversary")
-    }
-    assert drift["traces"][0]["x"] == {"chunk": [1, 2, 3, 4, 5, 6, 7, 8]}
+def test_charts_of_a_benchmark_have_all_axes_and_colours_by_row() -> None:
+    hacking, *lines = svgs(render(bench()))
+    assert [svg.get("data-axis") for svg in lines] == ["step", "forwards", "seconds"] * 2 + ["chunk"]
+    colours = {}
+    for mark in hacking.findall("g"):
+        colours[mark.get("data-row")] = mark.get("style")
+        name = mark.find("text")
+        assert name is not None and name.text == str(mark.get("data-row")).replace("_", " ")
+    assert set(colours) == set(LEVELS) and len(set(colours.values())) == len(LEVELS)
+    assert len(hacking.findall("path[@class='way']")) == 9
+    for svg in lines[:6]:
+        rows = [(line.get("data-row"), line.get("style")) for line in svg.findall("g")]
+        assert [row for row, _ in rows] == [row for row in ("sft", "astrolabe", "adversary") for _ in range(3)]
+        assert all(colours[row] == colour for row, colour in rows)
+    assert [line.get("data-row") for line in lines[-1].findall("g")] == list(LEVELS)
+
+
+def test_points_stand_where_their_axes_say() -> None:
+    svg = svgs(render(bench()))[1]
+    ticks = [(float(t.get("y", 0)) - 4, float(t.text or "nan")) for t in svg.findall("text[@text-anchor='end']")]
+    (y0, v0), (y1, v1) = ticks[0], ticks[-1]
+    line = points(svg.findall("g")[3].findall("path")[-1])  # astrolabe, seed 0, held out
+    expected = [0.55 + (0.71 - 0.55) * part**0.5 for part in (0.0, 0.3, 0.6, 0.8, 1.0)]
+    assert [v0 + (y - y0) / (y1 - y0) * (v1 - v0) for _, y in line] == pytest.approx(expected, abs=1e-3)
+    across = [(float(t.get("x", 0)), float(t.text or "nan")) for t in svg.findall("text[@text-anchor='middle']")[:-1]]
+    (x0, u0), (x1, u1) = across[0], across[-1]
+    assert [u0 + (x - x0) / (x1 - x0) * (u1 - u0) for x, _ in line] == pytest.approx([0, 18, 36, 48, 60], abs=0.2)
+
+
+def test_charts_say_in_words_what_they_show() -> None:
+    for html in (render(run()), render(bench())):
+        for svg in svgs(html):
+            assert svg.get("role") == "img" and len(svg.get("aria-label", "")) > 20
+            assert all((line.find("title") is not None) for line in svg.findall("g"))
+    hacking = svgs(render(run()))[0]
+    assert "after: trained 0.700, held out 0.700" in hacking.get("aria-label", "")
+    labels = [svg.get("aria-label", "") for svg in svgs(render(run()))]
+    assert any("total: 0.1 at step 1, 0.3 at 3" in label for label in labels)
 
 
 def test_nothing_is_fetched(page: Page, board: Page) -> None:
@@ -163,16 +196,92 @@ def test_nothing_is_fetched(page: Page, board: Page) -> None:
         assert all(value.startswith("data:") for value in each.fetched)
         assert not {"iframe", "object", "embed", "base"} & set(each.tags)
         assert not re.search(r"@import|url\(", each.styles)
-        ours = [each.styles, each.scripts[0], each.scripts[-1], each.text]  # scripts[1] is plotly.js
-        assert not any(re.search(r"https?://|//cdn", part) for part in ours)
+        assert not any(re.search(r"https?://|//cdn", part) for part in [each.styles, *each.scripts, each.text])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', render(run()))
     assert policy and "default-src 'none'" in policy[1] and "http" not in policy[1]
 
 
-def test_plotly_is_inlined_once_and_only_where_there_are_charts(page: Page) -> None:
-    assert len(page.scripts) == 3 and len(page.scripts[1]) > 4_000_000
+def test_a_page_is_small() -> None:
+    assert len(render(run())) < 100_000 and len(render(bench())) < 150_000
     bare = render(Report(title="empty"))
-    assert len(bare) < 50_000 and "No health warnings." in bare
+    assert len(bare) < 50_000 and "No health warnings." in bare and not svgs(bare)
+
+
+def test_a_run_is_told_once_and_in_order() -> None:
+    html = render(run())
+    order = [
+        "+0.200 on the held-out auditor",
+        "Same prompt",
+        "All metrics",
+        "Trained against",
+        "Curves",
+        "Health",
+        "Recipe",
+    ]
+    places = [html.index(part) for part in order]
+    assert places == sorted(places)
+    assert 'id="board"' not in html and html.count("<td>0.500</td>") == 1
+    head, judge, row, *_ = table(html, 'data-pair="0"')
+    assert judge == [AUDITOR] and row[0] == "composite ground truth 0.998, gap closed 40 %" and row[-1] == "▲ better"
+
+
+def test_without_script_tables_charts_and_clips_are_there() -> None:
+    html = re.sub(r"<script>.*?</script>", "", render(run()), flags=re.DOTALL)
+    page = Page(html)
+    assert page.tags.count("img") == 4 and "canvas" not in page.tags
+    for sheet in re.findall(r'<img class="sheet [^>]*>', html):
+        assert 'src="data:image/png;base64,' in sheet and 'alt="' in sheet
+    keyframes = re.search(r"@keyframes play-6-3 \{ (.*?) \}\n", html)
+    assert keyframes and keyframes[1].count("translate(") == 6 and "translate(-33.3333%,-50.0%)" in keyframes[1]
+    assert "+0.400" in page.text and "best" in page.text and len(svgs(html)) > 2
+
+
+def test_series_that_do_not_move_have_no_chart(page: Page) -> None:
+    charts, constant = history_charts(HISTORY)
+    assert constant == {
+        "health/held_out/mean": 0.5,
+        "health/skipped_updates": 0.0,
+        "objective/alpha_0.60/mean": 0.5000001,
+    }
+    assert {chart.title for chart in charts} == {"mean reward", "loss/mean", "step/seconds"}
+    assert "health/skipped updates" in page.text
+
+
+@pytest.mark.parametrize(
+    ("values", "still"),
+    [
+        ([0.5, 0.4999999, 0.5000001], True),
+        ([1e-8, -2e-8, 3e-9], True),
+        ([0.0, 0.0], True),
+        ([0.3], True),
+        ([float("nan"), 0.3], True),
+        ([0.0, 3e-5], False),  # a divergence that begins
+        ([2e-8, 1e-8], False),  # a learning rate
+        ([1.0, 1.001], False),
+        ([-0.1, 0.1], False),
+    ],
+)
+def test_what_is_rounding_noise(values: list[float], still: bool) -> None:
+    assert is_constant(values) == still
+
+
+def test_smoothing_is_a_weighted_mean_of_the_past() -> None:
+    values = np.random.default_rng(0).normal(size=57)
+    average, count = smoothed([*values[:20], float("nan"), *values[20:]])
+    assert count == 6
+    weights = (1 - 1 / 6) ** np.arange(57)[::-1]
+    assert average[-1] == pytest.approx(float(weights @ values / weights.sum()))
+    assert average[0] == values[0] and average[20] == average[19]
+    assert smoothed([1.0, 2.0]) == ([1.0, 2.0], 1)
+    assert smoothed([4.0] * 50)[0] == pytest.approx([4.0] * 50)
+
+
+def test_every_series_of_a_shipped_recipe_is_explained() -> None:
+    folder = Path(__file__).parents[1] / "golden" / "trajectories"
+    steps = [json.loads(file.read_text())["step 1"] for file in folder.rglob("*.json")]
+    names = {name for step in steps for name in step if name.split("/")[0] in GROUP_TITLES}
+    assert len(names) > 50
+    assert sorted(name for name in names if not explain(name)) == []
 
 
 def test_texts_cannot_break_out_of_the_page() -> None:
@@ -181,7 +290,7 @@ def test_texts_cannot_break_out_of_the_page() -> None:
     rows = [Row(odd, "objective", {metric: Score(0.5)}, {odd: odd})]
     shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})])]
     page = Page(render(bench(title=odd, rows=rows, prompts=shown, headline=metric, baseline=odd, texts={odd: odd})))
-    assert len(page.scripts) == 3 and "49" not in page.text
+    assert len(page.scripts) == 1 and "49" not in page.text
     assert {tag for tag in page.tags if tag in ("b", "script")} == {"b", "script"}  # <b> holds the scores of clips
     assert page.text.count(odd) > 10
 
@@ -195,14 +304,19 @@ def test_sprites_hold_the_exact_frames() -> None:
     assert (sheet[32:64, 32:64] == noise[5]).all()  # frame 5 = row 1, column 1
 
 
-def test_curves_are_thinned_keep_the_last_point_and_have_no_nan(page: Page) -> None:
-    charts = {chart["title"]: chart["traces"] for chart in payload(page)["charts"][1:]}
-    assert [trace["label"] for trace in charts["mean reward"]] == ["total", "motion"]
-    assert charts["mean reward"][0]["y"] == [0.1, None, 0.3]
-    assert charts["mean reward"][0]["x"] == {"step": [1, 2, 3], "seconds": [2.0, 4.5, 5.5]}
-    assert charts["held-out judge"][0]["y"] == [0.5]
-    loss = charts["loss/mean"][0]
-    assert 400 < len(loss["x"]["step"]) <= 600 and loss["x"]["step"][-1] == 4999
+def test_curves_are_thinned_keep_the_last_point_and_skip_what_is_not_finite() -> None:
+    html = render(run())
+    assert not re.search(r"nan|Infinity", "".join(re.findall(r' d="([^"]*)"', html)))
+    charts = {
+        svg.get("aria-label", "").split(" against")[0]: svg for svg in svgs(html) if svg.get("data-axis") == "step"
+    }
+    total, motion = charts["mean reward"].findall("g")
+    dots, line = total.findall("path")
+    assert dots.get("d", "").count("h0") == 2 and line.get("d", "").count("M") == 2  # a gap where it was NaN
+    (loss,) = charts["loss/mean"].findall("g")
+    assert 250 < len(points(loss.findall("path")[-1])) <= 320 and "4999 at 4999" in charts["loss/mean"].get(
+        "aria-label", ""
+    )
 
 
 def noisy(side: int, frames: int = 24) -> np.ndarray:
@@ -213,8 +327,10 @@ def test_large_clips_are_shrunk_until_the_page_fits(tmp_path: Path) -> None:
     shown = [ShownPrompt(f"prompt {i}", [Pane("before", noisy(300)), Pane("after", noisy(300))]) for i in range(2)]
     path = write_report(tmp_path / "sub" / "report.html", run(prompts=shown))
     assert path.stat().st_size < 10_000_000
-    sprite = payload(Page(path.read_text()))["sprites"][0]
-    assert 64 <= max(sprite["width"], sprite["height"]) < 300 and sprite["frames"] == 24
+    found = re.search(r'data-sheet="(\d+) (\d+) (\d+) (\d+)"', path.read_text())
+    assert found
+    frames, _, width, height = map(int, found.groups())
+    assert 64 <= max(width, height) < 300 and frames == 24
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def side_by_side(runs: dict[str, RunFiles]) -> Report:
         hacking=hacking_of(headline, example, paths),
         curves=_joined_curves(runs),
         prompts=_joined_clips(runs, judged),
-        prompts_note="The prompts of which all runs that kept clips did.",
+        prompts_note="Prompts whose clips every run kept; runs without clips are left out.",
         fps=next(iter(runs.values())).fps,
         warnings=[replace(one, cell=name) for name, run in runs.items() for one in run.warnings + missing_of(run)],
         commands=[*dict.fromkeys(run.command for run in runs.values() if run.command)],
