@@ -5,9 +5,9 @@ if (sheets.length) {
   player.setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
 }
 /* What unfolds by a click is unfolded on paper. */
-let folded = [];
 addEventListener("beforeprint", () => {
-  folded = [...document.querySelectorAll("details:not([open])")];
-  for (const one of folded) one.open = true;
+  for (const one of document.querySelectorAll("details:not([open])")) one.open = one.dataset.folded = true;
 });
-addEventListener("afterprint", () => folded.forEach((one) => (one.open = false)));
+addEventListener("afterprint", () => {
+  for (const one of document.querySelectorAll("[data-folded]")) one.toggleAttribute("data-folded", (one.open = false));
+});
