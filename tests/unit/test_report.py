@@ -243,7 +243,7 @@ def test_series_that_do_not_move_have_no_chart(page: Page) -> None:
         "health/skipped_updates": 0.0,
         "objective/alpha_0.60/mean": 0.5000001,
     }
-    assert {chart.title for chart in charts} == {"mean reward", "loss/mean", "step/seconds"}
+    assert {chart.title for chart in charts} == {"mean reward", "loss", "step/seconds"}
     assert "health/skipped updates" in page.text
 
 
@@ -256,13 +256,18 @@ def test_series_that_do_not_move_have_no_chart(page: Page) -> None:
         ([0.3], True),
         ([float("nan"), 0.3], True),
         ([0.0, 3e-5], False),  # a divergence that begins
-        ([2e-8, 1e-8], False),  # a learning rate
+        ([2e-8, 9e-7], True),  # a difference between two computations of the same
         ([1.0, 1.001], False),
         ([-0.1, 0.1], False),
     ],
 )
 def test_what_is_rounding_noise(values: list[float], still: bool) -> None:
     assert is_constant(values) == still
+
+
+def test_a_small_learning_rate_has_a_chart() -> None:
+    charts, constant = history_charts({"perf/learning_rate": [(1, 2e-8), (2, 1e-8)]})
+    assert [chart.title for chart in charts] == ["learning_rate"] and not constant
 
 
 def test_smoothing_is_a_weighted_mean_of_the_past() -> None:
@@ -313,10 +318,8 @@ def test_curves_are_thinned_keep_the_last_point_and_skip_what_is_not_finite() ->
     total, motion = charts["mean reward"].findall("g")
     dots, line = total.findall("path")
     assert dots.get("d", "").count("h0") == 2 and line.get("d", "").count("M") == 2  # a gap where it was NaN
-    (loss,) = charts["loss/mean"].findall("g")
-    assert 250 < len(points(loss.findall("path")[-1])) <= 320 and "4999 at 4999" in charts["loss/mean"].get(
-        "aria-label", ""
-    )
+    (loss,) = charts["loss"].findall("g")
+    assert 250 < len(points(loss.findall("path")[-1])) <= 320 and "4999 at 4999" in charts["loss"].get("aria-label", "")
 
 
 def noisy(side: int, frames: int = 24) -> np.ndarray:

@@ -15,7 +15,7 @@ SMOOTHED_FROM = 10  # points from which on a curve is smoothed
 ROUNDING = 1e-5
 """Relative range within which a series is rounding noise: about a hundred units in the last place of float32."""
 NOISE = 1e-6
-"""Absolute size below which a series that takes both signs is rounding noise around zero."""
+"""Size below which scores, losses and differences are rounding noise around zero."""
 CHART_ORDER = {"mean reward": 0, "held-out judge": 1, "standard deviation within groups": 2}
 GROUP_TITLES = {"reward": "Rewards", "objective": "Objective", "health": "Health", "perf": "Time and memory"}
 STEP_SECONDS = "perf/step/seconds"
@@ -43,7 +43,7 @@ def history_charts(history: History, row: str = "") -> tuple[list[Chart], dict[s
         if group not in GROUP_TITLES:
             continue
         values = [value for _, value in history[name]]
-        if is_constant(values):
+        if is_constant(values, 0.0 if group == "perf" else NOISE):  # a learning rate may be that small
             constant[name] = values[-1]
             continue
         group, title, label = _place(name)
@@ -62,14 +62,17 @@ def history_charts(history: History, row: str = "") -> tuple[list[Chart], dict[s
     return charts, constant
 
 
-def is_constant(values: Sequence[float]) -> bool:
-    """Whether a series has less than two finite values, or moves by no more than rounding does."""
+def is_constant(values: Sequence[float], noise: float = NOISE) -> bool:
+    """Whether a series has less than two finite values, or moves by no more than rounding does.
+
+    noise: size below which all of it is rounding noise around zero.
+    """
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return True
     low, high = min(finite), max(finite)
     size = max(abs(low), abs(high))
-    return high - low <= ROUNDING * size or (low <= 0 <= high and size < NOISE and low < 0)
+    return high - low <= ROUNDING * size or size < noise
 
 
 def smoothed(values: Sequence[float]) -> tuple[list[float], int]:
@@ -112,7 +115,8 @@ def _place(name: str) -> tuple[str, str, str]:
     if name.startswith("health/held_out"):  # beside the trained reward, to show hacking
         trained = rest.startswith("held_out_trained")
         return "reward", "held-out judge", "trained rewards" if trained else "held-out judge"
-    return group, rest, rest
+    title = rest.removesuffix("/mean")
+    return group, title, title
 
 
 def _clock(history: History) -> dict[int, float]:

@@ -47,6 +47,8 @@ EXPLANATIONS = {
     "objective/*flow_matching*": "Squared error of the predicted velocity on teacher or true clips.",
     "objective/*teacher_gap/*": "Distance between student and teacher predictions.",
     "objective/*score_gap/*": "Distance between the real and the fake score, which distillation closes.",
+    "objective/gap_from_*": "Share of the items whose gap lies between this size and the next.",
+    "objective/gap_threshold/*": "Gap from which on an item counts as large.",
     "objective/*gap*": "Distance between the privileged and the plain prediction.",
     "perf/*learning_rate": "Learning rate of the step.",
     "perf/step/seconds": "Wall time of a whole step.",

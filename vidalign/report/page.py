@@ -55,7 +55,7 @@ def render(report: Report) -> str:
     sheets = [sheet for card in cards for _, sheet in card["panes"]]
     return environment.get_template("report.html.j2").render(
         report=report,
-        chips=len(report.rows) > 3 or (report.leaderboard and bool(report.rows)),
+        chips=report.leaderboard or sum(row.kind == "objective" for row in report.rows) > 1,
         metrics=_metrics(report),
         board=_board(report) if report.leaderboard else [],
         colours=colours,

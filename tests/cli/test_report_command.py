@@ -85,6 +85,7 @@ def test_several_runs_stand_side_by_side(run: Path, capsys: pytest.CaptureFixtur
     assert '<th scope="rowgroup" colspan="6">world auditor: composite</th>' in page
     assert page.count('alt="other: ') == 2 and page.count('alt="before: ') == 2  # both started from one student
     assert 'data-row="run"' in page and 'data-row="other"' in page
+    assert '<input type="checkbox" checked value="other">' in page  # says whose colour it is
     assert vidalign("report", "run", "other", "--out", "pages/both.html") == 0
     assert Path("pages/both.html").read_text(encoding="utf-8") == page
 
