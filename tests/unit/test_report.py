@@ -17,7 +17,21 @@ from report_example import AUDITOR, FRAMES, HELD_OUT, HISTORY, LEVELS, PROMPTS, 
 from rich.console import Console
 
 from vidalign.errors import UserError
-from vidalign.report import EvaluationRow, Metric, Pane, Report, Row, Score, ShownPrompt, render, sprites, write_report
+from vidalign.report import (
+    Chart,
+    EvaluationRow,
+    Metric,
+    Pane,
+    Report,
+    Row,
+    Score,
+    ShownPrompt,
+    Table,
+    Trace,
+    render,
+    sprites,
+    write_report,
+)
 from vidalign.report.charts import GROUP_TITLES, history_charts, is_constant, smoothed
 from vidalign.report.explanations import explain
 from vidalign.report.page import format_number
@@ -298,6 +312,19 @@ def test_texts_cannot_break_out_of_the_page() -> None:
     assert len(page.scripts) == 1 and "49" not in page.text
     assert {tag for tag in page.tags if tag in ("b", "script")} == {"b", "script"}  # <b> holds the scores of clips
     assert page.text.count(odd) > 10
+
+
+def test_names_of_series_clips_and_runs_cannot_break_out_of_the_page() -> None:
+    odd = '"></title></svg><script>alert(1)</script>{{ 7 * 7 }}'
+    chart = Chart(odd, [Trace(odd, [0.1, 0.2], {"step": [1, 2]}), Trace(odd, [0.1, 0.2], {"step": [1, 2]})], odd, odd)
+    shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})], odd, 0.5)]
+    table = Table(odd, [odd], [(odd, [odd])], odd)
+    html = render(run(result=odd, curves=[chart], constant={odd: 1.0}, prompts=shown, prompts_note=odd, cost=table))
+    page = Page(html)
+    assert len(page.scripts) == 1 and "49" not in page.text and "<script>alert" not in html
+    assert page.text.count(odd) > 10 and len(svgs(html)) == 2
+    for svg in svgs(html):
+        assert not svg.findall(".//script")
 
 
 def test_sprites_hold_the_exact_frames() -> None:
