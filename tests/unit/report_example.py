@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 
 from vidalign.report import (
@@ -167,3 +170,14 @@ def run(**changes: object) -> Report:
         environment={"torch": "2.13.0"},
     )
     return Report(**(fields | changes))  # type: ignore[arg-type]
+
+
+def svgs(html: str) -> list[ElementTree.Element]:
+    """The charts, parsed as XML."""
+    parts = re.findall(r'<svg class="plot".*?</svg>', html, re.DOTALL)
+    return [ElementTree.fromstring(re.sub(r" hidden(?=>)", "", part)) for part in parts]
+
+
+def points(element: ElementTree.Element) -> list[tuple[float, float]]:
+    """The corners of a path."""
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([^MLh]+)", element.get("d", ""))]
