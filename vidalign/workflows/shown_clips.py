@@ -6,7 +6,8 @@ import math
 
 from vidalign.evaluation.evaluator import SHOWN, Evaluation
 from vidalign.report import Pane, ShownPrompt
-from vidalign.tracking.clips import to_frames
+from vidalign.report.sprites import FRAME_SIDES
+from vidalign.tracking.clips import shrink, to_frames
 
 MEMORY = 2**29
 """Bytes of one student's clips among which the shown ones are chosen; a run of large videos chooses among the first."""
@@ -21,7 +22,10 @@ def kept_clips(judged: dict[str, Evaluation]) -> list[ShownPrompt]:
     return [
         ShownPrompt(
             judged["after"].prompts[n],
-            [Pane(name, to_frames(one.clips[n]), one.clip_metrics[n]) for name, one in judged.items()],
+            [
+                Pane(name, shrink(to_frames(one.clips[n]), FRAME_SIDES[0]), one.clip_metrics[n])
+                for name, one in judged.items()
+            ],
             chosen.get(n, ""),
             changes.get(n, math.nan) if n in chosen else math.nan,
         )
