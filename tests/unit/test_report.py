@@ -166,7 +166,7 @@ def test_a_page_is_small() -> None:
     assert len(bare) < 50_000 and "No health warnings." in bare and not svgs(bare)
 
 
-def test_a_run_is_told_once_and_in_order() -> None:
+def test_a_run_is_shown_once_and_in_order() -> None:
     html = render(run())
     order = [
         "+0.200 on the held-out auditor",
