@@ -104,7 +104,7 @@ def test_rows_are_tuned_and_the_overrides_printed(folder: Path, capsys: pytest.C
     assert f"sft: {expected}" in told and "result: tuned.json" in told
     assert vidalign(*words) == 0 and ": 0 cells to run" in capsys.readouterr().out, "finished trials are kept"
     assert vidalign("bench", "tune", "p.yaml") == 2
-    assert "p says nothing of tuning" in capsys.readouterr().err
+    assert "p has no section tuning" in capsys.readouterr().err
 
 
 def test_a_full_disk_fails_one_cell(

@@ -108,6 +108,7 @@ def test_rows_hold_means_seeds_and_costs(clips: Path) -> None:
 
 def test_pairs_are_against_the_base_and_among_objectives(clips: Path) -> None:
     report = bench_report(results(), clips)
+    assert "shown with probability 0.8: world_auditor: composite 0.0" in report.note
     assert [pair.title for pair in report.pairs] == [
         "sft against base",
         "astrolabe against base",

@@ -18,7 +18,7 @@ from vidalign.bench.results import Cell
 from vidalign.bench.runner import BenchRun, Job
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.bench.tune import TuneRun, tuning_table
-from vidalign.errors import RecipeError, UserError
+from vidalign.errors import Interrupted, RecipeError, UserError
 
 METRIC = "world_scorer/composite"
 TUNING = f"tuning: {{prompts: {{source: world:basic/train, count: 3}}, trials: 8, metric: {METRIC}}}\n"
@@ -98,6 +98,15 @@ def test_trials_are_kept_and_more_of_them_go_on(ran: list[Job]) -> None:
     assert len(more) == 10 and len(new) == 2, "the first eight are those of before"
 
 
+def test_a_stopped_tuning_says_how_to_go_on(ran: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: BenchRun) -> None:
+        raise Interrupted("3 cells are not finished", fix="go on with `vidalign bench run`")
+
+    monkeypatch.setattr(BenchRun, "run", stop)
+    with pytest.raises(Interrupted, match="go on with `vidalign bench tune p.yaml --rows sft`"):
+        tuned(rows=["sft"]).run()
+
+
 def test_settings_are_chosen_on_training_prompts(ran: list[Job]) -> None:
     with pytest.raises(UserError, match="holds prompts that recipe.yaml does not train on.*tuning.prompts.source"):
         tuned("tuning.prompts.source=world:basic/unseen")
@@ -119,7 +128,7 @@ def test_what_is_tuned_does_not_change_the_hash(ran: list[Job]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("~tuning", "p-.* says nothing of tuning"),
+        ("~tuning", "p-.* has no section tuning"),
         ("tuning.trials=5", "5 trials are fewer than the grid of 'astrolabe' has.*3 axes need 6"),
         ("tuning.metric=world_scorr/composite", "no metric 'world_scorr'.*did you mean 'world_scorer'"),
         ("tuning.grid={rate: {keys: [trainer.rate], factors: [1, 2]}}", "has no trainer.rate"),

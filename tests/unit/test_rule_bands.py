@@ -134,3 +134,9 @@ def test_mistakes_on_its_command_line(weights: str, capsys: pytest.CaptureFixtur
     for words in (["--family", "Q"], ["--count", "0"]):
         with pytest.raises(SystemExit):
             bands.main(["--student", weights, "--teacher", weights, *words])
+
+
+def test_shipped_weights_are_inside_their_bands() -> None:
+    shares = bands.measure(LanguageStudent.load("rules/student"), LanguageStudent.load("rules/teacher"), "F")
+    bands.refuse(shares)
+    assert [share.name for share in shares] == ["S", "S^p", "T", "T^p"]

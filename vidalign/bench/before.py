@@ -59,4 +59,4 @@ def _costs(folder: Path) -> Iterator[dict[str, float]]:
             yield {name: float(cost[name]) for name in NAMES if name in cost}
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             what, why = f"{file} does not say what it cost", "it was made by an earlier version, or is damaged"
-            raise DataError(what, where="before", why=why, fix="make it again") from error
+            raise DataError(what, where="before", why=why, fix="delete it and make it again") from error

@@ -13,7 +13,17 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from vidalign.bench.comparison import HELD_OUT, baseline_of, compare, goal_row, summaries, values_of, varied
+from vidalign.bench.comparison import (
+    HELD_OUT,
+    baseline_of,
+    compare,
+    detectable,
+    goal_row,
+    metric_names,
+    summaries,
+    values_of,
+    varied,
+)
 from vidalign.bench.report_tables import COUNTED, diagnostics, label_of, number
 from vidalign.bench.results import Cell, Results
 from vidalign.bench.sections import BASE, REFERENCES
@@ -281,5 +291,12 @@ def _bench_note(results: Results) -> str:
     return (
         f"{split[1] - split[0]} held-out prompts, training seeds {', '.join(map(str, seeds)) or 'none'}; 95 % "
         f"intervals over {varied(len(seeds))}. Differences are paired by "
-        "prompt and by the training seeds that both rows have."
+        f"prompt and by the training seeds that both rows have.{_detectable_note(results)}"
     )
+
+
+def _detectable_note(results: Results) -> str:
+    """The detectable differences of the held-out score and its pass."""
+    keys, found = watched(metric_names(results.cells)), detectable(results)
+    parts = [f"{name.replace('/', ': ')} {found[name]:.3f}" for name in (keys.held_out, keys.passed) if name in found]
+    return f" Differences to baselines that are shown with probability 0.8: {', '.join(parts)}." if parts else ""

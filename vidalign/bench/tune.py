@@ -26,7 +26,7 @@ from vidalign.bench.runner import BenchRun, chosen_rows
 from vidalign.bench.search import FAILED, Axis, Point, at_edge, grid_size, next_trials, winner
 from vidalign.bench.sections import BASE, AxisConfig, TuningConfig
 from vidalign.bench.watched import metric_kind
-from vidalign.errors import DataError, UserError, nearest
+from vidalign.errors import DataError, Interrupted, UserError, nearest
 from vidalign.owner import replacing
 from vidalign.provenance import machine
 from vidalign.recipe import Recipe
@@ -89,7 +89,7 @@ class TuneRun:
         self.protocol = load_protocol(self.protocol_name, self.overrides, small=self.small)
         if self.protocol.tuning is None:
             raise UserError(
-                f"{self.protocol.name} says nothing of tuning",
+                f"{self.protocol.name} has no section tuning",
                 where="tuning",
                 fix="give it training prompts, tuning={prompts: {source: world:train}}; see docs/tuning.md",
             )
@@ -143,7 +143,11 @@ class TuneRun:
         trials = [(one, point) for one in self.tuned for point in waiting.get(one.row, [])]
         names = [one.name(point) for one, point in trials]
         bench = BenchRun(str(self.file), objectives=names, jobs=self.jobs, plugins=self.plugins, say=self.say)
-        results = bench.run()
+        try:
+            results = bench.run()
+        except Interrupted as stopped:
+            what = "the tuning is not finished"
+            raise Interrupted(what, where=str(self.folder), fix=f"go on with `{self.command()}`") from stopped
         for one, point in trials:
             name = one.name(point)
             values = [_mean(cell.metrics.get(self.metric, [])) for cell in results.of_row(name)]

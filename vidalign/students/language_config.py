@@ -11,7 +11,7 @@ from vidalign.recipe.generation import ChatConfig as ChatConfig
 from vidalign.recipe.generation import Sampling as Sampling
 from vidalign.students.spec import StudentSpec
 
-SHIPPED = ("world", "tokens", "pictures")
+SHIPPED = ("world", "tokens", "rules", "pictures")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 SHIPPED_TOKENIZER = "tasks"
