@@ -70,6 +70,14 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 	$(BIN)/vidalign export --run runs/assets/student_anneal --out vidalign/weights/world/student.safetensors
 	$(BIN)/vidalign train world/pretrain/teacher --run runs/assets/teacher --resume
 	$(BIN)/vidalign export --run runs/assets/teacher --out vidalign/weights/world/teacher.safetensors --dtype float16
+	$(BIN)/vidalign train events/pretrain/student --run runs/assets/events/student --resume
+	$(BIN)/vidalign train events/pretrain/student_anneal --run runs/assets/events/student_anneal --resume
+	mkdir -p vidalign/weights/events
+	$(BIN)/vidalign export --run runs/assets/events/student_anneal --out vidalign/weights/events/student.safetensors --dtype float16
+	$(BIN)/vidalign train events/pretrain/teacher --run runs/assets/events/teacher --resume
+	$(BIN)/vidalign export --run runs/assets/events/teacher --out vidalign/weights/events/teacher.safetensors --dtype float16
+	$(BIN)/vidalign train events/student_dmd --run runs/assets/events/student_dmd --resume
+	$(BIN)/vidalign export --run runs/assets/events/student_dmd --out vidalign/weights/events/student_dmd.safetensors --dtype float16
 	for name in tokens/pretrain/teacher tokens/pretrain/student pictures/pretrain/teacher pictures/pretrain/student; do \
 		out=vidalign/weights/$$(dirname $$(dirname $$name))/$$(basename $$name).safetensors; \
 		$(BIN)/vidalign train $$name --run runs/assets/$$name --resume && mkdir -p $$(dirname $$out) && \

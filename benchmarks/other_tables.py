@@ -14,9 +14,38 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
 
 def perturbations(result: dict[str, Any]) -> str:
     """What scorer and auditor make of corrupted ground truth."""
-    names = ["text_alignment", "motion_quality", "visual_quality", "strict_pass", "audit/composite", "audit/pass"]
+    audited = ("audit/composite", "audit/lawful", "audit/pass")
+    names = [name for name in result["rows"]["ground truth"] if not name.startswith("audit/") or name in audited]
     rows = [[row, *(f"{scores[name]:.3f}" for name in names)] for row, scores in result["rows"].items()]
     return f"`{result['command']}`, {result['machine']}.\n\n" + table(["clips", *names], rows)
+
+
+def events_acceptance(result: dict[str, Any]) -> str:
+    """What rewards find to rank behind a shared beginning, of ground truth and of students."""
+    parts = [
+        "Group spread of the mean reward where candidates fork at a chunk, against chunk 0, and what ground truth and "
+        "students must show (`vidalign/worlds/events/acceptance.py`). Success is the scorer's strict pass. In the "
+        "band: the share of groups of which .2 to .8 succeed."
+    ]
+    for name, figures in result.items():
+        rows = [
+            [fork["fork"], f"{fork['spread']['reward']:.4f}", f"{against:.2f}", f"{fork['spread']['auditor']:.4f}"]
+            + [f"{fork['means'][key]:.3f}" for key in ("strict_pass", "lawful", "pass")]
+            + [f"{fork['in_band']:.2f}"]
+            for fork, against in zip(figures["forks"], figures["spread_against_first"], strict=True)
+        ]
+        columns = ["fork", "spread", "against chunk 0", "auditor's spread", "success", "lawful", "auditor, passed"]
+        met = ", ".join(f"{demand}: {'yes' if fine else 'no'}" for demand, fine in figures["criteria"].items())
+        alone = figures.get("initial_noise_share")
+        share = "" if alone is None else f" Initial noise alone has {alone:.2f} of the median spread of all noise."
+        alike = ", ".join(f"{pair} {value:.2f}" for pair, value in figures["rank_correlations"].items())
+        parts += [
+            f"**{name}**: `{figures['command']}`, seed {figures['seed']}, commit {figures['commit']}, "
+            f"{figures['machine']}.",
+            table([*columns, "in the band"], rows),
+            f"Demands: {met}.{share} Rank correlations inside a caption at chunk 0: {alike}.",
+        ]
+    return "\n\n".join(parts)
 
 
 def rewards_check(result: dict[str, Any]) -> str:
@@ -308,7 +337,9 @@ MEASUREMENTS = {
     "precision": ("Precision of the quickstart", precision),
     "long_tuning": ("Long tuning", long_tuning),
     "long_tuning_gpu": ("Long tuning, on a GPU", long_tuning),
-    "perturbations": ("Spoiled ground truth", perturbations),
+    "perturbations": ("Corrupted ground truth", perturbations),
+    "perturbations_events": ("Corrupted ground truth of the event world", perturbations),
+    "events_acceptance": ("Does the event world discriminate?", events_acceptance),
     "proxy_rewards": ("Proxy rewards of the video world", rewards_check),
     "rollout": ("Rollouts", rollout),
     "rollout_gpu": ("Rollouts, on a GPU", rollout),

@@ -58,6 +58,8 @@ ENGINES = {
 FIRST = re.compile(r"(?:# First: |\(after `)vidalign (\w+) (\S+) (--\w+ [\w/]+)")
 """How the header of a recipe names the command to be run before it."""
 BUFFER = ["--groups", "4"]
+PREPARED: set[tuple[str, ...]] = set()
+"""Commands that this process has run for the recipes before: several may name the same one."""
 
 
 def vidalign(*arguments: str) -> str:
@@ -104,7 +106,8 @@ def cap(key: str) -> float:
 def prepare(recipe: str, engine: str, root: Path) -> None:
     """Run the command that the header names, if it names one: it makes weights or a buffer."""
     found = FIRST.search((root / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
-    if found:
+    if found and found.groups() not in PREPARED:
+        PREPARED.add(found.groups())
         verb, name, target = found.groups()
         more = BUFFER if verb == "collect" else []
         vidalign(verb, name, *target.split(), *more, *overrides(name, engine))

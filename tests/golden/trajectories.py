@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -60,10 +61,17 @@ class Launch:
 
 
 def shipped(root: Path = ROOT) -> list[str]:
-    """Every runnable recipe of a tree, for one that has a CPU twin the twin alone."""
+    """Every runnable recipe of a tree, for one that has a CPU twin the twin alone; none whose weights are not built."""
     folder = root / "recipes"
     files = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml") if path.name != "base.yaml")
-    return [path.with_suffix("").as_posix() for path in files if not (folder / "twins" / path).is_file()]
+    alone = [path for path in files if not (folder / "twins" / path).is_file() and has_weights(folder / path, root)]
+    return [path.with_suffix("").as_posix() for path in alone]
+
+
+def has_weights(recipe: Path, root: Path) -> bool:
+    """Whether a tree has the shipped weights of the embedded worlds that a recipe begins with."""
+    names = re.findall(r"path: ((?:world|events|tokens|pictures)/\w+)", recipe.read_text(encoding="utf-8"))
+    return all((root / "vidalign" / "weights" / f"{name}.safetensors").is_file() for name in names)
 
 
 def may(recipe: str, engine: str, root: Path = ROOT) -> bool:

@@ -7,14 +7,18 @@ from typing import Any
 
 import broken_judges as broken
 import pytest
+import torch
 
 from vidalign import registry
+from vidalign.data.source import open_source
 from vidalign.testing import check_metric, check_reward
+from vidalign.testing.judges import default_clips
 
 REWARDS = [name for name, source in registry.names("rewards").items() if source == "vidalign"]
 METRICS = [name for name, source in registry.names("metrics").items() if source == "vidalign"]
 DISCRIMINATOR = ("discriminator={name: spatiotemporal, width: 16, layers: 1}", "teacher={name: world}")
-NEEDS = {"discriminator": DISCRIMINATOR}
+EVENTS = ("data.prompts=events:basic/train", "data.eval_prompts=events:basic/unseen")
+NEEDS = {"discriminator": DISCRIMINATOR} | {name: EVENTS for name in REWARDS if name.startswith("event_")}
 """What a reward needs of other sections of a recipe."""
 OWN = {"clip_score", "pick_score", "aesthetic", "vlm_judge", "hps_v3", "video_align"}
 """Rewards and metrics that need a checkpoint: tried where a test makes one (`tests/unit/test_frame_rewards.py`)."""
@@ -29,7 +33,15 @@ def test_a_built_in_reward_keeps_its_promises(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in OWN | SERVED])
 def test_a_built_in_metric_keeps_its_promises(name: str) -> None:
-    check_metric(name)
+    check_metric(name, items=event_clips(registry.get("metrics", name).judges) if name.startswith("event_") else None)
+
+
+def event_clips(judged: str) -> tuple[torch.Tensor, list[str]]:
+    """Captions of the event world and clips of them: what its metrics judge."""
+    frames, seeds = 24 if judged == "long" else 12, 3 if judged == "seeds" else 1
+    source = open_source("events:basic/train", 0, 6)
+    prompts = source.first(6)
+    return default_clips(prompts, source.truth, frames, seeds), prompts
 
 
 @pytest.mark.parametrize(

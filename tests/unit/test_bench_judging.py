@@ -16,7 +16,8 @@ from vidalign.bench.judging import Source, judge, judge_few, save_clips
 from vidalign.bench.sections import EvaluationConfig
 from vidalign.errors import PluginError
 from vidalign.evaluation.metrics.base import Metric
-from vidalign.worlds.video import captions, health, perturbations
+from vidalign.worlds import health
+from vidalign.worlds.video import captions, perturbations
 from vidalign.worlds.video.metrics import Diversity, Drift, Motion, Quarters, WorldAuditor, WorldScorer
 from vidalign.worlds.video.renderer import clips as render_clips
 
@@ -183,19 +184,19 @@ def test_clips_are_saved_for_the_report(tmp_path: Path) -> None:
 
 def test_an_adversary_on_one_reward_is_told_apart() -> None:
     prompts = [c for c in captions.prompts("basic/train") if "still" not in c][:3]
-    found = health.hack("visual_quality", prompts, 15)
+    found = health.hack("video", "visual_quality", prompts, 15)
     assert found["after"]["reward"] > found["before"]["reward"] + 0.3
     assert found["after"]["auditor"] < 0.5 < found["ground_truth"]["auditor"]
     assert found["ground_truth"]["passed"] == 1 > found["after"]["passed"]
     assert found["told_apart"] and 0 < found["interval"][0] < found["excess"] < found["interval"][1]
-    idle = health.hack("visual_quality", prompts, 0)
+    idle = health.hack("video", "visual_quality", prompts, 0)
     assert idle["excess"] == 0 and not idle["told_apart"]
 
 
 def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
     from vidalign.bench.sections import HealthConfig
 
-    found = health.examine(["a whale", FALLS, STILL], [WorldAuditor(), Diversity()], HealthConfig(2, 0, 1))
+    found = health.examine("video", ["a whale", FALLS, STILL], [WorldAuditor(), Diversity()], HealthConfig(2, 0, 1))
     assert found is not None and list(found["perturbations"]) == list(perturbations.ROWS)
     means = {row: values["world_auditor/composite"] for row, values in found["perturbations"].items()}
     assert means["ground truth"] > 0.95 and means["uniform noise"] < 0.2
@@ -205,5 +206,5 @@ def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
         assert fall["mean"] == pytest.approx(means["ground truth"] - means[row], abs=1e-6)
         assert fall["told_apart"] and 0 < fall["interval"][0] <= fall["mean"] <= fall["interval"][1]
     assert not health._fall(torch.tensor([0.1, -0.1, 0.05, -0.05]))["told_apart"]
-    assert set(health.REWARDS) == {"text_alignment", "motion_quality", "visual_quality"}
-    assert health.examine(["a whale"], [], HealthConfig()) is None
+    assert set(health.rewards("video")) == {"text_alignment", "motion_quality", "visual_quality"}
+    assert health.examine("video", ["a whale"], [], HealthConfig()) is None

@@ -127,8 +127,10 @@ def test_a_benchmark_without_trl_says_what_to_install(
 def test_every_result_names_its_command_and_machine() -> None:
     files = list((BENCHMARKS / "results").glob("*.json"))
     assert files
-    for file in files:
-        result = json.loads(file.read_text(encoding="utf-8"))
+    read = [(file, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    acceptance = "events_acceptance.json"  # one measurement for each student
+    read = [(file, one) for file, all_of in read for one in (all_of.values() if file.name == acceptance else [all_of])]
+    for file, result in read:
         result |= result.get("header", {})
         script = re.match(r"python benchmarks/(\w+)\.py\b", result["command"])
         if script:
@@ -136,6 +138,11 @@ def test_every_result_names_its_command_and_machine() -> None:
             assert file.stem == script[1] or result["command"].endswith(f" --out benchmarks/results/{file.name}")
         else:
             assert result["command"].startswith(
-                (f"vidalign bench run {file.stem}", "vidalign merge", "vidalign rewards check")
+                (
+                    f"vidalign bench run {file.stem}",
+                    "vidalign merge",
+                    "vidalign rewards check",
+                    "python -m vidalign.worlds.events.acceptance",
+                )
             )
         assert result["machine"]

@@ -24,8 +24,12 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def test_the_worlds_do_what_is_recorded() -> None:
-    recorded, now = leaves(json.loads(golden.FILE.read_text())), leaves(golden.behaviour())
+@pytest.mark.parametrize("world", ["first", "events"])
+def test_the_worlds_do_what_is_recorded(world: str) -> None:
+    file, behaviour = {"first": (golden.FILE, golden.behaviour), "events": (golden.EVENTS, golden.events_behaviour)}[
+        world
+    ]
+    recorded, now = leaves(json.loads(file.read_text())), leaves(behaviour())
     assert recorded.keys() == now.keys()
     for name, value in recorded.items():
         expected = pytest.approx(value, abs=2e-3) if isinstance(value, float) else value
@@ -38,7 +42,7 @@ def test_a_changed_score_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = scorer.score
     monkeypatch.setattr(scorer, "score", lambda clips, prompts: {k: 0.99 * v for k, v in plain(clips, prompts).items()})
     with pytest.raises(AssertionError, match="a world changed"):
-        test_the_worlds_do_what_is_recorded()
+        test_the_worlds_do_what_is_recorded("first")
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)

@@ -111,7 +111,7 @@ class Results:
     prompts: list[str]
     cells: list[Cell] = field(default_factory=list)
     health: dict[str, Any] | None = None
-    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.video.health`."""
+    """``perturbations``: means by row and METRIC/NAME; ``hacking_probe``: see `vidalign.worlds.health`."""
     families: list[str] = field(default_factory=list)
     """Family of every prompt, by its source; empty where there is none."""
     baselines: dict[str, str] = field(default_factory=dict)

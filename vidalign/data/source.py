@@ -104,7 +104,7 @@ class PromptSource(ABC):
         return None
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
-        """Are its judges fit to judge? For benchmarks; see `vidalign.worlds.video.health`. None without an answer."""
+        """Are its judges fit to judge? For benchmarks; see `vidalign.worlds.health`. None without an answer."""
         return None
 
 
@@ -183,7 +183,7 @@ def placed(chosen: Chosen) -> Iterator[tuple[str, Any]]:
 
 
 SOURCES = {
-    "captions": "use world:SPLIT, a text file with one prompt a line, or a table",
+    "captions": "use world:SPLIT, events:SPLIT, a text file with one prompt a line, or a table",
     "examples": "use tokens:SPLIT, rules:SPLIT, pictures:SPLIT or a table",
 }
 """Which sources give what."""

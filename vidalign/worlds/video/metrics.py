@@ -1,177 +1,74 @@
 """Metrics of the embedded world. Each has an answer for captions of the world only: other prompts are NaN.
 
 ``world_scorer``: the rewards that objectives train on. ``world_auditor``: the held-out judge. ``motion``: how much
-moves, against the world. ``diversity``: spread over seeds of a prompt. ``drift``, ``quarters``: how long clips hold.
+moves, against the world. ``diversity``: spread of the initial states over seeds of a prompt. ``drift``, ``quarters``:
+how long clips hold; the law of motion is fitted to all of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar, Literal
-
 import torch
 
-from vidalign.engine.rng import generator
-from vidalign.evaluation.metrics.base import Metric
-from vidalign.ranges import require
+from vidalign.worlds import metrics
 from vidalign.worlds.video import scorer
 from vidalign.worlds.video.captions import is_caption
 from vidalign.worlds.video.diversity import diversity
 from vidalign.worlds.video.judges import AUDITOR, TRAINED, judge_world
 from vidalign.worlds.video.renderer import clips as render_clips
 
-BATCH = 16
-"""Clips judged at once."""
-Judge = Callable[["torch.Tensor", list[str]], dict[str, "torch.Tensor"]]
-
-
-def on_captions(judge: Judge, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """`judge` of the clips whose prompts are captions of the world, in batches; NaN for the others."""
-    rows = [n for n, prompt in enumerate(prompts) if is_caption(prompt)]
-    out: dict[str, torch.Tensor] = {}
-    for part in (rows[k : k + BATCH] for k in range(0, len(rows), BATCH)):
-        with torch.no_grad():
-            scores = judge(clips[part].float(), [prompts[n] for n in part])
-        for name, values in scores.items():
-            whole = out.setdefault(name, torch.full((len(prompts), *values.shape[1:]), torch.nan))
-            whole[part] = values.float().cpu()
-    return out
-
-
-class WorldScorer(Metric):
-    """The trained rewards, their plain mean ``composite``, and the scorer's hard ``strict_pass``."""
-
-    name = "world_scorer"
-    trained = True
-    shown: ClassVar[dict[str, str]] = {"composite": "trained rewards", "strict_pass": "trained, passed"}
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        scores = on_captions(lambda c, p: _of_judge(TRAINED, c, p), clips, prompts)
-        return {name.replace(" ", "_"): values for name, values in scores.items()}
-
-
-class WorldAuditor(Metric):
-    """The held-out auditor: its eight metrics, ``composite`` and ``pass``."""
-
-    name = "world_auditor"
-    shown: ClassVar[dict[str, str]] = {"composite": "auditor", "pass": "auditor, passed"}
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        return on_captions(lambda c, p: _of_judge(AUDITOR, c, p), clips, prompts)
-
-
-class Motion(Metric):
-    """Mean absolute change from frame to frame over that of the world for the same caption, at most 1. A frozen clip
-    has 0. Captions of objects at rest are not judged."""
-
-    name = "motion"
-    shown: ClassVar[dict[str, str]] = {"amount": "motion"}
-
-    @dataclass
-    class Config:
-        references: int = 16
-        """Ground-truth clips that show how much a caption moves."""
-        least: float = 1e-4
-        """Change of the world below which nothing moves."""
-
-    config: Config
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-            frames, count = clips.shape[1], self.config.references
-            world = torch.tensor([_world_motion(prompt, frames, count) for prompt in prompts])
-            amount = _change(clips).cpu() / world
-            return {"amount": amount.clamp(max=1).where(world > self.config.least, torch.nan)}
-
-        return on_captions(judge, clips, prompts)
-
-
-class Diversity(Metric):
-    """Spread of the initial states over the seeds of a prompt, 1 = as diverse as the world."""
-
-    name = "diversity"
-    judges: ClassVar[Literal["clips", "seeds", "long"]] = "seeds"
-    shown: ClassVar[dict[str, str]] = {"seeds": "diversity"}
-
-    @dataclass
-    class Config:
-        clips: int = 0
-        """Clips of a prompt that are compared, at least 2; 0 takes those of the evaluation seeds."""
-        prompts: int = 0
-        """Prompts, the first ones, that are judged; 0 takes all."""
-
-        def __post_init__(self) -> None:
-            require(self, "prompts", least=0)
-            if self.clips < 0 or self.clips == 1:
-                raise ValueError("clips must be at least 2, or 0")
-
-    config: Config
-
-    def sampled(self, prompts: int, seeds: int) -> tuple[int, int]:
-        return min(self.config.prompts or prompts, prompts), self.config.clips or seeds
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        distinct = list(dict.fromkeys(prompts))
-        values = torch.full((len(distinct),), torch.nan)
-        for n, prompt in enumerate(distinct):
-            rows = [k for k, other in enumerate(prompts) if other == prompt]
-            if is_caption(prompt) and len(rows) > 1 and clips[rows].isfinite().all():
-                values[n] = diversity(clips[rows].float(), [prompt] * len(rows))["diversity"]
-        return {"seeds": values}
-
-
-class Drift(Metric):
-    """Looks of every chunk of a long clip: nearness to what the world can render, colour and shape as captioned."""
-
-    name = "drift"
-    shown: ClassVar[dict[str, str]] = {"visual": "drift, visual"}
-    judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
-
-    @dataclass
-    class Config:
-        chunk_frames: int = 3
-        """Frames of a chunk."""
-
-    config: Config
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-            seen = scorer.judge(clips, prompts)
-            frames = {"visual": seen.visual, "colour": seen.attributes.colour, "shape": seen.attributes.shape}
-            size = self.config.chunk_frames
-            whole = clips.shape[1] // size * size
-            return {name: v[:, :whole].unflatten(1, (-1, size)).mean(2) for name, v in frames.items()}
-
-        return on_captions(judge, clips, prompts)
-
-
-class Quarters(Metric):
-    """Mean of the three rewards in every quarter of a long clip, whose law of motion is fitted to all of it."""
-
-    name = "quarters"
-    shown: ClassVar[dict[str, str]] = {"last": "last quarter, long"}
-    judges: ClassVar[Literal["clips", "seeds", "long"]] = "long"
-
-    def score(self, clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        def judge(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-            mean = torch.stack(list(scorer.quarter_scores(clips, prompts).values())).mean(0)  # [B, 4]
-            names = ("first", "second", "third", "last")
-            return {"least": mean.amin(1)} | dict(zip(names, mean.unbind(1), strict=True))
-
-        return on_captions(judge, clips, prompts)
-
 
 def _of_judge(judge: str, clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
-    return {name: values for (who, name), values in judge_world(clips, prompts).items() if who == judge}
+    found = judge_world(clips, prompts).items()
+    return {name.replace(" ", "_"): values for (who, name), values in found if who == judge}
 
 
-def _change(clips: torch.Tensor) -> torch.Tensor:
-    return (clips[:, 1:] - clips[:, :-1]).abs().flatten(1).mean(1)
+def _frames(clips: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+    seen = scorer.judge(clips, prompts)
+    return {"visual": seen.visual, "colour": seen.attributes.colour, "shape": seen.attributes.shape}
 
 
-@lru_cache(maxsize=4096)
-def _world_motion(prompt: str, frames: int, count: int) -> float:
-    """Mean change in ground-truth clips of a caption."""
-    return float(_change(render_clips([prompt] * count, frames, generator=generator(0, "world motion", 0))).mean())
+WORLD = metrics.World(
+    is_caption,
+    scorer=lambda clips, prompts: _of_judge(TRAINED, clips, prompts),
+    auditor=lambda clips, prompts: _of_judge(AUDITOR, clips, prompts),
+    frames=_frames,
+    quarters=scorer.quarter_scores,
+    diversity=lambda clips, prompts: diversity(clips, prompts)["diversity"],
+    truth=lambda captions, frames, numbers: render_clips(captions, frames, generator=numbers),
+)
+
+
+class WorldScorer(metrics.Scorer):
+    """The trained rewards, their mean, and the strict pass."""
+
+    name, world = "world_scorer", WORLD
+
+
+class WorldAuditor(metrics.Auditor):
+    """The held-out auditor."""
+
+    name, world = "world_auditor", WORLD
+
+
+class Motion(metrics.Motion):
+    """How much moves, against the world."""
+
+    name, world = "motion", WORLD
+
+
+class Diversity(metrics.Diversity):
+    """Spread over the seeds of a prompt."""
+
+    name, world = "diversity", WORLD
+
+
+class Drift(metrics.Drift):
+    """Looks of every chunk of a long clip."""
+
+    name, world = "drift", WORLD
+
+
+class Quarters(metrics.Quarters):
+    """The rewards of every quarter of a long clip."""
+
+    name, world = "quarters", WORLD

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.functional import conv2d
@@ -16,6 +17,8 @@ from vidalign.worlds.video.constants import COLOURS, FLOOR, MARGIN, MOTIONS, PAL
 from vidalign.worlds.video.renderer import coverage, render
 from vidalign.worlds.video.scenes import Scenes, sample
 
+AnyScenes = TypeVar("AnyScenes", bound=Any)
+"""Scenes of any world: a dataclass with `position` ``[B, F, objects, 2]``."""
 ROWS = (
     "ground truth",
     "uniform noise",
@@ -57,28 +60,28 @@ def half_speed(scenes: Scenes) -> Scenes:
     return dataclasses.replace(scenes, position=(low + high) / 2)
 
 
-def displaced(scenes: Scenes, length: float, generator: torch.Generator) -> Scenes:
+def displaced(scenes: AnyScenes, length: float, generator: torch.Generator) -> AnyScenes:
     """Every object in every frame moved `length` pixels in a direction of its own."""
     angle = 2 * torch.pi * torch.rand(scenes.position.shape[:-1], generator=generator, dtype=torch.float64)
     return dataclasses.replace(scenes, position=scenes.position + length * torch.stack((angle.cos(), angle.sin()), -1))
 
 
-def noisy_track(scenes: Scenes, sd: float, generator: torch.Generator) -> Scenes:
+def noisy_track(scenes: AnyScenes, sd: float, generator: torch.Generator) -> AnyScenes:
     """Normal noise on every position."""
     noise = torch.randn(scenes.position.shape, generator=generator, dtype=torch.float64)
     return dataclasses.replace(scenes, position=scenes.position + sd * noise)
 
 
-def extra_object(clips: torch.Tensor, captions: Sequence[str], generator: torch.Generator) -> torch.Tensor:
-    """One more object, at rest, small, of a colour that the caption does not name."""
+def extra_object(clips: torch.Tensor, named: Sequence[Collection[str]], generator: torch.Generator) -> torch.Tensor:
+    """One more object, at rest, small, of a colour that is not among those which the caption of the clip names."""
     low, high = MARGIN + 4, SIZE - MARGIN - 4
     place = low + (torch.tensor([high, FLOOR - 4]) - low) * torch.rand(len(clips), 2, generator=generator)
     shape = torch.randint(len(SHAPES), (len(clips),), generator=generator)
     position = place[:, None].expand(-1, clips.shape[1], -1)
     mask = coverage(position, torch.full((len(clips),), 3.0), shape)[:, :, None]
     colours = []
-    for caption in captions:
-        free = [name for name in COLOURS if name not in {colour for colour, _ in parse(caption).objects}]
+    for taken in named:
+        free = [name for name in COLOURS if name not in taken]
         colours.append(PALETTE[free[int(torch.randint(len(free), (), generator=generator))]])
     colour = torch.tensor(colours)[:, None, :, None, None]
     return clips + mask * (colour - clips)
@@ -116,5 +119,5 @@ def table(
     yield ROWS[9], render(half_speed(scenes)), same
     yield ROWS[10], render(displaced(scenes, 2.0, generator)), same
     yield ROWS[11], (clips + 0.05 * torch.randn(clips.shape, generator=generator)).clamp(0, 1), same
-    yield ROWS[12], extra_object(clips, same, generator), same
+    yield ROWS[12], extra_object(clips, [{c for c, _ in parse(p).objects} for p in same], generator), same
     yield ROWS[13], render(empty), same

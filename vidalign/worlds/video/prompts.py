@@ -28,10 +28,7 @@ class Captions(GroupedPrompts):
 
     @classmethod
     def open(cls, argument: str, seed: int, batch: int = 1) -> Captions:
-        groups: dict[str, list[str]] = {}
-        for caption in captions.prompts(argument):
-            groups.setdefault(captions.parse(caption).motion, []).append(caption)
-        return cls(list(groups.values()), seed, batch)
+        return cls(list(captions.CAPTIONS.groups(argument).values()), seed, batch)
 
     @classmethod
     def family(cls, prompt: Any) -> str:
@@ -52,6 +49,6 @@ class Captions(GroupedPrompts):
         return rollout_captions(clips, prompts)
 
     def examine(self, prompts: Sequence[str], metrics: Sequence[Any], settings: Any) -> dict[str, Any] | None:
-        from vidalign.worlds.video.health import examine
+        from vidalign.worlds.health import examine
 
-        return examine(prompts, metrics, settings)
+        return examine("video", prompts, metrics, settings)

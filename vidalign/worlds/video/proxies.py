@@ -24,7 +24,8 @@ from vidalign.deferred import without_gradient
 from vidalign.ranges import require
 from vidalign.rewards.motion import amount_of, block_flow, smoothness
 from vidalign.worlds.video.captions import is_caption
-from vidalign.worlds.video.scorer import FLOOR_SCORE, SLICE, appearance, judge
+from vidalign.worlds.video.looks import FLOOR_SCORE, appearance
+from vidalign.worlds.video.scorer import SLICE, judge
 
 Judge = Callable[["torch.Tensor", list[str]], "torch.Tensor"]
 

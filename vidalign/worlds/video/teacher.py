@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -27,7 +27,7 @@ class WorldTeacher:
         self.frames = frames
 
     @classmethod
-    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> WorldTeacher:
+    def from_recipe(cls, config: Config, frames: int, spec: VideoStudentSpec) -> Self:
         return cls(frames)
 
     def clips(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> torch.Tensor:

@@ -8,9 +8,10 @@ with one warning that names them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vidalign.text.base import TextPlugin
 from vidalign.worlds.video.captions import VOCABULARY
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 
 PAD, UNK = "[PAD]", "[UNK]"
 SEED = 1234
+WORDS = re.compile(r"\w+|[^\w\s]+")
+"""What `tokenizers.pre_tokenizers.Whitespace` splits a text into."""
 
 
 class WorldText(TextPlugin):
     """Features `[B, length, dim]` of captions, the same on every machine; warns about words outside its vocabulary."""
 
     name = "world"
+    vocabulary: ClassVar[tuple[str, ...]] = VOCABULARY
     on_device = False
 
     @dataclass
@@ -39,11 +43,11 @@ class WorldText(TextPlugin):
 
     @classmethod
     def unknown_words(cls, prompts: Sequence[str]) -> list[str]:
-        words = (word for prompt in prompts for word in prompt.lower().split())
-        return list(dict.fromkeys(word for word in words if word not in VOCABULARY))
+        words = (word for prompt in prompts for word in WORDS.findall(prompt.lower()))
+        return list(dict.fromkeys(word for word in words if word not in cls.vocabulary))
 
     def identity(self) -> str:
-        return repr(("world", self.config.length, self.config.dim, SEED, VOCABULARY))
+        return repr((self.name, self.config.length, self.config.dim, SEED, self.vocabulary))
 
     def build(self) -> TextEncoder:
         import torch
@@ -53,7 +57,7 @@ class WorldText(TextPlugin):
 
         length, dim = self.config.length, self.config.dim
         settings = BertConfig(
-            vocab_size=len(VOCABULARY) + 2,
+            vocab_size=len(self.vocabulary) + 2,
             hidden_size=dim,
             num_hidden_layers=1,
             num_attention_heads=4,
@@ -64,16 +68,16 @@ class WorldText(TextPlugin):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             model = BertModel(settings, add_pooling_layer=False)
-        return TextEncoder(model, world_tokenizer(), length)
+        return TextEncoder(model, world_tokenizer(self.vocabulary), length)
 
 
-def world_tokenizer() -> Any:
-    """Lower-case, split at white space, one token a word."""
+def world_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
+    """Lower-case, one token a word or a mark of punctuation."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate((PAD, UNK, *VOCABULARY))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    numbers = {word: i for i, word in enumerate((PAD, UNK, *vocabulary))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNK)
