@@ -1,6 +1,7 @@
 """The training loop: collect on-policy, judge, update role by role, follow up, watch, save.
 
-Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json, report.html.
+Run folder: recipe.yaml, metrics.jsonl, tensorboard/, checkpoints/, student.safetensors, evaluation.json,
+evaluation-clips.json, report.html.
 A run whose folder holds a checkpoint goes on from it; the numbers are those of an uninterrupted run.
 """
 
@@ -10,6 +11,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -338,7 +340,7 @@ class Trainer:
         tracking = self.recipe.tracking
         return Tracker(
             self.run_dir,
-            describe_run(self.recipe),
+            describe_run(self.recipe) | {"time": datetime.now(UTC).isoformat(timespec="seconds")},
             total_steps=self.recipe.trainer.steps,
             tensorboard=tracking.tensorboard,
             panel=tracking.panel,

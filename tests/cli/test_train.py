@@ -33,6 +33,7 @@ def test_the_run_folder(finished: Path) -> None:
         "checkpoints",
         "student.safetensors",
         "evaluation.json",
+        "evaluation-clips.json",
         "report.html",
     }
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]

@@ -107,7 +107,9 @@ def test_a_run_is_evaluated_and_answers(tmp_path: Path) -> None:
     assert [row.metric for row in rows] == ["all", "chain", "list", "rewrite", "walk"]
     values = json.loads((run / "evaluation.json").read_text())["values"]["after"]
     assert len(values["exact_match/all"]) == 8 and values["exact_match/chain"].count(None) == 6
-    assert (run / "report.html").is_file()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "on the held-out exact match" in page and "kept no clips" not in page
+    assert not (run / "evaluation-clips.json").exists()
     questions = ("chain : 7 | 1 : plus 5", "walk : p")
     (out,) = sample_run(run, SampleRequest(questions, tmp_path / "answers.txt")).files
     lines = out.read_text().splitlines()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 
 from vidalign.report import (
@@ -116,16 +119,30 @@ def bench(**changes: object) -> Report:
     return Report(**(fields | changes))  # type: ignore[arg-type]
 
 
+HISTORY = {
+    "reward/mean": [(1, 0.1), (2, float("nan")), (3, 0.3)],
+    "reward/motion/mean": [(1, 0.2), (2, 0.25)],
+    "objective/loss/mean": [(step, float(step)) for step in range(5000)],
+    "objective/alpha_0.60/mean": [(1, 0.5), (2, 0.4999999), (3, 0.5000001)],
+    "health/held_out/mean": [(1, 0.5)],
+    "health/skipped_updates": [(1, 0.0), (2, 0.0), (3, 0.0)],
+    "perf/step/seconds": [(1, 2.0), (2, 2.5), (3, 1.0)],
+}
+
+
 def run(**changes: object) -> Report:
     """One training run: before, after and ground truth."""
+    charts, constant = history_charts(HISTORY)
     rows = [
         Row(name, "objective" if name == "after" else "reference", {HELD_OUT: score(mean), TRAINED_MEAN: Score(mean)})
         for name, mean in (("before", 0.5), ("after", 0.7), ("ground truth", 0.998))
     ]
     fields: dict[str, object] = dict(
         title="Astrolabe & co",
+        result="+0.200 on the held-out auditor.",
         summary="A summary.",
         facts={"Commit": "abc123"},
+        leaderboard=False,
         rows=rows,
         headline=HELD_OUT,
         baseline="before",
@@ -141,19 +158,26 @@ def run(**changes: object) -> Report:
             )
         ],
         hacking=Hacking(TRAINED_MEAN, HELD_OUT, [TrainingPath("after", [0.6, 0.8], [0.5, 0.7])]),
-        curves=history_charts(
-            {
-                "reward/mean": [(1, 0.1), (2, float("nan")), (3, 0.3)],
-                "reward/motion/mean": [(1, 0.2)],
-                "objective/loss/mean": [(step, float(step)) for step in range(5000)],
-                "health/held_out": [(1, 0.5)],
-                "perf/step/seconds": [(1, 2.0), (2, 2.5), (3, 1.0)],
-            }
-        ),
-        prompts=[ShownPrompt(p, [Pane("before", grey(0)), Pane("after", grey(1), {"motion": 0.25})]) for p in PROMPTS],
+        curves=charts,
+        constant=constant,
+        prompts=[
+            ShownPrompt(p, [Pane("before", grey(0)), Pane("after", grey(1), {"motion": 0.25})], label, change)
+            for p, label, change in zip(PROMPTS, ("best", "worst"), (0.4, -0.1), strict=True)
+        ],
         warnings=[CellWarning("the gradient norm is 0", name="zero_gradient", fix="look at the advantages")],
         commands=["vidalign train world/astrolabe"],
         texts={"Recipe": "objective:\n  name: astrolabe\n"},
         environment={"torch": "2.13.0"},
     )
     return Report(**(fields | changes))  # type: ignore[arg-type]
+
+
+def svgs(html: str) -> list[ElementTree.Element]:
+    """The charts, parsed as XML."""
+    parts = re.findall(r'<svg class="plot".*?</svg>', html, re.DOTALL)
+    return [ElementTree.fromstring(re.sub(r" hidden(?=>)", "", part)) for part in parts]
+
+
+def points(element: ElementTree.Element) -> list[tuple[float, float]]:
+    """The corners of a path."""
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([^MLh]+)", element.get("d", ""))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,11 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import AUDITOR, FRAMES, HELD_OUT, LEVELS, PROMPTS, bench, grey, run
+from report_example import AUDITOR, FRAMES, HELD_OUT, PROMPTS, bench, grey, run, svgs
 from rich.console import Console
 
 from vidalign.errors import UserError
-from vidalign.report import EvaluationRow, Metric, Pane, Report, Row, Score, ShownPrompt, render, sprites, write_report
+from vidalign.report import (
+    Chart,
+    EvaluationRow,
+    Metric,
+    Pane,
+    Report,
+    Row,
+    Score,
+    ShownPrompt,
+    Table,
+    Trace,
+    render,
+    sprites,
+    write_report,
+)
 from vidalign.report.page import format_number
 from vidalign.report.table import evaluation_table
 
@@ -59,10 +72,6 @@ def page() -> Page:
 @pytest.fixture(scope="module")
 def board() -> Page:
     return Page(render(bench()))
-
-
-def payload(page: Page) -> dict:
-    return json.loads(page.scripts[0], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def table(html: str, start: str) -> list[list[str]]:
@@ -131,9 +140,7 @@ def test_what_was_not_measured_is_left_out_or_a_dash() -> None:
     page = Page(html := render(bench(rows=rows, pairs=[], baseline="")))
     head, first, second = table(html, '<table id="board"')
     assert (first, second) == (["b", "0.500"], ["a", "-"])  # the unknown one last
-    points = payload(page)["charts"][0]["points"]
-    assert points[0]["y"] == {"mean": None, "low": None, "high": None, "seeds": [None]}
-    assert points[1]["y"] == {"mean": 0.5, "low": None, "high": None, "seeds": []}
+    assert "Trained against held-out score" not in page.text  # no row has both scores
     assert table(render(bench()), "Spoiled true clips</h3>")[1] == ["blur 1 px", "0.400", "-"]
 
 
@@ -143,36 +150,49 @@ def test_health_names_cells_and_failures(board: Page) -> None:
     assert "sft, seed 2 failed: no space left on device" in text
 
 
-def test_charts_of_a_benchmark_have_all_axes_and_colours_by_row(board: Page) -> None:
-    data = payload(board)
-    kinds = [chart["kind"] for chart in data["charts"]]
-    assert kinds == ["hacking", "curve", "curve", "drift"]
-    hacking, curve, _, drift = data["charts"]
-    names = [row["name"] for row in data["rows"]]
-    assert names == list(LEVELS) and len({row["colour"] for row in data["rows"]}) == len(names)
-    assert names[hacking["baseline"]] == "base" and len(hacking["paths"]) == 9
-    assert [(p["x"]["mean"], p["y"]["mean"]) for p in hacking["points"]] == list(LEVELS.values())
-    assert {(names[trace["row"]], *sorted(trace["x"])) for trace in curve["traces"]} == {
-        (name, "forwards", "seconds", "step") for name in ("sft", "astrolabe", "adversary")
-    }
-    assert drift["traces"][0]["x"] == {"chunk": [1, 2, 3, 4, 5, 6, 7, 8]}
-
-
 def test_nothing_is_fetched(page: Page, board: Page) -> None:
     for each in (page, board):
         assert all(value.startswith("data:") for value in each.fetched)
         assert not {"iframe", "object", "embed", "base"} & set(each.tags)
         assert not re.search(r"@import|url\(", each.styles)
-        ours = [each.styles, each.scripts[0], each.scripts[-1], each.text]  # scripts[1] is plotly.js
-        assert not any(re.search(r"https?://|//cdn", part) for part in ours)
+        assert not any(re.search(r"https?://|//cdn", part) for part in [each.styles, *each.scripts, each.text])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', render(run()))
     assert policy and "default-src 'none'" in policy[1] and "http" not in policy[1]
 
 
-def test_plotly_is_inlined_once_and_only_where_there_are_charts(page: Page) -> None:
-    assert len(page.scripts) == 3 and len(page.scripts[1]) > 4_000_000
+def test_a_page_is_small() -> None:
+    assert len(render(run())) < 100_000 and len(render(bench())) < 150_000
     bare = render(Report(title="empty"))
-    assert len(bare) < 50_000 and "No health warnings." in bare
+    assert len(bare) < 50_000 and "No health warnings." in bare and not svgs(bare)
+
+
+def test_a_run_is_shown_once_and_in_order() -> None:
+    html = render(run())
+    order = [
+        "+0.200 on the held-out auditor",
+        "Same prompt",
+        "All metrics",
+        "Trained against",
+        "Curves",
+        "Health",
+        "Recipe",
+    ]
+    places = [html.index(part) for part in order]
+    assert places == sorted(places)
+    assert 'id="board"' not in html and html.count("<td>0.500</td>") == 1
+    head, judge, row, *_ = table(html, 'data-pair="0"')
+    assert judge == [AUDITOR] and row[0] == "composite ground truth 0.998, gap closed 40 %" and row[-1] == "▲ better"
+
+
+def test_without_script_tables_charts_and_clips_are_there() -> None:
+    html = re.sub(r"<script>.*?</script>", "", render(run()), flags=re.DOTALL)
+    page = Page(html)
+    assert page.tags.count("img") == 4 and "canvas" not in page.tags
+    for sheet in re.findall(r'<img class="sheet [^>]*>', html):
+        assert 'src="data:image/png;base64,' in sheet and 'alt="' in sheet
+    keyframes = re.search(r"@keyframes play-6-3 \{ (.*?) \}\n", html)
+    assert keyframes and keyframes[1].count("translate(") == 6 and "translate(-33.3333%,-50.0%)" in keyframes[1]
+    assert "+0.400" in page.text and "best" in page.text and len(svgs(html)) > 2
 
 
 def test_texts_cannot_break_out_of_the_page() -> None:
@@ -181,9 +201,22 @@ def test_texts_cannot_break_out_of_the_page() -> None:
     rows = [Row(odd, "objective", {metric: Score(0.5)}, {odd: odd})]
     shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})])]
     page = Page(render(bench(title=odd, rows=rows, prompts=shown, headline=metric, baseline=odd, texts={odd: odd})))
-    assert len(page.scripts) == 3 and "49" not in page.text
+    assert len(page.scripts) == 1 and "49" not in page.text
     assert {tag for tag in page.tags if tag in ("b", "script")} == {"b", "script"}  # <b> holds the scores of clips
     assert page.text.count(odd) > 10
+
+
+def test_names_of_series_clips_and_runs_cannot_break_out_of_the_page() -> None:
+    odd = '"></title></svg><script>alert(1)</script>{{ 7 * 7 }}'
+    chart = Chart(odd, [Trace(odd, [0.1, 0.2], {"step": [1, 2]}), Trace(odd, [0.1, 0.2], {"step": [1, 2]})], odd, odd)
+    shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})], odd, 0.5)]
+    table = Table(odd, [odd], [(odd, [odd])], odd)
+    html = render(run(result=odd, curves=[chart], constant={odd: 1.0}, prompts=shown, prompts_note=odd, cost=table))
+    page = Page(html)
+    assert len(page.scripts) == 1 and "49" not in page.text and "<script>alert" not in html
+    assert page.text.count(odd) > 10 and len(svgs(html)) == 2
+    for svg in svgs(html):
+        assert not svg.findall(".//script")
 
 
 def test_sprites_hold_the_exact_frames() -> None:
@@ -195,16 +228,6 @@ def test_sprites_hold_the_exact_frames() -> None:
     assert (sheet[32:64, 32:64] == noise[5]).all()  # frame 5 = row 1, column 1
 
 
-def test_curves_are_thinned_keep_the_last_point_and_have_no_nan(page: Page) -> None:
-    charts = {chart["title"]: chart["traces"] for chart in payload(page)["charts"][1:]}
-    assert [trace["label"] for trace in charts["mean reward"]] == ["total", "motion"]
-    assert charts["mean reward"][0]["y"] == [0.1, None, 0.3]
-    assert charts["mean reward"][0]["x"] == {"step": [1, 2, 3], "seconds": [2.0, 4.5, 5.5]}
-    assert charts["held-out judge"][0]["y"] == [0.5]
-    loss = charts["loss/mean"][0]
-    assert 400 < len(loss["x"]["step"]) <= 600 and loss["x"]["step"][-1] == 4999
-
-
 def noisy(side: int, frames: int = 24) -> np.ndarray:
     return np.random.default_rng(side).integers(0, 256, (frames, side, side, 3), np.uint8)
 
@@ -213,8 +236,10 @@ def test_large_clips_are_shrunk_until_the_page_fits(tmp_path: Path) -> None:
     shown = [ShownPrompt(f"prompt {i}", [Pane("before", noisy(300)), Pane("after", noisy(300))]) for i in range(2)]
     path = write_report(tmp_path / "sub" / "report.html", run(prompts=shown))
     assert path.stat().st_size < 10_000_000
-    sprite = payload(Page(path.read_text()))["sprites"][0]
-    assert 64 <= max(sprite["width"], sprite["height"]) < 300 and sprite["frames"] == 24
+    found = re.search(r'data-sheet="(\d+) (\d+) (\d+) (\d+)"', path.read_text())
+    assert found
+    frames, _, width, height = map(int, found.groups())
+    assert 64 <= max(width, height) < 300 and frames == 24
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

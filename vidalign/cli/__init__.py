@@ -30,6 +30,7 @@ from vidalign.cli import (
     new,
     plan,
     prepare,
+    report,
     rewards,
     sample,
     serve,
@@ -77,6 +78,7 @@ app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(import_.import_)

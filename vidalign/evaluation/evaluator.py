@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vidalign.recipe import Recipe
 
 SHOWN = 6
-"""Clips kept for the report."""
+"""Clips that are always kept: those that trackers show."""
 TRAINED = "trained rewards"
 """The judge whose values are the recipe's rewards."""
 COMPOSITE = "composite"
@@ -40,7 +40,7 @@ class Evaluation:
     prompts: list[str]
     metrics: dict[Score, torch.Tensor]
     clips: torch.Tensor
-    """The first clips, ``[SHOWN, F, 3, H, W]`` in [0, 1]; none of a student that answers with text."""
+    """The first clips, ``[N, F, 3, H, W]`` in [0, 1] with N >= SHOWN; none of a student that answers with text."""
     clip_metrics: list[dict[str, float]] = field(default_factory=list)
     """What the report writes below these clips."""
     responses: list[str] = field(default_factory=list)
@@ -54,6 +54,11 @@ class Evaluation:
         names = [name for name in self.metrics if name[0] not in self.trained | {TRAINED}] or list(self.metrics)
         first = [name for name in names if name[0] == names[0][0]] if names else []
         return next((name for name in first if name[1] == COMPOSITE), first[0] if first else None)
+
+    @staticmethod
+    def clip_label(score: Score) -> str:
+        """What a score is called below clips."""
+        return "trained" if score[0] == TRAINED else score[0]
 
     def health(self) -> dict[str, float]:
         """What the monitors and the report's curves read; nothing where nothing could be judged."""
@@ -91,8 +96,13 @@ class Evaluator:
         )
         return cls(source, metrics, rewards, count=settings.count, seeds=settings.seeds, frames=settings.frames)
 
-    def __call__(self, generate: Generate, count: int | None = None, seeds: int | None = None) -> Evaluation:
-        """Judge what `generate` makes of the prompts, by default of all of them with all seeds."""
+    def __call__(
+        self, generate: Generate, count: int | None = None, seeds: int | None = None, memory: int = 0
+    ) -> Evaluation:
+        """Judge what `generate` makes of the prompts, by default of all of them with all seeds.
+
+        memory: bytes up to which clips beyond the first SHOWN are kept.
+        """
         prompts, seeds = self.prompts[:count], seeds or self.seeds
         values: dict[Score, list[torch.Tensor]] = {}
         first: list[Any] = []
@@ -101,8 +111,8 @@ class Evaluator:
                 for part, outputs in batches(generate, prompts, seed):
                     for name, scores in self._judge(outputs, part).items():
                         values.setdefault(name, []).append(scores)
-                    if seed == 0 and (not first or isinstance(outputs, list)):
-                        first.append(outputs if isinstance(outputs, list) else outputs[:SHOWN].cpu())
+                    if seed == 0:
+                        first.append(outputs if isinstance(outputs, list) else _kept(outputs, first, memory))
         means = {name: torch.cat(parts).view(seeds, -1).nanmean(0) for name, parts in values.items()}
         judges = {judge for (judge, _), scores in means.items() if bool(scores.isfinite().any())}
         means = {name: scores for name, scores in means.items() if name[0] in judges}
@@ -110,7 +120,7 @@ class Evaluator:
         if isinstance(first[0], list):
             said, none = [text for part in first for text in part], torch.empty(0, 0, 3, 0, 0)
             return Evaluation(texts, means, none, [], said, self._trained())
-        result = Evaluation(texts, means, first[0], trained=self._trained())
+        result = Evaluation(texts, means, torch.cat(first), trained=self._trained())
         result.clip_metrics = _below_clips(result, values)
         return result
 
@@ -119,12 +129,12 @@ class Evaluator:
         rewards = self.rewards.trained if self.rewards is not None else set()
         return frozenset(metric.name for metric in self.metrics if same_judge(metric.name, rewards))
 
-    def truth(self) -> Evaluation | None:
+    def truth(self, memory: int = 0) -> Evaluation | None:
         """The ground truth of the prompts, judged like a student's clips; None where the source has none."""
         one = self.source.truth(self.prompts[:1], [torch.Generator()], self.frames)
         if one is None:
             return None
-        return self(lambda prompts, generators: self.source.truth(prompts, generators, self.frames))
+        return self(lambda prompts, generators: self.source.truth(prompts, generators, self.frames), memory=memory)
 
     def _judge(self, outputs: Any, prompts: Sequence[Any]) -> dict[Score, torch.Tensor]:
         """Every score ``[B]`` of clips or texts."""
@@ -162,10 +172,16 @@ def build_metrics(
     return made
 
 
+def _kept(clips: torch.Tensor, before: Sequence[torch.Tensor], memory: int) -> torch.Tensor:
+    """The first of these clips, a copy on the CPU, that are kept after those of earlier batches."""
+    most = max(SHOWN, memory // (clips[0].numel() * clips.element_size()))
+    return clips[: max(0, most - sum(map(len, before)))].to("cpu", copy=True)
+
+
 def _below_clips(result: Evaluation, values: dict[Score, list[torch.Tensor]]) -> list[dict[str, float]]:
     """The headline and the rewards' composite of every shown clip."""
     chosen = dict.fromkeys(score for score in (result.headline, (TRAINED, COMPOSITE)) if score in result.metrics)
-    labels = {score: "trained" if score[0] == TRAINED else score[0] for score in chosen if score is not None}
+    labels = {score: result.clip_label(score) for score in chosen if score is not None}
     return [
         {label: float(torch.cat(values[score])[n]) for score, label in labels.items()} for n in range(len(result.clips))
     ]

@@ -144,7 +144,7 @@ def written(path_or_name: str | Path, overrides: list[str], section: str, key: s
 def read_header(path: Path) -> str:
     """The comment lines at the top of a recipe, without their `#`."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("#").removeprefix(" "))

@@ -117,6 +117,8 @@ class Chart:
     traces: list[Trace]
     group: str = ""
     """Charts of a group unfold together."""
+    note: str = ""
+    """What it shows and how to read it, in one line."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,10 @@ class ShownPrompt:
 
     prompt: str
     panes: list[Pane]
+    label: str = ""
+    """Its place among all prompts: `best`, `median` or `worst`."""
+    change: float = NAN
+    """Of the headline's score, after minus before, of these very clips."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +187,17 @@ class Report:
     """Everything on the page."""
 
     title: str
+    result: str = ""
+    """What came out, in one sentence."""
     summary: str = ""
     """One or two sentences under the title."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Short facts under the title: hashes, commit, steps, time."""
+    """Short facts under the title: date, wall time, hashes, commit, steps."""
     note: str = ""
     """How the scores were measured: prompts, clips per prompt, kind of interval."""
     rows: list[Row] = field(default_factory=list)
+    leaderboard: bool = True
+    """Whether the rows have a table of their own; False where the paired differences say the same."""
     headline: Metric | None = None
     """The leaderboard is sorted by it first, and its judge is shown first."""
     baseline: str = ""
@@ -195,6 +205,8 @@ class Report:
     pairs: list[Pair] = field(default_factory=list)
     hacking: Hacking | None = None
     curves: list[Chart] = field(default_factory=list)
+    constant: dict[str, float] = field(default_factory=dict)
+    """Series that have no chart because they did not move beyond rounding: name and last value."""
     drift: list[Chart] = field(default_factory=list)
     """Scores by chunk of a clip; their traces have the axis `chunk`."""
     prompts: list[ShownPrompt] = field(default_factory=list)
@@ -210,3 +222,5 @@ class Report:
     texts: dict[str, str] = field(default_factory=dict)
     """Long texts by title, shown as they are: the recipe or the protocol."""
     environment: dict[str, str] = field(default_factory=dict)
+    cost: Table | None = None
+    """What the run took."""

@@ -1,7 +1,7 @@
 """Renders a `Report` to one HTML file that needs no network.
 
-Tables are written here and work without JavaScript. The script sorts and filters them, draws the charts (plotly.js is
-inlined once, 4.8 MB) and plays all clips from one clock.
+Tables, charts (inline SVG) and clips (sheets of frames that CSS moves) are written here and work without JavaScript.
+The script sorts and filters tables, chooses the axis of the charts, hides rows and plays all clips from one clock.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 from vidalign.errors import UserError
 from vidalign.reading import regular
-from vidalign.report import charts, sprites
-from vidalign.report.model import EvaluationRow, Metric, Pane, Report, Score
+from vidalign.report import charts, sprites, svg
+from vidalign.report.hacking import hacking_plot
+from vidalign.report.model import Chart, EvaluationRow, Metric, Report, Score
 
 COLOURS = 8  # of objectives, in report.css; later rows take them again
 GREYS = 4  # of references
@@ -40,8 +41,6 @@ def write_report(path: str | Path, report: Report) -> Path:
 def render(report: Report) -> str:
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=PackageLoader("vidalign.report"),
@@ -50,29 +49,24 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=format_number, words=lambda name: name.replace("_", " "))
-    sheets = sprites.fit(report.prompts)
-    drawn = charts.payload(report)
+    environment.filters.update(number=format_number, words=svg.words)
     colours = _colours(report)
+    cards = _cards(report)
+    sheets = [sheet for card in cards for _, sheet in card["panes"]]
     return environment.get_template("report.html.j2").render(
         report=report,
+        chips=report.leaderboard or sum(row.kind == "objective" for row in report.rows) > 1,
         metrics=_metrics(report),
-        board=_board(report),
+        board=_board(report) if report.leaderboard else [],
         colours=colours,
-        pairs=[(pair, _by_judge(pair.metrics, report), _centred(pair.metrics)) for pair in report.pairs],
-        hacking=[i for i, chart in enumerate(drawn) if chart["kind"] == "hacking"],
-        curves=_curve_groups(report, drawn),
+        pairs=_compared(report),
+        hacking=hacking_plot(report, colours),
+        curves=_curve_groups(report, colours),
         axes=charts.axes(report.curves),
-        drift=[(i, chart["title"]) for i, chart in enumerate(drawn) if chart["kind"] == "drift"],
-        cards=_cards(report, sheets),
-        payload={
-            "rows": [{"name": row.name, "kind": row.kind, "colour": colours[row.name]} for row in report.rows],
-            "charts": drawn,
-            "axes": charts.AXES,
-            "sprites": [sheet for panes in sheets for sheet in panes],
-            "fps": report.fps,
-        },
-        plotly_js=Markup(get_plotlyjs()) if drawn else "",
+        smooth=any(charts.smoothed(trace.y)[1] > 1 for chart in report.curves for trace in chart.traces),
+        drift=[(chart, svg.drawings(chart, colours, _references(report))) for chart in report.drift],
+        cards=cards,
+        frames={sheet["motion"]: sprites.stops(sheet) for sheet in sheets},
     )
 
 
@@ -178,29 +172,64 @@ def _axis(values: Sequence[float]) -> Place:
     return place
 
 
+def _compared(report: Report) -> list[dict[str, Any]]:
+    """The tables of paired differences: one a pair, or one of all pairs by metric where there is no leaderboard."""
+    merged = len(report.pairs) > 1 and not report.leaderboard
+    if merged:
+        rows = [row for pair in report.pairs for row in pair.metrics]
+        groups: dict[str, list[tuple[str, EvaluationRow]]] = {}
+        for judge, members in _by_judge(rows, report).items():
+            for name in dict.fromkeys(row.metric for row in members):
+                groups[f"{judge}: {name}" if judge else name] = [
+                    (pair.after, row)
+                    for pair in report.pairs
+                    for row in pair.metrics
+                    if (row.group, row.metric) == (judge, name)
+                ]
+        return [{"title": "All runs", "before": "before", "after": "after", "groups": groups, "place": _centred(rows)}]
+    return [
+        {
+            "title": pair.title,
+            "before": pair.before,
+            "after": pair.after,
+            "groups": {
+                judge: [(row.metric, row) for row in members]
+                for judge, members in _by_judge(pair.metrics, report).items()
+            },
+            "place": _centred(pair.metrics),
+        }
+        for pair in report.pairs
+    ]
+
+
 def _by_judge(rows: Sequence[EvaluationRow], report: Report) -> dict[str, list[EvaluationRow]]:
-    """Judge -> its rows, in the order of the leaderboard where it has them."""
+    """Judge -> its rows, judges in the order of the leaderboard, the composite of each first."""
     order = list(dict.fromkeys([*(metric.judge for metric in _metrics(report)), *(row.group for row in rows)]))
     groups = {judge: [row for row in rows if row.group == judge] for judge in order}
+    groups = {judge: sorted(members, key=lambda row: _place_of(row.metric)) for judge, members in groups.items()}
     return {judge: members for judge, members in groups.items() if members}
 
 
-def _curve_groups(report: Report, drawn: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
-    """Title of a group -> index and title of its charts."""
-    groups: dict[str, list[tuple[int, str]]] = {}
-    first = next((index for index, chart in enumerate(drawn) if chart["kind"] == "curve"), 0)
-    for index, chart in enumerate(report.curves, first):
-        groups.setdefault(chart.group, []).append((index, chart.title))
+def _curve_groups(report: Report, colours: dict[str, str]) -> dict[str, list[tuple[Chart, list[svg.Drawing]]]]:
+    """Title of a group -> its charts, each with its drawings."""
+    groups: dict[str, list[tuple[Chart, list[svg.Drawing]]]] = {}
+    for chart in report.curves:
+        groups.setdefault(chart.group, []).append((chart, svg.drawings(chart, colours, _references(report))))
     return groups
 
 
-def _cards(report: Report, sheets: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The prompts that fit, each with its panes."""
-    cards, first = [], 0
-    for shown, panes in zip(report.prompts, sheets, strict=False):
-        placed: list[tuple[Pane, dict[str, Any], int]] = list(
-            zip(shown.panes, panes, range(first, first + len(panes)), strict=True)
-        )
-        first += len(panes)
-        cards.append({"prompt": shown.prompt, "panes": placed})
-    return cards
+def _references(report: Report) -> frozenset[str]:
+    return frozenset(row.name for row in report.rows if row.kind == "reference")
+
+
+def _cards(report: Report) -> list[dict[str, Any]]:
+    """The prompts that fit, each with its panes and their sheets of frames."""
+    return [
+        {
+            "prompt": shown.prompt,
+            "label": shown.label,
+            "change": shown.change,
+            "panes": list(zip(shown.panes, sheets, strict=True)),
+        }
+        for shown, sheets in zip(report.prompts, sprites.fit(report.prompts), strict=False)
+    ]

@@ -1,4 +1,4 @@
-"""Clips as they travel in the page: the frames of a clip as one picture (sprite sheet), which a canvas draws from."""
+"""Clips as they travel in the page: the frames of a clip as one picture (sheet), of which one frame is seen."""
 
 from __future__ import annotations
 
@@ -49,10 +49,22 @@ def _sheet(frames: np.ndarray) -> dict[str, Any]:
     kind = "png" if max(frames.shape[1:3]) <= 64 else "jpeg"  # small frames stay exact, large ones stay small
     buffer = io.BytesIO()
     sprite(frames).save(buffer, kind.upper(), optimize=True, quality=85)
+    columns = math.ceil(math.sqrt(len(frames)))
     return {
         "src": f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}",
         "frames": len(frames),
         "height": frames.shape[1],
         "width": frames.shape[2],
-        "columns": math.ceil(math.sqrt(len(frames))),
+        "columns": columns,
+        "motion": f"play-{len(frames)}-{columns}",
     }
+
+
+def stops(sheet: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """When (percent of the clip) and where (percent of the sheet, to the left and up) each frame of a sheet is."""
+    frames, columns = sheet["frames"], sheet["columns"]
+    rows = math.ceil(frames / columns)
+    return [
+        (round(100 * n / frames, 3), round(-100 * (n % columns) / columns, 4), round(-100 * (n // columns) / rows, 4))
+        for n in range(frames)
+    ]

@@ -1,7 +1,7 @@
 """The held-out judgement of a run's student against the one that it started from.
 
-Writes RUN/evaluation.json and RUN/report.html; of the student in a checkpoint RUN/evaluation-step-N.json and
-RUN/report-step-N.html.
+Writes RUN/evaluation.json, RUN/evaluation-clips.json and RUN/report.html; of the student in a checkpoint
+RUN/evaluation-step-N.json, RUN/evaluation-clips-step-N.json and RUN/report-step-N.html.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from vidalign.bench.suites.export import student_hash
-from vidalign.bench.suites.scores import RUN_SCORES, suite_table
-from vidalign.bench.training_report import training_report
+from vidalign.bench.suites.scores import RUN_SCORES
 from vidalign.build import build_student, frozen_rewards, sampler_of
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import Evaluation, Evaluator, frame_rate
 from vidalign.provenance import describe_run
-from vidalign.report import EvaluationRow, Table, write_report
+from vidalign.report import EvaluationRow, write_report
+from vidalign.report.kept import write_clips
 from vidalign.report.table import evaluation_table
 from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run
+from vidalign.workflows.run_files import CLIPS, DEFAULT_FPS, EVALUATION, read_run
 from vidalign.workflows.saved import Saved
+from vidalign.workflows.shown_clips import MEMORY, kept_clips
+from vidalign.workflows.training_report import training_report
 
 if TYPE_CHECKING:
     from vidalign.evaluation.metrics.base import Metric
@@ -47,7 +50,7 @@ def evaluate_run(
         after = judged["after"]
         rows = compare(judged["before"], after, judged.get("ground truth"))
         done = stage("writing the report", 1)
-        path = _write_judgement(run, rows, judged, settings_of_judges(recipe, evaluator.metrics))
+        path = _write_judgement(run, judged, settings_of_judges(recipe, evaluator.metrics), evaluator)
         done(1)
     if not rows:
         what = "nothing can judge the evaluation prompts: what the student makes of them is in the report, unjudged"
@@ -64,10 +67,11 @@ def _judge(run: FinishedRun, evaluator: Evaluator, stage: Stage) -> dict[str, Ev
     """The student before and after training, and the ground truth where the prompts' source has one."""
     count = len(evaluator.prompts) * evaluator.seeds
     judged, done = {}, stage("judging the ground truth", count)
-    truth = evaluator.truth()
+    truth = evaluator.truth(MEMORY)
     done(count)
     for name, student in (("before", build_student(run.recipe)), ("after", run.student)):
-        judged[name] = evaluator(counted(sampler_of(run.recipe, student), stage(f"judging {name} training", count)))
+        sampler = counted(sampler_of(run.recipe, student), stage(f"judging {name} training", count))
+        judged[name] = evaluator(sampler, memory=MEMORY)
     return judged | ({"ground truth": truth} if truth else {})
 
 
@@ -89,18 +93,15 @@ def _short(value: Any) -> str:
 
 
 def _write_judgement(
-    run: FinishedRun, rows: list[EvaluationRow], judged: dict[str, Evaluation], settings: dict[str, str]
+    run: FinishedRun, judged: dict[str, Evaluation], settings: dict[str, str], evaluator: Evaluator
 ) -> Path:
-    """The evaluation and the report of a run's student; returns where the report is."""
+    """The evaluation, the clips and the report of a run's student; returns where the report is."""
     header = describe_run(run.recipe) | settings | ({} if run.step is None else {"step": str(run.step)})
     before, after, truth = judged["before"], judged["after"], judged.get("ground truth")
-    save_evaluation(run.file("evaluation.json"), before, after, truth, header)
-    report = training_report(run.folder, run.recipe, rows, judged, header, _suites(run))
-    return write_report(run.file("report.html"), report)
-
-
-def _suites(run: FinishedRun) -> Table | None:
-    """What the official scorers of external suites found, where it was read back into the run."""
-    if not (run.folder / RUN_SCORES).is_dir():
-        return None
-    return suite_table(run.folder, student_hash(run.student))
+    scored = (run.folder / RUN_SCORES).is_dir()  # by official scorers, whose file names the student
+    sha256 = student_hash(run.student) if scored else None
+    path = run.file(EVALUATION)
+    save_evaluation(path, before, after, truth, header, seeds=evaluator.seeds, student_sha256=sha256)
+    if not after.responses:
+        write_clips(run.file(CLIPS), kept_clips(judged), frame_rate(run.recipe) or DEFAULT_FPS)
+    return write_report(run.file("report.html"), training_report(read_run(run.folder, run.step)))

@@ -91,10 +91,10 @@ def _write(place: Path, text: str) -> None:
         ) from error
 
 
-def suite_table(run: Path, student_sha256: str) -> Table | None:
+def suite_table(run: Path, student_sha256: str | None) -> Table | None:
     """The scores files of a run as one table, None where there is none; warns of a file that cannot be read.
 
-    student_sha256: of the student that the page is about; scores of another one say so.
+    student_sha256: of the student that the page is about, None where it is not known; scores of another one say so.
     """
     rows: list[tuple[str, list[float | str]]] = []
     for file in sorted((run / RUN_SCORES).glob("*.json")):
@@ -107,12 +107,13 @@ def suite_table(run: Path, student_sha256: str) -> Table | None:
     return Table("External suites", columns, rows, note) if rows else None
 
 
-def _rows(record: Any, student_sha256: str) -> list[tuple[str, list[float | str]]]:
+def _rows(record: Any, student_sha256: str | None) -> list[tuple[str, list[float | str]]]:
     texts = {"suite": str, "version": str, "date": str}
     check_object(record, texts | {"export": dict, "totals": dict, "dimensions": dict})
     check_object(record["totals"], dict.fromkeys(record["totals"], (int, float)))
     export = check_object(record["export"], {"student_sha256": str})
     student = "this one" if export["student_sha256"] == student_sha256 else "another one"
+    student = "not compared" if student_sha256 is None else student
     values = [(name, value, "") for name, value in record["totals"].items()]
     for name, one in record["dimensions"].items():
         check_object(one, {"value": (int, float), "videos": int, "expected": int})

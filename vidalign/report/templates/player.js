@@ -1,11 +1,11 @@
-/* Videos: one clock for all clips. */
+/* Videos: one clock for all clips. A canvas takes the place of each sheet of frames, which moves by CSS without script. */
 class Player {
-  constructor(canvases, sprites, fps) {
+  constructor(sheets, fps) {
     this.fps = fps;
     this.speed = 1;
     this.frame = 0;
     this.playing = false;
-    this.panes = canvases.map((canvas) => this.makePane(canvas, sprites[Number(canvas.dataset.sprite)]));
+    this.panes = sheets.map((sheet) => this.makePane(sheet));
     this.count = Math.max(...this.panes.map((pane) => pane.sprite.frames));
     this.play = document.getElementById("play");
     this.scrub = document.getElementById("scrub");
@@ -15,11 +15,13 @@ class Player {
     this.show(0);
   }
 
-  makePane(canvas, sprite) {
-    const image = new Image();
-    const pane = { canvas, sprite, image, context: canvas.getContext("2d") };
+  makePane(image) {
+    const canvas = document.createElement("canvas");
+    const [frames, columns, width, height] = image.dataset.sheet.split(" ").map(Number);
+    Object.assign(canvas, { width, height, role: "img", ariaLabel: image.alt });
+    const pane = { canvas, image, sprite: { frames, columns, width, height }, context: canvas.getContext("2d") };
+    image.parentElement.replaceWith(canvas);
     image.addEventListener("load", () => this.draw(pane));
-    image.src = sprite.src;
     canvas.addEventListener("pointerdown", (event) => this.drag(event, canvas));
     return pane;
   }
