@@ -9,6 +9,8 @@ compares, in one process and on the same tensors, with student head and hidden s
 
 - ``naive``: both full tables of logits, the textbook Jensen-Shannon divergence, nothing of vidalign in it;
 - ``checkpointed``: the same on chunks of 256 rows that the backward pass makes again, seven matrix products;
+- ``before`` with `--before COMMIT`: `projected_divergence` of that commit of this repository. 2d95895 is the last one
+  before ``projected``: its loss was checkpointed, too, and heavier between the products than ``checkpointed``;
 - ``projected``: the same divergence with its gradient computed in the forward pass (`vidalign.losses.projected`);
 - ``routed``: dopd's own loss: `--high` of the rows take the full vocabulary, the others the top 128 and a tail;
 - ``trl``: the chunked divergence of TRL's `DistillationTrainer`, its most frugal loss, from hidden states and heads too
@@ -33,15 +35,19 @@ writes them with command, seed, sizes, versions, machine and load to ``benchmark
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
 import shlex
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,7 +62,7 @@ from vidalign.losses.projected import Toward, chunk_rows, projected_loss
 from vidalign.provenance import commit, machine
 
 RESULT = Path(__file__).parent / "results" / "lm_head_memory.json"
-FULL = ("projected", "trl", "checkpointed", "routed", "projected_autocast")
+FULL = ("projected", "trl", "before", "checkpointed", "routed", "projected_autocast")
 """What is run at all tokens, the comparison that is claimed first; `naive` is too large, TRL's under autocast slow."""
 MISSING = "trl is left out ({}); its rows need: pip install -c constraints.txt -e '.[bench]'"
 Inputs = dict[str, Tensor]
@@ -110,6 +116,31 @@ def checkpointed(x: Inputs) -> Tensor:
     return total / len(x["ours"])
 
 
+def loss_of(revision: str) -> Loss:
+    """The loss of another commit. Its modules are imported beside those of this one, which are put back."""
+    root, mine = Path(__file__).parents[1], dict(sys.modules)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = subprocess.run(["git", "-C", root, "archive", revision, "vidalign"], check=True, capture_output=True)
+        subprocess.run(["tar", "-x", "-C", folder], input=tree.stdout, check=True)
+        for name in [name for name in mine if name.partition(".")[0] == "vidalign"]:
+            del sys.modules[name]
+        sys.path.insert(0, folder)
+        try:
+            divergence = importlib.import_module("vidalign.losses.projected").projected_divergence
+        finally:
+            sys.path.remove(folder)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "vidalign"]:
+                del sys.modules[name]
+            sys.modules.update(mine)
+
+    def before(x: Inputs) -> Tensor:
+        heads = [partial(functional.linear, weight=x[name]) for name in ("student", "teacher")]
+        total: Tensor = divergence(x["ours"], heads[0], x["theirs"], heads[1], "js").mean()
+        return total
+
+    return before
+
+
 def losses(args: argparse.Namespace) -> dict[str, Loss]:
     """What is compared, by name: each a scalar to differentiate."""
 
@@ -129,6 +160,8 @@ def losses(args: argparse.Namespace) -> dict[str, Loss]:
         return projected_loss(x["ours"], x["student"], None, parts, rows=args.rows).total
 
     found: dict[str, Loss] = {"naive": naive, "checkpointed": checkpointed, "projected": projected, "routed": routed}
+    if args.before:
+        found["before"] = loss_of(args.before)
     try:
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     except ImportError as error:
@@ -248,19 +281,15 @@ def extrapolated(rows: list[Row], tokens: int) -> Row:
 
 
 def compared(rows: list[Row], clock: str) -> list[Row]:
-    """Memory as a share of `naive`'s, and time as one of `trl`'s and `checkpointed`'s in the same round, if there."""
+    """Memory as a share of `naive`'s, and time as one of other losses' in the same round, where they are there."""
     found = {(row["loss"], row["tokens"]): row for row in rows}
     for (name, tokens), row in found.items():
-        whole, other = found.get(("naive", tokens)), found.get(("trl" + "_autocast" * ("autocast" in name), tokens))
-        recomputed = found.get(("checkpointed" + "_autocast" * ("autocast" in name), tokens))
-        if recomputed and not row["extrapolated"]:
-            ratios = [a / b for a, b in zip(row[clock], recomputed[clock], strict=False)]
-            row["time_of_checkpointed"] = [round(f(ratios), 3) for f in (min, statistics.median, max)]
-        if whole:
+        if whole := found.get(("naive", tokens)):
             row["memory_of_naive"] = round(row["peak_gib"] / whole["peak_gib"], 4)
-        if other and not row["extrapolated"]:
-            ratios = [a / b for a, b in zip(row[clock], other[clock], strict=False)]
-            row["time_of_trl"] = [round(f(ratios), 3) for f in (min, statistics.median, max)]
+        for base in () if row["extrapolated"] else ("trl", "checkpointed", "before"):
+            if other := found.get((base + "_autocast" * ("autocast" in name), tokens)):
+                ratios = [a / b for a, b in zip(row[clock], other[clock], strict=False)]
+                row[f"time_of_{base}"] = [round(f(ratios), 3) for f in (min, statistics.median, max)]
     return rows
 
 
@@ -323,6 +352,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--high", type=float, default=0.25, help="share of rows on the full vocabulary in `routed`")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--autocast", action="store_true", help="rows under bf16 autocast besides")
+    parser.add_argument("--before", default="", metavar="COMMIT", help="the loss of that commit besides, see above")
     parser.add_argument("--repeats", type=int, default=3, help="rounds at --paired-tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")

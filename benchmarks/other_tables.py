@@ -221,12 +221,13 @@ def _claims(result: dict[str, Any]) -> str:
 
 
 def _bounds(found: dict[tuple[str, int], dict[str, Any]], result: dict[str, Any]) -> list[str]:
-    """What is asked of `projected`, where it was measured beside `checkpointed`."""
+    """What is asked of `projected`, where it was measured beside `before` (what it replaced) or `checkpointed`."""
     tokens, paired = result["sizes"]["tokens"], result["sizes"]["paired_tokens"]
     row, few, naive = found.get(("projected", tokens)), found.get(("projected", paired)), found.get(("naive", paired))
     if row is None or "time_of_checkpointed" not in row:
         return []
-    asked = [(f"of `checkpointed`'s time at {tokens} tokens", row["time_of_checkpointed"][1], 0.55)]
+    base = "before" if "time_of_before" in row else "checkpointed"
+    asked = [(f"of `{base}`'s time at {tokens} tokens", row[f"time_of_{base}"][1], 0.55)]
     if "time_of_trl" in row:
         asked.append((f"of TRL's time at {tokens} tokens", row["time_of_trl"][1], 0.65))
     asked.append((f"head gradients of peak memory at {tokens} tokens", row["head_gradients"], 1.6))

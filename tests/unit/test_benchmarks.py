@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
             head_row("routed", 16, 1.0, time_of_trl=[0.9, 1.0, 1.1]),
         ],
     }
-    page = runpy.run_path(str(BENCHMARKS / "other_tables.py"))["lm_head_memory"](result)
+    shown = runpy.run_path(str(BENCHMARKS / "other_tables.py"))["lm_head_memory"]
+    page = shown(result)
     assert "| 64 | projected | 1.00 |  | 12% of a line | 2.00 | 1.00 | 0.75 (0.70 .. 0.80) | 2 |" in page
     assert "| 64 | naive (extrapolated) | 8.00 |" in page
     page = " ".join(page.split())
@@ -89,6 +92,8 @@ def test_losses_behind_the_head_are_shown_beside_the_naive_one_and_trl() -> None
     assert "0.75 of TRL's time at 64 tokens (asked: 0.65, missed)" in page
     assert "1.50 head gradients of peak memory at 64 tokens (asked: 1.6, kept)" in page
     assert "0.50 of `naive`'s time at 16 tokens (asked: 1.0, kept)" in page
+    result["rows"][3]["time_of_before"] = [0.56] * 3
+    assert "0.56 of `before`'s time at 64 tokens (asked: 0.55, missed)" in shown(result)
     assert "vocabulary 100" in page and "`python x.py`" in page and "load of the machine 1.0 to 3.5 on 2" in page
 
 
@@ -111,6 +116,18 @@ def test_losses_behind_the_head_are_measured_side_by_side() -> None:
     if importlib.util.find_spec("trl"):
         assert rows["trl", 32]["value"] == pytest.approx(naive["value"], rel=1e-4)
         assert rows["projected", 128]["time_of_trl"][1] > 0
+
+
+def test_a_loss_of_another_commit_is_measured_beside() -> None:
+    known = subprocess.run(["git", "cat-file", "-e", "2d95895^{commit}"], cwd=BENCHMARKS, capture_output=True)
+    if known.returncode:
+        pytest.skip("a shallow clone has no other commits")
+    script = runpy.run_path(str(BENCHMARKS / "lm_head_memory.py"))
+    words = "--tokens 32 --paired-tokens 32 --naive-tokens 16 --hidden 8 --vocabulary 512 --repeats 1 --before 2d95895"
+    rows = {(row["loss"], row["tokens"]): row for row in script["measure"](script["parse"](words.split()))["rows"]}
+    assert rows["before", 32]["value"] == pytest.approx(rows["projected", 32]["value"], rel=1e-5)
+    assert rows["projected", 32]["time_of_before"][1] > 0
+    assert not hasattr(importlib.import_module("vidalign.losses.projected"), "projected_divergence"), "modules are back"
 
 
 def test_a_benchmark_without_trl_says_what_to_install(
