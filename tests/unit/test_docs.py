@@ -124,6 +124,13 @@ def test_every_built_in_is_in_the_docs(kind: str) -> None:
     assert missing == []
 
 
+def test_every_recipe_has_a_row() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shipped = [path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in RECIPES]
+    runnable = [name for name in shipped if not name.startswith("twins/") and not name.endswith("base")]
+    assert [name for name in runnable if f"`{name}`" not in page] == []
+
+
 def test_there_are_recipes() -> None:
     assert ROOT / "recipes" / "world" / "astrolabe.yaml" in RECIPES
 
