@@ -65,7 +65,7 @@ def test_a_whole_life(name: str) -> None:
     family, run = name.split("/")[0], f"runs/{name}"
     assert vidalign("train", f"twins/{name}", "--run", run, "tracking.panel=none") == 0
     assert vidalign("evaluate", "--run", run) == 0
-    assert "exact_match" in Path(run, "report.html").read_text(encoding="utf-8")
+    assert "exact match" in Path(run, "report.html").read_text(encoding="utf-8")
     history = read_history(Path(run, "metrics.jsonl"))
     assert all(loss > 0 for _, loss in history["objective/loss/mean"])
     assert vidalign("export", run, "--to", "transformers", "--out", f"out/{name}") == 0
