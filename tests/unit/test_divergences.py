@@ -11,6 +11,7 @@ import torch
 from plain_divergences import between, bucket_log_probs, divergence, forward_kl, jensen_shannon, reverse_kl
 from torch import Tensor
 
+from vidalign.losses.chunks import _split
 from vidalign.losses.divergences import entropy, log_probs
 from vidalign.losses.projected import Projected, Toward, Written, projected_loss, projected_statistics
 
@@ -325,3 +326,14 @@ def test_no_rows_are_no_loss() -> None:
     assert found.total.item() == 0 and found.losses.dtype == torch.float64
     gradients = torch.autograd.grad(found.total, [ours, *student.parameters()])
     assert all(g.abs().max() == 0 for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, []), (3, [3]), (16, [16]), (19, [19]), (20, [16, 4]), (35, [16, 19]), (36, [16, 16, 4])]
+)
+def test_a_small_rest_joins_the_last_chunk(count: int, expected: list[int]) -> None:
+    part = Written(torch.arange(count), torch.rand(count), torch.arange(count))
+    pieces = list(_split(part, 16))
+    assert [len(piece.rows) for piece in pieces] == expected
+    for name in ("rows", "weights", "tokens") if pieces else ():
+        assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(part, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,9 +140,14 @@ class _Chunks:
 
 
 def _split(part: Part, rows: int) -> Iterator[Part]:
-    """The same with at most `rows` rows at once; every tensor of a part has one entry a row."""
+    """The same with `rows` rows at once; every tensor of a part has one entry a row.
+
+    A rest below a quarter of that joins the last chunk: each chunk reads and writes the whole gradient of the head.
+    """
     values = {field.name: getattr(part, field.name) for field in fields(part)}
-    for start in range(0, len(part.rows), rows):
-        here = slice(start, start + rows)
+    count = len(part.rows)
+    starts = [start for start in range(0, count, rows) if start == 0 or 4 * (count - start) >= rows]
+    for start, end in pairwise([*starts, count]):
+        here = slice(start, end)
         cut: dict[str, Any] = {name: v[here] for name, v in values.items() if isinstance(v, torch.Tensor)}
         yield replace(part, **cut)
