@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vidalign.errors import DataError
+from vidalign.worlds import scoring
 from vidalign.worlds.events import auditor, judgement, kinematics, laws, paths, perturbations, scenes, scorer
 from vidalign.worlds.events.captions import balanced, parse
 from vidalign.worlds.events.constants import COLOURS, EXTENT, MOTIONS, SHAPES
@@ -298,7 +299,7 @@ def test_scorer_and_auditor_share_only_the_constants_and_the_captions() -> None:
     shared = {f"vidalign.worlds.events.{name}" for name in ("constants", "captions")} | {
         "vidalign.worlds.video.constants"
     }
-    scores = imports(scorer) | imports(judgement) | imports(laws) | imports(paths) | imports(looks)
+    scores = set().union(*(imports(one) for one in (scorer, scoring, judgement, laws, paths, looks)))
     audits = imports(auditor) | imports(kinematics) | imports(templates)
     assert scores & audits <= shared
     assert not any("scenes" in name or "renderer" in name for name in scores | audits), "neither knows the generator"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vidalign.errors import DataError
+from vidalign.worlds import scoring
 from vidalign.worlds.video import auditor, kinematics, laws, looks, perturbations, scorer, templates
 from vidalign.worlds.video.captions import all_captions, balanced, parse
 from vidalign.worlds.video.constants import COLOURS, EXTENT, SHAPES
@@ -272,7 +273,7 @@ def imports(module: object) -> set[str]:
 
 
 def test_scorer_and_auditor_share_only_the_constants_and_the_captions() -> None:
-    judges = {"scorer": (scorer, laws, looks), "auditor": (auditor, kinematics, templates)}
+    judges = {"scorer": (scorer, laws, looks, scoring), "auditor": (auditor, kinematics, templates)}
     shared = {"vidalign.worlds.video.constants", "vidalign.worlds.video.captions", "vidalign.deferred"}
     for name, modules in judges.items():
         own = {module.__name__ for module in modules}

@@ -17,6 +17,7 @@ import torch
 from vidalign.worlds.events import laws, paths
 from vidalign.worlds.events.captions import parse
 from vidalign.worlds.events.constants import COLOURS, EXTENT, FRAMES, GAPS, MOTIONS, PROBABILITY, SHAPES, SIZES
+from vidalign.worlds.scoring import Attributes
 from vidalign.worlds.video.looks import HARMONIC, Gaze, Objects, gaze
 
 STRIDE = FRAMES // 2
@@ -44,19 +45,6 @@ class Target:
     turns: torch.Tensor
     recolours: torch.Tensor
     enters: torch.Tensor
-
-
-@dataclass
-class Attributes:
-    """Soft judgements of every frame ``[B, F]``, of the worse object; `right` is their hard version."""
-
-    colour: torch.Tensor
-    count: torch.Tensor
-    shape: torch.Tensor
-    size: torch.Tensor
-    presence: torch.Tensor
-    permanence: torch.Tensor
-    right: torch.Tensor
 
 
 @dataclass

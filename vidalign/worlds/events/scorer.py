@@ -21,11 +21,13 @@ Works for 3 frames and more. The auditor shares nothing with this file but the w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from vidalign.worlds.events.constants import SIZE
 from vidalign.worlds.events.judgement import Judgement, judge
+from vidalign.worlds.scoring import by_quarter, in_slices
 from vidalign.worlds.video.looks import FLOOR_SCORE, pool
 
 REWARDS = ("event_alignment", "event_motion", "event_visual")
@@ -55,8 +57,7 @@ def _score_slice(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch
     lawful &= (out["event_motion"] > 0.5) & (out["event_visual"] > 0.5)
     out["lawful"] = lawful.to(clips.dtype)
     out["strict_pass"] = (lawful & (j.fulfilled > 0.5)).to(clips.dtype)
-    broken = ~clips.flatten(1).isfinite().all(1)
-    return {name: torch.where(broken, torch.nan, out[name]) for name in SCORES}
+    return out
 
 
 def score(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -64,10 +65,7 @@ def score(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
 
     A clip with pixels that are not finite scores NaN. Raises `DataError` for a prompt that is no caption.
     """
-    assert clips.ndim == 5 and len(clips) == len(prompts) > 0, "one caption for each clip"
-    starts = range(0, len(clips), SLICE)
-    parts = [_score_slice(clips[k : k + SLICE], prompts[k : k + SLICE]) for k in starts]
-    return {name: torch.cat([part[name] for part in parts]) for name in SCORES}
+    return in_slices(_score_slice, clips, prompts, SCORES, SLICE)
 
 
 def quarter_scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -76,7 +74,4 @@ def quarter_scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, tor
     Log the minimum and the last quarter: a clip that starts well and drifts shows there first.
     """
     j = judge(clips, prompts)
-    length = clips.shape[1] // 4
-    assert length > 0, "quarters need at least four frames"
-    parts = [_soft_scores(j, slice(n * length, (n + 1) * length)) for n in range(4)]
-    return {name: torch.stack([part[name] for part in parts], 1) for name in REWARDS}
+    return by_quarter(partial(_soft_scores, j), clips.shape[1], REWARDS)

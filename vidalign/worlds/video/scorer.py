@@ -21,10 +21,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
+from vidalign.worlds.scoring import Attributes, by_quarter, in_slices
 from vidalign.worlds.video import laws
 from vidalign.worlds.video.captions import parse
 from vidalign.worlds.video.constants import COLOURS, EXTENT, SHAPES, SIZE, SIZES
@@ -48,20 +49,7 @@ class Target:
 
 
 @dataclass
-class Attributes:
-    """Soft judgements of every frame ``[B, F]``, of the worse object; `right` is their hard version."""
-
-    colour: torch.Tensor
-    count: torch.Tensor
-    shape: torch.Tensor
-    size: torch.Tensor
-    presence: torch.Tensor
-    permanence: torch.Tensor
-    right: torch.Tensor
-
-
-@dataclass
-class Advantages:
+class Judgement:
     """Everything that `score` and `quarter_scores` pool: per-frame values ``[B, F]``, `motion` ``[B]``."""
 
     attributes: Attributes
@@ -159,12 +147,12 @@ def _posterior(track: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch
     )
 
 
-def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
+def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Judgement:
     """Measure clips ``[B, F, 3, H, W]`` in [0, 1] against their captions."""
     target = _targets(prompts, clips)
     seen = gaze(clips, target.colour)
     posterior, law_right, deviation = _posterior(seen.captioned.centre, target)
-    return Advantages(
+    return Judgement(
         attributes=_attributes(seen.captioned, seen.total, target),
         motion=posterior.to(clips.dtype),
         law_right=law_right,
@@ -173,7 +161,7 @@ def judge(clips: torch.Tensor, prompts: Sequence[str]) -> Advantages:
     )
 
 
-def _soft_scores(j: Advantages, frames: slice) -> dict[str, torch.Tensor]:
+def _soft_scores(j: Judgement, frames: slice) -> dict[str, torch.Tensor]:
     a = j.attributes
     parts = [pool(v[:, frames]) for v in (a.colour, a.count, a.shape, a.size)]
     parts.append(j.motion.clamp(min=FLOOR_SCORE))
@@ -196,8 +184,7 @@ def _score_slice(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch
         & (out["motion_quality"] > 0.5)
         & (out["visual_quality"] > 0.5)
     ).to(clips.dtype)
-    broken = ~clips.flatten(1).isfinite().all(1)
-    return {name: torch.where(broken, torch.nan, out[name]) for name in SCORES}
+    return out
 
 
 def score(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -205,10 +192,7 @@ def score(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor
 
     A clip with pixels that are not finite scores NaN. Raises `DataError` for a prompt that is no caption.
     """
-    assert clips.ndim == 5 and len(clips) == len(prompts) > 0, "one caption for each clip"
-    starts = range(0, len(clips), SLICE)
-    parts = [_score_slice(clips[k : k + SLICE], prompts[k : k + SLICE]) for k in starts]
-    return {name: torch.cat([part[name] for part in parts]) for name in SCORES}
+    return in_slices(_score_slice, clips, prompts, SCORES, SLICE)
 
 
 def quarter_scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -217,7 +201,4 @@ def quarter_scores(clips: torch.Tensor, prompts: Sequence[str]) -> dict[str, tor
     Log the minimum and the last quarter: a clip that starts well and drifts shows there first.
     """
     j = judge(clips, prompts)
-    length = clips.shape[1] // 4
-    assert length > 0, "quarters need at least four frames"
-    parts = [_soft_scores(j, slice(n * length, (n + 1) * length)) for n in range(4)]
-    return {name: torch.stack([part[name] for part in parts], 1) for name in SCORES[:3]}
+    return by_quarter(partial(_soft_scores, j), clips.shape[1], SCORES[:3])
