@@ -16,6 +16,7 @@ from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.recipe.load import written
 from vidalign.students.weights import kinds
 from vidalign.tracking.jsonl import read_records
+from vidalign.workflows.run_files import file_of
 from vidalign.workflows.saved import Saved, step_of, student_at
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ class FinishedRun:
 
     def file(self, name: str) -> Path:
         """A file about the student; those of other steps have other names."""
-        path = self.folder / name
-        return path if self.step is None else path.with_stem(f"{path.stem}-step-{self.step}")
+        return file_of(self.folder, name, self.step)
 
 
 def open_run(

@@ -36,7 +36,7 @@ def report_runs(folders: Sequence[str | Path], out: str | Path | None = None) ->
 
 
 def _named(paths: Sequence[Path]) -> dict[str, RunFiles]:
-    """Runs by the name of their folder, with as many folders before it as tell them apart."""
+    """Runs by the name of their folder, with as many folders before it as it takes to separate them."""
     parts = [path.resolve().parts for path in paths]
     depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({one[-n:] for one in parts}) == len(parts))
     return {"/".join(one[-depth:]): read_run(path) for one, path in zip(parts, paths, strict=True)}

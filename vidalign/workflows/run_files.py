@@ -59,10 +59,6 @@ class RunFiles:
     def seed(self) -> str:
         return self.header.get("seed", "?")
 
-    def file(self, name: str) -> Path:
-        """A file about the student; those of other steps have other names."""
-        return file_of(self.folder, name, self.step)
-
 
 def file_of(folder: Path, name: str, step: int | None) -> Path:
     """A file of a run about its student at the end, or at a step."""
