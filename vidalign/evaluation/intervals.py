@@ -144,11 +144,19 @@ def shift(critical: float, freedom: float, power: float = POWER) -> float:
     """Non-centrality of a t variable that passes `critical` with probability `power` (noncentral t)."""
     scales, weights = _scales(freedom)
     low, high = 0.0, critical * float(scales.max()) + 10
-    for _ in range(60):
-        middle = (low + high) / 2
-        passed = float(weights @ torch.special.ndtr(middle - critical * scales))
-        low, high = (low, middle) if passed > power else (middle, high)
-    return high
+    found = critical
+    for _ in range(100):  # Newton's method, halving where it would leave the bracket
+        distance = found - critical * scales
+        short = power - float(weights @ torch.special.ndtr(distance))
+        low, high = (found, high) if short > 0 else (low, found)
+        slope = float(weights @ _density(distance))
+        step = short / slope if slope > 0 else math.inf
+        if not low < found + step < high:
+            step = (low + high) / 2 - found
+        found += step
+        if abs(step) < 1e-10 * (1 + found):
+            break
+    return found
 
 
 def _density(x: torch.Tensor) -> torch.Tensor:
