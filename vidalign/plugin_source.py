@@ -29,6 +29,11 @@ def describe(kind: str, name: str) -> str:
     return sentence + (f" [{', '.join(papers)}]" if papers else "")
 
 
+def papers(kind: str, name: str) -> list[str]:
+    """The arXiv numbers in the line of `describe`, the method's own first."""
+    return list(dict.fromkeys(ARXIV.findall(describe(kind, name))))
+
+
 def settings(kind: str, name: str) -> list[str]:
     """Keys of the plugin's nested ``Config``; inherited ones and those of a class without source are left out."""
     definition = _definition(kind, name)

@@ -150,10 +150,11 @@ def report(
     ] = None,
 ) -> None:
     """Write a result as one self-contained page."""
-    from vidalign.bench.report import write_bench_report
-    from vidalign.workflows.compare import read_result
+    from vidalign.bench.report import CLIPS, write_bench_report
+    from vidalign.bench.results import read_results
+    from vidalign.workflows.compare import result_file
 
     with before_work():
-        results = read_result(result)
+        results = read_results(file := result_file(result))
     target = out or Path("runs") / "bench" / results.protocol.name / "report.html"
-    typer.echo(f"report: {write_bench_report(results, target)}")
+    typer.echo(f"report: {write_bench_report(results, target, (CLIPS, file.parent / 'clips'))}")

@@ -134,6 +134,17 @@ def load_student_recipe(path: Path) -> Recipe:
     return recipe
 
 
+def written_sections(path_or_name: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """What a recipe writes, with what it inherits and its overrides, before any check. Raises `RecipeError` where
+    there is no such file."""
+    problems: list[Problem] = []
+    composed = compose(str(path_or_name), overrides, CHOICES, problems)
+    if composed.path is None:
+        raise RecipeError(problems)
+    sections: dict[str, Any] = composed.tree.plain()
+    return sections
+
+
 def written(path_or_name: str | Path, overrides: list[str], section: str, key: str) -> Any:
     """The value that a recipe writes at ``section.key``, before any check; None where it writes nothing."""
     below = compose(str(path_or_name), overrides, CHOICES, []).tree.value.get(section)

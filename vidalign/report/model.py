@@ -45,6 +45,12 @@ class Row:
     scores: dict[Metric, Score] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     """What made it, e.g. recipe, seeds, device; unfolds under its name."""
+    group: str = ""
+    """Rows of a group, e.g. `methods` or `controls`, can be shown alone."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What stands beside its gain: paper, what it learns from, steps, cost, wall time."""
+    baseline: str = ""
+    """The row that it is to beat, where that is not the report's baseline."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Trace:
     x: dict[Axis, list[float]]
     """One list as long as `y` for every axis that it can be drawn against."""
     row: str = ""
+    band: tuple[list[float], list[float]] | None = None
+    """The lower and the upper side of what `y` is the mean of, each as long as `y`."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,7 @@ class Report:
     baseline: str = ""
     """Row that the others are compared with in the leaderboard: the student before training."""
     pairs: list[Pair] = field(default_factory=list)
+    """The first is shown; the others where they are chosen."""
     hacking: Hacking | None = None
     curves: list[Chart] = field(default_factory=list)
     constant: dict[str, float] = field(default_factory=dict)

@@ -41,8 +41,13 @@ def compare(a: str, b: str, split: str = "held_out") -> Comparison:
 
 def read_result(name: str) -> Results:
     """A result by its file, or by the name of a protocol that was run in this folder."""
+    return read_results(result_file(name))
+
+
+def result_file(name: str) -> Path:
+    """The file that is meant: itself, or that of a protocol that was run in this folder."""
     file = Path(name)
-    return read_results(file if file.suffix == ".json" else Path("runs") / "bench" / name / RESULTS)
+    return file if file.suffix == ".json" else Path("runs") / "bench" / name / RESULTS
 
 
 def _row(text: str, same: Results | None) -> tuple[Results, str]:

@@ -23,6 +23,7 @@ from vidalign.report import (
     TrainingPath,
 )
 from vidalign.report.charts import STEP_SECONDS, history_charts
+from vidalign.report.text import duration
 from vidalign.tracking.jsonl import History
 from vidalign.workflows.run_files import RunFiles
 
@@ -103,14 +104,6 @@ def result_of(run: RunFiles) -> str:
     if row.gap_closed is not None and row.gap_closed > 0:
         parts.append(f"{100 * row.gap_closed:.0f} % of the gap to {row.goal_name}")
     return ", ".join([*parts, took, f"seed {run.seed}"]) + "."
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: 45 s, 5 min, 2 h 10 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _facts(run: RunFiles) -> dict[str, str]:

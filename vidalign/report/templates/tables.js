@@ -47,11 +47,66 @@ if (board) {
   filterBoard();
 }
 
-const pairSelect = document.getElementById("pair");
-function showPair() {
-  for (const pair of document.querySelectorAll(".pair")) pair.hidden = pair.dataset.pair !== pairSelect.value;
+/* Paired differences: the table in the page is that of the first pair, here it is filled with another. */
+const pairData = document.getElementById("pair-data");
+const pairSelects = ["pair-after", "pair-before"].map((id) => document.getElementById(id));
+const VERDICTS = { better: ["▲", "worse"], worse: ["▼", "better"] }; /* its mark, and what it is the other way round */
+const turned = (text) => (text.startsWith("+") ? `-${text.slice(1)}` : text.startsWith("-") ? `+${text.slice(1)}` : text);
+
+/* The other way round, with intervals and readings turned. */
+function mirrored([before, after, limit, lines]) {
+  const turn = ([difference, low, high, detectable, verdict]) =>
+    [turned(difference), turned(high), turned(low), detectable, VERDICTS[verdict]?.[1] || verdict, ""];
+  return [after, before, limit, lines.map((line) => line && turn(line))];
 }
-if (pairSelect) {
-  pairSelect.addEventListener("change", showPair);
-  showPair();
+
+function findPair(pairs, after, before) {
+  const found = pairs.find((pair) => pair[0] === before && pair[1] === after);
+  const other = pairs.find((pair) => pair[0] === after && pair[1] === before);
+  return found || (other && mirrored(other));
+}
+
+function fillMetric(row, before, after, limit, line) {
+  row.hidden = !line;
+  if (!line) return;
+  const [difference, low, high, detectable, verdict, goal] = line;
+  const [name, first, second, change, drawing, reading] = row.cells;
+  name.querySelector(".goal").textContent = goal;
+  [first.textContent, second.textContent] = [before, after];
+  const texts = [difference, `${low} .. ${high}`, detectable && `detectable ${detectable}`];
+  [...change.children].forEach((part, index) => (part.textContent = texts[index]));
+  change.className = verdict;
+  reading.className = `verdict ${verdict}`;
+  [...reading.children].forEach((part, index) => (part.textContent = index ? verdict : VERDICTS[verdict]?.[0] || "•"));
+  const number = (text) => Number(text.replaceAll(",", ""));
+  const place = (text) => 50 + 48 * Math.max(-1, Math.min(1, number(text) / limit));
+  const line12 = (kind, from, to) => {
+    if (isNaN(number(from) + number(to))) return "";
+    const [y1, y2] = kind === "point" ? [2, 10] : [6, 6];
+    return `<line class="${kind}" x1="${place(from)}" x2="${place(to)}" y1="${y1}" y2="${y2}"/>`;
+  };
+  const svg = drawing.querySelector("svg");
+  svg.setAttribute("class", `forest ${verdict}`);
+  svg.innerHTML = '<line class="zero" x1="50" x2="50" y1="0" y2="12"/>' + line12("span", low, high) + line12("point", difference, difference);
+}
+
+function showPair({ rows, pairs }) {
+  const [after, before] = pairSelects.map((select) => select.value);
+  for (const option of pairSelects[1].options)
+    option.disabled = option.value !== before && !findPair(pairs, after, option.value);
+  const pair = findPair(pairs, after, before);
+  if (!pair) return;
+  const table = document.querySelector(".compared");
+  table.parentElement.ariaLabel = `${after} against ${before}`.replaceAll("_", " ");
+  const heads = table.tHead.rows[0].cells;
+  [heads[1].textContent, heads[2].textContent] = [before, after].map((name) => name.replaceAll("_", " "));
+  table.querySelectorAll("tr.metric").forEach((row, index) =>
+    fillMetric(row, rows[before][index], rows[after][index], pair[2], pair[3][index]));
+  for (const body of table.tBodies) body.hidden = ![...body.querySelectorAll("tr.metric")].some((row) => !row.hidden);
+}
+
+if (pairData) {
+  const data = JSON.parse(pairData.textContent);
+  for (const select of pairSelects) select.addEventListener("change", () => showPair(data));
+  showPair(data);
 }
