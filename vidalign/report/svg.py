@@ -184,7 +184,7 @@ def _named(traces: Sequence[Trace]) -> bool:
 def _name(trace: Trace, y: Scale) -> str:
     last = next((value for value in reversed(trace.y) if math.isfinite(value)), math.nan)
     beyond = y.beyond(last)
-    return words(trace.row) + (f" {'↑' if beyond > 0 else '↓'} {last:.3g}" if beyond else "")
+    return words(trace.row) + (f" {'↑' if beyond > 0 else '↓'} {last:.2g}" if beyond else "")
 
 
 def _reach(trace: Trace) -> list[float]:
