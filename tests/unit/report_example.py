@@ -57,7 +57,12 @@ def bench_row(name: str, index: int) -> Row:
     if name not in ("base", "ground_truth"):
         scores[Metric(COST, "seconds", higher_is_better=False)] = Score(60.0 + index)
     kind = "reference" if name in ("base", "ground_truth") else "objective"
-    return Row(name, kind, scores, {"recipe": f"world/{name}", "seeds": "0, 1, 2"} if kind == "objective" else {})
+    if kind == "reference":
+        return Row(name, kind, scores, group="references")
+    about = {"learns from": "rewards", "paper, arXiv": f"2600.0000{index}", "steps": "60", "wall time": "3 min"}
+    made = {"recipe": f"world/{name}", "seeds": "0, 1, 2"}
+    group = "examples" if name == "adversary" else "methods"
+    return Row(name, kind, scores, made, group, about, "sft" if name == "astrolabe" else "base")
 
 
 def pair(before: str, after: str) -> Pair:
@@ -65,7 +70,7 @@ def pair(before: str, after: str) -> Pair:
     for judge, name, axis in ((AUDITOR, "composite", 1), (AUDITOR, "pass", 1), (TRAINED, "composite", 0)):
         first, second = LEVELS[before][axis], LEVELS[after][axis]
         change = second - first
-        rows.append(EvaluationRow(name, first, second, change, (change - 0.08, change + 0.08), judge))
+        rows.append(EvaluationRow(name, first, second, change, (change - 0.08, change + 0.08), judge, detectable=0.1))
     return Pair(before, after, rows)
 
 
@@ -77,9 +82,15 @@ def curve(row: str, seed: int, axis: int) -> Trace:
     return Trace(f"{row}, seed {seed}", y, x, row)  # type: ignore[arg-type]
 
 
+def mean_curve(row: str, axis: int) -> Trace:
+    """The mean over three seeds with its band."""
+    low, middle, high = (curve(row, seed, axis) for seed in range(3))
+    return Trace(row, middle.y, middle.x, row, (low.y, high.y))
+
+
 def bench(**changes: object) -> Report:
     objectives = ["sft", "astrolabe", "adversary"]
-    traces = {axis: [curve(row, seed, axis) for row in objectives for seed in range(3)] for axis in (0, 1)}
+    traces = {axis: [mean_curve(row, axis) for row in objectives] for axis in (0, 1)}
     drift = [
         Trace(f"{row}", [LEVELS[row][1] - 0.02 * i for i in range(8)], {"chunk": list(range(1, 9))}, row)
         for row in LEVELS
@@ -96,11 +107,7 @@ def bench(**changes: object) -> Report:
         hacking=Hacking(
             TRAINED_MEAN,
             HELD_OUT,
-            [
-                TrainingPath(row, curve(row, seed, 0).y, curve(row, seed, 1).y)
-                for row in objectives
-                for seed in range(3)
-            ],
+            [TrainingPath(row, mean_curve(row, 0).y, mean_curve(row, 1).y) for row in objectives],
         ),
         curves=[Chart("held-out auditor: composite", traces[1]), Chart("trained rewards: composite", traces[0])],
         drift=[Chart("drift: nearness", drift)],
@@ -180,4 +187,26 @@ def svgs(html: str) -> list[ElementTree.Element]:
 
 def points(element: ElementTree.Element) -> list[tuple[float, float]]:
     """The corners of a path."""
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([^MLh]+)", element.get("d", ""))]
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+?) ([^MLhZ]+)", element.get("d", ""))]
+
+
+def many(count: int = 20, collapsed: tuple[str, ...] = ("row_7", "row_18")) -> Report:
+    """A benchmark of many rows close together, two of which collapsed."""
+    rng = np.random.default_rng(0)
+    names = [f"row_{n}" for n in range(count)]
+    level = {name: 0.02 if name in collapsed else 0.7 + 0.1 * float(rng.random()) for name in names}
+    base = Row("base", "reference", {HELD_OUT: score(0.65), TRAINED_MEAN: score(0.65)}, group="references")
+    rows = [
+        Row(n, scores={HELD_OUT: score(level[n]), TRAINED_MEAN: score(level[n] + 0.01)}, group="methods") for n in names
+    ]
+    pairs = [
+        Pair(
+            "base",
+            n,
+            [EvaluationRow("composite", 0.65, level[n], (d := level[n] - 0.65), (d - 0.02, d + 0.02), AUDITOR)],
+        )
+        for n in names
+    ]
+    traces = [Trace(n, [0.65, level[n]], {"step": [0, 60]}, n) for n in names]
+    curves, hacking = [Chart("composite", traces, AUDITOR)], Hacking(TRAINED_MEAN, HELD_OUT)
+    return bench(rows=[base, *rows], pairs=pairs, curves=curves, hacking=hacking, drift=[], prompts=[])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_example import AUDITOR, FRAMES, HELD_OUT, PROMPTS, bench, grey, run, svgs
+from report_example import AUDITOR, FRAMES, HELD_OUT, LEVELS, PROMPTS, bench, grey, run, svgs
 from rich.console import Console
 
 from vidalign.errors import UserError
@@ -19,6 +20,7 @@ from vidalign.report import (
     Chart,
     EvaluationRow,
     Metric,
+    Pair,
     Pane,
     Report,
     Row,
@@ -116,19 +118,71 @@ def test_the_leaderboard_is_sorted_and_says_what_beats_the_base() -> None:
     assert {row[0].split()[0]: row[-1] for row in rows}["base"] == "-"  # was not trained
 
 
-def test_every_pair_has_its_table() -> None:
+def test_the_first_pair_has_its_table_and_the_others_their_numbers() -> None:
     html = render(bench())
-    options = re.search(r'<select id="pair">(.*?)</select>', html)
-    assert options and re.findall(r">([^<]+)</option>", options[1]) == [
-        "sft against base",
-        "astrolabe against base",
-        "adversary against base",
-        "astrolabe against sft",
+    head, judge, row, *_ = table(html, '<section id="pairs"')
+    assert head[1:4] == ["base", "sft", "Difference 95 % interval"] and judge == [AUDITOR]
+    assert row[:3] == ["composite", "0.550", "0.620"] and row[-1] == "• unclear"
+    assert row[3] == "+0.070 -0.010 .. +0.150 detectable 0.100"
+    found = re.search(r'id="pair-data">(.*?)</script>', html)
+    assert found
+    data = json.loads(found[1])
+    assert [pair[:2] for pair in data["pairs"]] == [
+        ["base", "sft"],
+        ["base", "astrolabe"],
+        ["base", "adversary"],
+        ["sft", "astrolabe"],
     ]
-    head, judge, row, *_ = table(html, 'data-pair="2"')
-    assert head[1:4] == ["base", "adversary", "Difference 95 % interval"] and judge == [AUDITOR]
-    assert row[:4] == ["composite", "0.550", "0.400", "-0.150 -0.230 .. -0.070"] and row[-1] == "▼ worse"
-    assert 'id="pair"' not in render(run())
+    assert data["rows"]["adversary"] == ["0.400", "0.400", "0.900"]
+    assert data["pairs"][2][3][0] == ["-0.150", "-0.230", "-0.070", "0.100", "worse", ""]
+    assert data["pairs"][2][2] == pytest.approx(1.04 * 1.04 * 0.46 - 0.04 * 0.46, rel=0.1)  # the largest end and margin
+    assert 'id="pair-data"' not in render(run())
+
+
+def test_a_pair_without_a_metric_of_others_hides_its_line() -> None:
+    short = Pair("base", "sft", [EvaluationRow("composite", 0.5, 0.6, 0.1, (0.05, 0.15), AUDITOR)])
+    longer = Pair("sft", "astrolabe", [*short.metrics, EvaluationRow("law", 0.5, 0.6, 0.1, (0.05, 0.15), AUDITOR)])
+    html = render(bench(pairs=[short, longer]))
+    assert html.count('<tr class="metric">') == 1 and html.count('<tr class="metric" hidden>') == 1
+    found = re.search(r'id="pair-data">(.*?)</script>', html)
+    assert found and json.loads(found[1])["pairs"][0][3][1] == 0
+
+
+def test_the_forest_of_gains_comes_first_and_says_where_rows_come_from() -> None:
+    html = render(bench())
+    assert (
+        html.index('id="gains"') < html.index('id="h-hacking"') < html.index('id="videos"') < html.index('id="pairs"')
+    )
+    head, *rows = table(html, '<section id="gains"')
+    assert head[0] == "Row" and head[3:] == [
+        "Against its own baseline",
+        "learns from",
+        "paper, arXiv",
+        "steps",
+        "wall time",
+    ]
+    assert [row[0] for row in rows] == ["astrolabe", "sft", "adversary"]  # best first
+    assert rows[0][2:] == [
+        "▲ better +0.160 +0.080 .. +0.240",
+        "sft ▲ better +0.090 +0.010 .. +0.170",
+        "rewards",
+        "2600.00003",
+        "60",
+        "3 min",
+    ]
+    assert rows[2][2] == "▼ worse -0.150 -0.230 .. -0.070" and rows[2][3] == ""
+    assert 'id="gains"' not in render(run())
+    assert 'id="gains"' not in render(bench(baseline="ground_truth"))
+
+
+def test_rows_can_be_shown_by_group_or_alone() -> None:
+    html = render(bench())
+    assert re.findall(r'data-show="(\w+)"', html) == ["all", "none", "methods", "examples", "references"]
+    groups = dict(re.findall(r'<input type="checkbox" checked value="(\w+)" data-group="(\w+)"', html))
+    assert groups["adversary"] == "examples" and groups["base"] == "references" and groups["sft"] == "methods"
+    only = re.search(r'<select id="only">(.*?)</select>', html)
+    assert only and re.findall(r'value="(\w+)"', only[1]) == list(LEVELS)
+    assert 'data-show="' not in render(run())
 
 
 def test_what_was_not_measured_is_left_out_or_a_dash() -> None:
@@ -180,7 +234,7 @@ def test_a_run_is_shown_once_and_in_order() -> None:
     places = [html.index(part) for part in order]
     assert places == sorted(places)
     assert 'id="board"' not in html and html.count("<td>0.500</td>") == 1
-    head, judge, row, *_ = table(html, 'data-pair="0"')
+    head, judge, row, *_ = table(html, '<section id="pairs"')
     assert judge == [AUDITOR] and row[0] == "composite ground truth 0.998, gap closed 40 %" and row[-1] == "▲ better"
 
 
@@ -198,10 +252,18 @@ def test_without_script_tables_charts_and_clips_are_there() -> None:
 def test_texts_cannot_break_out_of_the_page() -> None:
     odd = '"></td><b>odd</b><script>alert(1)</script>{{ 7 * 7 }}'
     metric = Metric(odd, odd)
-    rows = [Row(odd, "objective", {metric: Score(0.5)}, {odd: odd})]
+    rows = [Row(odd, "objective", {metric: Score(0.5)}, {odd: odd}, odd, {odd: odd}, odd)]
     shown = [ShownPrompt(odd, [Pane(odd, grey(0), {odd: 0.1})])]
-    page = Page(render(bench(title=odd, rows=rows, prompts=shown, headline=metric, baseline=odd, texts={odd: odd})))
-    assert len(page.scripts) == 1 and "49" not in page.text
+    pairs = [Pair(odd, odd, [EvaluationRow(odd, 0.5, 0.6, 0.1, (0.05, 0.15), odd)])] * 2
+    changes = {"title": odd, "rows": rows, "prompts": shown, "headline": metric, "baseline": odd, "texts": {odd: odd}}
+    page = Page(render(bench(**changes, pairs=pairs)))
+    data, script = page.scripts
+    assert (
+        json.loads(data)["pairs"][0][0] == odd
+        and "<script>" not in data
+        and "alert(1)" not in script
+        and "49" not in page.text
+    )
     assert {tag for tag in page.tags if tag in ("b", "script")} == {"b", "script"}  # <b> holds the scores of clips
     assert page.text.count(odd) > 10
 

@@ -1,5 +1,5 @@
-"""The charts of a benchmark's page: one line a row, the mean over its training seeds, with a band from the lowest to the
-highest seed."""
+"""The charts of a benchmark's page: one line a row, the mean over its training seeds, in a band from the lowest to the
+highest of them."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vidalign.report.model import NAN, EvaluationRow, Metric, Pair, Report, Row, Score
@@ -25,22 +26,37 @@ def metrics_of(report: Report) -> list[Metric]:
     )
 
 
-def gains(report: Report) -> dict[str, Any] | None:
-    """Every trained row's difference of the headline score to the report's baseline, best first, and to its own.
+@dataclass(frozen=True)
+class Gain:
+    """A trained row's differences of the headline score: to the report's baseline, and to its own where it has one."""
 
-    None where no row has one.
-    """
-    found = []
+    row: Row
+    gain: EvaluationRow
+    own: EvaluationRow | None
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What the forest of gains draws, best row first."""
+
+    lines: list[Gain]
+    axis: Scale
+    columns: list[str]
+
+
+def gains(report: Report) -> Gains | None:
+    """The forest of gains; None where no trained row was compared with the report's baseline."""
+    lines = []
     for row in report.rows:
         gain = _difference(report, report.baseline, row.name)
         if gain is not None and row.kind == "objective":
             own = _difference(report, row.baseline, row.name) if row.baseline != report.baseline else None
-            found.append({"row": row, "gain": gain, "own": own})
-    if not found:
+            lines.append(Gain(row, gain, own))
+    if not lines:
         return None
-    found.sort(key=lambda line: -_signed(line["gain"]))
-    columns = dict.fromkeys(name for line in found for name, text in line["row"].columns.items() if text)
-    return {"lines": found, "axis": _with_zero([line["gain"] for line in found]), "columns": list(columns)}
+    lines.sort(key=lambda line: -_signed(line.gain))
+    columns = dict.fromkeys(name for line in lines for name, text in line.row.columns.items() if text)
+    return Gains(lines, _with_zero([line.gain for line in lines]), list(columns))
 
 
 def board(report: Report) -> list[dict[str, Any]]:
