@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_browser import CHROMIUM, Browser
-from report_example import LEVELS, bench, run
+from report_example import LEVELS, bench, many, run
 
 from vidalign.report import write_report
 
@@ -46,6 +46,12 @@ def run_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(tmp_path_factory.mktemp("report") / "run.html", run()).as_uri()
 
 
+@pytest.fixture(scope="module")
+def many_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A benchmark of twenty rows, two of which collapsed."""
+    return write_report(tmp_path_factory.mktemp("report") / "many.html", many()).as_uri()
+
+
 def shown(browser: Browser) -> list[int]:
     """The frame that each canvas shows, read from its pixels: frame f of row r is the grey 40 f + 8 r."""
     pixel = "c => c.getContext('2d').getImageData(5, 5, 1, 1).data[0]"
@@ -66,14 +72,14 @@ def wait_for(browser: Browser, condition: str) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [400, 1400])
-@pytest.mark.parametrize("page", ["url", "run_url"])
+@pytest.mark.parametrize("page", ["url", "run_url", "many_url"])
 def test_page_opens_without_errors_requests_or_sideways_scrolling(
     browser: Browser, request: pytest.FixtureRequest, page: str, width: int, dark: bool
 ) -> None:
     url = request.getfixturevalue(page)
     browser.open(url, width, dark)
     browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert browser.js("document.querySelectorAll('svg.plot:not([hidden])').length") > 2
+    assert browser.js("document.querySelectorAll('svg.plot:not([hidden])').length") >= 2
     browser.js("scrollTo(0, document.body.scrollHeight)")
     assert browser.seen("Runtime.exceptionThrown") == []
     assert browser.seen("Log.entryAdded") == []
@@ -94,6 +100,31 @@ def test_result_and_first_clip_are_in_the_first_screen(browser: Browser, run_url
         assert 0 <= box[0] < box[1] <= 900
 
 
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("page", ["url", "many_url"])
+def test_the_forest_of_a_benchmark_is_in_the_first_screen(
+    browser: Browser, request: pytest.FixtureRequest, page: str, width: int
+) -> None:
+    browser.open(request.getfixturevalue(page), width)
+    for place in ("'.presets'", "'#gains .forest'"):
+        box = browser.js(f"(r => [r.top, r.bottom])(document.querySelector({place}).getBoundingClientRect())")
+        assert 0 <= box[0] < box[1] <= 900
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_names_in_charts_do_not_overlap(browser: Browser, many_url: str, width: int, dark: bool) -> None:
+    browser.open(many_url, width, dark)
+    boxes = (
+        "[...plot.querySelectorAll('.name')].map(t => t.getBoundingClientRect())"
+        ".map(r => [r.left, r.top + r.height / 5, r.right, r.bottom - r.height / 5])"  # what letters fill of a line
+    )
+    for found in browser.js(f"[...document.querySelectorAll('svg.plot:not([hidden])')].map(plot => {boxes})"):
+        assert len(found) >= 20
+        for n, a in enumerate(found):
+            assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in found[:n])
+
+
 @pytest.mark.parametrize("page", ["url", "run_url"])
 def test_without_script_clips_charts_and_tables_are_seen(
     browser: Browser, request: pytest.FixtureRequest, page: str
@@ -104,7 +135,7 @@ def test_without_script_clips_charts_and_tables_are_seen(
         seen = "[...document.querySelectorAll({})].filter(e => e.getBoundingClientRect().height > 5).length"
         assert browser.js(seen.format("'.clip img'")) == browser.js("document.images.length") > 2
         assert browser.js(seen.format("'svg.plot'")) >= 3 and browser.js(seen.format("'table'")) >= 1
-        assert browser.js(seen.format("'.transport, .filters, .chips input, #theme'")) == 0
+        assert browser.js(seen.format("'.transport, .filters, .presets, .chips input, #theme'")) == 0
         moved = "new DOMMatrix(getComputedStyle(document.images[0]).transform).isIdentity"
         browser.call("Emulation.setEmulatedMedia", features=[])
         time.sleep(0.2)
@@ -115,9 +146,12 @@ def test_without_script_clips_charts_and_tables_are_seen(
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
+@pytest.mark.parametrize("page", ["url", "run_url"])
 @pytest.mark.parametrize("dark", [False, True])
-def test_charts_are_printed_without_scrolling(browser: Browser, run_url: str, dark: bool) -> None:
-    browser.open(run_url, dark=dark)
+def test_charts_are_printed_without_scrolling(
+    browser: Browser, request: pytest.FixtureRequest, page: str, dark: bool
+) -> None:
+    browser.open(request.getfixturevalue(page), dark=dark)
     browser.js("dispatchEvent(new Event('beforeprint'))")
     browser.call("Emulation.setEmulatedMedia", media="print")
     heights = "[...document.querySelectorAll('svg.plot:not([hidden])')].map(e => e.getBoundingClientRect().height)"
@@ -264,14 +298,49 @@ def test_judge_and_metric_filter_columns(browser: Browser, url: str) -> None:
     assert browser.js("document.getElementById('metric').value") == "" and len(leaderboard(browser)[0]) == 2
 
 
-def test_a_pair_is_chosen(browser: Browser, url: str) -> None:
+def compared(browser: Browser) -> list[list[str]]:
+    """Heading and visible rows of the paired differences."""
+    cells = "[...row.cells].map(c => c.innerText.replace(/\\s+/g, ' ').trim())"
+    return browser.js(f"[...document.querySelector('.compared').rows].filter(r => r.offsetParent).map(row => {cells})")
+
+
+def test_any_pair_is_chosen_in_either_direction(browser: Browser, url: str) -> None:
     browser.open(url)
-    choose(browser, "pair", "3")
-    heads = (
-        "[...document.querySelectorAll('.pair')].filter(t => t.offsetParent).map(t => t.querySelector('tr').innerText)"
-    )
-    (head,) = browser.js(heads)
-    assert head.split()[:3] == ["Metric", "sft", "astrolabe"]
+    head, _, first, *_ = compared(browser)
+    assert head[1:3] == ["base", "sft"] and first[1:4] == ["0.550", "0.620", "+0.070 -0.010 .. +0.150 detectable 0.100"]
+    choose(browser, "pair-after", "adversary")
+    head, _, first, *_ = compared(browser)
+    assert head[1:3] == ["base", "adversary"] and first[-1] == "▼ worse"
+    assert first[:4] == ["composite", "0.550", "0.400", "-0.150 -0.230 .. -0.070 detectable 0.100"]
+    line = "(l => [l.x1.baseVal.value, l.x2.baseVal.value])(document.querySelector('.compared .span'))"
+    assert browser.js(line)[0] < browser.js(line)[1] < 50
+    choose(browser, "pair-after", "sft")
+    choose(browser, "pair-before", "astrolabe")  # the page has it the other way round
+    head, _, first, *_ = compared(browser)
+    assert head[1:3] == ["astrolabe", "sft"] and first[-1] == "▼ worse"
+    assert first[1:4] == ["0.710", "0.620", "-0.090 -0.170 .. -0.010 detectable 0.100"]
+    offered = "[...document.getElementById('pair-before').options].filter(o => !o.disabled).map(o => o.value)"
+    assert browser.js(offered) == ["base", "astrolabe"]
+    assert browser.js("document.querySelector('.pair').ariaLabel") == "sft against astrolabe"
+
+
+def test_rows_are_shown_by_group_and_alone(browser: Browser, url: str) -> None:
+    browser.open(url)
+    lines = "[...document.querySelectorAll('#gains tbody tr')].filter(r => r.offsetParent).map(r => r.dataset.row)"
+    assert browser.js(lines) == ["astrolabe", "sft", "adversary"]
+    for group, rows in (
+        ("methods", ["astrolabe", "sft"]),
+        ("examples", ["adversary"]),
+        ("none", []),
+        ("references", []),
+        ("all", ["astrolabe", "sft", "adversary"]),
+    ):
+        browser.js(f"document.querySelector('[data-show={group}]').click()")
+        assert browser.js(lines) == rows
+    choose(browser, "only", "sft")
+    assert browser.js(lines) == ["sft"] and names(browser) == ["sft"]
+    choose(browser, "only", "")
+    assert len(names(browser)) == 5
 
 
 def test_a_hidden_row_leaves_tables_charts_and_videos(browser: Browser, url: str) -> None:
@@ -280,12 +349,12 @@ def test_a_hidden_row_leaves_tables_charts_and_videos(browser: Browser, url: str
         "[...document.querySelectorAll('.plot .name')].filter(t => t.getClientRects().length).map(t => t.textContent)"
     )
     assert "adversary" in browser.js(labels)
-    browser.js("document.querySelector('#rows [value=adversary]').click()")
+    browser.js("document.querySelector('#rows input[value=adversary]').click()")
     assert names(browser) == ["ground truth", "astrolabe", "sft", "base"]
     wait_for(browser, f"!({labels}).includes('adversary')")
     assert "astrolabe" in browser.js(labels)
     assert browser.js("[...document.querySelectorAll('canvas')].filter(c => c.offsetParent).length") == CANVASES - 2
-    browser.js("document.querySelector('#rows [value=adversary]').click()")
+    browser.js("document.querySelector('#rows input[value=adversary]').click()")
     wait_for(browser, f"({labels}).includes('adversary')")
     assert len(names(browser)) == 5
 
@@ -303,7 +372,7 @@ def test_curves_are_drawn_against_the_chosen_budget(browser: Browser, url: str) 
 def test_everything_is_reached_by_the_keyboard(browser: Browser, url: str) -> None:
     browser.open(url)
     seen = []
-    for _ in range(40):
+    for _ in range(60):
         browser.key("Tab")
         place = "document.activeElement"
         seen.append(
@@ -311,7 +380,7 @@ def test_everything_is_reached_by_the_keyboard(browser: Browser, url: str) -> No
         )
         if seen[-1] == "law":
             break
-    assert seen[:6] == ["theme", *LEVELS]
+    assert seen[:11] == ["theme", *["BUTTON"] * 5, "only", *list(LEVELS)[:4]]
     assert [name for name in seen if name in ("judge", "metric", "composite", "law")] == [
         "judge",
         "metric",
