@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
+import numpy as np
 import torch
 
 NAN = math.nan
@@ -63,11 +64,13 @@ def estimate(values: torch.Tensor, level: float = LEVEL) -> Estimate:
 
     level: probability in (0, 1) with which the interval is to cover the mean over all prompts and seeds.
     """
-    values = torch.atleast_2d(values).double()
-    known = values.isfinite()
-    values, known = (x[known.any(1)][:, known.any(0)] for x in (values, known))
-    mean = float(values[known].mean()) if known.any() else NAN
-    shares = _shares(values, known)
+    table = np.atleast_2d(values.detach().cpu().double().numpy())
+    known = np.isfinite(table)
+    if not known.all():
+        rows, columns = known.any(1), known.any(0)
+        table, known = table[rows][:, columns], known[rows][:, columns]
+    mean = float(table[known].mean()) if known.any() else NAN
+    shares = _shares(table, known)
     if shares is None:
         return Estimate(mean, (NAN, NAN), NAN)
     variance = shares.seeds + shares.prompts
@@ -80,34 +83,30 @@ def estimate(values: torch.Tensor, level: float = LEVEL) -> Estimate:
     return Estimate(mean, (mean - times * error, mean + times * error), error * shift(times, shares.satterthwaite))
 
 
-def _shares(values: torch.Tensor, known: torch.Tensor) -> Shares | None:
+def _shares(values: np.ndarray, known: np.ndarray) -> Shares | None:
     """The shares of ``[S, P]`` values without empty rows and columns; None where they are not determined."""
     seeds, prompts = values.shape
     count = int(known.sum())
     if prompts < 2:
         return None
     if seeds == 1:
-        return Shares(0.0, float(values.var()) / prompts, (0.0, prompts - 1.0), prompts - 1.0)
+        return Shares(0.0, float(values.var(ddof=1)) / prompts, (0.0, prompts - 1.0), prompts - 1.0)
     rest_freedom = count - seeds - prompts + 1
     if rest_freedom < 1:
         return None
-    filled = values.masked_fill(~known, 0.0)
-    by_seed, by_prompt = known.sum(1).double(), known.sum(0).double()
+    filled = np.where(known, values, 0.0)
+    by_seed, by_prompt = known.sum(1, dtype=float), known.sum(0, dtype=float)
     squares = float((filled**2).sum())
     within_seeds = squares - float((filled.sum(1) ** 2 / by_seed).sum())
     within_prompts = squares - float((filled.sum(0) ** 2 / by_prompt).sum())
     overall = squares - float(filled.sum()) ** 2 / count
     seeds_each, prompts_each = float((by_seed**2).sum()) / count**2, float((by_prompt**2).sum()) / count**2
-    equations = torch.tensor(  # expectations in the variances of seed, prompt and rest
-        [
-            [0.0, count - seeds, count - seeds],
-            [count - prompts, 0.0, count - prompts],
-            [count * (1 - seeds_each), count * (1 - prompts_each), count - 1.0],
-        ],
-        dtype=torch.float64,
-    )
-    sums = torch.tensor([within_seeds, within_prompts, overall], dtype=torch.float64)
-    seed, prompt, rest = torch.linalg.solve(equations, sums).tolist()
+    equations = [  # expectations in the variances of seed, prompt and rest
+        [0.0, count - seeds, count - seeds],
+        [count - prompts, 0.0, count - prompts],
+        [count * (1 - seeds_each), count * (1 - prompts_each), count - 1.0],
+    ]
+    seed, prompt, rest = np.linalg.solve(equations, [within_seeds, within_prompts, overall]).tolist()
     rest = max(rest, 0.0)
     own = rest / count
     of_seeds, of_prompts = max(seed * seeds_each, -own), max(prompt * prompts_each, -own)

@@ -68,7 +68,7 @@ def board(report: Report) -> list[dict[str, Any]]:
         if pair.before == report.baseline
         for row in pair.metrics
     }
-    axes = {metric: _spread([r.scores[metric] for r in report.rows if metric in r.scores]) for metric in metrics}
+    axes = {metric: _spread(report.rows, metric) for metric in metrics}
     baseline = next((row.scores for row in report.rows if row.name == report.baseline), {})
     lines = []
     for row in report.rows:
@@ -173,9 +173,14 @@ def _rank(score: Score | None, metric: Metric | None) -> float:
     return -score.mean if metric.higher_is_better else score.mean
 
 
-def _spread(scores: Sequence[Score]) -> Scale:
-    """An axis for scores with their intervals."""
-    return scale(without_outliers([score.mean, *score.interval] for score in scores), START, END)
+def _spread(rows: Sequence[Row], metric: Metric) -> Scale:
+    """An axis for the scores of all rows with their intervals."""
+    scores = [(row.kind, row.scores[metric]) for row in rows if metric in row.scores]
+    trained, references = (
+        [[score.mean, *score.interval] for kind, score in scores if kind == wanted]
+        for wanted in ("objective", "reference")
+    )
+    return scale(without_outliers(trained, references), START, END)
 
 
 def _with_zero(rows: Sequence[EvaluationRow]) -> Scale:

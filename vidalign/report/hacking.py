@@ -73,16 +73,10 @@ def hacking_plot(report: Report, colours: Mapping[str, str]) -> HackingPlot | No
     many = max(1.0, min(2.0, len(points) / FEW)) ** 0.75
     width, height = round(WIDTH * many), round(HEIGHT * many)
     ways = {row: [one for one in walked if one.row == row] for row in colours}
-    x = scale(
-        without_outliers([*_ends(s), *(v for w in ways[row.name] for v in w.trained)] for row, s, _ in points),
-        LEFT,
-        width - RIGHT,
-    )
-    y = scale(
-        without_outliers([*_ends(s), *(v for w in ways[row.name] for v in w.held_out)] for row, _, s in points),
-        height - BOTTOM,
-        TOP,
-    )
+    across = [(row.kind, [*_ends(s), *(v for way in ways[row.name] for v in way.trained)]) for row, s, _ in points]
+    up = [(row.kind, [*_ends(s), *(v for way in ways[row.name] for v in way.held_out)]) for row, _, s in points]
+    x = scale(_kept(across), LEFT, width - RIGHT)
+    y = scale(_kept(up), height - BOTTOM, TOP)
     titles = axis_title(plot.trained), axis_title(plot.held_out)
     references = frozenset(row.name for row in report.rows if row.kind == "reference")
     shapes = {row: line_style(row, list(colours), references) for row in colours}
@@ -105,6 +99,12 @@ def hacking_plot(report: Report, colours: Mapping[str, str]) -> HackingPlot | No
 def axis_title(metric: Metric) -> str:
     """e.g. `held-out auditor: composite`."""
     return words(f"{metric.judge}: {metric.name}")
+
+
+def _kept(groups: Sequence[tuple[str, list[float]]]) -> list[float]:
+    """What an axis holds: all references, and the trained rows but outliers."""
+    references = [values for kind, values in groups if kind == "reference"]
+    return without_outliers([values for kind, values in groups if kind != "reference"], references)
 
 
 def _score(row: Row, metric: Metric) -> Score:

@@ -111,18 +111,18 @@ def scale(
     return replace(axis, ticks=[(axis.place(tick), _tick(tick, step)) for tick in ticks])
 
 
-def without_outliers(groups: Iterable[Sequence[float]]) -> list[float]:
+def without_outliers(groups: Iterable[Sequence[float]], always: Iterable[Sequence[float]] = ()) -> list[float]:
     """The values of all groups but those far away from the others, so that a collapsed row does not flatten an axis.
 
     The first value of a group stands for it. Far away: more than three times the distance of the quartiles beyond them
-    (Tukey's outer fence). Of fewer than `LEAST_GROUPS` groups none is.
+    (Tukey's outer fence). Of fewer than `LEAST_GROUPS` groups none is. always: groups that are kept wherever they lie.
     """
     known = [group for group in groups if group and math.isfinite(group[0])]
     if len(known) >= LEAST_GROUPS:
         low, _, high = statistics.quantiles([group[0] for group in known], n=4, method="inclusive")
         reach = 3 * (high - low)
         known = [group for group in known if reach == 0 or low - reach <= group[0] <= high + reach]
-    return [value for group in known for value in group]
+    return [value for group in (*known, *always) for value in group]
 
 
 def path(xs: Sequence[float], ys: Sequence[float], x: Place, y: Place) -> str:
@@ -152,7 +152,9 @@ def _drawing(chart: Chart, axis: Axis, colours: Mapping[str, str], references: f
     named = _named(chart.traces)
     height = max(HEIGHT, TOP + BOTTOM + LINE * len(chart.traces)) if named else HEIGHT
     bottom = height - BOTTOM
-    y = scale(without_outliers(_reach(trace) for trace in chart.traces), bottom, TOP, 4)
+    kept = [_reach(trace) for trace in chart.traces if trace.row in references]
+    reach = [_reach(trace) for trace in chart.traces if trace.row not in references]
+    y = scale(without_outliers(reach, kept), bottom, TOP, 4)
     names = [_name(trace, y) for trace in chart.traces] if named else [""] * len(chart.traces)
     right = WIDTH - (LETTER * min(34, max(map(len, names))) + 10 if named else RIGHT)
     least = 1.0 if axis in ("step", "chunk") else 0.0
