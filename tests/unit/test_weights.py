@@ -53,13 +53,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_opens_a_file_of_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    plain = weights.safe_open
+    plain = weights.read_header
 
     def count(file: Any, *arguments: Any) -> Any:
         opened.append(str(file))
         return plain(file, *arguments)
 
-    monkeypatch.setattr(weights, "safe_open", count)
+    monkeypatch.setattr(weights, "read_header", count)
     weights._header.cache_clear()
     load_recipe("world/dopd")
     assert opened and len(opened) == len(set(opened))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vidalign.bench.budget import spent_of
 from vidalign.bench.cost import predict
@@ -14,6 +14,7 @@ from vidalign.bench.results import Spent
 from vidalign.errors import DataError
 from vidalign.reading import check_object, parse_json
 from vidalign.recipe import load_recipe
+from vidalign.tensor_header import read_header
 from vidalign.tracking.jsonl import FILE_NAME, read_history
 
 SECONDS = "perf/step/seconds"
@@ -54,8 +55,7 @@ def _costs(folder: Path) -> Iterator[dict[str, float]]:
     """What each file of a buffer took; `DataError` for one that does not say it."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(file, "pt") as opened:
-                cost = check_object(parse_json((opened.metadata() or {})[COST]), {})
+            cost = check_object(parse_json(read_header(file).metadata[COST]), {})
             yield {name: float(cost[name]) for name in NAMES if name in cost}
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             what, why = f"{file} does not say what it cost", "it was made by an earlier version, or is damaged"

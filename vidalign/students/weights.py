@@ -20,6 +20,7 @@ from vidalign import registry
 from vidalign.errors import CheckpointError, PluginError, UserError, nearest
 from vidalign.owner import replacing
 from vidalign.reading import check_object, parse_json
+from vidalign.tensor_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +53,8 @@ def header(path: str | Path) -> Header:
 
 @lru_cache(maxsize=64)
 def _header(file: Path, *changed: int) -> Header:
-    with safe_open(file, "np") as opened:
-        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-        return Header(opened.metadata() or {}, shapes)
+    found = read_header(file)
+    return Header(found.metadata, {name: entry.shape for name, entry in found.entries.items()})
 
 
 def spec_in(metadata: Mapping[str, str], where: str) -> dict[str, Any]:

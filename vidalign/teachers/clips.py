@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from vidalign.errors import DataError
 from vidalign.reading import regular
 from vidalign.teachers.videos import VIDEO, Header, RawClip, Wanted, read_video, video_header
+from vidalign.tensor_header import read_header
 
 if TYPE_CHECKING:
     from vidalign.students.video import VideoStudentSpec
@@ -162,11 +163,9 @@ def _array_header(source: Path, kind: str) -> Header:
             with np.load(source, allow_pickle=False) as arrays:
                 rate = float(arrays["fps"])
     else:
-        from safetensors import safe_open
-
-        with safe_open(source, "pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-            rate = float((opened.metadata() or {}).get("fps", 0))
+        found = read_header(source)
+        shapes = {name: entry.shape for name, entry in found.entries.items()}
+        rate = float(found.metadata.get("fps", 0))
     shape = shapes.get("clip", next(iter(shapes.values()), ()))
     if len(shape) != 4 or 3 not in (shape[1], shape[3]):
         return Header(rate=rate)  # reading it will say why

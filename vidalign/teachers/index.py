@@ -23,6 +23,7 @@ from vidalign.errors import DataError, first_line
 from vidalign.reading import regular
 from vidalign.teachers.clip_table import table_entries
 from vidalign.teachers.clips import EXTENSIONS, Entry
+from vidalign.tensor_header import read_header
 
 LISTS = ("metadata.jsonl", "metadata.csv")
 """Files that name the clips of their folder; the first that is there counts."""
@@ -138,11 +139,10 @@ def _text_beside(file: Path) -> str:
 def _inside_of(file: Path) -> str:
     if file.suffix != ".safetensors":
         return ""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(regular(file), "pt") as opened:
-            return str((opened.metadata() or {}).get("prompt", ""))
+        return read_header(file).metadata.get("prompt", "")
     except (OSError, SafetensorError):
         return ""  # reading it will say why
 

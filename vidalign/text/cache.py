@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidalign.owner import replacing
+from vidalign.tensor_header import read_header
 
 ENVIRONMENT = "VIDALIGN_CACHE"
 MEMORY = 2**30
@@ -57,8 +58,8 @@ class FeatureFiles:
     def has(self, prompt: str) -> bool:
         """Whether there is a whole file; its numbers are not read."""
         try:
-            with safe_open(self.path(prompt), "pt") as file:
-                return {"length", "crc"} <= (file.metadata() or {}).keys() and list(file.keys()) == ["features"]
+            header = read_header(self.path(prompt))
+            return {"length", "crc"} <= header.metadata.keys() and list(header.entries) == ["features"]
         except (OSError, SafetensorError):
             return False
 

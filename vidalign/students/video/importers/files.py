@@ -7,7 +7,6 @@ file of 28 GB takes no more memory than one of 4. A legacy `.pt` (torch before 1
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -25,6 +24,7 @@ from vidalign.reading import read_json
 from vidalign.students.streamed import CODES, INDEX, Entry
 from vidalign.students.video.importers.inert import allow_list
 from vidalign.students.video.importers.legacy import LegacyFile
+from vidalign.tensor_header import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,12 +60,11 @@ class Safetensors(Checkpoint):
         for file in files:
             _check_start(file)
             try:
-                with safe_open(file, "pt") as opened:
-                    self.metadata |= opened.metadata() or {}
-                    for name in opened.keys():
-                        piece = opened.get_slice(name)
-                        self.entries[name] = Entry(tuple(piece.get_shape()), getattr(torch, NAMES[piece.get_dtype()]))
-                        self._homes[name] = file
+                header = read_header(file)
+                self.metadata |= header.metadata
+                for name, entry in header.entries.items():
+                    self.entries[name] = Entry(entry.shape, getattr(torch, NAMES[entry.dtype]))
+                    self._homes[name] = file
             except (SafetensorError, OSError, KeyError) as error:
                 raise _unreadable(file, str(error)) from error
 
@@ -237,21 +236,6 @@ def _check_start(file: Path) -> None:
         why = "it is truncated: the end of the archive is missing"
     if why:
         raise _unreadable(file, why)
-    if file.suffix == ".safetensors":
-        _check_length(file, start)
-
-
-def _check_length(file: Path, start: bytes) -> None:
-    """A safetensors file is as long as its header says."""
-    length, size = int.from_bytes(start[:8], "little"), file.stat().st_size
-    with file.open("rb") as opened:
-        header = opened.read(8 + length)[8:] if length < size else b""
-    try:
-        ends = [v["data_offsets"][1] for k, v in json.loads(header).items() if k != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise _unreadable(file, "it is truncated, or not a safetensors file") from None
-    if (expected := 8 + length + max(ends, default=0)) > size:
-        raise _unreadable(file, f"it is truncated: {size} bytes of {expected}")
 
 
 def _unreadable(file: Path, why: str) -> CheckpointError:

@@ -25,6 +25,7 @@ from vidalign.losses.flow_matching import add_noise
 from vidalign.owner import replacing
 from vidalign.provenance import weights_hash
 from vidalign.reading import check_object, read_json
+from vidalign.tensor_header import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -240,8 +241,7 @@ class Buffer:
     def _labels(self, number: int) -> dict[str, str]:
         path = self.path(number)
         try:
-            with safe_open(path, "pt") as file:
-                labels = dict(file.metadata() or {})
+            labels = dict(read_header(path).metadata)
         except (OSError, SafetensorError) as error:
             raise _damaged(path, str(error)) from error
         if not {"prompt", "pivot", "hash"} <= labels.keys() or not labels["pivot"].isdigit():
