@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vidalign.data.source import PromptSource
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
+    from vidalign.evaluation.judging import Generate
+    from vidalign.recipe.schema import EvaluationConfig
     from vidalign.rewards.base import CompositeReward, ScoreRequest
     from vidalign.students.base import Generator, Student
     from vidalign.text.features import PromptFeatures
@@ -196,6 +198,13 @@ class TrainContext(Generic[S, T]):
         """Uniform in [0, 1), fp32 ``[N, *shape]``, one generator a sample."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in generators]).to(self.device)
 
+    def sampler(self, settings: EvaluationConfig) -> Generate:
+        """How evaluations sample the student as it is; within `gathered`."""
+        generate: Generate = self.student.sampler(
+            settings.frames, features=self.features, codec=self.codec, temperature=settings.temperature
+        )
+        return generate
+
     @property
     def shows(self) -> bool:
         """Whether `show` logs clips in this step."""
@@ -207,7 +216,7 @@ class TrainContext(Generic[S, T]):
             return
         chosen = shown(len(clips))
         captions = [
-            f"{prompts[n]} | " + " ".join(f"{name[:6]} {float(value[n]):.2f}" for name, value in rewards.items())
+            "\n".join([prompts[n], *(f"{name.replace('_', ' ')} {float(v[n]):.2f}" for name, v in rewards.items())])
             for n in chosen
         ]
         self.tracker.clips(self.step, "rollout", clips[list(chosen)], captions, self.student.fps)

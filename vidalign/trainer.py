@@ -24,6 +24,7 @@ from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
+from vidalign.evaluation.fixed_prompts import FixedPrompts
 from vidalign.guest import guarded
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
@@ -77,6 +78,7 @@ class Trainer:
         self.ctx.generator = generator
         self.prompts = self.ctx.prompts
         self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
+        self._fixed = FixedPrompts(recipe, self.evaluator)
         self.step = 0
         self.step_started = time.perf_counter()
         self._begun = self._stop = False
@@ -158,6 +160,7 @@ class Trainer:
             metrics["health/adapter_layers"] = float(ctx.policies.adapted_layers)
         metrics |= self._held_out()
         self._call("on_step_end", metrics)
+        self._fixed.show(self)
         metrics["perf/step/seconds"] = time.perf_counter() - self.step_started
         self.tracker.log(self.step, metrics)
         return metrics
@@ -179,12 +182,8 @@ class Trainer:
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
-        ctx, settings = self.ctx, self.recipe.evaluation
-        with torch.no_grad(), ctx.gathered():
-            generate = ctx.student.sampler(
-                settings.frames, features=ctx.features, codec=ctx.codec, temperature=settings.temperature
-            )
-            return self.evaluator(generate, prompts, 1)
+        with torch.no_grad(), self.ctx.gathered():
+            return self.evaluator(self.ctx.sampler(self.recipe.evaluation), prompts, 1)
 
     def phases(self) -> tuple[Phase, ...]:
         """The roles that a step trains, in order: rewards that learn, before they judge, then the objective's."""
@@ -199,6 +198,8 @@ class Trainer:
         if not self._begun:
             self._begun = True
             self._call("on_start")
+            if self.step == 0:
+                self._fixed.show(self)
 
     def _call(self, hook: str, *what: Any) -> None:
         """Call a hook of every callback; processes agree on whether training stops."""

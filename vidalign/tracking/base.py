@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vidalign.tracking.health import Health
 
-TRACKER_CALLS = ("start", "metrics", "animation", "health", "phase", "close")
+TRACKER_CALLS = ("start", "metrics", "animation", "text", "health", "phase", "close")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class TrackerPlugin:
 
     def animation(self, step: int, tag: str, frames: np.ndarray, fps: float) -> None:
         """One clip, uint8 frames ``[F, H, W, 3]`` with its caption in the picture."""
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A text of several lines, such as the answer of a language student to a prompt."""
 
     def health(self, step: int, warning: Health) -> None:
         """A warning of the health monitors; once of each name."""

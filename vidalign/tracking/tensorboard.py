@@ -1,4 +1,4 @@
-"""TensorBoard events: scalars, and clips as animated GIFs in image summaries.
+"""TensorBoard events: scalars, clips as animated GIFs in image summaries, and texts: recipe, run, answers.
 
 `torch.utils.tensorboard` writes no video without moviepy. The image dashboard shows whatever picture bytes a
 summary holds, an animated GIF among them, so the protocol buffer is built here.
@@ -6,6 +6,7 @@ summary holds, an animated GIF among them, so the protocol buffer is built here.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 
 from vidalign.tracking import clips
 from vidalign.tracking.base import RunInfo, TrackerPlugin
+
+RECIPE = "recipe.yaml"
+"""The recipe in the run folder."""
 
 
 class TensorBoardLog:
@@ -45,6 +49,12 @@ class TensorBoardLog:
         )
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """A text as it is written: indented, which is code in Markdown."""
+        from torch.utils.tensorboard.summary import text as summary
+
+        self._add(step, summary=summary(tag, textwrap.indent(text, "    ", lambda line: True)))
+
     def close(self) -> None:
         self._writer.close()
 
@@ -62,12 +72,19 @@ class TensorBoardTracker(TrackerPlugin):
 
     def start(self, run: RunInfo) -> None:
         self._log = TensorBoardLog(run.folder / "tensorboard", run.start_step)
+        self._log.text(run.start_step, "run", "\n".join(f"{name}: {value}" for name, value in run.header.items()))
+        recipe = run.folder / RECIPE
+        if recipe.is_file():
+            self._log.text(run.start_step, "recipe", recipe.read_text(encoding="utf-8"))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._log.scalars(step, values)
 
     def animation(self, step: int, tag: str, frames: np.ndarray, fps: float) -> None:
         self._log.animation(step, tag, frames, fps)
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        self._log.text(step, tag, text)
 
     def close(self) -> None:
         self._log.close()

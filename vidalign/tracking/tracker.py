@@ -104,6 +104,11 @@ class Tracker:
             for tracker in shown:
                 tracker.animation(step, f"{tag}/{index}", clip_files.burn_text(frames, caption), rate)
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Show a text where texts can be shown."""
+        for tracker in self._open:
+            tracker.text(step, tag, text)
+
     def tokens(self, step: int, responses: Sequence[ColouredResponse]) -> None:
         """Write sampled responses as a page of tokens in the colours of their regimes, below `tokens/`."""
         if self._folder is not None:
