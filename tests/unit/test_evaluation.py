@@ -141,9 +141,9 @@ def test_metrics_are_means_over_the_seeds_of_a_prompt() -> None:
     found = evaluator(seeds=3)(generate)
     assert found.metrics[TRAINED, "composite"].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0]
     assert found.metrics[TRAINED, "mean"].tolist() == [20.0, 21.0, 22.0, 23.0, 24.0]
-    assert found.clips.shape == (5, 2, 3, 4, 4) and len(found.clip_metrics) == 5
+    assert found.clips.shape == (5, 2, 3, 4, 4) and len(found.output_scores) == 5
     assert found.headline == ("negative", "composite"), "the composite of what is not trained on"
-    assert found.clip_metrics[1] == {"negative": -11.0, "trained": 11.0}, "of the clip that is shown"
+    assert found.output_scores[1] == {"negative": -11.0, "trained": 11.0}, "of the clip that is shown"
     assert found.health() == {"health/held_out/mean": -22.0, "health/held_out_trained/mean": 22.0}
 
 

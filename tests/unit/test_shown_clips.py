@@ -134,7 +134,7 @@ def test_clips_are_kept_while_they_take_little_memory(clips: int, kept: int) -> 
     size = 2 * 3 * 4 * 4 * 4  # float32
     found = judge(generate, memory=clips * size + size // 2)
     assert found.clips[:, 0, 0, 0, 0].tolist() == pytest.approx([n / 100 for n in range(kept)])
-    assert len(found.clip_metrics) == kept
+    assert len(found.output_scores) == kept
 
 
 def test_an_evaluation_is_read_back(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ class Evaluation:
     metrics: dict[Score, torch.Tensor]
     clips: torch.Tensor
     """The first clips, ``[N, F, 3, H, W]`` in [0, 1] with N >= SHOWN; none of a student that answers with text."""
-    clip_metrics: list[dict[str, float]] = field(default_factory=list)
-    """What the report writes below these clips."""
+    output_scores: list[dict[str, float]] = field(default_factory=list)
+    """What the report writes beside each of these clips, or of the responses."""
     responses: list[str] = field(default_factory=list)
     """The first response to every example, of a student that answers with text."""
     trained: frozenset[str] = frozenset()
@@ -56,8 +56,8 @@ class Evaluation:
         return next((name for name in first if name[1] == COMPOSITE), first[0] if first else None)
 
     @staticmethod
-    def clip_label(score: Score) -> str:
-        """What a score is called below clips."""
+    def label(score: Score) -> str:
+        """What a score is called beside an output."""
         return "trained" if score[0] == TRAINED else score[0]
 
     def health(self) -> dict[str, float]:
@@ -119,9 +119,10 @@ class Evaluator:
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
         if isinstance(first[0], list):
             said, none = [text for part in first for text in part], torch.empty(0, 0, 3, 0, 0)
-            return Evaluation(texts, means, none, [], said, self._trained())
-        result = Evaluation(texts, means, torch.cat(first), trained=self._trained())
-        result.clip_metrics = _below_clips(result, values)
+            result = Evaluation(texts, means, none, [], said, self._trained())
+        else:
+            result = Evaluation(texts, means, torch.cat(first), trained=self._trained())
+        result.output_scores = _beside_outputs(result, values)
         return result
 
     def _trained(self) -> frozenset[str]:
@@ -178,10 +179,9 @@ def _kept(clips: torch.Tensor, before: Sequence[torch.Tensor], memory: int) -> t
     return clips[: max(0, most - sum(map(len, before)))].to("cpu", copy=True)
 
 
-def _below_clips(result: Evaluation, values: dict[Score, list[torch.Tensor]]) -> list[dict[str, float]]:
-    """The headline and the rewards' composite of every shown clip."""
+def _beside_outputs(result: Evaluation, values: dict[Score, list[torch.Tensor]]) -> list[dict[str, float]]:
+    """The headline and the rewards' composite of every kept clip, or of the first response to every example."""
     chosen = dict.fromkeys(score for score in (result.headline, (TRAINED, COMPOSITE)) if score in result.metrics)
-    labels = {score: result.clip_label(score) for score in chosen if score is not None}
-    return [
-        {label: float(torch.cat(values[score])[n]) for score, label in labels.items()} for n in range(len(result.clips))
-    ]
+    scores = {result.label(score): torch.cat(values[score]).tolist() for score in chosen if score is not None}
+    count = len(result.responses) or len(result.clips)
+    return [{label: of_all[n] for label, of_all in scores.items()} for n in range(count)]

@@ -1,6 +1,7 @@
 """The HTML page of a finished run or benchmark: one data model (`Report`), one renderer, one template."""
 
 from vidalign.report.model import (
+    Answer,
     CellWarning,
     Chart,
     EvaluationRow,
@@ -11,6 +12,7 @@ from vidalign.report.model import (
     Report,
     Row,
     Score,
+    ShownAnswers,
     ShownPrompt,
     Table,
     Trace,
@@ -19,6 +21,7 @@ from vidalign.report.model import (
 from vidalign.report.page import render, write_report
 
 __all__ = [
+    "Answer",
     "CellWarning",
     "Chart",
     "EvaluationRow",
@@ -29,6 +32,7 @@ __all__ = [
     "Report",
     "Row",
     "Score",
+    "ShownAnswers",
     "ShownPrompt",
     "Table",
     "Trace",

@@ -1,4 +1,5 @@
-"""The clips of a page as a file of the run, so that the page can be made again: RUN/evaluation-clips.json.
+"""What a page shows of a student's outputs as a file of the run, so that the page can be made again:
+RUN/evaluation-clips.json, of a language student RUN/evaluation-responses.json.
 
 Frames are kept as the page shows them: sheets of frames, exact where they are small, else shrunk JPEGs.
 """
@@ -20,7 +21,7 @@ from PIL import Image
 from vidalign.errors import DataError
 from vidalign.reading import check_object, read_json, regular
 from vidalign.report import sprites
-from vidalign.report.model import NAN, Pane, ShownPrompt
+from vidalign.report.model import NAN, Answer, Pane, ShownAnswers, ShownPrompt
 
 NUMBER = (int, float)
 
@@ -37,12 +38,52 @@ def read_clips(path: Path) -> tuple[list[ShownPrompt], float]:
         document = check_object(read_json(path), {"fps": NUMBER, "prompts": list})
         return [_shown(prompt) for prompt in document["prompts"]], float(document["fps"])
     except (OSError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-        raise DataError(
-            "the clips of the run cannot be read",
-            where=str(path),
-            why=str(error),
-            fix="delete it, or write it again with `vidalign evaluate --run RUN`",
-        ) from error
+        raise _unreadable("clips", path, error) from error
+
+
+def write_answers(path: Path, shown: Sequence[ShownAnswers]) -> None:
+    """Write the answers in their order. Raises `OSError`."""
+    kept = [
+        {
+            "prompt": one.prompt,
+            **_known("change", one.change),
+            "answers": [{"row": a.row, "text": a.text, **_known("score", a.score)} for a in one.answers],
+        }
+        for one in shown
+    ]
+    regular(path).write_text(json.dumps({"prompts": kept}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_answers(path: Path) -> list[ShownAnswers]:
+    """The answers in their order; raises `DataError` for a file that cannot be read."""
+    try:
+        return [_shown_answers(one) for one in check_object(read_json(path), {"prompts": list})["prompts"]]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable("responses", path, error) from error
+
+
+def _shown_answers(value: Any) -> ShownAnswers:
+    check_object(value, {"prompt": str, "answers": list})
+    answers = [check_object(one, {"row": str, "text": str}) for one in value["answers"]]
+    return ShownAnswers(
+        value["prompt"],
+        [Answer(one["row"], one["text"], float(one.get("score", NAN))) for one in answers],
+        float(value.get("change", NAN)),
+    )
+
+
+def _known(name: str, value: float) -> dict[str, float]:
+    """The entry, left out where it is no number."""
+    return {name: value} if math.isfinite(value) else {}
+
+
+def _unreadable(what: str, path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the {what} of the run cannot be read",
+        where=str(path),
+        why=str(error),
+        fix="delete it, or write it again with `vidalign evaluate --run RUN`",
+    )
 
 
 def _prompt(shown: ShownPrompt, sheets: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -54,8 +95,7 @@ def _prompt(shown: ShownPrompt, sheets: Sequence[dict[str, Any]]) -> dict[str, A
         }
         for pane, sheet in zip(shown.panes, sheets, strict=True)
     ]
-    change = {"change": shown.change} if math.isfinite(shown.change) else {}
-    return {"prompt": shown.prompt, "label": shown.label, **change, "panes": panes}
+    return {"prompt": shown.prompt, "label": shown.label, **_known("change", shown.change), "panes": panes}
 
 
 def _shown(value: Any) -> ShownPrompt:

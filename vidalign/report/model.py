@@ -169,6 +169,25 @@ class ShownPrompt:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """The text of one row, with its grade: 1 right, 0 wrong, NaN not graded."""
+
+    row: str
+    text: str
+    score: float = NAN
+
+
+@dataclass(frozen=True)
+class ShownAnswers:
+    """The answers to one prompt side by side."""
+
+    prompt: str
+    answers: list[Answer]
+    change: float = NAN
+    """Of the grade, after minus before."""
+
+
+@dataclass(frozen=True)
 class CellWarning:
     """A health warning of a run, or of one cell of a benchmark, or why the cell failed."""
 
@@ -222,6 +241,9 @@ class Report:
     prompts_note: str = ""
     """What the scores under the clips are."""
     fps: float = 8
+    answers: list[ShownAnswers] = field(default_factory=list)
+    """Of a language student, in the order of the page; it shows `page.ANSWERS` of them."""
+    answers_note: str = ""
     warnings: list[CellWarning] = field(default_factory=list)
     suites: Table | None = None
     """Scores of external suites, from their official scorers."""

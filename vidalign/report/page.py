@@ -19,6 +19,8 @@ from vidalign.report.model import Chart, Report
 
 COLOURS = 8  # of objectives, in report.css; later rows take them again
 GREYS = 4  # of references
+ANSWERS = 24
+"""Prompts whose answers a page shows."""
 
 
 def write_report(path: str | Path, report: Report) -> Path:
@@ -73,6 +75,7 @@ def render(report: Report) -> str:
         smooth=any(charts.smoothed(trace.y)[1] > 1 for chart in report.curves for trace in chart.traces),
         drift=[(chart, svg.drawings(chart, colours, references)) for chart in report.drift],
         cards=cards,
+        answers=report.answers[:ANSWERS],
         frames={sheet["motion"]: sprites.stops(sheet) for sheet in sheets},
     )
 

@@ -1,7 +1,7 @@
 """The held-out judgement of a run's student against the one that it started from.
 
-Writes RUN/evaluation.json, RUN/evaluation-clips.json and RUN/report.html; of the student in a checkpoint
-RUN/evaluation-step-N.json, RUN/evaluation-clips-step-N.json and RUN/report-step-N.html.
+Writes RUN/evaluation.json, RUN/evaluation-clips.json (of a language student RUN/evaluation-responses.json) and
+RUN/report.html; of the student in a checkpoint RUN/evaluation-step-N.json and so on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import Evaluation, Evaluator, frame_rate
 from vidalign.provenance import describe_run
 from vidalign.report import EvaluationRow, write_report
-from vidalign.report.kept import write_clips
+from vidalign.report.kept import write_answers, write_clips
 from vidalign.report.table import evaluation_table
 from vidalign.tracking.stages import Stage, counted, stages
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run
-from vidalign.workflows.run_files import CLIPS, DEFAULT_FPS, EVALUATION, read_run
+from vidalign.workflows.run_files import CLIPS, DEFAULT_FPS, EVALUATION, RESPONSES, read_run
 from vidalign.workflows.saved import Saved
+from vidalign.workflows.shown_answers import kept_answers
 from vidalign.workflows.shown_clips import MEMORY, kept_clips
 from vidalign.workflows.training_report import training_report
 
@@ -102,6 +103,8 @@ def _write_judgement(
     sha256 = student_hash(run.student) if scored else None
     path = run.file(EVALUATION)
     save_evaluation(path, before, after, truth, header, seeds=evaluator.seeds, student_sha256=sha256)
-    if not after.responses:
+    if after.responses:
+        write_answers(run.file(RESPONSES), kept_answers(judged))
+    else:
         write_clips(run.file(CLIPS), kept_clips(judged), frame_rate(run.recipe) or DEFAULT_FPS)
     return write_report(run.file("report.html"), training_report(read_run(run.folder, run.step)))

@@ -14,11 +14,11 @@ from vidalign.errors import CheckpointError, UsageError, before_work, nearest
 from vidalign.evaluation.comparison import Judgement, read_evaluation
 from vidalign.reading import regular
 from vidalign.recipe.load import read_header
-from vidalign.report import CellWarning, ShownPrompt
-from vidalign.report.kept import read_clips
+from vidalign.report import CellWarning, ShownAnswers, ShownPrompt
+from vidalign.report.kept import read_answers, read_clips
 from vidalign.tracking.jsonl import FILE_NAME, History, read_history, read_records
 
-EVALUATION, CLIPS = "evaluation.json", "evaluation-clips.json"
+EVALUATION, CLIPS, RESPONSES = "evaluation.json", "evaluation-clips.json", "evaluation-responses.json"
 DEFAULT_FPS = 8.0
 
 
@@ -45,6 +45,7 @@ class RunFiles:
     judgement: Judgement | None = None
     clips: list[ShownPrompt] = field(default_factory=list)
     fps: float = DEFAULT_FPS
+    answers: list[ShownAnswers] = field(default_factory=list)
 
     def setting(self, section: str, key: str) -> Any:
         """A value of the recipe, None where it has none."""
@@ -80,6 +81,8 @@ def read_run(folder: Path, step: int | None = None) -> RunFiles:
     evaluation, clips = file_of(folder, EVALUATION, step), file_of(folder, CLIPS, step)
     judgement = read_evaluation(evaluation) if evaluation.exists() else None
     shown, fps = read_clips(clips) if judgement and clips.exists() else ([], DEFAULT_FPS)
+    responses = file_of(folder, RESPONSES, step)
+    answers = read_answers(responses) if judgement and responses.exists() else []
     return RunFiles(
         folder,
         step,
@@ -94,6 +97,7 @@ def read_run(folder: Path, step: int | None = None) -> RunFiles:
         judgement,
         shown,
         fps,
+        answers,
     )
 
 

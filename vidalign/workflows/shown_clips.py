@@ -23,7 +23,7 @@ def kept_clips(judged: dict[str, Evaluation]) -> list[ShownPrompt]:
         ShownPrompt(
             judged["after"].prompts[n],
             [
-                Pane(name, shrink(to_frames(one.clips[n]), FRAME_SIDES[0]), one.clip_metrics[n])
+                Pane(name, shrink(to_frames(one.clips[n]), FRAME_SIDES[0]), one.output_scores[n])
                 for name, one in judged.items()
             ],
             chosen.get(n, ""),
@@ -51,7 +51,7 @@ def _changes(before: Evaluation, after: Evaluation) -> dict[int, float]:
     """After minus before of the headline's score of each kept clip that has both."""
     if after.headline is None:
         return {}
-    label = after.clip_label(after.headline)
-    pairs = zip(before.clip_metrics, after.clip_metrics, strict=False)
+    label = after.label(after.headline)
+    pairs = zip(before.output_scores, after.output_scores, strict=False)
     changes = {n: second.get(label, math.nan) - first.get(label, math.nan) for n, (first, second) in enumerate(pairs)}
     return {n: change for n, change in changes.items() if math.isfinite(change)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 from vidalign.evaluation.evaluator import Evaluation
-from vidalign.report import Chart, Pair, Report, Row, ShownPrompt, Trace
+from vidalign.report import Answer, Chart, Pair, Pane, Report, Row, ShownAnswers, ShownPrompt, Trace
 from vidalign.report.charts import history_charts
 from vidalign.workflows.run_files import RunFiles
 from vidalign.workflows.training_report import (
@@ -19,6 +22,8 @@ from vidalign.workflows.training_report import (
     result_of,
     row_of,
 )
+
+Output = TypeVar("Output", Pane, Answer)
 
 
 def side_by_side(runs: dict[str, RunFiles]) -> Report:
@@ -48,6 +53,8 @@ def side_by_side(runs: dict[str, RunFiles]) -> Report:
         prompts=_joined_clips(runs, judged),
         prompts_note="Prompts whose clips every run kept; runs without clips are left out.",
         fps=next(iter(runs.values())).fps,
+        answers=_joined_answers(runs, judged),
+        answers_note="The first response to each example, graded; those on which the runs differ most come first.",
         warnings=[replace(one, cell=name) for name, run in runs.items() for one in run.warnings + missing_of(run)],
         commands=[*dict.fromkeys(run.command for run in runs.values() if run.command)],
         texts={f"Recipe of {name}": run.text for name, run in runs.items()},
@@ -82,16 +89,36 @@ def _joined_curves(runs: dict[str, RunFiles]) -> list[Chart]:
 
 
 def _joined_clips(runs: dict[str, RunFiles], judged: dict[str, dict[str, Evaluation]]) -> list[ShownPrompt]:
-    """The prompts that all runs with clips kept: what they started from, each run, the ground truth."""
-    judged = {name: one for name, one in judged.items() if runs[name].clips}
-    kept = [{shown.prompt: shown for shown in runs[name].clips} for name in judged]
-    shared = [prompt for prompt in (kept[0] if kept else {}) if all(prompt in one for one in kept)]
-    starts = start_rows(judged)
-    shown = []
-    for prompt in shared:
-        panes = {name: {pane.row: pane for pane in one[prompt].panes} for name, one in zip(judged, kept, strict=True)}
-        line = [replace(panes[name]["before"], row=start) for start, name in starts.items()]
-        line += [replace(panes[name]["after"], row=name) for name in judged]
-        truth = next(iter(panes.values())).get("ground truth")
-        shown.append(ShownPrompt(prompt, line + ([truth] if truth else [])))
-    return shown
+    """The prompts that all runs with clips kept."""
+    kept = {name: {one.prompt: one.panes for one in runs[name].clips} for name in judged if runs[name].clips}
+    return [ShownPrompt(prompt, line) for prompt, line in _joined(kept, judged)]
+
+
+def _joined_answers(runs: dict[str, RunFiles], judged: dict[str, dict[str, Evaluation]]) -> list[ShownAnswers]:
+    """The prompts that all runs with responses kept, those on whose grade the runs differ most first."""
+    kept = {name: {one.prompt: one.answers for one in runs[name].answers} for name in judged if runs[name].answers}
+    shown = [ShownAnswers(prompt, line) for prompt, line in _joined(kept, judged)]
+    return sorted(shown, key=lambda one: -_spread([answer.score for answer in one.answers]))
+
+
+def _spread(scores: list[float]) -> float:
+    finite = [score for score in scores if math.isfinite(score)]
+    return max(finite, default=0.0) - min(finite, default=0.0)
+
+
+def _joined(
+    kept: dict[str, dict[str, list[Output]]], judged: dict[str, dict[str, Evaluation]]
+) -> Iterator[tuple[str, list[Output]]]:
+    """Each shared prompt with the outputs of what the runs started from, of each run, and of the ground truth.
+
+    kept: by run and prompt the outputs that it kept.
+    """
+    starts = start_rows({name: judged[name] for name in kept})
+    for prompt in next(iter(kept.values()), {}):
+        if not all(prompt in one for one in kept.values()):
+            continue
+        outputs = {name: {output.row: output for output in one[prompt]} for name, one in kept.items()}
+        line = [replace(outputs[name]["before"], row=start) for start, name in starts.items()]
+        line += [replace(outputs[name]["after"], row=name) for name in kept]
+        truth = next(iter(outputs.values())).get("ground truth")
+        yield prompt, line + ([truth] if truth else [])

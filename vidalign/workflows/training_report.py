@@ -19,6 +19,7 @@ from vidalign.report import (
     Report,
     Row,
     Score,
+    ShownAnswers,
     Table,
     TrainingPath,
 )
@@ -35,6 +36,8 @@ CLIPS_NOTE = (
     "Sorted by how much the held-out score of a clip changed; best, median and worst are those of all prompts whose "
     "clips were kept."
 )
+
+ANSWERS_NOTE = "The first response to each example, graded; largest changes first."
 
 
 def training_report(run: RunFiles) -> Report:
@@ -64,6 +67,8 @@ def training_report(run: RunFiles) -> Report:
         prompts=changed or run.clips,
         prompts_note=CLIPS_NOTE if changed else "",
         fps=run.fps,
+        answers=run.answers,
+        answers_note=_answers_note(run.answers),
         warnings=run.warnings + missing_of(run),
         commands=[one for one in (run.command, f"vidalign evaluate --run {_place(run)}{chosen}") if one],
         texts={"Recipe": run.text},
@@ -136,9 +141,24 @@ def missing_of(run: RunFiles) -> list[CellWarning]:
     again = f"`vidalign evaluate --run {_place(run)}` judges it and keeps clips"
     if run.judgement is None:
         return [CellWarning("this run has no judgement, so there are no scores and no clips", fix=again)]
+    if run.judgement.texts and not run.answers:
+        return [CellWarning("this run kept no responses", fix=again.replace("clips", "responses"))]
     if not run.clips and not run.judgement.texts:
         return [CellWarning("this run kept no clips", fix=again)]
     return []
+
+
+def _answers_note(answers: list[ShownAnswers]) -> str:
+    """How many answers changed, where a grader calls each right or wrong."""
+    scores = [{answer.row: answer.score for answer in shown.answers} for shown in answers]
+    pairs = [(one.get("before"), one.get("after")) for one in scores]
+    if not pairs or any(score not in (0.0, 1.0) for pair in pairs for score in pair):
+        return ANSWERS_NOTE
+    right, wrong, stayed = (sum(pair == which for pair in pairs) for which in ((0, 1), (1, 0), (1, 1)))
+    return (
+        f"{ANSWERS_NOTE} Of {len(pairs)} answers, {right} became right, {wrong} became wrong, {stayed} stayed right "
+        f"and {len(pairs) - right - wrong - stayed} wrong."
+    )
 
 
 def _place(run: RunFiles) -> str:
