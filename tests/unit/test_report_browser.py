@@ -18,7 +18,7 @@ from PIL import Image
 from report_browser import CHROMIUM, Browser
 from report_example import LEVELS, bench, many, run
 
-from vidalign.report import write_report
+from vidalign.report import Answer, ShownAnswers, write_report
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,6 +90,19 @@ def test_page_opens_without_errors_requests_or_sideways_scrolling(
     picture = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
     light = float(np.asarray(Image.open(io.BytesIO(picture)).convert("L"))[-5:, :50].mean())
     assert light < 60 if dark else light > 200
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_result_and_first_answer_are_in_the_first_screen(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory, width: int
+) -> None:
+    said = [Answer("before", "= 2 " * 200, 0.0), Answer("after", "= 3", 1.0)]
+    page = run(prompts=[], answers=[ShownAnswers("1 + 2 " * 100, said, 1.0)] * 3)
+    browser.open(write_report(tmp_path_factory.mktemp("report") / "run.html", page).as_uri(), width)
+    for place in ("'.result'", "'.said figcaption'"):
+        box = browser.js(f"(r => [r.top, r.bottom])(document.querySelector({place}).getBoundingClientRect())")
+        assert 0 <= box[0] < box[1] <= 900
+    assert browser.js("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("width", [400, 1400])
