@@ -177,6 +177,18 @@ def test_charts_are_printed_without_scrolling(
     assert browser.js("document.querySelectorAll('details:not([open])').length") > 0
 
 
+@pytest.mark.parametrize("page", ["url", "many_url"])
+def test_a_benchmark_fits_on_paper(browser: Browser, request: pytest.FixtureRequest, page: str) -> None:
+    browser.open(request.getfixturevalue(page), 1047)  # pixels across A4 on its side, with margins
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        wide = "[...document.querySelectorAll('table, svg')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        assert browser.js(f"{wide}.map(e => e.className)") == []
+        assert browser.js("document.querySelectorAll('#gains .forest').length") > 2
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_readable(browser: Browser, run_url: str, dark: bool) -> None:
     """Contrast of at least 4.5 (WCAG 2.2, 1.4.3) of every text colour on the page's and the cards' background."""

@@ -112,3 +112,17 @@ def test_colours_of_rows_stay_apart(sight: str, theme: int) -> None:
     assert len(pairs) == 8
     seen = [lab(pair[theme], SEEN_BY[sight]) for pair in pairs]
     assert min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2)) > 20
+
+
+@pytest.mark.parametrize(("theme", "ground"), [(0, "#ffffff"), (1, "#1c1f24")])
+def test_colours_of_rows_are_seen_on_their_ground(theme: int, ground: str) -> None:
+    """Contrast of at least 3 of what is no text (WCAG 2.2, 1.4.11); the second row of XYZ is the luminance."""
+
+    def luminance(colour: str) -> float:
+        value = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return float(XYZ[1] @ np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4))
+
+    assert f"--card: light-dark({'#ffffff, #1c1f24'})" in CSS
+    for pair in re.findall(r"--s\d: light-dark\((#\w{6}), (#\w{6})\)", CSS):
+        low, high = sorted((luminance(pair[theme]), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 3, pair[theme]
