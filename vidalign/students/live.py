@@ -36,6 +36,8 @@ class Streamer(ABC):
     """Frames of a clip a second."""
     size: tuple[int, int]
     """Pixel height and width."""
+    noise: tuple[int, ...]
+    """What the noise of a seed depends on besides the length; students that agree in it begin with the same noise."""
 
     @abstractmethod
     def length(self, seconds: float) -> int:

@@ -41,6 +41,7 @@ class VideoStreamer(Streamer):
         speed_up(student, request)
         self.codec = build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
         self.fps, self.size = student.spec.fps, (student.spec.height, student.spec.width)
+        self.noise = (*student.chunk_shape, student.spec.sampler.max_steps)
 
     def length(self, seconds: float) -> int:
         spec = self.student.spec
