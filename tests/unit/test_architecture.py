@@ -34,6 +34,7 @@ LAYERS = (
     ("bench",),
     ("worlds",),
     ("workflows",),
+    ("play",),
     ("__init__",),
     ("cli",),
     ("testing",),

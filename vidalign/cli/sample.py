@@ -97,9 +97,7 @@ def sample(
         typer.echo(line)
 
 
-def _check_words(
-    prompts: list[str], student: str | None, run: Path | None, of_step: bool, of_change: bool
-) -> None:
+def _check_words(prompts: list[str], student: str | None, run: Path | None, of_step: bool, of_change: bool) -> None:
     """Something is asked of one student."""
     if not all(text.strip() for text in prompts):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")

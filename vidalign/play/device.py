@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -17,13 +19,14 @@ class Full(Exception):  # noqa: N818 - a state, not a fault
 
 
 class Device:
-    """places: most sessions at once. Each has a cache on the device, and one request in line at most.
+    """places: most sessions at once. Each has a cache on the device, and one request in line at most. threads: of torch
+    on the CPU.
 
     The thread ends with the process, whatever it is doing.
     """
 
-    def __init__(self, places: int) -> None:
-        self.places, self.taken = places, 0
+    def __init__(self, places: int, threads: int) -> None:
+        self.places, self.threads, self.taken = places, threads, 0
         """How many sessions there are."""
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="device", daemon=True).start()
@@ -54,5 +57,6 @@ class Device:
         return answer
 
     def _run(self) -> None:
+        torch.set_num_threads(self.threads)  # the setting is one of each thread
         while True:
             self._jobs.get()()

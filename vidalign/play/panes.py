@@ -102,7 +102,9 @@ def open_stage(
     else:
         panes = [_of_weights(target, words)]
     if compare:
-        other = _of_run(Path(compare), words, None, before=False)[1] if is_run(compare) else [_of_weights(compare, words)]
+        other = (
+            _of_run(Path(compare), words, None, before=False)[1] if is_run(compare) else [_of_weights(compare, words)]
+        )
         panes = [*other, *panes]
     _check_same_noise(panes)
     judges: dict[str, Any] = dict.fromkeys(metrics, {}) if metrics else _offered(recipe)

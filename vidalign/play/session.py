@@ -124,17 +124,26 @@ class Session:
         self.asked, self.prompts = asked, [(0, asked.prompt.strip())]
 
     def switch(self, prompt: str) -> None:
-        """Another prompt from the next chunk on. Raises `UsageError` for a student that cannot change its prompt, once
-        the chunk is asked for, and for a clip that is complete."""
+        """Another prompt from the next chunk on. Raises `UsageError` for a student that cannot change its prompt, and
+        for a clip of which nothing or everything is made."""
         check_prompt(prompt)
         if self.made >= self.frames:
             raise UsageError("the clip is complete", where="prompt", fix="start another one")
+        for own in self._own:
+            own.clip.check_switch(prompt.strip())
         self._waiting = prompt.strip()
 
     def next(self) -> Chunk | None:
-        """The next chunk of every pane; None at the end of the clip."""
+        """The next chunk of every pane; None at the end of the clip. What fails ends the clip."""
         if self.made >= self.frames:
             return None
+        try:
+            return self._next()
+        except BaseException:
+            self.close()  # the panes would no longer be in step
+            raise
+
+    def _next(self) -> Chunk:
         frames, milliseconds = [], []
         with self._noticing():
             waiting, self._waiting = self._waiting, ""

@@ -24,9 +24,13 @@ class LiveClip(ABC):
         """The next chunk ``[F, 3, H, W]`` in [0, 1]; `StopIteration` at the end."""
 
     @abstractmethod
+    def check_switch(self, prompt: str) -> None:
+        """Raises `UsageError` where the prompt cannot change now: the student cannot, or nothing or everything is
+        made."""
+
+    @abstractmethod
     def switch(self, prompt: str) -> None:
-        """Go on under another prompt from the next chunk on; something must have been made. Raises `UsageError` for a
-        student that cannot, and where the clip is complete."""
+        """Go on under another prompt from the next chunk on, where `check_switch` lets it."""
 
 
 class Streamer(ABC):

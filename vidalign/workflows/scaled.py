@@ -30,7 +30,9 @@ MOST = 4.0
 def check_scale(scale: float, where: str) -> None:
     """Raises `UsageError`, which names the option `where`, for a scale outside 0..MOST."""
     if not (math.isfinite(scale) and 0 <= scale <= MOST):
-        raise UsageError(f"the scale is {scale!r}", where=where, why=f"it is a number in 0..{MOST:g}", fix="use 1 or 0.5")
+        raise UsageError(
+            f"the scale is {scale!r}", where=where, why=f"it is a number in 0..{MOST:g}", fix="use 1 or 0.5"
+        )
 
 
 class Scaled:

@@ -64,20 +64,25 @@ class VideoClip(LiveClip):
         check(student.spec, request)
         line = timeline(student.spec, request)
         self.frames, self.chunks = student.spec.pixel_frames(line.latents), line.chunks
-        self.stream = VideoStream(student, self._text(request.prompts[0]), draw(student, line, request.seed, 0),
-                                  streamer.codec.stream())
+        self.stream = VideoStream(
+            student, self._text(request.prompts[0]), draw(student, line, request.seed, 0), streamer.codec.stream()
+        )
 
     def __next__(self) -> Tensor:
         clip = next(self.stream)[0]
         self.made += len(clip)
         return clip
 
+    def check_switch(self, prompt: str) -> None:
+        check(self.streamer.student.spec, self._switched(prompt))
+
     def switch(self, prompt: str) -> None:
-        spec = self.streamer.student.spec
-        request = replace(self.request, then=(*self.request.then, (self.made / spec.fps, prompt)))
-        check(spec, request)
-        self.stream.switch(self._text(prompt), is_cut(spec, prompt))
-        self.request = request
+        self.stream.switch(self._text(prompt), is_cut(self.streamer.student.spec, prompt))
+        self.request = self._switched(prompt)
+
+    def _switched(self, prompt: str) -> SampleRequest:
+        """The request with another prompt from here on."""
+        return replace(self.request, then=(*self.request.then, (self.made / self.streamer.fps, prompt)))
 
     def _text(self, prompt: str) -> Tensor:
         """Features ``[1, L, D]`` on the device of the student."""
