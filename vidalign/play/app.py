@@ -38,18 +38,20 @@ def create_app(stage: Stage, device: Device, door: Door) -> FastAPI:
     """The application for loaded students."""
     app = FastAPI(title="vidalign play", docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/{name}")
-    async def page(request: Request, name: str, token: str = "") -> Response:
-        if not name and token and not door.knows(request.cookies) and door.opens(token):
+    @app.get("/")
+    async def page(request: Request, token: str = "") -> Response:
+        if token and (door.knows(request.cookies) or door.opens(token)):
             answer = RedirectResponse("/", 303, headers=HEADERS)
             answer.set_cookie(door.cookie, door.key, httponly=True, samesite="lax")
             return answer
+        return await part(request, "")
+
+    @app.get("/{name}")
+    async def part(request: Request, name: str) -> Response:
         if not door.knows(request.cookies):
             return PlainTextResponse(CLOSED, 401, headers=HEADERS)
         if name not in PAGE:
             return PlainTextResponse("There is no such page.\n", 404, headers=HEADERS)
-        if token:
-            return RedirectResponse("/", 303, headers=HEADERS)
         room, file, media = PAGE[name]
         text = (files("vidalign") / room / file).read_text(encoding="utf-8")
         return Response(text, media_type=f"{media}; charset=utf-8", headers=HEADERS)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vidalign import registry
 from vidalign.build import student_kind
 from vidalign.data.source import find_source, open_source
@@ -65,6 +67,8 @@ class Stage:
     """Prompts that are proposed, the first of which stands on the page."""
     seconds: float = 6.0
     """Length of a clip on the page at first."""
+    environment: tuple[str, ...] = ()
+    """What a command begins with, so that it gives the same numbers."""
 
     @property
     def fps(self) -> float:
@@ -107,9 +111,10 @@ def open_stage(
         )
         panes = [*other, *panes]
     _check_same_noise(panes)
-    judges: dict[str, Any] = dict.fromkeys(metrics, {}) if metrics else _offered(recipe)
+    judges: dict[str, Any] = {name: {} for name in metrics} or _offered(recipe)
     judging = [one for one in build_metrics(judges, lambda: panes[-1].streamer.fps) if _judges_clips(one, metrics)]
-    return Stage(panes, judging, [prompt] if prompt else _prompts(recipe), seconds)
+    threads = (f"OMP_NUM_THREADS={torch.get_num_threads()}",) if distributed.device().type == "cpu" else ()
+    return Stage(panes, judging, [prompt] if prompt else _prompts(recipe), seconds, threads)
 
 
 def is_run(name: str) -> bool:

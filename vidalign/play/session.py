@@ -9,6 +9,8 @@ import math
 import shlex
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,7 +119,7 @@ class Session:
     def start(self, asked: Start) -> None:
         """Begin a clip in the place of the last one. Raises `UsageError` for a length that cannot be made."""
         self.close()
-        with self._noticing():
+        with _noticing(self.notes):
             for pane in self.stage.panes:
                 streamer = pane.at(asked.scale)
                 self._own.append(_Own(streamer.open(asked.prompt.strip(), streamer.length(asked.seconds), asked.seed)))
@@ -145,7 +147,7 @@ class Session:
 
     def _next(self) -> Chunk:
         frames, milliseconds = [], []
-        with self._noticing():
+        with _noticing(self.notes):
             waiting, self._waiting = self._waiting, ""
             for pane, own in zip(self.stage.panes, self._own, strict=True):
                 pane.at(self.asked.scale)
@@ -177,13 +179,13 @@ class Session:
     def command(self, pane: int) -> str:
         """The command line that makes the whole clip of a pane again, with the prompt changes so far."""
         changes = [word for frame, text in self.prompts[1:] for word in ("--then", f"{self._second(frame)}s {text}")]
-        words = ["vidalign", "sample", *self.stage.panes[pane].named(self.asked.scale)]
+        words = [*self.stage.environment, "vidalign", "sample", *self.stage.panes[pane].named(self.asked.scale)]
         words += ["--prompt", self.prompts[0][1], *changes, "--frames", str(self.frames)]
         return shlex.join([*words, "--seed", str(self.asked.seed), "--out", "clip.mp4"])
 
     def film(self, pane: int) -> tuple[str, bytes]:
-        """File name and bytes of what a pane has made so far, as `vidalign sample` writes it: MP4, or GIF where there is
-        no encoder."""
+        """File name and bytes of what a pane has made so far, as `vidalign sample` writes it: MP4, or GIF where there
+        is no encoder."""
         with TemporaryDirectory() as folder:
             with ClipWriter(Path(folder) / "clip.mp4", self.stage.fps) as writer:
                 for frames in self._own[pane].frames:
@@ -212,22 +214,13 @@ class Session:
     def _second(self, frame: int) -> str:
         return f"{frame / self.stage.fps:.4f}".rstrip("0").rstrip(".")
 
-    def _noticing(self) -> _Notes:
-        return _Notes(self.notes)
 
-
-class _Notes(warnings.catch_warnings):  # type: ignore[type-arg]
-    """Inside, warnings for users are notes."""
-
-    def __init__(self, notes: list[str]) -> None:
-        super().__init__(record=True)
-        self._notes = notes
-
-    def __enter__(self) -> list[warnings.WarningMessage] | None:
-        self._seen = super().__enter__()
+@contextmanager
+def _noticing(notes: list[str]) -> Iterator[None]:
+    """Inside, warnings for users become notes."""
+    with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", UserWarning)
-        return self._seen
-
-    def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)
-        self._notes += [str(one.message) for one in self._seen or [] if one.category is UserWarning]
+        try:
+            yield
+        finally:
+            notes += [str(one.message) for one in seen if one.category is UserWarning]

@@ -30,7 +30,7 @@ WORDS = {str: "a text", int: "a whole number", float: "a number"}
 LARGEST = 64 * 1024
 """Bytes of a message of the page."""
 LOSSLESS = 256 * 256
-"""Pixels of a frame up to which it is sent as PNG; larger ones as JPEG. The saved clip is made of the frames themselves."""
+"""Pixels of a frame up to which it is sent as PNG; larger ones as JPEG. A saved clip has the frames themselves."""
 
 
 def read(text: str) -> tuple[str, dict[str, Any]]:

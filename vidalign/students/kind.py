@@ -264,8 +264,8 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
 
     @classmethod
     def check_live(cls, spec: SpecT) -> None:
-        """Raise `UsageError` for a student that `streamer` cannot stream, by default every one; asked before its weights
-        are loaded."""
+        """Raise `UsageError` for a student that `streamer` cannot stream, by default every one; asked before its
+        weights are loaded."""
         why = "students of this kind do not make clips chunk by chunk"
         raise UsageError("this student cannot be streamed", where="STUDENT_OR_RUN", why=why, fix="use vidalign sample")
 

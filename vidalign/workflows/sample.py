@@ -36,8 +36,8 @@ def sample_run(
     """Write what a run's student makes of a request; as long as in training where it gives no length.
 
     precision: that of the run's recipe unless given. scale: how much of its change the student has, added to the
-    start weights or to the student of the run `semi`, see `vidalign.workflows.scaled`. Raises `UserError` for what the student cannot do, before its
-    weights are loaded. The text encoder warns about words outside its vocabulary.
+    start weights or to the student of the run `semi`, see `vidalign.workflows.scaled`. Raises `UserError` for what the
+    student cannot do, before its weights are loaded. The text encoder warns about words outside its vocabulary.
     """
     folder = Path(folder)
     check_scale(scale, "--scale")
