@@ -154,7 +154,7 @@ class _Talk:
             "fps": self.stage.fps,
             "seconds": self.stage.seconds,
             "prompts": self.stage.prompts,
-            "scales": self.stage.scales,
+            "scale": self.stage.panes[-1].scale,
             "metrics": [metric.name for metric in self.stage.metrics],
         }
 

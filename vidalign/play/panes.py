@@ -37,8 +37,10 @@ class Pane:
     streamer: Streamer
     words: tuple[str, ...]
     """How `vidalign sample` names it."""
+    scale: str = ""
+    """What its scale is called; empty where it has none."""
     put: Callable[[float], None] | None = None
-    """Gives it the weights of a scale; None where it has none but its own."""
+    """Gives it the weights of a scale, where it has one."""
     semi: bool = False
     """Whether its change is added to the student of another run."""
     _scale: float = 1.0
@@ -75,11 +77,6 @@ class Stage:
         """Frames a second of the clips."""
         return self.panes[-1].streamer.fps
 
-    @property
-    def scales(self) -> bool:
-        """Whether the last student can be seen at other scales."""
-        return self.panes[-1].put is not None
-
 
 def open_stage(
     target: str,
@@ -105,11 +102,10 @@ def open_stage(
         raise UsageError("--semi needs a run", where="STUDENT_OR_RUN", why=why, fix="name the folder of a run")
     else:
         panes = [_of_weights(target, words)]
-    if compare:
-        other = (
-            _of_run(Path(compare), words, None, before=False)[1] if is_run(compare) else [_of_weights(compare, words)]
-        )
-        panes = [*other, *panes]
+    if compare and is_run(compare):
+        panes = [*_of_run(Path(compare), words, None, before=False)[1], *panes]
+    elif compare:
+        panes = [_of_weights(compare, words), *panes]
     _check_same_noise(panes)
     judges: dict[str, Any] = {name: {} for name in metrics} or _offered(recipe)
     judging = [one for one in build_metrics(judges, lambda: panes[-1].streamer.fps) if _judges_clips(one, metrics)]
@@ -142,6 +138,7 @@ def _of_run(folder: Path, words: Sequence[str], semi: Path | None, *, before: bo
 
     after, put = pane(f"after: {folder.name}" if before else folder.name, 1.0)
     after.put, after.semi = put, semi is not None
+    after.scale = "Scale of the change" if recipe.student.adapter is None else "Adapter scale"
     start = f"before: {semi.name}" if semi else "before"
     return recipe, [pane(start, 0.0, ("--scale", "0"))[0], after] if before else [after]
 

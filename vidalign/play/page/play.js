@@ -55,7 +55,8 @@ function hello(message) {
   by("panes").replaceChildren(...stage.panes.map(pane));
   by("commands").replaceChildren(...stage.panes.map(command));
   by("seconds").value = stage.seconds;
-  by("scaling").hidden = !stage.scales;
+  by("scaling").hidden = !stage.scale;
+  by("scaling").firstElementChild.textContent = stage.scale;
   by("prompt").value ||= stage.prompts[0] || "";
   by("proposals").hidden = stage.prompts.length < 2;
   by("proposals").append(...stage.prompts.map(text => new Option(text, text)));
