@@ -193,8 +193,9 @@ class Session:
             return writer.path.name, writer.path.read_bytes()
 
     def take_notes(self) -> list[str]:
-        """The notes since the last call."""
-        notes, self.notes = self.notes, []
+        """The notes since the last call, each once."""
+        notes = list(dict.fromkeys(self.notes))
+        self.notes.clear()
         return notes
 
     def close(self) -> None:

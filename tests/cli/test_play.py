@@ -1,0 +1,199 @@
+"""`vidalign play` through the command line, and the options of `sample` that its commands name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from run_helpers import RECIPE, student, vidalign
+
+import vidalign as package
+from vidalign.play.panes import open_stage
+from vidalign.play.session import Session, Start
+
+PROMPT, THEN = "a large red circle falls", "a small blue square bounces"
+ADAPTER = RECIPE.replace("prediction: x0\n", "prediction: x0\n  adapter: {rank: 2, alpha: 4}\n")
+STEPS = ("trainer.steps=1", "trainer.learning_rate=0.05", "trainer.save_every=1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs that began with the same weights: two with an adapter, one without, and one of another start."""
+    folder = tmp_path_factory.mktemp("play")
+    (folder / "recipe.yaml").write_text(ADAPTER, encoding="utf-8")
+    more = {
+        "on": (),
+        "semi": ("trainer.learning_rate=0.1",),
+        "full": ("student.adapter=null",),
+        "other": ("student.init.transformer.ffn_dim=64",),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vidalign.workflows.evaluate.evaluate_run", lambda folder: [])
+        for name, settings in more.items():
+            command = ("train", str(folder / "recipe.yaml"), "--run", str(folder / name), *STEPS, *settings)
+            assert vidalign(*command) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "scale"),
+    [(("on",), 1.0), (("on",), 0.35), (("full",), 1.0), (("on", "--semi", "semi"), 0.6), (("on", "--compare", "full"), 1)],
+    ids=str,
+)
+def test_the_command_on_the_page_makes_the_same_file(
+    names: tuple[str, ...], scale: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte by byte, for every pane, with a prompt change."""
+    monkeypatch.chdir(folder)
+    words = dict(zip(names[1::2], names[2::2], strict=True))
+    stage = open_stage(names[0], words.get("--compare", ""), Path(words["--semi"]) if "--semi" in words else None)
+    assert [metric.name for metric in stage.metrics] == ["world_auditor"] and len(stage.prompts) == 8
+    session = Session(stage)
+    session.start(Start(PROMPT, seed=3, seconds=1.1, scale=scale))
+    session.next()
+    session.switch(THEN)
+    while session.next() is not None:
+        assert session.scores().keys() == {"world_auditor/composite", "world_auditor/pass"}
+    films = set()
+    for pane in range(2):
+        threads, *command = shlex.split(session.command(pane))
+        assert threads == f"OMP_NUM_THREADS={torch.get_num_threads()}" and command[:2] == ["vidalign", "sample"]
+        assert vidalign(*command[1:-1], str(tmp_path / f"{pane}.mp4")) == 0
+        name, film = session.film(pane)
+        assert name == command[-1] == "clip.mp4" and film == (tmp_path / f"{pane}.mp4").read_bytes()
+        films.add(film)
+    assert len(films) == 2, "the panes show different students"
+
+
+def test_before_is_the_start_and_after_the_run(folder: Path) -> None:
+    start = package.load_student(folder / "on" / "student.safetensors")
+    tensors = {name: torch.zeros_like(value) for name, value in start.state_dict().items()}
+    before, after = (pane.streamer.student.state_dict() for pane in open_stage(str(folder / "on")).panes)  # type: ignore[attr-defined]
+    assert before.keys() == after.keys() == tensors.keys()
+    saved = student(str(folder / "on"))
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert changed and all(torch.equal(after[name], saved[name].to(after[name].dtype)) for name in after)
+
+
+def sampled(folder: Path, run: str, out: Path, *more: str) -> bytes:
+    """A clip of a run, in fp32."""
+    words = ("--prompt", PROMPT, "--frames", "6", "--precision", "fp32", "--out", str(out))
+    assert vidalign("sample", "--run", str(folder / run), *words, *more) == 0
+    return out.read_bytes()
+
+
+def test_a_scale_of_zero_is_the_start_and_one_the_run(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.mp4"
+    zero, half, one, plain = (
+        sampled(folder, "on", out, *words) for words in (("--scale", "0"), ("--scale", "0.5"), ("--scale", "1"), ())
+    )
+    assert one == plain and len({zero, half, one}) == 3
+    assert sampled(folder, "full", out, "--scale", "0") == zero, "both began with the same weights"
+
+
+def test_a_scale_onto_another_run_is_the_merge(folder: Path) -> None:
+    """To rounding what `vidalign merge` writes, which adds the adapters up by PEFT."""
+    merged = folder / "merged"
+    both = ("--semi", str(folder / "semi"), "--on-policy", str(folder / "on"))
+    assert vidalign("merge", *both, "--scale", "0.6", "--out", str(merged)) == 0
+    pane = open_stage(str(folder / "on"), semi=folder / "semi").panes[-1]
+    network = pane.at(0.6).student.double()  # type: ignore[attr-defined]
+    expected = safetensors.torch.load_file(merged / "student.safetensors")
+    semi = student(str(folder / "semi"))
+    assert any(not torch.allclose(semi[name], value, atol=1e-3) for name, value in expected.items())
+    for name, value in network.state_dict().items():  # in the precision of sampling, bf16 where the CPU has it
+        torch.testing.assert_close(value, expected[name].double(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "message"),
+    [
+        (2, ("no/such/student",), "no/such/student"),
+        (2, ("world/teacher",), "cannot be streamed"),
+        (2, ("tokens/student",), "cannot be streamed"),
+        (2, ("world/student", "--semi", "on"), "--semi needs a run"),
+        (2, ("world/student", "--compare", "pictures/student"), "cannot be streamed"),
+        (2, ("world/student", "--metric", "world_auditer"), "did you mean 'world_auditor'?"),
+        (2, ("world/student", "--metric", "diversity"), "judges seeds"),
+        (2, ("world/student", "--seconds", "0"), "the length is 0.0"),
+        (2, ("world/student", "--port", "99999"), "choose another --port"),
+        (3, ("on", "--semi", "other"), "began with different weights"),
+    ],
+)
+def test_what_cannot_be_played(
+    code: int,
+    words: tuple[str, ...],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    assert vidalign("play", *words, *(() if "--port" in words else ("--port", "0"))) == code
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("error:") == 1, errors
+
+
+@pytest.mark.parametrize("words", [("world/student", "--scale", "0.5"), ("world/student", "--semi", "on")])
+def test_weights_have_no_scale(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert vidalign("sample", *words, "--prompt", PROMPT, "--frames", "6", "--out", "x.mp4") == 2
+    assert "weights were not changed by a run" in capsys.readouterr().err
+
+
+def test_a_taken_port_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vidalign.play.panes.open_stage", lambda *words: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert vidalign("play", "world/student", "--port", str(taken.getsockname()[1])) == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "websockets", None)
+    assert vidalign("play", "world/student") == 2
+    assert "pip install 'vidalign[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once(sent: signal.Signals) -> None:
+    """Also while a page streams; the link works until then."""
+    from websockets.sync.client import connect
+
+    command = [sys.executable, "-m", "vidalign.cli", "play", "world/student", "--port", "0"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=\S{30,}", process.stdout.readline())
+        assert found, process.stderr.read()
+        cookies = urllib.request.HTTPCookieProcessor()
+        with urllib.request.build_opener(cookies).open(found[0]) as answer:
+            assert b"vidalign play" in answer.read()
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(found[0])
+        (cookie,) = cookies.cookiejar
+        origin = f"http://127.0.0.1:{found[1]}"
+        with connect(
+            f"ws://127.0.0.1:{found[1]}/stream",
+            origin=origin,  # type: ignore[arg-type]
+            additional_headers={"Cookie": f"{cookie.name}={cookie.value}"},
+        ) as page:
+            assert '"hello"' in str(page.recv())
+            page.send('{"type": "start", "prompt": "a large red circle falls", "seed": 0, "seconds": 60, "scale": 1}')
+            assert '"started"' in str(page.recv())
+            page.send('{"type": "next"}')
+            process.send_signal(sent)
+            _, errors = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and not errors, errors
