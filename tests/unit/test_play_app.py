@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -273,7 +272,7 @@ def until(condition: Any) -> None:
 
 
 @pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """The sessions that pages open."""
     made: list[Session] = []
     plain = Session.__init__
@@ -283,7 +282,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Session]]:
         made.append(self)
 
     monkeypatch.setattr(Session, "__init__", kept)
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("when", ["between two chunks", "while a chunk is made"])
