@@ -83,7 +83,7 @@ def moving(pictures: list[tuple[float, bytes]], box: tuple[int, int, int, int]) 
         strip.paste(images[(len(images) - 1) * n // 5], (0, size[1] * n))
     palette = strip.quantize(COLOURS, method=Image.Quantize.FASTOCTREE)
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    ends = [second for second, _ in pictures][1:] + [pictures[-1][0] + 2]
+    ends = [*[second for second, _ in pictures][1:], pictures[-1][0] + 2]
     pauses = [max(20, round(1000 * (end - second))) for end, (second, _) in zip(ends, pictures, strict=True)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], loop=0, duration=pauses)

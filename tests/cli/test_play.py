@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "on": (),
         "semi": ("trainer.learning_rate=0.1",),
         "full": ("student.adapter=null",),
+        "rounded": ("trainer.save_dtype=bfloat16",),
         "other": ("student.init.transformer.ffn_dim=64",),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +106,9 @@ def test_a_scale_of_zero_is_the_start_and_one_the_run(folder: Path, tmp_path: Pa
         sampled(folder, "on", out, *words) for words in (("--scale", "0"), ("--scale", "0.5"), ("--scale", "1"), ())
     )
     assert one == plain and len({zero, half, one}) == 3
-    assert sampled(folder, "full", out, "--scale", "0") == zero, "both began with the same weights"
+    for run in ("full", "rounded"):
+        assert sampled(folder, run, out, "--scale", "0") == zero, "all began with the same weights"
+    assert sampled(folder, "rounded", out, "--scale", "1") == sampled(folder, "rounded", out)
 
 
 def test_a_scale_onto_another_run_is_the_merge(folder: Path) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from play_helpers import PROMPTS, stage, streamer, student
+from test_streaming import WAN, network
 
+from vidalign.codecs import build_codec
 from vidalign.errors import UserError
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.play.session import Session, Start
@@ -58,6 +60,31 @@ def test_a_streamed_clip_is_the_sampled_one(policy: CachePolicy) -> None:
     found = streamed(session)
     assert np.array_equal(found, to_frames(made.sample([PROMPTS[0]], frames=12, seed=3)[0]))
     assert not np.array_equal(found, to_frames(made.sample([PROMPTS[0]], frames=12, seed=4)[0]))
+
+
+@pytest.mark.parametrize("policy", [CachePolicy(), CachePolicy(chunk_frames=1, first_chunk="remainder")], ids=str)
+def test_a_codec_that_remembers_is_streamed_in_order(policy: CachePolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Wan's kind: 1 frame of the first latent, 4 of every other; two clips do not mix what it remembers."""
+    codec = build_codec(WAN).eval()
+    for module in ("evaluation", "live"):
+        monkeypatch.setattr(f"vidalign.students.video.{module}.build_codec", lambda settings: codec)
+    made = network(policy)
+    shared = stage(made)
+    sessions = [Session(shared), Session(shared)]
+    for session in sessions:
+        session.start(Start(PROMPTS[0], seed=2, seconds=33 / 16))
+    assert sessions[0].frames == 33
+    other, found = (
+        np.concatenate(parts) for parts in zip(*(turn(sessions) for _ in range(sessions[0].chunks)), strict=True)
+    )
+    assert np.array_equal(found, to_frames(made.sample([PROMPTS[0]], frames=9, seed=2)[0]))
+    assert np.array_equal(found, other)
+
+
+def turn(sessions: list[Session]) -> list[np.ndarray]:
+    """The next chunk of each."""
+    chunks = [session.next() for session in sessions]
+    return [chunk.frames[0] for chunk in chunks if chunk is not None]
 
 
 def test_a_rolling_window_is_streamed_too() -> None:
