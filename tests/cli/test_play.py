@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -173,13 +174,19 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "pip install 'vidalign[serve]'" in capsys.readouterr().err
 
 
+SLOW = "import time\nfrom vidalign.play.session import Session\nSession._next = lambda self: time.sleep(60)\n"
+"""A plugin file that makes every chunk take a minute."""
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_at_once(sent: signal.Signals) -> None:
-    """Also while a page streams; the link works until then."""
+def test_a_signal_ends_it_at_once(sent: signal.Signals, tmp_path: Path) -> None:
+    """Also while a chunk is made; the link works until then."""
     from websockets.sync.client import connect
 
+    (tmp_path / "slow.py").write_text(SLOW)
     command = [sys.executable, "-m", "vidalign.cli", "play", "world/student", "--port", "0"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    plugin = ["--plugin", str(tmp_path / "slow.py")]
+    process = subprocess.Popen([*command, *plugin], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None and process.stderr is not None
         found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=\S{30,}", process.stdout.readline())
@@ -200,6 +207,7 @@ def test_a_signal_ends_it_at_once(sent: signal.Signals) -> None:
             page.send('{"type": "start", "prompt": "a large red circle falls", "seed": 0, "seconds": 60, "scale": 1}')
             assert '"started"' in str(page.recv())
             page.send('{"type": "next"}')
+            time.sleep(0.5)
             process.send_signal(sent)
             _, errors = process.communicate(timeout=10)
     finally:

@@ -94,8 +94,8 @@ class _Talk:
                 except Exception as error:
                     traceback.print_exc()
                     await self._say("error", message=f"{type(error).__name__}: {error}; see the log of vidalign play")
-        except (WebSocketDisconnect, RuntimeError):
-            return  # the page was closed, perhaps while something was sent to it
+        except (WebSocketDisconnect, RuntimeError, asyncio.CancelledError):
+            return  # the page was closed, perhaps while something was sent to it, or the server ends
         finally:
             self.device.submit(self.session.close)
 

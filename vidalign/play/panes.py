@@ -41,8 +41,6 @@ class Pane:
     """What its scale is called; empty where it has none."""
     put: Callable[[float], None] | None = None
     """Gives it the weights of a scale, where it has one."""
-    semi: bool = False
-    """Whether its change is added to the student of another run."""
     _scale: float = 1.0
 
     def at(self, scale: float) -> Streamer:
@@ -54,7 +52,7 @@ class Pane:
 
     def named(self, scale: float) -> list[str]:
         """How `vidalign sample` names it at a scale."""
-        moved = self.put is not None and (scale != 1 or self.semi)
+        moved = self.put is not None and scale != 1
         return [*self.words, *(["--scale", f"{scale:g}"] if moved else [])]
 
 
@@ -137,8 +135,7 @@ def _of_run(folder: Path, words: Sequence[str], semi: Path | None, *, before: bo
         return Pane(label, streamer, (*words, *more)), lambda value: scales.put(student, value)
 
     after, put = pane(f"after: {folder.name}" if before else folder.name, 1.0)
-    after.put, after.semi = put, semi is not None
-    after.scale = "Scale of the change" if recipe.student.adapter is None else "Adapter scale"
+    after.put, after.scale = put, "Scale of the change" if recipe.student.adapter is None else "Adapter scale"
     start = f"before: {semi.name}" if semi else "before"
     return recipe, [pane(start, 0.0, ("--scale", "0"))[0], after] if before else [after]
 

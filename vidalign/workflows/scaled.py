@@ -50,7 +50,7 @@ class Scaled:
         base = start if semi is None else {name: value.cpu() for name, value in semi.student.state_dict().items()}
         if semi is not None:
             whole = {name: value + (whole[name] - start[name]) for name, value in base.items()}
-        changed = [name for name, value in whole.items() if not torch.equal(base[name].double(), value.double())]
+        changed = [name for name, value in whole.items() if not torch.equal(base[name], value)]
         self._base, self._whole = ({name: part[name] for name in changed} for part in (base, whole))
 
     @torch.no_grad()
