@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,17 @@ def test_before_is_the_start_and_after_the_run(folder: Path) -> None:
         assert found.keys() == values.keys()
         assert all(torch.equal(value, values[name].to(value.dtype)) for name, value in found.items())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_run_is_played_without_the_prompts_that_it_was_judged_on(folder: Path, tmp_path: Path) -> None:
+    """They are proposals: the run may have been copied here alone."""
+    shutil.copytree(folder / "on", tmp_path / "copied")
+    recipe = tmp_path / "copied" / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    assert text.count("world:basic/unseen") == 1
+    recipe.write_text(text.replace("world:basic/unseen", "elsewhere/held_out.txt"), encoding="utf-8")
+    stage = open_stage(str(tmp_path / "copied"))
+    assert stage.prompts == [] and stage.metrics == [] and len(stage.panes) == 2
 
 
 def sampled(folder: Path, run: str, out: Path, *more: str) -> bytes:

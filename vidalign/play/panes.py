@@ -13,7 +13,7 @@ from vidalign import registry
 from vidalign.build import student_kind
 from vidalign.data.source import find_source, open_source
 from vidalign.engine import distributed
-from vidalign.errors import UsageError, before_work
+from vidalign.errors import UsageError, UserError, before_work
 from vidalign.evaluation.evaluator import build_metrics
 from vidalign.evaluation.metrics.base import Metric
 from vidalign.students.samples import SampleRequest
@@ -168,24 +168,19 @@ def _check_same_noise(panes: Sequence[Pane]) -> None:
 
 
 def _offered(recipe: Recipe | None) -> dict[str, Any]:
-    """The metrics that the source of a run's held-out prompts offers, unless that source is a plugin that is not
-    loaded."""
-    source = _source(recipe)
-    return {} if source is None else dict(source.judges)
-
-
-def _source(recipe: Recipe | None) -> Any:
+    """The metrics that the source of a run's held-out prompts offers; none where it is a plugin that is not loaded."""
     try:
-        return None if recipe is None else find_source(recipe.judged_prompts)[0]
+        return {} if recipe is None else dict(find_source(recipe.judged_prompts)[0].judges)
     except UsageError:
-        return None
+        return {}
 
 
 def _prompts(recipe: Recipe | None) -> list[str]:
-    """Some held-out prompts of a run."""
-    if recipe is None or _source(recipe) is None:
+    """Some held-out prompts of a run; none where they are not on this machine."""
+    try:
+        return [] if recipe is None else [str(prompt) for prompt in open_source(recipe.judged_prompts, 0).first(8)]
+    except UserError:
         return []
-    return [str(prompt) for prompt in open_source(recipe.judged_prompts, 0).first(8)]
 
 
 def _judges_clips(metric: Metric, chosen: Sequence[str]) -> bool:

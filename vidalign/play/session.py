@@ -85,9 +85,11 @@ class _Own:
 class Session:
     """The clip that a page shows now; there is none before `start` and after `close`."""
 
+    asked: Start
+    """What the last `start` was given."""
+
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.asked = Start("none yet")
         self.prompts: list[tuple[int, str]] = []
         """(pixel frame, prompt) of every prompt so far, the last of which may wait for its chunk."""
         self.notes: list[str] = []
