@@ -34,6 +34,7 @@ LAYERS = (
     ("bench",),
     ("worlds",),
     ("workflows",),
+    ("play",),
     ("__init__",),
     ("cli",),
     ("testing",),
@@ -124,7 +125,7 @@ def test_no_room_but_their_own_knows_the_kinds_of_student() -> None:
         (str(file.relative_to(ROOT)), name)
         for own, file in others
         for name in imports(file)
-        if re.match(r"vidalign\.students\.(?!base|kind|samples|spec|weights|exchange|streamed|hub|rounding)", name)
+        if re.match(r"vidalign\.students\.(?!base|kind|live|samples|spec|weights|exchange|streamed|hub|rounding)", name)
     }
     assert imported == set(OF_ONE_KIND)
 

@@ -29,6 +29,7 @@ from vidalign.cli import (
     merge,
     new,
     plan,
+    play,
     prepare,
     report,
     rewards,
@@ -77,6 +78,7 @@ app.command("train")(train.train)
 app.command("collect")(collect.collect)
 app.command("merge")(merge.merge)
 app.command("sample")(sample.sample)
+app.command("play")(play.play)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)

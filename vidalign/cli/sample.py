@@ -39,6 +39,13 @@ Kernels = Annotated[
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="As student.compile; by default that of the run's recipe.")
 ]
+Scale = Annotated[
+    float, typer.Option("--scale", help="How much of a run's change its student has: W0 + s (W - W0), s in 0..4.")
+]
+Semi = Annotated[
+    Path | None,
+    typer.Option("--semi", metavar="RUN", help="Add the run's change to this one's student, as `vidalign merge` does."),
+]
 
 
 def sample(
@@ -57,11 +64,13 @@ def sample(
     compile: Compile = None,
     step: Step = None,
     best: Best = False,
+    scale: Scale = 1.0,
+    semi: Semi = None,
     trust_checkpoint: Trust = False,
     plugin: Plugins = None,
 ) -> None:
     """Generate clips, or answers of a language student."""
-    _check_words(prompt, student, run, best or step is not None)
+    _check_words(prompt, student, run, best or step is not None, scale != 1 or semi is not None)
     from vidalign.students.samples import SampleRequest
     from vidalign.workflows.sample import sample_run, sample_student
     from vidalign.workflows.saved import Saved
@@ -80,14 +89,15 @@ def sample(
         say=lambda note: typer.echo(f"note: {note}", err=True),
     )
     if run is not None:
-        made = sample_run(run, request, precision=precision, saved=Saved(step, best, trust_checkpoint))
+        saved = Saved(step, best, trust_checkpoint)
+        made = sample_run(run, request, precision=precision, saved=saved, scale=scale, semi=semi)
     else:
         made = sample_student(student or "", request, precision=precision or "auto")
     for line in (*map(str, made.files), *("\n".join(times.lines()) for times in made.times)):
         typer.echo(line)
 
 
-def _check_words(prompts: list[str], student: str | None, run: Path | None, of_step: bool) -> None:
+def _check_words(prompts: list[str], student: str | None, run: Path | None, of_step: bool, of_change: bool) -> None:
     """Something is asked of one student."""
     if not all(text.strip() for text in prompts):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
@@ -95,6 +105,9 @@ def _check_words(prompts: list[str], student: str | None, run: Path | None, of_s
         raise UsageError("one student is sampled", where="STUDENT", fix="name its weights, or a run with --run RUN")
     if student is not None and of_step:
         raise UsageError("weights have no steps", where="STUDENT", why="--best and --step are of a run's checkpoints")
+    if student is not None and of_change:
+        why = "--scale and --semi are of what a run changed"
+        raise UsageError("weights were not changed by a run", where="STUDENT", why=why, fix="name it with --run RUN")
 
 
 def _change(text: str) -> tuple[float, str]:

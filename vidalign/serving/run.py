@@ -64,9 +64,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, load: Callable[[], Served], options: Options) -> None:
         check(options)
-        self.listening = _bound(options)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        self.address = f"http://{host}:{self.listening.getsockname()[1]}"
+        self.listening = bound(options.host, options.port)
+        self.address = address(options.host, self.listening.getsockname()[1])
         self.service = Service(
             load, options.limits, warm_up=options.warm_up, on_ready=self._tell, on_failed=self._give_up
         )
@@ -96,11 +95,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _bound(options: Options) -> socket.socket:
-    """A socket at the address, before anything is loaded."""
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything is loaded; raises `LoadError`. port: 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((options.host, options.port), family=family, backlog=256)
+        return socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise LoadError(f"{options.host}:{options.port} cannot be used: {why}", "choose another --port") from error
+        raise LoadError(f"{host}:{port} cannot be used: {why}", "choose another --port") from error
+
+
+def address(host: str, port: int) -> str:
+    """The address that a client asks."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.base import Student
     from vidalign.students.exchange import Imported, ImportOptions
+    from vidalign.students.live import Streamer
     from vidalign.students.video.spec import Sampler
     from vidalign.text.features import PromptFeatures
 
@@ -260,6 +261,18 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         request.refuse("seconds", "images", "then", "stats", "attention", "compile", why=why)
         check_clip_name(request.out)
         cls.check_frames(spec, request.frames or request.latents, "--frames")
+
+    @classmethod
+    def check_live(cls, spec: SpecT) -> None:
+        """Raise `UsageError` for a student that `streamer` cannot stream, by default every one; asked before its
+        weights are loaded."""
+        why = "students of this kind do not make clips chunk by chunk"
+        raise UsageError("this student cannot be streamed", where="STUDENT_OR_RUN", why=why, fix="use vidalign sample")
+
+    @classmethod
+    def streamer(cls, student: StudentT, request: SampleRequest, features: PromptFeatures | None = None) -> Streamer:
+        """What streams clips of a loaded student that `check_live` lets through, with the settings of a request."""
+        raise NotImplementedError
 
     @classmethod
     def sampling_dtype(cls, precision: Precision) -> torch.dtype | None:

@@ -94,7 +94,7 @@ def merge_runs(
         raise UserError(f"{out} already holds a student", where="--out", fix="name another folder")
     runs = {"semi": open_run(semi), "on_policy": open_run(on_policy)}
     recipe = runs["on_policy"].recipe
-    start = _same_start(runs)
+    start = same_start(runs)
     student, network = _with_adapters(runs)
     judged = []
     if len(scales) > 1:
@@ -118,8 +118,8 @@ def merge_runs(
     return Merge(out, scale, judged)
 
 
-def _same_start(runs: Mapping[str, FinishedRun]) -> str:
-    """Hash of W0, which both runs began with."""
+def same_start(runs: Mapping[str, FinishedRun]) -> str:
+    """Hash of W0, which both runs began with; `UserError` where they did not."""
     hashes = {name: weights_hash(build_student(run.recipe).state_dict()) for name, run in runs.items()}
     if len(set(hashes.values())) > 1:
         raise UserError(

@@ -13,6 +13,7 @@ from vidalign.errors import before_work
 from vidalign.students.weights import kind_of, kinds
 from vidalign.workflows.opened import FINAL, load_student, load_student_of, open_recipe, student_file
 from vidalign.workflows.saved import Saved
+from vidalign.workflows.scaled import check_scale, scaled
 
 if TYPE_CHECKING:
     import torch
@@ -24,21 +25,32 @@ if TYPE_CHECKING:
 
 
 def sample_run(
-    folder: str | Path, request: SampleRequest, *, precision: Precision | None = None, saved: Saved = FINAL
+    folder: str | Path,
+    request: SampleRequest,
+    *,
+    precision: Precision | None = None,
+    saved: Saved = FINAL,
+    scale: float = 1.0,
+    semi: Path | None = None,
 ) -> Samples:
     """Write what a run's student makes of a request; as long as in training where it gives no length.
 
-    precision: that of the run's recipe unless given. Raises `UserError` for what the student cannot do, before its
-    weights are loaded. The text encoder warns about words outside its vocabulary.
+    precision: that of the run's recipe unless given. scale: how much of its change the student has, added to the
+    start weights or to the student of the run `semi`, see `vidalign.workflows.scaled`. Raises `UserError` for what the
+    student cannot do, before its weights are loaded. The text encoder warns about words outside its vocabulary.
     """
     folder = Path(folder)
+    check_scale(scale, "--scale")
     recipe = open_recipe(folder, saved=saved, student_only=True)
     kind = student_kind(recipe)
     request = kind.sampled_as(recipe.student, replace(request, latents=recipe.data.frames))
     spec = kind.read_spec(student_file(folder)) if saved.final else kind.spec(recipe.student)
 
     def load(dtype: torch.dtype | None) -> Student[Any]:
-        return load_student_of(folder, recipe, saved, dtype)
+        student = load_student_of(folder, recipe, saved, dtype)
+        if scale != 1 or semi is not None:
+            scaled(folder, semi, saved).put(student, scale)
+        return student
 
     return _write(kind, spec, request, precision or recipe.engine.precision, load)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vidalign.recipe.schema import StudentChoice
     from vidalign.students.exchange import Imported, ImportOptions
     from vidalign.students.samples import SampleRequest, Samples
+    from vidalign.students.video.live import VideoStreamer
     from vidalign.students.video.stand_in import Features
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -226,6 +227,20 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         from vidalign.students.video.samples import write
 
         return write(student, request, features)
+
+    @classmethod
+    def check_live(cls, spec: VideoStudentSpec) -> None:
+        from vidalign.students.video.live import check_live
+
+        check_live(spec)
+
+    @classmethod
+    def streamer(
+        cls, student: VideoStudent, request: SampleRequest, features: PromptFeatures | None = None
+    ) -> VideoStreamer:
+        from vidalign.students.video.live import VideoStreamer
+
+        return VideoStreamer(student, request, features or cls.features(student.spec))
 
     @classmethod
     def levels(cls, path: str | Path) -> list[float]:

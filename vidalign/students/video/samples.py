@@ -22,13 +22,14 @@ from vidalign.students.video.rollout.plan import RolloutPlan
 from vidalign.students.video.spec import no_switch
 from vidalign.students.video.stand_in import stand_in
 from vidalign.students.video.streaming import Scene, stream
-from vidalign.students.video.timeline import timeline
+from vidalign.students.video.timeline import Timeline, timeline
 from vidalign.text.pretrained import build_features
 from vidalign.tracking.clips import ClipWriter
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
     from vidalign.students.video.evaluation import Sample
+    from vidalign.students.video.rollout.noise import Noise
     from vidalign.students.video.spec import VideoStudentSpec
     from vidalign.students.video.student import VideoStudent
     from vidalign.text.features import PromptFeatures
@@ -62,17 +63,16 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
     Video n is that of `VideoStudent.sample` with the same seed for prompt n. Codec and network compute in the type of
     the student's weights, on its device.
     """
-    _speed_up(student.eval(), request)
+    speed_up(student.eval(), request)
     line, read = timeline(student.spec, request), features or build_features(student.spec.text)
     codec = build_codec(student.spec.codec).to(student.device, student.weight_dtype).eval()
     if student.spec.bidirectional:
         return _write_whole(student, request, student.sampler(line.latents, "teacher", features=read, codec=codec))
-    plan = RolloutPlan(prefix=0, branch=line.chunks)
     files, times = [], []
     for number, (prompt, file) in enumerate(zip(request.prompts, request.files, strict=True)):
         prompts = [prompt, *(text for _, text in request.then)]
         scenes = _scenes(student, prompts, read(prompts), line.scenes)
-        noise = student.draw_noise(plan, [generator(request.seed, "sample", 0, number)]).last(line.latents)
+        noise = draw(student, line, request.seed, number)
         given = _given(student, codec, request.images[0]) if request.images else None
         with ClipWriter(file, student.spec.fps) as writer:
             show = _Show(writer, Clock(student.device) if request.stats else None)
@@ -81,6 +81,17 @@ def write(student: VideoStudent, request: SampleRequest, features: PromptFeature
         if show.clock is not None:
             times.append(show.times())
     return Samples(files, times)
+
+
+def draw(student: VideoStudent, line: Timeline, seed: int, number: int) -> Noise:
+    """The noise of the video of prompt `number`."""
+    plan = RolloutPlan(prefix=0, branch=line.chunks)
+    return student.draw_noise(plan, [generator(seed, "sample", 0, number)]).last(line.latents)
+
+
+def is_cut(spec: VideoStudentSpec, prompt: str) -> bool:
+    """Whether another shot begins with a prompt, see `CachePolicy.cut_prefix`."""
+    return bool(spec.cache.cut_prefix) and prompt.startswith(spec.cache.cut_prefix)
 
 
 def _check_kernels(spec: VideoStudentSpec, request: SampleRequest) -> None:
@@ -92,10 +103,10 @@ def _check_kernels(spec: VideoStudentSpec, request: SampleRequest) -> None:
         what = f"unknown attention kernels {request.attention!r}"
         raise UsageError(what, where="--attention", why=f"known: {', '.join(known)}", fix=fix)
     if request.attention not in ("", "auto") or request.compile:
-        _speed_up(stand_in(spec)[0], request)
+        speed_up(stand_in(spec)[0], request)
 
 
-def _speed_up(student: VideoStudent, request: SampleRequest) -> None:
+def speed_up(student: VideoStudent, request: SampleRequest) -> None:
     """Let it compute with the kernels of a request."""
     if request.attention not in ("", "auto"):
         student.use_attention(request.attention, "--attention")
@@ -117,8 +128,7 @@ def _write_whole(student: VideoStudent, request: SampleRequest, sample: Sample) 
 
 def _scenes(student: VideoStudent, prompts: Sequence[str], texts: torch.Tensor, chunks: Sequence[int]) -> list[Scene]:
     """The scenes of a video, from their prompts and texts ``[scenes, L, D]``."""
-    prefix = student.spec.cache.cut_prefix
-    cuts = [bool(prefix) and prompt.startswith(prefix) for prompt in prompts]
+    cuts = [is_cut(student.spec, prompt) for prompt in prompts]
     parts = zip(texts.to(student.device), chunks, cuts, strict=True)
     return [Scene(text[None], count, cut) for text, count, cut in parts]
 
