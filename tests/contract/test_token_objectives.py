@@ -184,13 +184,13 @@ def dopd_by_hand(ctx: TrainContext, data: Experience, config: Any) -> tuple[floa
         ids = data["response_ids"][n][data["response"][n]]
         found = [logits(student, data, n, None), logits(student, data, n, hint), logits(teacher, data, n, hint)]
         at = torch.arange(len(ids))
-        rows.append((*found, *(x.log_softmax(-1)[at, ids].detach() for x in found[1:])))
-    gaps = sorted(abs(float(t - s)) for row in rows for s, t in zip(row[3], row[4], strict=True))
-    sure = [sorted(float(one.exp()) for row in rows for one in row[k]) for k in (3, 4)]
+        rows.append((ids, *found, *(x.log_softmax(-1)[at, ids].detach() for x in found[1:])))
+    gaps = sorted(abs(float(t - s)) for row in rows for s, t in zip(row[4], row[5], strict=True))
+    sure = [sorted(float(one.exp()) for row in rows for one in row[k]) for k in (4, 5)]
     kept = len(gaps) - int(config.trim * len(gaps))
     mean_gap, mean_sum = sum(gaps[:kept]) / kept, sum(sum(q[:kept]) / kept for q in sure)
     total, regimes = 0.0, []
-    for ours, own, other, l_s, l_t in rows:
+    for ids, ours, own, other, l_s, l_t in rows:
         values, chosen = [], []
         for k in range(len(ours)):
             a, q = abs(float(l_t[k] - l_s[k])), float(l_t[k].exp() + l_s[k].exp())
@@ -200,8 +200,13 @@ def dopd_by_hand(ctx: TrainContext, data: Experience, config: Any) -> tuple[floa
                 name = "ht" if l_t[k] >= l_s[k] else "hs"
             one = getattr(config, name)
             target = (other if one.source == "teacher" else own)[k]
-            top_k = config.top_k if one.support == "top_k" else None
-            values.append(one.weight * divergence(ours[k], target, one.divergence, top_k=top_k))
+            if one.support == "sampled":
+                token = int(ids[k])
+                values.append(one.weight * (ours[k].log_softmax(-1) - target.log_softmax(-1))[token])
+            else:
+                top_k = None if one.support == "full" else config.top_k
+                by = "target" if one.support == "target_top_k" else "student"
+                values.append(one.weight * divergence(ours[k], target, one.divergence, top_k=top_k, chosen_by=by))
             chosen.append(int(Regime[name.upper()]))
         total += float(torch.stack(values).mean()) / len(rows)
         regimes.append(chosen)
@@ -214,6 +219,8 @@ ABLATIONS = {
     "equal weights": ["lh.weight=1", "ll.weight=1", "hs.weight=1"],
     "no student source": ["ll.source=teacher", "hs.source=teacher"],
     "no teacher source": ["lh.source=student", "ht.source=student"],
+    "supports of the target": ["lh.support=target_top_k", "ll.support=target_top_k", "hs.support=target_top_k"],
+    "sampled tokens": [f"{name}.support=sampled" for name in ("lh", "ll", "ht", "hs")] + ["ht.divergence=reverse_kl"],
     "other divergences": ["lh.divergence=forward_kl", "ll.support=full", "trim=0.3"],
 }
 

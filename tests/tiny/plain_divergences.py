@@ -36,18 +36,19 @@ def divergence(
     *,
     beta: float = 0.5,
     top_k: int | None = None,
+    chosen_by: str = "student",
     temperature: float = 1.0,
 ) -> Tensor:
     """Divergence ``[...]`` of two sets of logits ``[..., V]``, at least 0 (up to rounding); gradient to `student` only.
 
     beta: weight of the target in the mixture, for ``jsd`` alone, in 0..1. top_k: None for the full vocabulary, else the
-    support is the student's K most likely tokens and a tail; K >= V is the full vocabulary. temperature: of *both*
+    support is the K most likely tokens of `chosen_by` and a tail; K >= V is the full vocabulary. temperature: of *both*
     distributions, above 0; the value is not multiplied by its square.
     """
     target = target.detach()
     if top_k is None or top_k >= student.shape[-1]:
         return between(log_probs(student, temperature), log_probs(target, temperature), kind, beta=beta)
-    index = student.detach().topk(top_k, -1).indices
+    index = (student.detach() if chosen_by == "student" else target).topk(top_k, -1).indices
     ours, theirs = bucket_log_probs(student, index, temperature), bucket_log_probs(target, index, temperature)
     return between(ours, theirs, kind, beta=beta)
 

@@ -193,14 +193,14 @@ def through(
 
 
 @pytest.mark.parametrize("rows", [1, 3, 10, 99])
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(("top_k", "chosen_by"), [(None, "student"), (3, "student"), (3, "target")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_chunks_change_neither_value_nor_gradient(kind: Any, top_k: int | None, rows: int) -> None:
+def test_chunks_change_neither_value_nor_gradient(kind: Any, top_k: int | None, chosen_by: Any, rows: int) -> None:
     """Rows in any order, several parts, one of which is a target with the student's own head."""
     student, teacher, ours, theirs = heads()
     weight, own = logits(10, seed=30), logits(10, 6, seed=33)
     ours.requires_grad_(True)
-    options: dict[str, Any] = dict(beta=0.2, top_k=top_k, temperature=1.3)
+    options: dict[str, Any] = dict(beta=0.2, top_k=top_k, chosen_by=chosen_by, temperature=1.3)
     a, b = torch.tensor([7, 0, 4, 9, 2]), torch.tensor([1, 8, 3])
     plain = torch.zeros(10, dtype=torch.float64)
     plain = plain.index_add(0, a, divergence(student(ours[a]), teacher(theirs[a]), kind, **options))
@@ -208,8 +208,8 @@ def test_chunks_change_neither_value_nor_gradient(kind: Any, top_k: int | None, 
     wanted = [ours, *student.parameters()]
     expected = torch.autograd.grad(3 * (plain * weight).sum(), wanted)
     parts: list[Toward | Written] = [
-        Toward(a, weight[a], theirs[a], teacher, kind, 0.2, top_k),
-        Toward(b, weight[b], own[b], None, kind, 0.2, top_k),
+        Toward(a, weight[a], theirs[a], teacher, kind, 0.2, top_k, chosen_by),
+        Toward(b, weight[b], own[b], None, kind, 0.2, top_k, chosen_by),
     ]
     found = through(student, ours, parts, torch.arange(10), temperature=1.3, rows=rows)
     assert found.total.item() == pytest.approx((plain * weight).sum().item(), rel=1e-12)
@@ -220,6 +220,27 @@ def test_chunks_change_neither_value_nor_gradient(kind: Any, top_k: int | None, 
     expected_logp, spread = projected_statistics(ours, student, torch.arange(10), temperature=1.3)
     torch.testing.assert_close(found.logp, expected_logp)
     torch.testing.assert_close(found.entropy, spread)
+
+
+def test_sampled_tokens_estimate_the_reverse_kl_and_its_gradient_without_bias() -> None:
+    """Exact: the mean over all tokens, by the student's probabilities, of values and of gradients. A constant must not
+    enter the gradient, and the temperature is that of both."""
+    student, teacher, ours, theirs = heads()
+    ours.requires_grad_(True)
+    asked, temperature = [ours, *student.parameters()], 1.3
+    plain = divergence(student(ours), teacher(theirs), "reverse_kl", temperature=temperature)
+    expected = torch.autograd.grad(plain.sum(), asked)
+    p = (student(ours) / temperature).softmax(-1).detach()
+    rows, gradients, losses = torch.arange(len(ours)), [torch.zeros_like(x) for x in asked], torch.zeros_like(plain)
+    for token in range(p.shape[1]):
+        part = Toward(rows, p[:, token], theirs, teacher, sampled=torch.full_like(rows, token))
+        found = through(student, ours, [part], temperature=temperature, rows=3)
+        losses = losses + p[:, token] * found.losses
+        for total, gradient in zip(gradients, torch.autograd.grad(found.total, asked), strict=True):
+            total += gradient
+    torch.testing.assert_close(losses, plain.detach())
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 @pytest.mark.parametrize("kind", KINDS)

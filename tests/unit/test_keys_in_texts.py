@@ -15,12 +15,13 @@ from vidalign import registry
 from vidalign.bench.protocol import ProtocolSections
 from vidalign.recipe.schema import Part, Sections
 from vidalign.students.language_config import LanguageSpec
-from vidalign.students.video import CachePolicy, VideoStudentSpec
+from vidalign.students.video import CachePolicy, Sampler, VideoStudentSpec
 
 ROOT = Path(__file__).parents[2]
 FREE = {
     "student.init": [VideoStudentSpec, LanguageSpec],
     "student.cache": [CachePolicy],
+    "student.sampler": [Sampler],
     "data.prompts": [registry.get("prompts", "tokens").Config],
 }
 """Sections that are plain mappings in the schema, and what reads them."""

@@ -52,7 +52,7 @@ def test_shipped_recipe_is_valid(name: str, tiny: Path, tmp_path: Path, monkeypa
     weights = recipes_root().parent / "vidalign" / "weights"
     wanted = re.findall(r"path: ((?:world|events|tokens|pictures)/\w+)", shipped_recipes()[name].read_text())
     missing = [name for name in wanted if not (weights / f"{name}.safetensors").is_file()]
-    missing += re.findall(r"path: (runs/assets/\S+\.safetensors)", shipped_recipes()[name].read_text())
+    missing += re.findall(r"path: (runs/assets/[\w/.]+)", shipped_recipes()[name].read_text())
     if missing:
         pytest.skip(f"{', '.join(missing)} is not there: run `make assets`")
     recipe = load_recipe(name)

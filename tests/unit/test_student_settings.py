@@ -13,6 +13,7 @@ from vidalign.errors import RecipeError, UserError
 from vidalign.recipe import load_recipe
 from vidalign.recipe.load import Recipe
 from vidalign.recipe.resume import check_same_recipe
+from vidalign.students.video.kind import Video
 
 OLD = {"chat": None, "sampling": None, "cache": None}
 """What every saved recipe held under `student` beside what all kinds have, before each had its own settings."""
@@ -32,7 +33,7 @@ OF_VIDEOS = {"preset", "codec", "text", "height", "width", "fps", "numerics", "d
 def test_a_student_has_only_its_own_keys() -> None:
     shared = {"name", "path", "init", "adapter", "checkpointing"}
     speed = {"attention", "compile", "decoder", "forcing_frames"}
-    assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, *speed, "cache", *OF_VIDEOS}
+    assert load_recipe("world/astrolabe").plain()["student"].keys() == {*shared, *speed, "cache", "sampler", *OF_VIDEOS}
     assert load_recipe("tokens/opd").plain()["student"].keys() == {*shared, "chat", "sampling", "freeze"}
 
 
@@ -52,6 +53,36 @@ def test_a_wrong_value_leaves_the_settings_of_the_kind() -> None:
     found = [problem.what for problem in caught.value.problems]
     assert any("student.checkpointing must be" in what for what in found)
     assert any("student.cache.widow" in what for what in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sigmas", "first"),
+    [
+        ("{sigmas: [1.0, 0.7]}", [1.0, 0.7], []),
+        ("{first_sigmas: [1.0, 0.9, 0.8]}", [1.0, 0.8, 0.6, 0.4], [1.0, 0.9, 0.8]),
+        ("{timesteps: [1000, 500], shift: 3}", [1.0, 0.75], []),  # 3 s / (1 + 2 s)
+    ],
+)
+def test_a_sampler_is_changed(changes: str, sigmas: list[float], first: list[float]) -> None:
+    """The student that is built has the levels, and so have the weights that it leaves."""
+    recipe = load_recipe("world/sft", [f"student.sampler={changes}"])
+    made = Video.spec(recipe.student).sampler
+    assert made.sigmas == pytest.approx(sigmas) and made.first_sigmas == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("{sigma: [1.0]}", "did you mean 'sigmas'"),
+        ("{sigmas: [0.9, 0.5]}", r"must fall strictly from 1.0 and end above 0, found \[0.9, 0.5\]"),
+        ("{first_sigmas: [1.0, x]}", "first_sigmas.1 must be float"),
+        ("{sigmas: 3}", "must be list of float"),
+        ("{many_steps: {steps: 3}}", "chunk_frames is 3"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_refused(changes: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("world/sft", [f"student.sampler={changes}"])
 
 
 @pytest.mark.parametrize("name", ["world/astrolabe", "world/astrolabe_long", "tokens/opd", "tokens/pretrain/student"])

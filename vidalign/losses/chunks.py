@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from vidalign.losses.divergences import divergence, entropy, reported_divergence
+from vidalign.losses.divergences import divergence, entropy, reported_divergence, sampled_divergence
 from vidalign.losses.projected import Part, Reinforced, Reported, Toward, Written
 
 if TYPE_CHECKING:
@@ -91,7 +91,11 @@ class _Chunks:
             losses, gradient = reported_divergence(logp, part.index, part.logp.to(logp), part.kind, part.beta)
         else:
             target = self._target(part).log_softmax(-1)
-            losses, gradient = divergence(logp, target, part.kind, part.beta, part.top_k)
+            losses, gradient = (
+                divergence(logp, target, part.kind, part.beta, part.top_k, part.chosen_by)
+                if part.sampled is None
+                else sampled_divergence(logp, target, part.sampled)
+            )
         weights = part.weights.to(losses)
         if not isinstance(part, Reinforced):
             self.results[1].index_add_(0, index, losses)

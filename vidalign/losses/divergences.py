@@ -12,8 +12,8 @@ Natural logarithms, fp32 or wider. With probabilities S of the student and ``a =
 student's logits is ``a - S sum(a)``, where the derivative of the bracket drops out, as probabilities sum to 1. It is
 *exactly* zero where the two agree, which differentiating ``S log(S / T)`` is not (rounding leaves 1e-8 on every entry).
 
-On a support of the student's K most likely tokens the rest of the vocabulary becomes one more bucket. Plain
-truncation sums to less than 1 and can be negative: -0.162 in the example of the tests.
+On a support of K tokens, the likeliest of the student or of the target, the rest of the vocabulary becomes one more
+bucket. Plain truncation sums to less than 1 and can be negative: -0.162 in the example of the tests.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["reverse_kl", "forward_kl", "js", "jsd"]
+Chooser = Literal["student", "target"]
+"""Whose likeliest tokens are a support."""
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -39,18 +41,20 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def divergence(ours: Tensor, theirs: Tensor, kind: Kind, beta: float, top_k: int | None) -> tuple[Tensor, Tensor]:
+def divergence(
+    ours: Tensor, theirs: Tensor, kind: Kind, beta: float, top_k: int | None, chosen_by: Chooser = "student"
+) -> tuple[Tensor, Tensor]:
     """Divergences ``[n]``, at least 0 up to rounding, and their gradient ``[n, V]`` in the student's logits.
 
     ours, theirs: log-probabilities ``[n, V]`` of student and target, fp32 or wider; both are overwritten. beta: weight
-    of the target in the mixture of ``jsd``, in 0..1. top_k: None for the full vocabulary, else the support is the
-    student's K most likely tokens and a tail; K >= V is the full vocabulary. The derivative in a temperature is left to
-    the caller: divide the gradient by it.
+    of the target in the mixture of ``jsd``, in 0..1. top_k: None for the full vocabulary, else the support is the K
+    most likely tokens of `chosen_by` and a tail; K >= V is the full vocabulary. The derivative in a temperature is left
+    to the caller: divide the gradient by it.
     """
     if top_k is None or top_k >= ours.shape[-1]:
         losses, pull, total = _pull(ours, theirs, kind, beta)
         return losses, pull.addcmul_(ours, total[:, None], value=-1)
-    index = ours.topk(top_k, -1).indices
+    index = (ours if chosen_by == "student" else theirs).topk(top_k, -1).indices
     return _on_support(ours, _buckets(theirs, index), index, kind, beta)
 
 
@@ -61,6 +65,19 @@ def reported_divergence(ours: Tensor, index: Tensor, logp: Tensor, kind: Kind, b
     rest = -torch.expm1(logp.logsumexp(-1, keepdim=True))
     others = torch.cat([logp, rest.clamp(min=LEAST_TAIL).log()], -1).log_softmax(-1)
     return _on_support(ours, others, index, kind, beta)
+
+
+def sampled_divergence(ours: Tensor, theirs: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimates of the reverse KL ``[n]`` and of its gradient ``[n, V]`` by one sampled token y a row.
+
+    The first is ``log S(y) - log T(y)``, which can be negative, the second is the first times the gradient of
+    ``log S(y)``. Their means over y ~ S are the values of `divergence`. ours, theirs: log-probabilities ``[n, V]``;
+    `ours` is overwritten. tokens: ``[n]``.
+    """
+    chosen = tokens[:, None]
+    losses = (ours.gather(-1, chosen) - theirs.gather(-1, chosen))[:, 0]
+    score = ours.exp_().neg_().scatter_add_(-1, chosen, torch.ones_like(losses)[:, None])
+    return losses, score.mul_(losses[:, None])
 
 
 LEAST_TAIL = 1e-6

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from vidalign.deferred import without_gradient
-from vidalign.losses.divergences import Kind, entropy, log_probs
+from vidalign.losses.divergences import Chooser, Kind, entropy, log_probs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,11 @@ class Toward:
     beta: float = 0.5
     """Weight of the target in the mixture of ``jsd``."""
     top_k: int | None = None
-    """Support: the student's K likeliest entries and a tail; None = the whole vocabulary."""
+    """Support: K entries and a tail; None = the whole vocabulary."""
+    chosen_by: Chooser = "student"
+    """Whose likeliest entries they are."""
+    sampled: Tensor | None = None
+    """``[m]``, entries that the student sampled: these alone are compared, by reverse KL, instead of a support."""
 
 
 @dataclass(frozen=True)

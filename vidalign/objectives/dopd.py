@@ -19,7 +19,8 @@ Hidden states of T^p and S^p are kept from the routing for the loss.
 Exact: where p is empty, S^p is S, and LL and HS have no value and no gradient.
 Ablations: HT only ``lh.weight=0 ll.weight=0 hs.weight=0``; equal weights: all 1; no privilege ``privilege=none``; no
 student source ``ll.source=teacher hs.source=teacher``; no teacher source ``lh.source=student ht.source=student``; not
-aware of the advantage ``routing=uniform``; form of p ``data.prompts.privilege=executed`` and so on.
+aware of the advantage ``routing=uniform``; granularity ``lh.support=sampled``, `full` and so on; support of the teacher
+``lh.support=target_top_k`` and so on; form of p ``data.prompts.privilege=executed`` and so on.
 Knobs that matter: learning rate, data.prompts.privilege, student_target, the weights, top_k.
 """
 
@@ -69,13 +70,16 @@ class RegimeConfig:
     """Target: the privileged teacher, or the privileged student."""
     divergence: Literal["reverse_kl", "forward_kl", "js", "jsd"] = "reverse_kl"
     """Of student and target, see `losses/divergences.py`."""
-    support: Literal["top_k", "full"] = "top_k"
-    """top_k: the student's likeliest tokens and a tail; full: the whole vocabulary."""
+    support: Literal["top_k", "target_top_k", "full", "sampled"] = "top_k"
+    """top_k: the student's likeliest tokens and a tail; target_top_k: those of the target; full: the whole vocabulary;
+    sampled: the token of the response alone, an estimate of the reverse KL."""
     weight: float = 1.0
     """Factor of the loss; 0 leaves these tokens out."""
 
     def __post_init__(self) -> None:
         require(self, "weight", least=0)
+        if self.support == "sampled" and self.divergence != "reverse_kl":
+            raise ValueError(f"support: sampled estimates divergence: reverse_kl, not {self.divergence}")
 
 
 class DOPD(Objective):
@@ -93,7 +97,7 @@ class DOPD(Objective):
         trim: float = 0.05
         """Share of the largest values that the thresholds leave out."""
         top_k: int = 128
-        """Tokens of a top_k support."""
+        """Tokens of a support that is top_k or target_top_k."""
         beta: float = 0.5
         """Weight of the target in the mixture of jsd, in 0..1."""
         lh: RegimeConfig = field(default_factory=lambda: RegimeConfig("teacher", weight=0.6))
@@ -196,7 +200,8 @@ class DOPD(Objective):
         rows = {name: index for name, index in rows.items() if len(index)}
         targets = {source: self._states(source, data, mask, states) for source in self._sources()}
         heads = {source: tokens.target_head(ctx, self._weights_of(source)) for source in targets}
-        parts = [self._part(name, index, weights, targets, heads) for name, index in rows.items()]
+        sampled = tokens.tokens_of(data)
+        parts = [self._part(name, index, weights, sampled, targets, heads) for name, index in rows.items()]
         found, metrics, counts = tokens.distil(ctx, data, states, parts)
         for name in NAMES:  # the parts add up, unweighted
             own = rows.get(name, regime[:0])
@@ -204,14 +209,29 @@ class DOPD(Objective):
         return LossOut(found.total, metrics, counts=counts)
 
     def _part(
-        self, name: str, rows: Tensor, weights: Tensor, targets: dict[str, Tensor], heads: dict[str, Head | None]
+        self,
+        name: str,
+        rows: Tensor,
+        weights: Tensor,
+        sampled: Tensor,
+        targets: dict[str, Tensor],
+        heads: dict[str, Head | None],
     ) -> Toward:
         """How the rows of a regime are trained."""
         one = self._of(name)
-        top_k = self.config.top_k if one.support == "top_k" else None
-        states = targets[one.source][rows]
-        head, weights = heads[one.source], one.weight * weights[rows]
-        return Toward(rows, weights, states, head, one.divergence, self.config.beta, top_k)
+        toward = Toward(
+            rows,
+            one.weight * weights[rows],
+            targets[one.source][rows],
+            heads[one.source],
+            one.divergence,
+            self.config.beta,
+        )
+        if one.support == "sampled":
+            return replace(toward, sampled=sampled[rows])
+        if one.support == "full":
+            return toward
+        return replace(toward, top_k=self.config.top_k, chosen_by="student" if one.support == "top_k" else "target")
 
     def _states(self, source: str, data: Experience, mask: Tensor, states: Tensor) -> Tensor:
         """Hidden states ``[M, D]`` of the privileged teacher or student, as they were scored; those of the student that

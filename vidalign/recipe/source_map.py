@@ -25,6 +25,13 @@ class Node:
     value: Any
     where: str
 
+    @classmethod
+    def of(cls, value: Any, where: str) -> Node:
+        """Plain values, all from one place."""
+        if isinstance(value, dict):
+            return cls({key: cls.of(child, where) for key, child in value.items()}, where)
+        return cls([cls.of(child, where) for child in value] if isinstance(value, list) else value, where)
+
     def plain(self) -> Any:
         """The value without marks."""
         if isinstance(self.value, dict):

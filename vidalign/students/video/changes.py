@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,22 @@ def changed(spec: VideoStudentSpec, config: Video.Config) -> VideoStudentSpec:
     specification, and for a sink that the family does not allow.
     """
     values: dict[str, Any] = {key: getattr(config, key) for key in KEYS if getattr(config, key) is not None}
-    cache = spec.cache
+    cache, sampler = spec.cache, spec.sampler
     if config.preset:
         family = preset(config.preset)
         check_chunk(spec, family, "student.preset")
-        cache = family.cache
-        values |= {"sampler": family.sampler.plain(), "prediction": family.prediction, "preset": family.name}
-    made = replace(spec, **values, cache=replace(cache, **config.cache or {}))
+        cache, sampler = family.cache, family.sampler.plain()
+        values |= {"prediction": family.prediction, "preset": family.name}
+    levels = replace(sampler, **sampler_changes(config.sampler or {}))
+    made = replace(spec, **values, cache=replace(cache, **config.cache or {}), sampler=levels)
     _check_policy(made)
     return made
+
+
+def sampler_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a sampler as a whole: `sigmas` that follow from other timesteps, or another shift, are made anew."""
+    anew = {"sigmas": []} if {"timesteps", "shift"} & changes.keys() else {}
+    return anew | dict(changes)
 
 
 def _check_policy(spec: VideoStudentSpec) -> None:

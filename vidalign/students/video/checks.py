@@ -11,10 +11,10 @@ from vidalign.recipe.prompts import listed_prompts
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
-from vidalign.students.video.changes import changed
+from vidalign.students.video.changes import changed, sampler_changes
 from vidalign.students.video.kind import Video
 from vidalign.students.video.many_steps import no_chunks
-from vidalign.students.video.spec import CachePolicy, VideoStudentSpec
+from vidalign.students.video.spec import CachePolicy, Sampler, VideoStudentSpec
 from vidalign.students.video.wan import SETTINGS, linear_layers
 from vidalign.students.weights import reading_spec
 
@@ -102,7 +102,9 @@ def _changed(draft: Draft, spec: dict[str, Any]) -> VideoStudentSpec | None:
     except UserError:
         own = None  # the check of the weights or of `init` says why
     if config.cache and not config.preset:
-        _check_cache(draft, draft.tree.value["student"].value["cache"], spec)
+        _check_changes(draft, CachePolicy, "cache", config.cache, spec)
+    if config.sampler and not config.preset:
+        _check_changes(draft, Sampler, "sampler", sampler_changes(config.sampler), spec)
     if own is None or len(draft.problems) > before:
         return None
     chosen = config.preset or "chunk_frames" in (config.cache or {})
@@ -188,12 +190,15 @@ def _check_transformer(draft: Draft, init: Node) -> None:
             draft.problems.append(unknown_key(f"student.init.transformer.{key}", node.where, SETTINGS))
 
 
-def _check_cache(draft: Draft, changes: Node, spec: dict[str, Any]) -> None:
-    """The student's cache policy with its changes is a possible one."""
-    own = spec.get("cache")
+def _check_changes(
+    draft: Draft, part: type[CachePolicy | Sampler], key: str, changes: dict[str, Any], spec: dict[str, Any]
+) -> None:
+    """The student's cache policy, or its sampler, with the changes is a possible one."""
+    written = draft.tree.value["student"].value[key]
+    own = spec.get(key)
     own = own if isinstance(own, dict) else {}  # an `init` that is wrong has been refused already
-    policy = {key: Node(value, changes.where) for key, value in own.items()} | changes.value
-    build(CachePolicy, Node(policy, changes.where), "student.cache", draft.problems)
+    whole = Node.of(own | changes, written.where).value | written.value
+    build(part, Node(whole, written.where), f"student.{key}", draft.problems)
 
 
 def _check_frames(draft: Draft, spec: VideoStudentSpec) -> None:

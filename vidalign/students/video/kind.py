@@ -51,6 +51,9 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
         cache: dict[str, Any] | None = None
         """Changes to its cache policy (`window`, `sink`, `rope`, `sink_decay`, `first_chunk`): a rolling cache makes
         long videos."""
+        sampler: dict[str, Any] | None = None
+        """Changes to its sampler (`sigmas`, `first_sigmas`, `timesteps`, `shift`): other noise levels than it was
+        trained at, such as fewer before a distillation to them."""
         preset: str = ""
         """Cache policy and sampler of this family, see `vidalign list presets`, or of a YAML file in the same form."""
         codec: dict[str, Any] | None = None
