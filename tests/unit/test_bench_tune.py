@@ -114,9 +114,9 @@ def test_settings_are_chosen_on_training_prompts(ran: list[Job]) -> None:
     trials = load_protocol(str(one.file))
     assert trials.trained_prompts and not set(trials.held_out) & set(one.protocol.all_prompts)
     assert trials.budget == one.protocol.budget and trials.evaluation.seeds == one.protocol.evaluation.seeds
-    tokens = ["tuning.prompts.source=tokens:held_out"]
-    with pytest.raises(UserError, match="'tokens:held_out' holds prompts that tokens/opd does not train on"):
-        TuneRun("dopd_table", tokens, rows=["opd"])
+    problems = ["tuning.prompts.source=rules:held_out"]
+    with pytest.raises(UserError, match="'rules:held_out' holds prompts that rules/opd does not train on"):
+        TuneRun("dopd_table", problems, rows=["opd"])
 
 
 def test_what_is_tuned_does_not_change_the_hash(ran: list[Job]) -> None:
