@@ -37,7 +37,7 @@ def changed(spec: VideoStudentSpec, config: Video.Config) -> VideoStudentSpec:
 
 def sampler_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changes of a sampler as a whole: `sigmas` that follow from other timesteps, or another shift, are made anew."""
-    anew = {"sigmas": []} if {"timesteps", "shift"} & changes.keys() else {}
+    anew: dict[str, Any] = {"sigmas": []} if {"timesteps", "shift"} & changes.keys() else {}
     return anew | dict(changes)
 
 
