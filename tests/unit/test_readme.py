@@ -29,8 +29,8 @@ ROWS = {
     "world/dopd": ("all_objectives", "dopd"),
     "world/sft": ("all_objectives", "sft"),
     "world/astrolabe_long": ("astrolabe_long", "long"),
-    "tokens/dopd": ("dopd_table", "dopd"),
-    "tokens/opd": ("dopd_table", "opd"),
+    "rules/dopd": ("dopd_table", "dopd"),
+    "rules/opd": ("dopd_table", "opd"),
 }
 """Result file and row of the recipe that a line of the table names first."""
 
