@@ -30,7 +30,10 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 quickstart: $(INSTALLED)  ## align the shipped student by Astrolabe and write the report
 	@echo "== quickstart: training, then evaluation and report"
-	$(BIN)/vidalign train recipes/world/astrolabe.yaml
+	$(BIN)/vidalign train recipes/world/astrolabe.yaml --run runs/quickstart --resume
+	@echo "next, play with it: $(BIN)/vidalign play runs/quickstart"
+	@echo "next, make a clip:  $(BIN)/vidalign sample --run runs/quickstart --prompt 'a large red circle falls' --out clip.mp4"
+	@echo "next, your recipe:  $(BIN)/vidalign new my.yaml --from world/astrolabe"
 
 test: $(INSTALLED)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 from bench_helpers import make_cell, make_results
 
+from vidalign.bench.protocol import load_protocol
+from vidalign.bench.shipped import shipped_protocols
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # its scripts import each other, as they do when they are run
 
@@ -139,6 +142,17 @@ def test_a_benchmark_without_trl_says_what_to_install(
     found = script["losses"](script["parse"](["--autocast"]))
     assert list(found) == ["naive", "checkpointed", "projected", "routed", "projected_autocast"]
     assert "pip install -c constraints.txt -e '.[bench]'" in capsys.readouterr().err
+
+
+def test_the_table_of_the_protocols_counts_their_cells() -> None:
+    page = (BENCHMARKS.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    counts = {name: len(load_protocol(name).objectives) for name in shipped_protocols()}
+    seeds = {name: len(load_protocol(name).seeds) for name in counts}
+    shown = re.findall(r"^\| `(\w+)` \|.*\| (\d+) / (\d+) \|", page, re.MULTILINE)
+    assert {name: (int(full), int(small)) for name, full, small in shown} == {
+        name: (count * seeds[name], count) for name, count in counts.items()
+    }
+    assert f"at most {sum(count * seeds[name] for name, count in counts.items())} trained cells" in page
 
 
 def test_every_result_names_its_command_and_machine() -> None:
