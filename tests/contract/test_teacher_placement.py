@@ -49,7 +49,7 @@ def test_weights_come_once_a_pass_and_rest_afterwards(tmp_path: Path) -> None:
 
 
 def test_what_computes_is_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rests is spoiled: only weights that were brought give the loss, and inner visits take nothing away."""
+    """What rests is corrupted: only weights that were brought give the loss, and inner visits take nothing away."""
     loss, _, _ = step(tmp_path, "opd")
     objective, ctx = make(tmp_path, "opd", "teacher.offload=true")
     placement, network = ctx.teacher.placement, ctx.roles._frozen["teacher"].network

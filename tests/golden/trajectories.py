@@ -251,7 +251,7 @@ def check(recipes: Sequence[str], workers: int) -> int:
     wrong = 0
     for launch, results in run_all(recipes, workers):
         for recipe, result in results.items():
-            wrong += told(recipe, launch, against_file(recipe, launch.engine, launch.processes, result))
+            wrong += reported(recipe, launch, against_file(recipe, launch.engine, launch.processes, result))
     return wrong
 
 
@@ -269,7 +269,7 @@ def compare(rev: str, recipes: Sequence[str], workers: int) -> int:
         for launch, results in run_all(both, workers):
             for recipe, result in results.items():
                 failures = [one["failed"] for one in (old[launch][recipe], result) if "failed" in one]
-                wrong += told(recipe, launch, failures or differences(old[launch][recipe], result))
+                wrong += reported(recipe, launch, failures or differences(old[launch][recipe], result))
     return wrong
 
 
@@ -283,7 +283,7 @@ def run_all(
         yield from zip(todo, pool.map(lambda launch: trajectories(launch, root), todo), strict=True)
 
 
-def told(recipe: str, launch: Launch, found: list[str]) -> bool:
+def reported(recipe: str, launch: Launch, found: list[str]) -> bool:
     """Print whether a run agrees, and the first place where it does not."""
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     print(f"{recipe}, {launch}: {found[0] + more if found else 'equal'}", flush=True)

@@ -81,6 +81,21 @@ def test_gains_and_costs_are_those_of_the_result_files(results: dict[str, Result
     assert seen == list(ROWS)
 
 
+@pytest.mark.parametrize(
+    ("page", "file", "row"),
+    [
+        ("afd", "all_objectives", "afd"),
+        ("ar_copo", "all_objectives", "ar_copo"),
+        ("astrolabe", "quickstart", "astrolabe"),
+        ("dopd", "dopd_table", "dopd"),
+    ],
+)
+def test_the_page_of_a_method_has_our_figure(page: str, file: str, row: str, results: dict[str, Results]) -> None:
+    text, result = (ROOT / "docs" / "methods" / f"{page}.md").read_text(encoding="utf-8"), results[file]
+    outdated = f", outdated since commit {result.outdated_since}" if result.outdated_since else ""
+    assert f"{gain(result, row)}{outdated}, by `vidalign bench run" in text
+
+
 def test_the_figures_of_the_quickstart_are_current(results: dict[str, Results]) -> None:
     result = results["quickstart"]
     assert not result.outdated_since and gain(result, "astrolabe") in TEXT

@@ -136,7 +136,7 @@ def _rewards(draft: Draft) -> None:
 
 
 def _has_rate(draft: Draft) -> bool:
-    """Whether the kind of student says how many frames its clips have in a second, as far as its class tells."""
+    """Whether the kind of student says how many frames its clips have in a second, as far as its class shows it."""
     spec = getattr(_plugin(draft, "students", draft.recipe.student.name), "spec_type", None)
     return spec is None or not is_dataclass(spec) or any(field.name == "fps" for field in fields(spec))
 

@@ -235,7 +235,7 @@ def _round_step(step: float) -> float:
 
 
 def _tick(value: float, step: float) -> str:
-    """As many digits as tell neighbouring ticks apart; thousands as `k`, millions as `M`."""
+    """As many digits as neighbouring ticks need to differ; thousands as `k`, millions as `M`."""
     if abs(value) < step / 2:
         return "0"
     if step < 1e-3:

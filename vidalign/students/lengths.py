@@ -21,7 +21,7 @@ class Room:
     """Tokens of a conversation: the model's context, how many the response takes, how many the prompt may take."""
 
     context: int | None = None
-    """Tokens that the model can tell apart by their places; None = any number."""
+    """Tokens that the model can distinguish by their places; None = any number."""
     response: int = 0
     longest: int | None = None
     """`chat.max_prompt_length`."""

@@ -90,7 +90,7 @@ def check_clip(source: Path, kind: str, shape: ClipShape, fps: float = 0.0) -> H
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """What is wrong with a clip is told with its name."""
+    """What is wrong with a clip is reported with its name."""
     try:
         yield
     except DataError as error:

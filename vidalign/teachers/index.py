@@ -39,7 +39,7 @@ class Index:
     unused: dict[str, str] = field(default_factory=dict)
     """Files that are no clip of the store, with the reason."""
 
-    def told(self) -> str:
+    def described(self) -> str:
         """The unused files with their reasons; empty where there are none."""
         return ", ".join(f"{name} ({reason})" for name, reason in self.unused.items())
 
@@ -59,7 +59,7 @@ def index_clips(path: Path) -> Index:
         known = "a folder of clips, a tar or parquet file, or a folder that Dataset.save_to_disk wrote"
         raise DataError(f"{str(path)!r} holds no clips", why=f"it is not {known}", fix="check teacher.path")
     if not index.entries:
-        why = f"not used: {index.told()}; " if index.unused else ""
+        why = f"not used: {index.described()}; " if index.unused else ""
         raise DataError(f"{str(path)!r} holds no clips", why=f"{why}known kinds: {', '.join(EXTENSIONS)}")
     return index
 

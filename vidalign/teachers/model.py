@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ModelTeacher(NetworkTeacher):
-    """A frozen bidirectional multi-step video network. Offers ``velocity``, guided where it is told so."""
+    """A frozen bidirectional multi-step video network. Offers ``velocity``, guided where guidance is set."""
 
     offers = ("velocity",)
 

@@ -56,7 +56,7 @@ class ClipStore:
         self.path, self.shape, self.fps, self.skip_corrupt = path, shape, fps, skip_corrupt
         index = index_clips(path)
         if index.unused and distributed.rank() == 0:
-            warnings.warn(f"{path}: {len(index.unused)} files are not used: {index.told()}", stacklevel=2)
+            warnings.warn(f"{path}: {len(index.unused)} files are not used: {index.described()}", stacklevel=2)
         self.broken = self._broken(index.entries)
         """Why a clip cannot be used, by its name."""
         if self.broken and not skip_corrupt:
@@ -173,7 +173,7 @@ def _check_prompts(draft: Draft, path: str) -> None:
     known = {entry.prompt for entry in index.entries}
     if index.unused:
         what = f"{len(index.unused)} files of the teacher's store are not used"
-        warning = Problem(what, draft.tree.locate("teacher.path"), index.told())
+        warning = Problem(what, draft.tree.locate("teacher.path"), index.described())
         draft.warnings += [warning] if warning not in draft.warnings else []
     missing = [prompt for prompt in prompts if prompt not in known]
     if missing:

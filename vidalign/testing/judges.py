@@ -87,7 +87,7 @@ def world_texts() -> Items:
 def with_failing(items: Items, failing: tuple[Any, Any] | None) -> tuple[Items, tuple[Any, Any]]:
     """Items, and an output with its prompt that cannot be judged.
 
-    Unless `failing` names one, the last item is spoilt: a clip becomes NaN, an example loses its answer.
+    Unless `failing` names one, the last item is corrupted: a clip becomes NaN, an example loses its answer.
     """
     if failing is not None:
         return items, failing

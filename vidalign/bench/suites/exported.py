@@ -109,12 +109,12 @@ def check_scored(
         (strange, "not of this export"),
         (misplaced, "not judged by this dimension"),
     ]
-    told = [f"{len(names)} {what}: {_listed(names)}" for names, what in faults if names]
-    if told or not counts:
+    wrong = [f"{len(names)} {what}: {_listed(names)}" for names, what in faults if names]
+    if wrong or not counts:
         raise DataError(
             "the scores are not those of the export's videos",
             where=where,
-            why="; ".join(told) or "it scores no video",
+            why="; ".join(wrong) or "it scores no video",
             fix="run the scorer on the whole export, and give its own result files",
         )
 

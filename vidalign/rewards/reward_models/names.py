@@ -73,18 +73,18 @@ def compare(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: st
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     other = sorted(name for name in expected.keys() & found.keys() if tuple(found[name]) != tuple(expected[name]))
-    told = [
+    wrong_keys = [
         *_first("missing", missing, missing),
         *_first("unexpected", unexpected, unexpected),
         *_first(
             "of another shape", other, [f"{name} {_said(found[name])}, not {_said(expected[name])}" for name in other]
         ),
     ]
-    if told:
+    if wrong_keys:
         raise CheckpointError(
             "the checkpoint is not that of this reward model",
             where=where,
-            why="; ".join(told),
+            why="; ".join(wrong_keys),
             fix="name the published checkpoint, and the backbone that it was trained on",
         )
 
