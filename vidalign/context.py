@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vidalign.data.source import PromptSource
     from vidalign.engine.policies import Policies
     from vidalign.engine.roles import Roles
-    from vidalign.evaluation.judging import Generate
-    from vidalign.recipe.schema import EvaluationConfig
     from vidalign.rewards.base import CompositeReward, ScoreRequest
     from vidalign.students.base import Generator, Student
     from vidalign.text.features import PromptFeatures
@@ -197,13 +195,6 @@ class TrainContext(Generic[S, T]):
     def uniform(self, shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Uniform in [0, 1), fp32 ``[N, *shape]``, one generator a sample."""
         return torch.stack([torch.rand(tuple(shape), generator=g) for g in generators]).to(self.device)
-
-    def sampler(self, settings: EvaluationConfig) -> Generate:
-        """How evaluations sample the student as it is; within `gathered`."""
-        generate: Generate = self.student.sampler(
-            settings.frames, features=self.features, codec=self.codec, temperature=settings.temperature
-        )
-        return generate
 
     @property
     def shows(self) -> bool:

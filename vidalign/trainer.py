@@ -24,13 +24,13 @@ from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
 from vidalign.errors import PluginError, UserError
 from vidalign.evaluation.evaluator import Evaluation, Evaluator
-from vidalign.evaluation.fixed_prompts import FixedPrompts
+from vidalign.evaluation.fixed_prompts import TAG, FixedPrompts
 from vidalign.guest import guarded
 from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
-from vidalign.recipe.resume import check_same_recipe
+from vidalign.recipe.resume import check_begun, check_same_recipe
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.tracking.health import check_on_policy, skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
@@ -66,12 +66,7 @@ class Trainer:
         processes_of_a_group(recipe, distributed.world_size())
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.all_steps()
-        if saved and not resume:
-            raise UserError(
-                f"{self.run_dir} already holds a run, saved at step {saved[-1]}",
-                where="--run",
-                fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
-            )
+        check_begun(self.run_dir, saved, resume)
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
@@ -160,7 +155,7 @@ class Trainer:
             metrics["health/adapter_layers"] = float(ctx.policies.adapted_layers)
         metrics |= self._held_out()
         self._call("on_step_end", metrics)
-        self._fixed.show(self)
+        self._show_fixed()
         metrics["perf/step/seconds"] = time.perf_counter() - self.step_started
         self.tracker.log(self.step, metrics)
         return metrics
@@ -183,7 +178,17 @@ class Trainer:
     def evaluate(self, prompts: int = 32) -> Evaluation:
         """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
         with torch.no_grad(), self.ctx.gathered():
-            return self.evaluator(self.ctx.sampler(self.recipe.evaluation), prompts, 1)
+            return self.evaluator(self._sampler(), prompts, 1)
+
+    def _sampler(self) -> Any:
+        """How evaluations sample the student as it is; within `gathered`."""
+        ctx, own = self.ctx, self.recipe.evaluation
+        return ctx.student.sampler(own.frames, features=ctx.features, codec=ctx.codec, temperature=own.temperature)
+
+    def _show_fixed(self) -> None:
+        if self._fixed.due(self.step, self.done):
+            with self.tracker.phase(TAG), torch.no_grad(), self.ctx.gathered():
+                self._fixed.show(self.step, self._sampler(), self.tracker, self.ctx.student)
 
     def phases(self) -> tuple[Phase, ...]:
         """The roles that a step trains, in order: rewards that learn, before they judge, then the objective's."""
@@ -199,7 +204,7 @@ class Trainer:
             self._begun = True
             self._call("on_start")
             if self.step == 0:
-                self._fixed.show(self)
+                self._show_fixed()
 
     def _call(self, hook: str, *what: Any) -> None:
         """Call a hook of every callback; processes agree on whether training stops."""

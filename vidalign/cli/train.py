@@ -90,17 +90,13 @@ def _check_folder(run: Path | None, resume: bool) -> None:
             raise UsageError("no run is named to go on with", where="--resume", fix="add --run RUN, its folder")
         return
     from vidalign.engine.checkpoint import Checkpoints
+    from vidalign.recipe.resume import check_begun
 
     refuse_owned(run)
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is not a folder", where="--run", fix="name another one")
     saved = Checkpoints(run / "checkpoints").all_steps()
-    if saved and not resume:
-        raise UsageError(
-            f"{run} already holds a run, saved at step {saved[-1]}",
-            where="--run",
-            fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
-        )
+    check_begun(run, saved, resume)
 
 
 def _interrupted(trainer: Trainer, arguments: list[str], trained: bool) -> Interrupted:

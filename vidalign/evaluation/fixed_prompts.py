@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidalign.evaluation.evaluator import Evaluator
-from vidalign.evaluation.judging import outputs_of
+from vidalign.evaluation.judging import Generate, outputs_of
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
-    from vidalign.trainer import Trainer
+    from vidalign.tracking.tracker import Tracker
 
 COUNT = 4
 """Prompts that are shown, the first of the evaluation."""
@@ -26,16 +26,16 @@ class FixedPrompts:
         self.every = recipe.tracking.clips_every if seen else 0
         self.prompts = evaluator.prompts[:COUNT]
 
-    def show(self, trainer: Trainer) -> None:
-        """Log clips, or answers of a language student, where it is time; all processes call it."""
-        step, tracker = trainer.step, trainer.tracker
-        if not self.every or (step % self.every and not trainer.done):
-            return
-        with tracker.phase(TAG), torch.no_grad(), trainer.ctx.gathered():
-            outputs = outputs_of(trainer.ctx.sampler(trainer.recipe.evaluation), self.prompts, 0)
+    def due(self, step: int, last: bool) -> bool:
+        """Whether it is time to show them."""
+        return bool(self.every) and (last or step % self.every == 0)
+
+    def show(self, step: int, generate: Generate, tracker: Tracker, student: Any) -> None:
+        """Log clips, or answers of a language student; all processes call it."""
+        outputs = outputs_of(generate, self.prompts, 0)
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in self.prompts]
         if isinstance(outputs, torch.Tensor):
-            tracker.clips(step, TAG, outputs, texts, trainer.ctx.student.fps)
+            tracker.clips(step, TAG, outputs, texts, student.fps)
             return
         for n, (prompt, answer) in enumerate(zip(texts, outputs, strict=True)):
             tracker.text(step, f"{TAG}/{n}", f"{prompt}\n\n{answer}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vidalign.errors import Problem, UserError
+from vidalign.errors import Problem, UsageError, UserError
 from vidalign.recipe.differences import differences
 from vidalign.recipe.load import build_sections
 from vidalign.recipe.older import current
@@ -35,6 +36,16 @@ FREE_ON_RESUME = (
     "evaluation",
 )
 """Keys that may change when a run goes on: none of them changes a step's update."""
+
+
+def check_begun(run: Path, saved: Sequence[int], resume: bool) -> None:
+    """Raise `UsageError` where steps of a run are saved and it is not to go on: another one is not written over it."""
+    if saved and not resume:
+        raise UsageError(
+            f"{run} already holds a run, saved at step {saved[-1]}",
+            where="--run",
+            fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
+        )
 
 
 def check_same_recipe(file: Path, recipe: Recipe) -> None:
