@@ -10,27 +10,16 @@ from vidalign.play.panes import Pane, Stage
 from vidalign.students.samples import SampleRequest
 from vidalign.students.video import CachePolicy, Sampler, VideoStudent, VideoStudentSpec
 from vidalign.students.video.live import CLIP, VideoStreamer
+from vidalign.testing.recipes import VIDEO
 from vidalign.text.pretrained import build_features
 
 PROMPTS = ["a large red circle falls", "a small blue square bounces"]
-NETWORK = {
-    "patch_size": [1, 8, 8],
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 3,
-    "out_channels": 3,
-    "text_dim": 64,
-    "freq_dim": 16,
-    "ffn_dim": 32,
-    "num_layers": 2,
-    "rope_max_seq_len": 64,
-}
 
 
 def student(seed: int = 0, cache: CachePolicy | None = None, **changes: Any) -> VideoStudent:
     """A network with random weights on pictures of 32 x 32 pixels."""
-    values = {"sampler": Sampler(sigmas=[1.0, 0.7, 0.4]), "prediction": "x0", **changes}
-    made = VideoStudent.from_spec(VideoStudentSpec(transformer=NETWORK, cache=cache or CachePolicy(), **values), seed)
+    values = {**VIDEO, "cache": cache or CachePolicy(), "sampler": Sampler(sigmas=[1.0, 0.7, 0.4]), **changes}
+    made = VideoStudent.from_spec(VideoStudentSpec(**values), seed)
     return made.eval().requires_grad_(False)
 
 

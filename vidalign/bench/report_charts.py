@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vidalign.bench.comparison import HELD_OUT
 from vidalign.bench.report_tables import number
 from vidalign.bench.results import Cell
 from vidalign.bench.watched import Watched, watched
 from vidalign.report import Chart, Metric, Trace, TrainingPath
 from vidalign.report.model import Axis
 
-HELD_OUT = "held_out"
 Points = list[dict[str, float]]
 
 

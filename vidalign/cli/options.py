@@ -45,6 +45,10 @@ Best = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-checkpoint", help="Read a ZeRO checkpoint of another user: loading it runs code.")
 ]
+Semi = Annotated[
+    Path | None,
+    typer.Option("--semi", metavar="RUN", help="Add the run's change to this one's student, as `vidalign merge` does."),
+]
 RunFolder = Annotated[Path, typer.Option("--run", metavar="RUN", help="The folder of a run.")]
 
 

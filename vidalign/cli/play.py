@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Plugins
+from vidalign.cli.options import Plugins, Semi
 from vidalign.cli.serve import INSTALL
 from vidalign.errors import UsageError
 
@@ -19,12 +18,7 @@ def play(
     compare: Annotated[
         str, typer.Option("--compare", metavar="RUN", help="A run or weights beside it, instead of a run's start.")
     ] = "",
-    semi: Annotated[
-        Path | None,
-        typer.Option(
-            "--semi", metavar="RUN", help="Add the run's change to this one's student, as `vidalign merge` does."
-        ),
-    ] = None,
+    semi: Semi = None,
     metric: Annotated[
         list[str] | None,
         typer.Option("--metric", metavar="NAME", help="Judges every chunk; by default what a run's prompts offer."),

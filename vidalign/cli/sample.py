@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vidalign.cli.options import Best, Plugins, Step, Trust
+from vidalign.cli.options import Best, Plugins, Semi, Step, Trust
 from vidalign.engine.config import Precision
 from vidalign.errors import UsageError
 
@@ -41,10 +41,6 @@ Compile = Annotated[
 ]
 Scale = Annotated[
     float, typer.Option("--scale", help="How much of a run's change its student has: W0 + s (W - W0), s in 0..4.")
-]
-Semi = Annotated[
-    Path | None,
-    typer.Option("--semi", metavar="RUN", help="Add the run's change to this one's student, as `vidalign merge` does."),
 ]
 
 
