@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,17 @@ def test_a_reward_that_hangs_stops_the_run(capsys: pytest.CaptureFixture[str]) -
     told = capsys.readouterr().err
     assert "the reward 'bad' takes longer than 0.5 s - trainer.reward_timeout, step 2" in told
     assert "go on with --resume from run/checkpoints/step-00000001" in told
+
+
+def test_a_process_ends_with_its_code_while_a_reward_computes() -> None:
+    """Native code in a thread that is left behind would abort the process: exit code -6 in place of 3."""
+    endless = "\n        while steps == 2: clips @ clips.mT"
+    Path("plugin.py").write_text(REWARD.format(name="bad", body=endless), encoding="utf-8")
+    options = ("trainer.reward_timeout=2", "rewards={bad: 1.0}", "--plugin", "plugin.py", "--run", "run")
+    command = [sys.executable, "-m", "vidalign.cli", "train", "recipe.yaml", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and "the reward 'bad' takes longer than 2 s" in done.stderr, done.stderr
+    assert "terminate" not in done.stderr
 
 
 def test_a_reward_that_hangs_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
