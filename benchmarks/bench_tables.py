@@ -184,7 +184,7 @@ def _falls(falls: dict[str, Any], perturbations: dict[str, dict[str, float]]) ->
         low, high = fall["interval"]
         share = perturbations.get(row, {}).get(passed)
         cells = [f"{fall['mean']:.3f} ({low:.3f} .. {high:.3f})", "" if share is None else f"{share:.3f}"]
-        lines.append([row, *cells, "yes" if fall["told_apart"] else "no"])
+        lines.append([row, *cells, "yes" if fall["separated"] else "no"])
     return table(["clips", "the auditor falls by", "passed", "separated"], lines)
 
 
@@ -196,7 +196,7 @@ def _probe(probe: dict[str, Any]) -> str:
         moved = [" to ".join(f"{side[judge]:.3f}" for side in sides) for judge in judges]
         moved += [""] * (3 - len(moved))  # earlier versions did not ask for the pass
         low, high = found["interval"]
-        separated = "yes" if found["told_apart"] else "no"
+        separated = "yes" if found["separated"] else "no"
         lines.append([reward, *moved, f"{found['excess']:+.3f} ({low:+.3f} .. {high:+.3f})", separated])
     columns = ["reward", "that reward", "auditor", "auditor, passed", "gain beyond the auditor's", "separated"]
     return table(columns, lines)

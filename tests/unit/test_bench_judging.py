@@ -182,15 +182,15 @@ def test_clips_are_saved_for_the_report(tmp_path: Path) -> None:
 # --- health of the judges ---
 
 
-def test_an_adversary_on_one_reward_is_told_apart() -> None:
+def test_an_adversary_on_one_reward_is_separated() -> None:
     prompts = [c for c in captions.prompts("basic/train") if "still" not in c][:3]
     found = health.hack("video", "visual_quality", prompts, 15)
     assert found["after"]["reward"] > found["before"]["reward"] + 0.3
     assert found["after"]["auditor"] < 0.5 < found["ground_truth"]["auditor"]
     assert found["ground_truth"]["passed"] == 1 > found["after"]["passed"]
-    assert found["told_apart"] and 0 < found["interval"][0] < found["excess"] < found["interval"][1]
+    assert found["separated"] and 0 < found["interval"][0] < found["excess"] < found["interval"][1]
     idle = health.hack("video", "visual_quality", prompts, 0)
-    assert idle["excess"] == 0 and not idle["told_apart"]
+    assert idle["excess"] == 0 and not idle["separated"]
 
 
 def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
@@ -204,7 +204,7 @@ def test_the_perturbation_table_is_judged_by_the_protocols_metrics() -> None:
     noise, blurred = found["falls"]["uniform noise"], found["falls"]["blur 2 px"]
     for fall, row in ((noise, "uniform noise"), (blurred, "blur 2 px")):
         assert fall["mean"] == pytest.approx(means["ground truth"] - means[row], abs=1e-6)
-        assert fall["told_apart"] and 0 < fall["interval"][0] <= fall["mean"] <= fall["interval"][1]
-    assert not health._fall(torch.tensor([0.1, -0.1, 0.05, -0.05]))["told_apart"]
+        assert fall["separated"] and 0 < fall["interval"][0] <= fall["mean"] <= fall["interval"][1]
+    assert not health._fall(torch.tensor([0.1, -0.1, 0.05, -0.05]))["separated"]
     assert set(health.rewards("video")) == {"text_alignment", "motion_quality", "visual_quality"}
     assert health.examine("video", ["a whale"], [], HealthConfig()) is None

@@ -65,7 +65,7 @@ def results() -> Results:
         "ground_truth": side,
         "excess": 0.7,
         "interval": [0.6, 0.8],
-        "told_apart": True,
+        "separated": True,
         "steps": 60,
     }
     return Results(
@@ -77,7 +77,7 @@ def results() -> Results:
         cells,
         {
             "perturbations": {row: {"motion/amount": 0.1, HELD_OUT: None} for row in ("ground truth", "blur 1 px")},
-            "falls": {"blur 1 px": {"mean": 0.2, "interval": [0.1, 0.3], "told_apart": True}},
+            "falls": {"blur 1 px": {"mean": 0.2, "interval": [0.1, 0.3], "separated": True}},
             "hacking_probe": {"motion": probe},
         },
     )

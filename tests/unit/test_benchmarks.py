@@ -41,7 +41,7 @@ def test_a_benchmark_is_shown_with_intervals_and_claims() -> None:
     cells[1].spent.forwards, cells[2].spent.forwards = 100.0, 200.0
     results = make_results(cells)
     results.machine = {"description": "2 cores"}
-    fall = {"mean": 0.2, "interval": [-0.1, 0.3], "told_apart": False}
+    fall = {"mean": 0.2, "interval": [-0.1, 0.3], "separated": False}
     perturbations = {"blur 1 px": {"world_auditor/composite": 0.8, "world_auditor/pass": 0.25}}
     results.health = {"falls": {"blur 1 px": fall}, "hacking_probe": {}, "perturbations": perturbations}
     page = tables["bench"](results)

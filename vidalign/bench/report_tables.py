@@ -64,7 +64,7 @@ def _separated(fall: dict[str, Any] | None) -> list[float | str]:
     if fall is None:
         return ["", math.nan, math.nan, math.nan]
     low, high = fall["interval"]
-    return ["yes" if fall["told_apart"] else "no", number(fall["mean"]), number(low), number(high)]
+    return ["yes" if fall["separated"] else "no", number(fall["mean"]), number(low), number(high)]
 
 
 def _cost_table(results: Results) -> Table:
@@ -90,7 +90,7 @@ def _probe_table(probe: dict[str, dict[str, Any]]) -> Table:
     for reward, outcome in probe.items():
         scores = [number(outcome[when].get(who)) for who, when in asked]  # earlier versions did not ask for the pass
         low, high = (number(end) for end in outcome["interval"])
-        separated = "yes" if outcome["told_apart"] else "no"
+        separated = "yes" if outcome["separated"] else "no"
         rows.append((reward, [*scores, number(outcome["excess"]), low, high, separated]))
     columns = [f"{who} {when}" for who, when in asked]
     columns += ["excess", "low", "high", "separated"]

@@ -63,7 +63,7 @@ def examine(
 def _fall(fall: torch.Tensor) -> dict[str, Any]:
     """Mean of a fall ``[B]``, its interval, and whether that is above zero."""
     low, high = estimate(fall).interval
-    return {"mean": float(fall.mean()), "interval": [low, high], "told_apart": low > 0}
+    return {"mean": float(fall.mean()), "interval": [low, high], "separated": low > 0}
 
 
 def hack(world: str, reward: str, captions: list[str], steps: int) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def hack(world: str, reward: str, captions: list[str], steps: int) -> dict[str, 
     excess = (after["reward"] - before["reward"]) - (after["auditor"] - before["auditor"])
     low, high = estimate(excess).interval
     means = {name: {who: float(values.mean()) for who, values in one.items()} for name, one in scores.items()}
-    return {**means, "excess": float(excess.mean()), "interval": [low, high], "told_apart": low > 0, "steps": steps}
+    return {**means, "excess": float(excess.mean()), "interval": [low, high], "separated": low > 0, "steps": steps}
 
 
 def frozen(clips: torch.Tensor) -> torch.Tensor:
