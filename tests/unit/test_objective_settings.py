@@ -129,10 +129,14 @@ def test_flow_grpo_needs_two_steps_in_every_chunk(chunks: int, sampler: Sampler 
             objective.fit(Around(chunks, (), 1, sampler))
 
 
-KL = KLConfig(mode="selective")
+KL, MULTISTEP = KLConfig(mode="selective"), Sampler(sigmas=[0.999, 0.5], solver="unipc")
 FITS: list[tuple[Any, Any, Around, str]] = [
     (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
     (AFD, AFD.Config(sigma_max=0.5), Around(3, (), 1, TWO), ""),
+    (FlowGRPO, FlowGRPO.Config(), Around(3, (), 1, MULTISTEP), "flow_grpo cannot train a sampler with solver 'unipc'"),
+    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, (), 1, MULTISTEP), "neighbours: all cannot train a sampler"),
+    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, (), 1, TWO), ""),
+    (ARCoPO, ARCoPO.Config(neighbours="initial"), Around(3, (), 1, MULTISTEP), ""),
     (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, None), ""),
     (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
     (Astrolabe, Astrolabe.Config(sigma_min=0.6, sigma_max=0.9), Around(3, (), 1, TWO), "no noise level"),

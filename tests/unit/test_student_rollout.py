@@ -14,6 +14,7 @@ from vidalign.errors import UserError
 from vidalign.students.video import CachePolicy, Context, Sampler
 from vidalign.students.video.rollout import Noise, RolloutPlan
 from vidalign.students.video.rollout.clock import Clock
+from vidalign.students.video.spec import SOLVERS
 
 SHAPE = (3, 16, 6, 8)
 
@@ -230,11 +231,12 @@ def test_impossible_plans_are_refused() -> None:
         Noise.draw(RolloutPlan(0, 1), SHAPE, 2, seeds(1), branch="near")
 
 
-def test_levels_of_the_first_chunk_are_its_own() -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_levels_of_the_first_chunk_are_its_own(solver: str) -> None:
     """In a whole video, in one that forks, and behind a context: the list belongs to frame 0."""
     _, clean, text = inputs(6)
     network = student(CachePolicy())
-    network.spec.sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25])
+    network.spec.sampler = Sampler(sigmas=[1.0, 0.5], first_sigmas=[1.0, 0.75, 0.5, 0.25], solver=solver)
     own, rest = network.spec.sampler.first_sigmas, network.spec.sampler.sigmas
 
     def levels(plan: RolloutPlan, context: Context | None = None) -> dict[int, list[float]]:

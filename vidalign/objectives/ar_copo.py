@@ -34,7 +34,7 @@ import torch
 from vidalign.cost import Cost, StepSizes
 from vidalign.losses.neighbor_grpo import neighbor_grpo_loss, quasi_normalise
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
-from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.around import Around, require_renoising
 from vidalign.objectives.parts.groups import Forked, GroupSource, Neighbours, OnPolicyGroups, StoredGroups
 from vidalign.objectives.parts.rollouts import replay_gap
 from vidalign.objectives.parts.scoring import compute_advantages, group_weights, grouped_scores
@@ -95,6 +95,8 @@ class ARCoPO(Objective):
         self.groups: GroupSource = StoredGroups(config.buffer, self.fresh) if config.buffer else self.fresh
 
     def fit(self, around: Around) -> None:
+        if self.config.neighbours == "all":
+            require_renoising(around.sampler, "ar_copo with objective.neighbours: all")
         if around.chunks:
             self.fresh.check(around.chunks)
 

@@ -25,7 +25,7 @@ import torch
 from vidalign.errors import UserError
 from vidalign.losses.policy_gradient import clip_fraction, clipped_surrogate, renoising_log_prob
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
-from vidalign.objectives.parts.around import Around
+from vidalign.objectives.parts.around import Around, require_renoising
 from vidalign.objectives.parts.rollouts import replay_gap
 from vidalign.objectives.parts.scoring import Judging, compute_advantages, grouped_scores
 from vidalign.ranges import require
@@ -60,6 +60,7 @@ class FlowGRPO(Objective):
     config: Config
 
     def fit(self, around: Around) -> None:
+        require_renoising(around.sampler, "flow_grpo")
         if around.chunks and around.sampler:
             _check_steps([len(around.sampler.steps(not number)) for number in range(around.chunks)])
 

@@ -41,3 +41,14 @@ def around(draft: Draft) -> Around:
     except (UserError, SafetensorError, OSError, KeyError, TypeError, ValueError):
         return Around(0, rewards, count, None)  # what builds the student says why
     return Around(sizes.chunks, rewards, count, sizes.sampler, sizes.frame)
+
+
+def require_renoising(sampler: Sampler | None, what: str) -> None:
+    """`UserError` where a sampler draws no noise between its levels, though `what` learns from those draws."""
+    if sampler and sampler.solver != "renoise":
+        raise UserError(
+            f"{what} cannot train a sampler with solver {sampler.solver!r}",
+            where="student.sampler.solver",
+            why="it learns from the noise that is drawn between two levels, and this solver draws none",
+            fix="renoise, or another objective, such as ar_copo with objective.neighbours: initial",
+        )

@@ -50,7 +50,7 @@ def _unipc(student: VideoStudent, text: Tensor, context: Context, x_t: Tensor) -
     """The multistep solver; the network is fed the scheduler's timesteps, which are whole numbers."""
     from diffusers import UniPCMultistepScheduler
 
-    sigmas = student.spec.sampler.sigmas
+    sigmas = student.spec.sampler.steps(first=context.frames == 0)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
     scheduler.set_timesteps(sigmas=np.array(sigmas), device=x_t.device)
     scheduler.set_begin_index(0)  # else it looks for every step among its timesteps, on the device
