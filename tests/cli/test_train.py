@@ -81,6 +81,23 @@ def test_the_student_carries_its_provenance(finished: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
+CHANGES = {
+    "student.sampler": "{sigmas: [1.0, 0.5]}",
+    "student.cache": "{window: 6}",
+    "student.codec": "{name: rgb, size: 16}",
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_evaluate_changes_no_student(key: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The student after training would keep what the one before it changes."""
+    file = finished / "run" / "evaluation.json"
+    before = file.read_bytes()
+    assert vidalign("evaluate", "--run", str(finished / "run"), f"{key}={CHANGES[key]}") == 2
+    told = capsys.readouterr().err
+    assert f"its specification cannot be changed - {key}" in told and file.read_bytes() == before
+
+
 def test_evaluate_repeats_itself(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = finished / "run" / "evaluation.json"
     first = json.loads(file.read_text(encoding="utf-8"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidalign import registry
 from vidalign.build import student_kind
 from vidalign.engine import distributed
-from vidalign.errors import CheckpointError, before_work
+from vidalign.errors import CheckpointError, UsageError, before_work
 from vidalign.plugins import load_plugins_of
 from vidalign.recipe import Recipe, load_recipe, load_student_recipe
 from vidalign.recipe.load import written
@@ -72,11 +72,30 @@ def open_recipe(
     else:
         load_plugins_of(folder)
         recipe = load_recipe(folder / "recipe.yaml", list(overrides))
+        if any(word.lstrip("~").startswith("student") for word in overrides):
+            _check_same_student(recipe, load_recipe(folder / "recipe.yaml", []))
     log = folder / "metrics.jsonl"
     if log.is_file():
         header = next(iter(read_records(log)), {})
         recipe.name = str(header.get("recipe", recipe.name))  # what it was called when it was trained
     return recipe
+
+
+@before_work()
+def _check_same_student(changed: Recipe, own: Recipe) -> None:
+    """Refuse changes that the saved student does not follow, because its own file says how it samples.
+
+    Where its files lie and how it computes may change: the specification stays the same.
+    """
+    before, after = (student_kind(recipe).spec(recipe.student) for recipe in (own, changed))
+    same_kind = type(before) is type(after)
+    differ = [one.name for one in fields(before) if same_kind and getattr(before, one.name) != getattr(after, one.name)]
+    if not same_kind or differ:
+        raise UsageError(
+            "a run's student is judged as it was trained, its specification cannot be changed",
+            where=", ".join(f"student.{name}" for name in differ) or "student.name",
+            fix="leave the change out; a recipe whose student.path is this student may change it",
+        )
 
 
 def load_student_of(
