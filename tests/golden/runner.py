@@ -180,6 +180,7 @@ def main() -> None:
 
     root = Path(package.__file__).parents[1]
     os.chdir(folder)
+    torch.backends.mkldnn.set_flags(False)  # it chooses kernels and blocks by the processor
     for recipe in recipes:
         started = time.monotonic()
         try:
