@@ -109,6 +109,21 @@ def test_what_cannot_start_is_one_line(installed: Path, tmp_path: Path) -> None:
     assert "there is no token" in refused("--reward", "a:B", "--host", "0.0.0.0")
 
 
+def test_it_ends_while_a_reward_computes(installed: Path, tmp_path: Path) -> None:
+    """Native code in a thread that is left behind would abort the process: exit code -6 in place of 0."""
+    body = "print('scoring', flush=True)\n        while True: clips.float() @ clips.float().mT"
+    text = f"class Endless:\n    name = 'endless'\n\n    def score(self, clips, prompts):\n        {body}\n"
+    (tmp_path / "endless.py").write_text(text)
+    command = [sys.executable, "-m", "vidalign_serve", "--reward", "endless.py:Endless", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(installed), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == "scoring\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and errors == "", errors
+
+
 def test_it_asks_for_nothing_of_ours(installed: Path) -> None:
     (metadata,) = (installed / "site").glob("vidalign_serve-*.dist-info/METADATA")
     needed = [line for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist")]

@@ -7,9 +7,7 @@ Mistakes of the user are reported without a traceback; a traceback means a fault
 
 from __future__ import annotations
 
-import atexit
 import errno
-import os
 import signal
 import sys
 import threading
@@ -44,6 +42,7 @@ from vidalign.cli import (
 from vidalign.cli.launch import leave_mistake
 from vidalign.deferred import defer
 from vidalign.errors import UsageError, UserError
+from vidalign.serving.process import run_as_process
 
 INTERRUPTED, FAULT = 130, 1
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG}
@@ -96,27 +95,8 @@ app.command("doctor")(doctor.doctor)
 
 
 def process() -> NoReturn:
-    """`main` as a process of its own.
-
-    A reward may still work in a daemon thread: after Ctrl-C, or past its timeout. Native code that comes back to an
-    interpreter that is being taken down aborts the process, which loses the exit code. So with daemon threads left the
-    process ends once everything is written, without taking the interpreter down.
-    """
-    code: object = 0
-    try:
-        main()
-    except SystemExit as leaving:
-        code = leaving.code
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        code = 1
-    if not isinstance(code, int | None) or not any(thread.daemon for thread in threading.enumerate()):
-        sys.exit(code)  # type: ignore[arg-type]
-    threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every process: other threads are awaited
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code or 0)
+    """`main` as a process of its own."""
+    run_as_process(main)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,11 +6,18 @@ import argparse
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from .failure import LoadError
 from .loading import accelerator, load, parse_settings
+from .process import run_as_process
 from .run import Options, serve
 from .service import Limits
+
+
+def process() -> NoReturn:
+    """`main` as a process of its own."""
+    run_as_process(main)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,4 +57,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    process()

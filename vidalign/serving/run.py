@@ -66,17 +66,12 @@ class Server(uvicorn.Server):
         check(options)
         self.listening = bound(options.host, options.port)
         self.address = address(options.host, self.listening.getsockname()[1])
-        self.service = Service(
-            load, options.limits, warm_up=options.warm_up, on_ready=self._tell, on_failed=self._give_up
-        )
+        self.service = Service(load, options.limits, warm_up=options.warm_up, on_ready=self._tell)
         app = create_app(self.service, options.token)
         super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
 
     def _tell(self, served: Served) -> None:
         print(f"serving {served.name}, version {served.version}, at {self.address}", flush=True)
-
-    def _give_up(self) -> None:
-        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.stopping or sig not in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +80,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         idle: bool = self.service.stopping and not self.service.outstanding
-        return await super().on_tick(counter) or idle
+        return await super().on_tick(counter) or idle or self.service.failed is not None
 
 
 def _is_loopback(host: str) -> bool:

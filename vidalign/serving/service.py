@@ -45,7 +45,7 @@ class Service:
     """Loads a reward in a thread of its own and scores there what comes.
 
     load: makes the reward; warm_up: score one grey clip before the service is ready, so that weights are loaded and a
-    reward that cannot work fails at the start; on_ready and on_failed: called from that thread.
+    reward that cannot work fails at the start; on_ready: called from that thread.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class Service:
         *,
         warm_up: bool = True,
         on_ready: Callable[[Served], None] = lambda served: None,
-        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits, self.measures = limits, Measures()
         self.outstanding = 0
@@ -64,7 +63,7 @@ class Service:
         self.failed: BaseException | None = None
         """Why the reward could not be loaded."""
         self._served: Served | None = None
-        self._load, self._warm_up, self._on_ready, self._on_failed = load, warm_up, on_ready, on_failed
+        self._load, self._warm_up, self._on_ready = load, warm_up, on_ready
         self._batcher = Batcher(limits.batch, self._observe)
         self._thread = threading.Thread(target=self._run, name="reward", daemon=True)
 
@@ -119,7 +118,6 @@ class Service:
                 served(torch.full(WARM_UP, 128, dtype=torch.uint8), [WARM_UP_PROMPT], [], WARM_UP_FPS)
         except BaseException as error:
             self.failed = error
-            self._on_failed()
             return
         self._served = served
         self._on_ready(served)
