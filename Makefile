@@ -86,8 +86,10 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 		$(BIN)/vidalign train $$name --run runs/assets/$$name --resume && mkdir -p $$(dirname $$out) && \
 		$(BIN)/vidalign export --run runs/assets/$$name --out $$out --dtype float16 || exit 1; \
 	done
-	$(BIN)/vidalign train rules/pretrain/student_hints --run runs/assets/rules/student_hints --resume
-	for shipped in teacher:380 student:210; do \
+	for name in student_hints student_hints_h; do \
+		$(BIN)/vidalign train rules/pretrain/$$name --run runs/assets/rules/$$name --resume || exit 1; \
+	done
+	for shipped in teacher:380 teacher_g:930 student:210 student_h:600; do \
 		name=$${shipped%:*}; run=runs/assets/rules/$$name; \
 		$(BIN)/vidalign train rules/pretrain/$$name --run $$run --resume && \
 		$(BIN)/vidalign export --run $$run --step $${shipped#*:} --out vidalign/weights/rules/$$name.safetensors --dtype float16 || exit 1; \

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vidalign import registry
 from vidalign.callbacks import CALLS, Callback
@@ -32,6 +32,7 @@ from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.base import Student
 from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, network_of
+from vidalign.tensor_writing import save_tensors
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def save_rewards(ctx: TrainContext, run: Path) -> None:
             tensors = {name: p.detach().cpu().contiguous() for name, p in engine.named_trainable().items()}
         if distributed.rank() == 0:
             (run / REWARDS).mkdir(parents=True, exist_ok=True)
-            save_file(tensors, run / REWARDS / f"{reward.name}.safetensors")
+            save_tensors(tensors, run / REWARDS / f"{reward.name}.safetensors")
 
 
 def sampler_of(recipe: Recipe, student: Student[Any]) -> Generate:

@@ -19,7 +19,7 @@ ALONE = "serving"
 LAYERS = (
     ("errors", "deferred", "ranges", "version", "serving"),
     ("registry", "guest", "reading", "writing", "owner", "quiet", "requests", "asked"),
-    ("plugin_source", "tensor_header", "losses", "engine", "tracking"),
+    ("plugin_source", "tensor_header", "tensor_writing", "losses", "engine", "tracking"),
     ("data", "report"),
     ("recipe", "plugins"),
     ("codecs", "text", "provenance"),

@@ -136,7 +136,10 @@ def test_mistakes_on_its_command_line(weights: str, capsys: pytest.CaptureFixtur
             bands.main(["--student", weights, "--teacher", weights, *words])
 
 
-@pytest.mark.parametrize(("family", "student", "teacher"), [("F", "student", "teacher"), ("G", "student", "teacher_g")])
+SHIPPED = [("F", "student", "teacher"), ("G", "student", "teacher_g"), ("H", "student_h", "teacher_g")]
+
+
+@pytest.mark.parametrize(("family", "student", "teacher"), SHIPPED)
 def test_shipped_weights_are_inside_their_bands(family: str, student: str, teacher: str) -> None:
     models = [LanguageStudent.load(f"rules/{name}") for name in (student, teacher)]
     bands.refuse(bands.measure(*models, family))

@@ -27,6 +27,7 @@ from vidalign.engine.adapter_start import load_start
 from vidalign.engine.checkpoint import check_shapes, read_tensors, write_tensors
 from vidalign.engine.config import AdapterConfig
 from vidalign.engine.layers import linear_layers, match_targets
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,7 +151,6 @@ class Policies:
         settings: further ones of `LoraConfig`.
         """
         from peft import LoraConfig
-        from safetensors.torch import save_file
 
         assert self.adapter is not None, "full fine-tuning has no adapter"
         mark, root = re.compile(rf"(\.lora_[AB])\.{re.escape(name)}\."), f"{inside}." if inside else ""
@@ -171,7 +171,7 @@ class Policies:
                 **settings,
             )
             made.save_pretrained(str(directory))
-            save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_tensors(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def save(self, directory: Path) -> None:
         """Write every weight set but `current`, which the engine stores."""

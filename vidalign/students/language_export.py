@@ -13,6 +13,7 @@ from vidalign.owner import replacing
 from vidalign.students.exchange import Leaving, trained_adapter
 from vidalign.students.language_checkpoint import WEIGHTS, load, tokenizer_and_processor
 from vidalign.students.language_config import SHIPPED_TOKENIZERS
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     from vidalign.students.language import LanguageStudent
@@ -64,7 +65,7 @@ def _tokenizer_of_a_file(student: LanguageStudent) -> str:
 
 def _copy_adapter(adapter: Path, folder: Path, dtype: str) -> None:
     """The PEFT folder of a run; its factors in `dtype`."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in adapter.iterdir():
@@ -73,4 +74,4 @@ def _copy_adapter(adapter: Path, folder: Path, dtype: str) -> None:
     factors = load_file(adapter / PEFT_WEIGHTS)
     if dtype:
         factors = {name: value.to(getattr(torch, dtype)) for name, value in factors.items()}
-    save_file(factors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(factors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})

@@ -21,6 +21,7 @@ from vidalign.errors import CheckpointError, PluginError, UserError, nearest
 from vidalign.owner import replacing
 from vidalign.reading import check_object, parse_json
 from vidalign.tensor_header import read_header
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -119,13 +120,11 @@ def unreadable(path: str | Path, error: Exception) -> CheckpointError:
 
 def write(tensors: dict[str, Tensor], spec: dict[str, Any], path: Path, metadata: dict[str, str]) -> None:
     """Write beside and rename, so that a half-written file never has the final name."""
-    from safetensors.torch import save_file
-
     written = {**{k: str(v) for k, v in metadata.items()}, "format": "pt", "spec": json.dumps(spec)}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata=written)
+            save_tensors(tensors, partial, metadata=written)
     except (OSError, RuntimeError) as error:
         raise CheckpointError("the student could not be saved", where=str(path), why=str(error)) from error
 

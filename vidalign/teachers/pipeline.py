@@ -26,6 +26,7 @@ from vidalign.ranges import require
 from vidalign.students.video.guidance import Guidance
 from vidalign.teachers.clips import ClipShape, normalise, read_clip
 from vidalign.teachers.videos import RawClip
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -162,13 +163,11 @@ class PipelineTeacher:
     def _keep(self, prompt: str, file: Path, array: torch.Tensor) -> None:
         """Write a clip ``[F, 3, H, W]`` in [0, 1] beside its place, then move it there: a half-written file is never
         read. Raises `DataError` for one that is too short."""
-        from safetensors.torch import save_file
-
         clip = (array.clamp(0, 1) * 255).round().to(torch.uint8)
         normalise(RawClip(clip), self.shape)
         self.cache.mkdir(parents=True, exist_ok=True)
         with replacing(file, sweep=False) as partial:
-            save_file({"clip": clip.contiguous()}, partial, {"prompt": prompt})
+            save_tensors({"clip": clip.contiguous()}, partial, {"prompt": prompt})
 
 
 def load_pipeline(path: str) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidalign.owner import replacing
 from vidalign.tensor_header import read_header
+from vidalign.tensor_writing import save_tensors
 
 ENVIRONMENT = "VIDALIGN_CACHE"
 MEMORY = 2**30
@@ -75,14 +76,12 @@ class FeatureFiles:
 
     def write(self, prompt: str, encoded: Encoded) -> None:
         """Keep features; one warning where the disk refuses, after which prompts may be encoded again."""
-        from safetensors.torch import save_file
-
         file = self.path(prompt)
         labels = {"prompt": prompt, "length": str(encoded.length), "crc": _crc(encoded.features)}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file, sweep=False) as partial:
-                save_file({"features": encoded.features.contiguous()}, partial, metadata=labels)
+                save_tensors({"features": encoded.features.contiguous()}, partial, metadata=labels)
         except (OSError, SafetensorError) as error:
             self._warn(error)
 

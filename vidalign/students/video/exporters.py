@@ -29,6 +29,7 @@ from vidalign.students.video.kind import Video
 from vidalign.students.video.presets import LoraDefaults, preset, shipped_presets
 from vidalign.students.video.spec import VideoStudentSpec
 from vidalign.students.weights import resolve
+from vidalign.tensor_writing import save_tensors
 
 ORIGINAL_LORA = Path("original") / "lora.safetensors"
 """Where the LoRA under original names is, in the folder of a LoRA."""
@@ -145,8 +146,6 @@ def _trained_lora(source: Source) -> Lora:
 def _original_lora(lora: Lora, file: Path, source: Source) -> None:
     """``lora_down``, ``lora_up`` and ``alpha`` under ``diffusion_model.``. Outside the blocks the scale is part of
     ``lora_up`` and there is no alpha: the converter of diffusers reads none there."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for name in lora.layers:
         down, up = (value.to(source.dtype or value.dtype) for value in lora.factors(name))
@@ -157,7 +156,7 @@ def _original_lora(lora: Lora, file: Path, source: Source) -> None:
             up = up * lora.scale(name)
         tensors |= {f"{own}.lora_down.weight": down, f"{own}.lora_up.weight": up}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"format": "pt", **source.leaving.made})
+    save_tensors(tensors, file, metadata={"format": "pt", **source.leaving.made})
 
 
 def card(spec: VideoStudentSpec) -> Card:

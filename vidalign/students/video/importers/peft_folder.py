@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidalign.errors import UsageError
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ def write_adapter(folder: Path, lora: Lora, dtype: torch.dtype | None = None, ba
     adapter of one rank and alpha does not hold: other ranks, differences of weights or biases.
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
 
     if lora.uniform is None:
         raise UsageError(
@@ -44,4 +44,4 @@ def write_adapter(folder: Path, lora: Lora, dtype: torch.dtype | None = None, ba
     for name in targets:
         for part, value in zip("AB", lora.factors(name), strict=True):
             tensors[f"{PREFIX}{name}.lora_{part}.weight"] = value.to(dtype or value.dtype).contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -26,6 +26,7 @@ from vidalign.owner import replacing
 from vidalign.provenance import weights_hash
 from vidalign.reading import check_object, read_json
 from vidalign.tensor_header import read_header
+from vidalign.tensor_writing import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,8 +196,6 @@ class Buffer:
 
         cost: what each of them took, such as ``forwards`` and ``seconds``; kept as the files' metadata ``cost``.
         """
-        from safetensors.torch import save_file
-
         for row, number in enumerate(numbers):
             one = groups.rows([row])
             tensors = {name: value.detach().cpu().contiguous() for name, value in one.tensors().items()}
@@ -205,7 +204,7 @@ class Buffer:
             path = self.path(number)
             try:
                 with replacing(path) as partial:
-                    save_file(tensors, partial, metadata=labels)
+                    save_tensors(tensors, partial, metadata=labels)
             except (OSError, SafetensorError) as error:
                 fix = "free space and run the same command again: it goes on from here"
                 raise DataError("a group could not be saved", where=str(path), why=str(error), fix=fix) from error
