@@ -18,8 +18,8 @@ ALONE = "serving"
 """The room that `vidalign-serve` packs under another name: it imports itself relatively, and no other room."""
 LAYERS = (
     ("errors", "deferred", "ranges", "version", "serving"),
-    ("registry", "guest", "reading", "writing", "owner", "quiet", "requests", "asked"),
-    ("plugin_source", "tensor_header", "tensor_writing", "losses", "engine", "tracking"),
+    ("registry", "guest", "reading", "writing", "tensor_writing", "owner", "quiet", "requests", "asked"),
+    ("plugin_source", "tensor_header", "losses", "engine", "tracking"),
     ("data", "report"),
     ("recipe", "plugins"),
     ("codecs", "text", "provenance"),
