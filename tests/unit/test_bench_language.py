@@ -74,6 +74,14 @@ def test_the_budget_and_the_kind_of_student(protocol: Protocol) -> None:
         load_protocol("p.yaml", ["out_of_domain.source=world:held_out"])
 
 
+def test_a_row_learns_from_the_teacher_of_the_gap(protocol: Protocol) -> None:
+    other = ["teacher.path=elsewhere.safetensors"]
+    with pytest.raises(UserError, match=r"'opd' learns from teacher.*elsewhere.*objectives.opd.*add teacher.path=else"):
+        cell_recipe(load_protocol("p.yaml", other), "opd", 0)
+    said = load_protocol("p.yaml", [*other, "objectives.opd.overrides=[teacher.path=teacher.safetensors]"])
+    assert cell_recipe(said, "opd", 0).trainer.steps == 6, "where it says so"
+
+
 def test_grades_by_family() -> None:
     examples = [Example("q", answer="3", family="chain"), Example("q", answer="a b", family="list"), Example("q")]
     found = ExactMatch().grade([" 3", "a", "1"], examples)

@@ -71,6 +71,7 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
             why=f"the protocol judges students of kind {judged!r}",
             fix="name a recipe of such a student",
         )
+    _check_teacher(protocol, row)
     fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
     fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
     recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
@@ -84,6 +85,21 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     if steps is None:
         return recipe
     return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
+
+
+def _check_teacher(protocol: Protocol, row: str) -> None:
+    """The gap is that to the protocol's teacher, so a row learns from it unless it says so. Raises `UserError`."""
+    config, goal = protocol.objectives[row], protocol.teacher
+    name, path = (written(config.recipe, config.overrides, "teacher", key) for key in ("name", "path"))
+    said = any(text.startswith("teacher.path=") for text in config.overrides)
+    if goal is None or said or name != protocol.student_name or path == goal.path:
+        return
+    raise UserError(
+        f"{row!r} learns from {path}, and the protocol's teacher is {goal.path}",
+        where=f"objectives.{row}.overrides",
+        why="the share of the gap that is closed would be that to another teacher",
+        fix=f"add teacher.path={goal.path}, or the path that is meant",
+    )
 
 
 def _check_unseen(protocol: Protocol, recipe: Recipe) -> None:
