@@ -119,6 +119,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "events": "vidalign.worlds.events.prompts:EventCaptions",
         "pictures": "vidalign.worlds.language.prompts:Pictures",
         "rules": "vidalign.worlds.language.prompts:Rules",
+        "signs": "vidalign.worlds.language.prompts:Signs",
         "table": "vidalign.data.tables:TableExamples",
         "text": "vidalign.data.prompts:TextFile",
         "tokens": "vidalign.worlds.language.prompts:Tokens",

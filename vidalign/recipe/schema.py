@@ -98,8 +98,8 @@ class DataConfig:
     prompts: str | dict[str, Any] = "world:train"
     """Training prompts: `world:SPLIT`, a text file with one prompt a line, or a json, jsonl, csv, tsv or parquet file
     with a column `prompt`. For language students `tokens:SPLIT`, `rules:SPLIT`, `pictures:SPLIT`,
-    `datasets:NAME:SPLIT`, `datasets:NAME:CONFIG:SPLIT`, or such a table. The long form is a mapping with `name` and the
-    settings of that source: `{name: tokens, split: train, privilege: hints}`."""
+    `signs:SPLIT`, `datasets:NAME:SPLIT`, `datasets:NAME:CONFIG:SPLIT`, or such a table. The long form is a mapping with
+    `name` and the settings of that source: `{name: tokens, split: train, privilege: hints}`."""
     eval_prompts: str | dict[str, Any] = "world:held_out"
     """Prompts that are never trained on, in the same form."""
     columns: dict[str, str] = field(default_factory=dict)

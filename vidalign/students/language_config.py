@@ -11,11 +11,11 @@ from vidalign.recipe.generation import ChatConfig as ChatConfig
 from vidalign.recipe.generation import Sampling as Sampling
 from vidalign.students.spec import StudentSpec
 
-SHIPPED = ("world", "tokens", "rules", "pictures")
+SHIPPED = ("world", "tokens", "rules", "pictures", "signs")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 SHIPPED_TOKENIZER = "tasks"
-SHIPPED_TOKENIZERS = (SHIPPED_TOKENIZER, "rules")
+SHIPPED_TOKENIZERS = (SHIPPED_TOKENIZER, "rules", "signs", "signs_fine")
 BESIDE = "."
 """What stands for a tokenizer in the folder of the weights."""
 

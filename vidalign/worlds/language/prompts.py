@@ -1,4 +1,4 @@
-"""The problems of the language worlds as prompt sources: ``tokens:SPLIT``, ``rules:SPLIT`` and ``pictures:SPLIT``."""
+"""The problems of the language worlds as prompt sources: ``tokens``, ``rules``, ``pictures``, ``signs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vidalign.data.examples import Example
 from vidalign.data.source import PromptSource
 from vidalign.ranges import require
 from vidalign.worlds.golden import world_hash
-from vidalign.worlds.language import pictures, rules, tokens
+from vidalign.worlds.language import pictures, rules, signs, tokens
 from vidalign.worlds.language.grader import AfterEquals
 
 GRADER = AfterEquals()
@@ -103,4 +103,44 @@ class Rules(PromptSource):
 
     def __getitem__(self, sample: int) -> Example:
         example = rules.example(self.split, self.seed, sample, self.privilege, self.style)
+        return replace(example, grader=GRADER)
+
+
+class Signs(PromptSource):
+    """Questions about signs of 4 x 4 pixels, see `vidalign.worlds.language.signs`; endless."""
+
+    argument = "split"
+    gives = "examples"
+    brings_pictures = True
+    judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
+    version = "signs 1"
+
+    @dataclass
+    class Config:
+        split: str = "train"
+        """`train`, `held_out` or `crowded` (six signs instead of three or four)."""
+        privilege: Literal["hints", "answer", "none"] = "hints"
+        """Privileged text: boxes of the signs in question, the answer, or nothing."""
+        privileged_share: float = 1.0
+        """Share of the questions that have a privileged text, in [0, 1]."""
+
+        def __post_init__(self) -> None:
+            require(self, "privileged_share", least=0, most=1)
+
+    def __init__(self, split: str, seed: int, privilege: str, privileged_share: float) -> None:
+        self.split, self.seed, self.privilege, self.privileged_share = split, seed, privilege, privileged_share
+
+    @classmethod
+    def listed(cls, argument: str, **settings: Any) -> None:
+        signs.check_split(argument)
+
+    @classmethod
+    def open(
+        cls, argument: str, seed: int, batch: int = 1, privilege: str = "hints", privileged_share: float = 1.0
+    ) -> Signs:
+        cls.listed(argument)
+        return cls(argument, seed, privilege, privileged_share)
+
+    def __getitem__(self, sample: int) -> Example:
+        example = signs.example(self.split, self.seed, sample, self.privilege, self.privileged_share)
         return replace(example, grader=GRADER)

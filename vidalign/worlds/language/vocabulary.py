@@ -1,8 +1,9 @@
 """The word-level tokenizers of the embedded worlds, in transformers' own files with a chat template.
 
-`build` makes the tokenizer of problems and pictures and the processor of the picture world, `build_rules` the tokenizer
-of the rule world. The shipped files in `weights/tasks/` and `weights/rules/` are what
-`python -m vidalign.worlds.language.vocabulary` writes, and a test compares them.
+`build` makes the tokenizer of problems and pictures and the processor of the picture world, `build_rules` the
+tokenizer of the rule world, `build_signs` the processors of the sign world, one a size of patches. The shipped files
+in `weights/tasks/`, `rules/`, `signs/` and `signs_fine/` are what `python -m vidalign.worlds.language.vocabulary`
+writes, and tests compare them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vidalign.worlds.language import rules
+from vidalign.worlds.language import rules, signs
 from vidalign.worlds.language.pictures import PLACES, RELATIONS
 from vidalign.worlds.language.problems import ARITHMETIC, FAMILIES, LETTERS, NODES, REORDER
 from vidalign.worlds.video.constants import COLOURS, SHAPES, SIZE
@@ -29,6 +30,8 @@ TEMPLATE = (
 )
 WEIGHTS = Path(__file__).parents[2] / "weights"
 FOLDER, RULES_FOLDER = WEIGHTS / "tasks", WEIGHTS / "rules"
+SIGNS_FOLDERS = {PATCH: WEIGHTS / "signs", signs.CELL: WEIGHTS / "signs_fine"}
+"""By the patches of the tower in pixels: the student's is coarse, the teacher's fine."""
 
 
 def vocabulary() -> list[str]:
@@ -49,6 +52,15 @@ def rules_vocabulary() -> list[str]:
     special, marks = [PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM], [":", "|", ">", "="]
     hints = ["plan", "summary", "answer", "steps", "with"]
     return [*special, *marks, "rule", *rules.STATES, *rules.SYMBOLS, *rules.OPERATIONS, *hints]
+
+
+def signs_vocabulary() -> list[str]:
+    """Every word of the sign world once, after the special tokens."""
+    special, marks = [PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM, IMAGE], [":", "|", "=", "?"]
+    numbers = [str(n) for n in range(SIZE)]
+    places = sorted({word for place in PLACES for word in place})
+    asked = ["what", "colour", "where", "is", "of", "yes", "no", "boxes", "answer"]
+    return list(dict.fromkeys([*special, *marks, *numbers, *signs.SIGNS, *COLOURS, *places, *RELATIONS, *asked]))
 
 
 def _tokenizer(words: list[str], roles: list[str]) -> Any:
@@ -75,10 +87,19 @@ def build_rules() -> Any:
 
 def build() -> tuple[Any, Any]:
     """The tokenizer, and the processor that puts a picture's patches into the place of its marker."""
+    tokenizer = _tokenizer(vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE])
+    return tokenizer, _processor(tokenizer, PATCH)
+
+
+def build_signs(patch: int) -> Any:
+    """The processor of the sign world for a tower with patches of so many pixels."""
+    return _processor(_tokenizer(signs_vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE]), patch)
+
+
+def _processor(tokenizer: Any, patch: int) -> Any:
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    tokenizer = _tokenizer(vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE])
     pixels = CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
@@ -86,17 +107,18 @@ def build() -> tuple[Any, Any]:
         image_std=[0.5] * 3,
         crop_size={"height": SIZE, "width": SIZE},
     )
-    processor = LlavaProcessor(
+    return LlavaProcessor(
         pixels,
         tokenizer,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
-    return tokenizer, processor
 
 
 if __name__ == "__main__":
     build()[1].save_pretrained(FOLDER)
     build_rules().save_pretrained(RULES_FOLDER)
+    for patch, folder in SIGNS_FOLDERS.items():
+        build_signs(patch).save_pretrained(folder)

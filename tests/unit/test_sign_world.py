@@ -1,0 +1,118 @@
+"""The sign world: answers worked out from boxes and pixels alone, balance and splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vidalign.data.source import open_source
+from vidalign.errors import DataError, RecipeError
+from vidalign.recipe.load import load_recipe
+from vidalign.worlds.language import signs, vocabulary
+from vidalign.worlds.language.grader import AfterEquals
+from vidalign.worlds.video.constants import PALETTE
+
+COUNT = 360
+NAMED = {tuple(round(255 * value) for value in rgb): name for name, rgb in PALETTE.items()}
+
+
+def examples(split: str = "train", form: str = "hints", share: float = 1.0) -> list[Any]:
+    return [signs.example(split, 0, n, form, share) for n in range(COUNT)]
+
+
+def seen(image: Any, box: list[int]) -> tuple[str, str]:
+    """Letter and colour of what a picture shows in a box, by its pixels."""
+    left, top, right, bottom = box
+    pixels = np.asarray(image)[top : bottom + 1, left : right + 1].reshape(-1, 3).astype(int)
+    lit = pixels.max(1) > 100
+    (letter,) = [name for name, pattern in signs.patterns().items() if tuple(lit.tolist()) == pattern]
+    (rgb,) = {tuple(one) for one in pixels[lit].tolist()}
+    return letter, NAMED[rgb]
+
+
+def solved(example: Any) -> str:
+    """The answer by boxes and pixels."""
+    places = {}
+    for text in example.privileged.removeprefix("boxes : ").split(" | "):
+        letter, *numbers = text.split()
+        box = [int(number) for number in numbers]
+        shown, colour = seen(example.images[0], box)
+        assert shown == letter
+        places[letter] = ("bottom" if box[1] >= 16 else "top", "right" if box[0] >= 16 else "left", colour)
+    words = example.prompt.split()
+    if words[0] == "what":
+        return places[words[3]][2]
+    if words[0] == "where":
+        return " ".join(places[words[2]][:2])
+    one, other, axis = places[words[1]], places[words[4]], int(words[2] in ("left", "right"))
+    side = {"above": "top", "below": "bottom"}.get(words[2], words[2])
+    return "yes" if one[axis] == side != other[axis] else "no"
+
+
+@pytest.mark.parametrize("split", signs.SPLITS)
+def test_boxes_and_pixels_give_the_answer(split: str) -> None:
+    for example in examples(split):
+        assert solved(example) == example.answer and example.response.endswith(f"= {example.answer}")
+
+
+def test_signs_are_apart() -> None:
+    found = list(signs.patterns().values())
+    assert len(set(found)) == 16 and all(sum(one) == 8 for one in found)
+    assert min(sum(a != b for a, b in zip(x, y, strict=True)) for x in found for y in found if x != y) >= 6
+
+
+def test_a_coarse_patch_holds_one_sign_and_a_quadrant_one_of_four() -> None:
+    for split, most in (("train", 1), ("crowded", 4)):
+        for n in range(100):
+            shown = signs.scene(split, 0, n)
+            assert len({(s.row // 2, s.column // 2) for s in shown}) == len(shown)
+            assert max(Counter(s.where for s in shown).values()) <= most
+            assert signs.SPLITS[split][0] <= len(shown) <= signs.SPLITS[split][1]
+
+
+def test_answers_are_balanced_and_splits_do_not_share_scenes() -> None:
+    answers = Counter(e.answer for e in examples() if e.family == "relation")
+    assert answers["yes"] / sum(answers.values()) == pytest.approx(0.5, abs=0.12)
+    scenes = {split: {str(signs.scene(split, 0, n)) for n in range(COUNT)} for split in ("train", "held_out")}
+    assert not scenes["train"] & scenes["held_out"] and len(scenes["train"]) == COUNT
+    assert all((signs._bucket(signs.scene(split, 3, 5)) == 0) == (split == "held_out") for split in scenes)
+
+
+def test_a_source_is_a_function_of_seed_and_sample() -> None:
+    chosen = {"name": "signs", "split": "train", "privileged_share": 0.4}
+    first = open_source(chosen, 5)
+    samples = [first[n] for n in range(300)]
+    assert sum(bool(e.privileged) for e in samples) / 300 == pytest.approx(0.4, abs=0.09)
+    again = open_source(chosen, 5)[7]
+    assert (samples[7].prompt, samples[7].privileged) == (again.prompt, again.privileged)
+    assert samples[7].images[0].tobytes() == again.images[0].tobytes()
+    assert isinstance(samples[0].grader, AfterEquals)
+    assert (
+        open_source({"name": "signs", "split": "held_out", "privilege": "answer"}, 0)[0].privileged == "answer : purple"
+    )
+
+
+def test_mistakes_are_refused() -> None:
+    with pytest.raises(DataError, match="did you mean 'held_out'"):
+        open_source("signs:heldout", 0)
+    with pytest.raises(RecipeError, match="privileged_share must lie in 0..1"):
+        load_recipe("signs/pretrain/teacher", ["data.prompts.privileged_share=2"])
+
+
+def test_every_word_is_a_token_and_every_patch_has_a_place(tmp_path: Any) -> None:
+    for patch, folder in vocabulary.SIGNS_FOLDERS.items():
+        processor = vocabulary.build_signs(patch)
+        tokenizer = processor.tokenizer
+        assert len(tokenizer) == len(set(vocabulary.signs_vocabulary())) == 80
+        for example in examples("crowded")[:60]:
+            for text in (example.prompt, example.privileged, example.response):
+                ids = tokenizer(text, add_special_tokens=False).input_ids
+                assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
+        laid = processor(images=example.images[0], text="<image> where", return_tensors="pt")
+        assert int((laid.input_ids == tokenizer.convert_tokens_to_ids("<image>")).sum()) == (32 // patch) ** 2
+        processor.save_pretrained(tmp_path / str(patch))
+        for file in (tmp_path / str(patch)).iterdir():
+            assert file.read_text() == (folder / file.name).read_text(), "run vidalign.worlds.language.vocabulary"
