@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from vidalign.build import with_weights, write_adapter
 from vidalign.engine.config import AdapterConfig
 from vidalign.engine.policies import Policies
-from vidalign.errors import UsageError
+from vidalign.errors import CheckpointError, UsageError, UserError
 from vidalign.students.exchange import Leaving
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_checkpoint import WEIGHTS
@@ -136,3 +136,23 @@ def test_one_file_names_no_folder_of_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one file has no place for the student's tokenizer"):
         export(Leaving(run.folder / WEIGHTS), "single", tmp_path / "one.safetensors", "")
     assert not (tmp_path / "one.safetensors").exists()
+
+
+@pytest.mark.parametrize("shipped", ["tasks", "signs", "signs_fine"])
+def test_one_file_names_the_processor_of_its_own_patches(shipped: str, tmp_path: Path) -> None:
+    """Seen by running: the tokenizer of a world without pictures ended the export of a student that sees them, and
+    two processors with the same words differ in the patches of a picture."""
+    config = FAMILIES["llava"] | {"image_seq_length": 64 if shipped == "signs_fine" else 16}
+    student = make(config=config, tokenizer=shipped).float()
+    student.save(tmp_path / "whole" / WEIGHTS, {})
+    export(Leaving(tmp_path / "whole" / WEIGHTS), "single", tmp_path / "one.safetensors", "")
+    (tmp_path / "whole").rename(tmp_path / "gone")
+    found = LanguageStudent.load(str(tmp_path / "one.safetensors"))
+    assert found.spec.tokenizer == shipped
+    assert found.chat.processor.patch_size == student.chat.processor.patch_size
+
+
+def test_a_tokenizer_without_the_processor_of_a_student_that_sees_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="there is only a tokenizer") as refused:
+        make("llava", tokenizer="rules")
+    assert refused.value.exit_code == UserError.exit_code and "rules" in str(refused.value)

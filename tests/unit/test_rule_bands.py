@@ -63,7 +63,8 @@ class Solver:
 
 
 def shares(student: tuple[int, int], teacher: tuple[int, int], family: str = "F", count: int = 100) -> list[Any]:
-    return bands.measure(Solver(*student), Solver(*teacher), family, count)  # type: ignore[arg-type]
+    examples = bands.problems("rules", family, count)
+    return bands.measure(Solver(*student), Solver(*teacher), examples, bands.bands_of(family))  # type: ignore[arg-type]
 
 
 def test_shares_are_those_of_the_right_answers() -> None:
@@ -131,7 +132,9 @@ def test_mistakes_on_its_command_line(weights: str, capsys: pytest.CaptureFixtur
     assert "its tokenizer has no 'rule'" in capsys.readouterr().err
     assert bands.main(["--student", "missing.safetensors", "--teacher", weights]) == UserError.exit_code
     assert "missing.safetensors" in capsys.readouterr().err
-    for words in (["--family", "Q"], ["--count", "0"]):
+    assert bands.main(["--student", weights, "--teacher", weights, "--world", "signs"]) == 2
+    assert "its tokenizer has no '<image>'" in capsys.readouterr().err
+    for words in (["--family", "Q"], ["--count", "0"], ["--world", "tokens"]):
         with pytest.raises(SystemExit):
             bands.main(["--student", weights, "--teacher", weights, *words])
 
@@ -142,4 +145,5 @@ SHIPPED = [("F", "student", "teacher"), ("G", "student", "teacher_g"), ("H", "st
 @pytest.mark.parametrize(("family", "student", "teacher"), SHIPPED)
 def test_shipped_weights_are_inside_their_bands(family: str, student: str, teacher: str) -> None:
     models = [LanguageStudent.load(f"rules/{name}") for name in (student, teacher)]
-    bands.refuse(bands.measure(*models, family))
+    examples = bands.problems("rules", family, 480)
+    bands.refuse(bands.measure(*models, examples, bands.bands_of(family)))

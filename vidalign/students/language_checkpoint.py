@@ -73,6 +73,8 @@ def tokenizer_and_processor(name: str, config: Any) -> tuple[Any, Any]:
     try:
         if sees_pictures(config):
             processor = load_processor(source, config)
+            if not hasattr(processor, "tokenizer"):  # transformers hands over the tokenizer where there is no processor
+                raise ValueError("a model that sees pictures needs a processor, and there is only a tokenizer")
             return processor.tokenizer, processor
         return AutoTokenizer.from_pretrained(source), None
     except (OSError, ValueError) as error:

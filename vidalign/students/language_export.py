@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vidalign.errors import UsageError
+from vidalign.errors import CheckpointError, UsageError
 from vidalign.owner import replacing
 from vidalign.students.exchange import Leaving, trained_adapter
 from vidalign.students.language_checkpoint import WEIGHTS, load, tokenizer_and_processor
@@ -48,10 +48,9 @@ def _student(leaving: Leaving, dtype: str, file: Path) -> None:
 def _tokenizer_of_a_file(student: LanguageStudent) -> str:
     """The name of the student's tokenizer where it is shipped or on the hub. A file that named a folder would not load
     without it."""
-    own, name = student.chat.tokenizer, student.spec.tokenizer
+    name = student.spec.tokenizer
     for shipped in SHIPPED_TOKENIZERS:
-        known, _ = tokenizer_and_processor(shipped, student.model.config)
-        if known.chat_template == own.chat_template and known.get_vocab() == own.get_vocab():
+        if _writes_alike(student, shipped):
             return shipped
     if Path(name).is_dir():
         raise UsageError(
@@ -61,6 +60,17 @@ def _tokenizer_of_a_file(student: LanguageStudent) -> str:
             fix="take --to transformers, a folder that holds all",
         )
     return name
+
+
+def _writes_alike(student: LanguageStudent, shipped: str) -> bool:
+    """Whether a shipped tokenizer, and its processor for a student that sees pictures, is that of the student."""
+    own, processor = student.chat.tokenizer, student.chat.processor
+    try:
+        known, beside = tokenizer_and_processor(shipped, student.model.config)
+    except CheckpointError:  # it is of a world without pictures
+        return False
+    alike = known.chat_template == own.chat_template and known.get_vocab() == own.get_vocab()
+    return alike and (processor is None or processor.to_dict() == beside.to_dict())
 
 
 def _copy_adapter(adapter: Path, folder: Path, dtype: str) -> None:

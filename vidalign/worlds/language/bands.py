@@ -1,6 +1,7 @@
-"""Are student and teacher of the rule world such that on-policy distillation has something to show?
+"""Are student and teacher of the rule or sign world such that on-policy distillation has something to show?
 
     python -m vidalign.worlds.language.bands --student PATH --teacher PATH --family F
+    python -m vidalign.worlds.language.bands --student PATH --teacher PATH --world signs
 
 prints four shares of right answers, greedy, on held-out problems: the student without and with hints (S, S^p), the
 teacher without and with them (T, T^p). Weights outside a band are refused, with exit code 3:
@@ -26,7 +27,7 @@ from vidalign.data.examples import Example
 from vidalign.errors import Problem, UsageError, UserError
 from vidalign.evaluation.judging import BATCH
 from vidalign.provenance import commit, machine
-from vidalign.worlds.language import rules
+from vidalign.worlds.language import rules, signs
 from vidalign.worlds.language.grader import AfterEquals
 
 if TYPE_CHECKING:
@@ -66,12 +67,19 @@ def bands_of(family: str) -> dict[str, Band]:
     return {**BANDS, **OWN.get(family, {})}
 
 
-def measure(student: LanguageStudent, teacher: LanguageStudent, family: str, count: int = 480) -> list[Share]:
-    """S, S^p, T and T^p on the first `count` held-out problems of seed 0, with the bands of the family."""
-    examples = [rules.example("held_out", 0, n, "hints", rules.Style(family)) for n in range(count)]
-    hints = [example.privileged for example in examples]
+def problems(world: str, family: str, count: int) -> list[Example]:
+    """The first `count` held-out problems of seed 0, with hints; family: of the rule world."""
+    if world == "signs":
+        return [signs.example("held_out", 0, n, "hints") for n in range(count)]
+    return [rules.example("held_out", 0, n, "hints", rules.Style(family)) for n in range(count)]
+
+
+def measure(
+    student: LanguageStudent, teacher: LanguageStudent, examples: Sequence[Example], bands: dict[str, Band]
+) -> list[Share]:
+    """S, S^p, T and T^p on `examples`, whose privileged texts are the hints."""
+    hints, count = [example.privileged for example in examples], len(examples)
     asked = {"S": (student, None), "S^p": (student, hints), "T": (teacher, None), "T^p": (teacher, hints)}
-    bands = bands_of(family)
     return [Share(name, _right(model, examples, texts), count, bands[name]) for name, (model, texts) in asked.items()]
 
 
@@ -79,7 +87,7 @@ def refuse(shares: Sequence[Share]) -> None:
     """Raise `UserError`, a line for each, for shares outside their bands."""
     outside = [share for share in shares if not share.inside]
     if outside:
-        error = UserError("weights outside the bands of the rule world")
+        error = UserError("weights outside their bands")
         fix = {"S": "train the student further, or less", "T": "train the teacher further, or less"}
         error.problems = [
             Problem(f"{share.name} is outside its band", str(share), WHY[share.name], fix[share.name[0]])
@@ -88,6 +96,7 @@ def refuse(shares: Sequence[Share]) -> None:
         raise error
 
 
+WORLDS = ("rules", "signs")
 WHY = {
     "S": "its rollouts must be of use and leave much to learn",
     "S^p": "hints must lift the student far",
@@ -109,20 +118,21 @@ def _right(model: LanguageStudent, examples: Sequence[Example], hints: Sequence[
     return round(right)
 
 
-def _load(path: str, option: str) -> LanguageStudent:
-    """A model whose tokens are those of the rule world."""
+def _load(path: str, option: str, world: str) -> LanguageStudent:
+    """A model whose tokens are those of the world."""
     from vidalign.students.language import LanguageStudent
-    from vidalign.worlds.language.vocabulary import rules_vocabulary
+    from vidalign.worlds.language.vocabulary import rules_vocabulary, signs_vocabulary
 
     model = LanguageStudent.load(path)
     known = model.chat.tokenizer.get_vocab()
-    missing = [word for word in rules_vocabulary() if word not in known]
+    words = {"rules": rules_vocabulary, "signs": signs_vocabulary}[world]()
+    missing = [word for word in words if word not in known]
     if missing:
         raise UsageError(
-            "a model that cannot write the answers of the rule world",
+            f"a model that cannot write the answers of the world {world}",
             where=f"{option} {path}",
             why=f"its tokenizer has no {missing[0]!r}",
-            fix="train one with student.init.tokenizer: rules",
+            fix=f"train one with student.init.tokenizer: {world}",
         )
     return model
 
@@ -134,7 +144,8 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     )
     parser.add_argument("--student", required=True, help="weights: a file, a folder or a shipped name")
     parser.add_argument("--teacher", required=True, help="the same of the teacher")
-    parser.add_argument("--family", choices=rules.FAMILIES, default="F")
+    parser.add_argument("--world", choices=WORLDS, default="rules")
+    parser.add_argument("--family", choices=rules.FAMILIES, default="F", help="of the rule world")
     parser.add_argument("--count", type=int, default=480, help="held-out problems")
     parser.add_argument("--out", type=Path, help="all numbers as JSON")
     asked = parser.parse_args(arguments)
@@ -147,9 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the four shares; 0 where all are inside their bands, else the exit code of the error."""
     asked = parse(arguments)
     try:
-        student, teacher = _load(asked.student, "--student"), _load(asked.teacher, "--teacher")
-        shares = measure(student, teacher, asked.family, asked.count)
-        print(f"family {asked.family}, {asked.count} held-out problems")
+        student = _load(asked.student, "--student", asked.world)
+        teacher = _load(asked.teacher, "--teacher", asked.world)
+        bands = bands_of(asked.family) if asked.world == "rules" else BANDS
+        shares = measure(student, teacher, problems(asked.world, asked.family, asked.count), bands)
+        print(f"{_asked(asked)}, {asked.count} held-out problems")
         for share in shares:
             print(f"  {share}{'' if share.inside else '  OUTSIDE'}")
         if asked.out is not None:
@@ -161,9 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _asked(asked: Any) -> str:
+    return f"family {asked.family}" if asked.world == "rules" else f"world {asked.world}"
+
+
 def _document(asked: Any, shares: Sequence[Share]) -> dict[str, Any]:
     values = {s.name: {"value": round(s.value, 5), "band": list(s.band), "inside": s.inside} for s in shares}
-    command = f"python -m vidalign.worlds.language.bands --family {asked.family} --count {asked.count}"
+    command = f"python -m vidalign.worlds.language.bands --{_asked(asked)} --count {asked.count}"
     return {"command": command, "seed": 0, "commit": commit(), "machine": machine(), "shares": values}
 
 
