@@ -37,8 +37,6 @@ EXACT = (1e-6, 1e-12)
 """Largest relative and absolute difference from a committed value, of fp64 on the recorded number of processes."""
 ROUNDED = (1e-4, 1e-6)
 """The same of fp32, and of other processes: rewards and the weights of a group are fp32 on the way."""
-COARSE = (1e-3, 1e-6)
-"""The same of Muon, which orthogonalises its matrices in bf16."""
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Haswell"}
 """Kernels that every x86 processor with AVX2 has, so that all compute the same bits; oneDNN is off, see runner.py. With
 the fastest ones the last bits differ, and clips that score almost alike, a routing between two distributions that are
@@ -213,8 +211,6 @@ def said(value: Any, other: Any) -> str:
 
 def tolerance(recipe: str, engine: str, processes: int) -> tuple[float, float]:
     """Largest relative and absolute difference of a run from its file."""
-    if uses_muon(recipe):
-        return COARSE
     recorded = processes == PROCESSES[engine][0]
     return EXACT if recorded and precision(recipe, engine) == "fp64" else ROUNDED
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vidalign.engine.config import OptimizerConfig
 from vidalign.errors import UserError
@@ -22,13 +22,46 @@ MUON_SCALE = 10.0
 """Learning rate of Muon's matrices as a multiple of the optimiser's."""
 
 
+class Muon(torch.optim.Muon):
+    """torch's Muon; on a CPU matrices are orthogonalised in their own dtype. torch does so in bf16, which a CPU without
+    units for it computes twenty times slower than fp32."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "engines step without a closure"
+        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+            super().step()
+            return
+        for group in self.param_groups:
+            for matrix in (p for p in group["params"] if p.grad is not None):
+                state, momentum = self.state[matrix], group["momentum"]
+                average = state.setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+                average.lerp_(matrix.grad, 1 - momentum)
+                update = orthogonalized(matrix.grad.lerp(average, momentum), group["ns_coefficients"])
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                rows, columns = matrix.shape
+                matrix.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int = 5) -> Tensor:
+    """About U V^T of the singular value decomposition U S V^T of ``[rows, columns]``, by the quintic Newton-Schulz
+    iteration of Muon (Jordan et al. 2024): singular values end in about 0.7 .. 1.2 instead of at 1."""
+    a, b, c = coefficients
+    wide = matrix.T if matrix.size(0) > matrix.size(1) else matrix
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide.T if matrix.size(0) > matrix.size(1) else wide
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """One optimiser over two: Muon on `matrices`, AdamW on `others`; a schedule scales both learning rates."""
 
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], config: OptimizerConfig) -> None:
         rate, decay = config.learning_rate, config.weight_decay
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, rate * MUON_SCALE, weight_decay=decay, momentum=0.95, adjust_lr_fn="original")
+            Muon(matrices, rate * MUON_SCALE, weight_decay=decay, momentum=0.95, adjust_lr_fn="original")
         ]
         if others:  # adapters are matrices all
             betas = (config.betas[0], config.betas[1])
