@@ -25,14 +25,12 @@ from vidalign.errors import RecipeError
 from vidalign.guest import guarded, guest
 from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.mixture import Mixture
-from vidalign.provenance import describe_run
 from vidalign.recipe.plugins import make
 from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.base import Student
 from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, network_of
-from vidalign.tensor_writing import save_tensors
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -221,17 +219,6 @@ def frozen_rewards(recipe: Recipe, student: Student[Any], run: Path) -> Composit
     return rewards.part(weights) if rewards and weights else None
 
 
-def save_rewards(ctx: TrainContext, run: Path) -> None:
-    """Write the trained weights of the rewards that learn, for judgements after training; all ranks call it."""
-    for reward in ctx.rewards.trainable if ctx.rewards else ():
-        engine = ctx.roles.engines[reward.role]
-        with engine.gathered():
-            tensors = {name: p.detach().cpu().contiguous() for name, p in engine.named_trainable().items()}
-        if distributed.rank() == 0:
-            (run / REWARDS).mkdir(parents=True, exist_ok=True)
-            save_tensors(tensors, run / REWARDS / f"{reward.name}.safetensors")
-
-
 def sampler_of(recipe: Recipe, student: Student[Any]) -> Generate:
     """How the recipe's evaluation samples a student."""
     settings = recipe.evaluation
@@ -369,33 +356,6 @@ def _frozen_networks(teacher: Any, precision: str, device: torch.device) -> dict
     return {"teacher": network.to(device)}
 
 
-def save_student(ctx: TrainContext, folder: Path, recipe: Recipe) -> None:
-    """Write the trained student (its moving average if there is one) to a run's folder, adapters merged; all ranks call
-    it. The adapter, if there is one, is kept by itself too, in the folder ``adapter``."""
-    name, network = "ema" if "ema" in ctx.policies.names else "current", ctx.roles.engines["student"].network
-    assert isinstance(network, Student), "the role of the student holds one"
-    if ctx.policies.adapter is not None:
-        write_adapter(ctx.policies, network, name, folder / "adapter")
-    weights = ctx.policies.weights(name)
-    if distributed.rank() != 0:
-        return
-    dtype = getattr(torch, recipe.trainer.save_dtype)
-    student = with_weights(network, weights, dtype)
-    student.save(folder / student_kind(recipe).saved, describe_run(recipe))
-
-
 def averaged(recipe: Recipe) -> tuple[str, ...]:
     """The weight set of the moving average, if the recipe keeps one."""
     return ("ema",) if recipe.trainer.ema_decay else ()
-
-
-def write_adapter(policies: Policies, student: Student[Any], name: str, folder: Path) -> None:
-    """Write adapter `name` as the PEFT folder of the network inside the student; all ranks call it."""
-    policies.save_adapter(name, folder, student.inside, **student.adapter_settings())
-
-
-def with_weights(network: Any, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
-    """A plain student like `network` on the CPU with these weights, rounded to `dtype`."""
-    student = type(network).from_spec(network.spec_of(weights)).to(dtype)
-    student.load_state_dict({key: value.to(dtype) for key, value in weights.items()})
-    return student

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.build import build_callbacks, build_context, build_objective, build_trackers, save_rewards, save_student
+from vidalign.build import build_callbacks, build_context, build_objective, build_trackers
 from vidalign.callbacks import CALLS, Callback
 from vidalign.context import Batch
 from vidalign.engine import distributed
@@ -32,6 +32,7 @@ from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
 from vidalign.recipe.resume import check_begun, check_same_recipe
 from vidalign.recipe.sharing import processes_of_a_group
+from vidalign.run_folder import new_run_dir, save_rewards, save_student
 from vidalign.tracking.health import check_on_policy, skipped_updates, weights_exploded
 from vidalign.tracking.tracker import Tracker
 
@@ -379,13 +380,6 @@ def judge_experience(ctx: TrainContext, objective: Objective, experience: Experi
     for part in experience.requesting():
         part.request = None  # its clips are large
     return experience
-
-
-def new_run_dir(recipe: Recipe) -> Path:
-    """runs/NAME-TIME below the working folder, the same on every rank."""
-    distributed.setup(single=recipe.engine.name == "deepspeed")
-    name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / distributed.broadcast_object(name)
 
 
 def _named(callbacks: Sequence[Callback]) -> dict[str, Callback]:

@@ -30,6 +30,7 @@ LAYERS = (
     ("objectives",),
     ("callbacks",),
     ("build",),
+    ("run_folder",),
     ("trainer",),
     ("bench",),
     ("worlds",),

@@ -13,10 +13,10 @@ from language_helpers import TEXT, make
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from vidalign.build import with_weights, write_adapter
 from vidalign.engine.config import AdapterConfig
 from vidalign.engine.policies import Policies
 from vidalign.errors import CheckpointError, UsageError, UserError
+from vidalign.run_folder import with_weights, write_adapter
 from vidalign.students.exchange import Leaving
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_checkpoint import WEIGHTS

@@ -45,7 +45,7 @@ def train(
     relaunch(gpus, nodes, rendezvous, run)
     if os.environ.get("RANK", "0") == "0":
         report_warnings(loaded.warnings)
-    from vidalign.trainer import new_run_dir  # heavy, and not needed to refuse a recipe
+    from vidalign.run_folder import new_run_dir  # heavy, and not needed to refuse a recipe
 
     folder = run or new_run_dir(loaded)
     words = [recipe, *(overrides or []), *(word for file in plugin or [] for word in ("--plugin", str(file)))]

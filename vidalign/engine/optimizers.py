@@ -30,7 +30,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "engines step without a closure"
         if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
-            super().step()
+            super().step()  # type: ignore[no-untyped-call]  # torch does not type it
             return
         for group in self.param_groups:
             for matrix in (p for p in group["params"] if p.grad is not None):
@@ -47,7 +47,7 @@ def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], ste
     """About U V^T of the singular value decomposition U S V^T of ``[rows, columns]``, by the quintic Newton-Schulz
     iteration of Muon (Jordan et al. 2024): singular values end in about 0.7 .. 1.2 instead of at 1."""
     a, b, c = coefficients
-    wide = matrix.T if matrix.size(0) > matrix.size(1) else matrix
+    wide: Tensor = matrix.T if matrix.size(0) > matrix.size(1) else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = wide @ wide.T

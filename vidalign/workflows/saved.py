@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.build import averaged, build_student, with_weights, write_adapter
+from vidalign.build import averaged, build_student
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import (
     Checkpoints,
@@ -24,6 +24,7 @@ from vidalign.engine.checkpoint import (
 )
 from vidalign.engine.policies import Policies
 from vidalign.errors import CheckpointError, UsageError
+from vidalign.run_folder import with_weights, write_adapter
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
