@@ -123,12 +123,18 @@ class Signs(PromptSource):
         """Privileged text: boxes of the signs in question, the answer, or nothing."""
         privileged_share: float = 1.0
         """Share of the questions that have a privileged text, in [0, 1]."""
+        naming_share: float = 0.0
+        """Share of questions that ask for a sign, `what is top right ?`, without privileged text, in [0, 1]; for
+        pre-training."""
 
         def __post_init__(self) -> None:
-            require(self, "privileged_share", least=0, most=1)
+            require(self, "privileged_share", "naming_share", least=0, most=1)
+            if self.naming_share and self.split == "crowded":
+                raise ValueError("naming_share must be 0 for the split crowded, which has several signs at one place")
 
-    def __init__(self, split: str, seed: int, privilege: str, privileged_share: float) -> None:
-        self.split, self.seed, self.privilege, self.privileged_share = split, seed, privilege, privileged_share
+    def __init__(self, split: str, seed: int, privilege: str, privileged_share: float, naming_share: float) -> None:
+        self.split, self.seed, self.privilege = split, seed, privilege
+        self.privileged_share, self.naming_share = privileged_share, naming_share
 
     @classmethod
     def listed(cls, argument: str, **settings: Any) -> None:
@@ -136,11 +142,17 @@ class Signs(PromptSource):
 
     @classmethod
     def open(
-        cls, argument: str, seed: int, batch: int = 1, privilege: str = "hints", privileged_share: float = 1.0
+        cls,
+        argument: str,
+        seed: int,
+        batch: int = 1,
+        privilege: str = "hints",
+        privileged_share: float = 1.0,
+        naming_share: float = 0.0,
     ) -> Signs:
         cls.listed(argument)
-        return cls(argument, seed, privilege, privileged_share)
+        return cls(argument, seed, privilege, privileged_share, naming_share)
 
     def __getitem__(self, sample: int) -> Example:
-        example = signs.example(self.split, self.seed, sample, self.privilege, self.privileged_share)
+        example = signs.example(self.split, self.seed, sample, self.privilege, self.privileged_share, self.naming_share)
         return replace(example, grader=GRADER)
