@@ -81,6 +81,27 @@ def test_answers_are_balanced_and_splits_do_not_share_scenes() -> None:
     assert all((signs._bucket(signs.scene(split, 3, 5)) == 0) == (split == "held_out") for split in scenes)
 
 
+def test_questions_for_all_signs_are_answered_by_the_pixels() -> None:
+    source = open_source({"name": "signs", "split": "train", "privileged_share": 0.5, "naming_share": 0.4}, 1)
+    asked = [source[n] for n in range(COUNT)]
+    naming = [e for e in asked if e.family == signs.NAMING]
+    others = [e for e in asked if e.family != signs.NAMING]
+    assert len(naming) / COUNT == pytest.approx(0.4, abs=0.09) and not any(e.privileged for e in naming)
+    assert sum(bool(e.privileged) for e in others) / len(others) == pytest.approx(0.5, abs=0.12)
+    assert signs.NAMING not in {e.family for e in examples()}
+    for example in naming:
+        shown = []
+        for top in range(0, 32, signs.CELL):
+            for left in range(0, 32, signs.CELL):
+                box = [left, top, left + signs.CELL - 1, top + signs.CELL - 1]
+                if np.asarray(example.images[0])[top : box[3] + 1, left : box[2] + 1].max() > 100:
+                    place = f"{'bottom' if top >= 16 else 'top'} {'right' if left >= 16 else 'left'}"
+                    shown.append((top // 8, left, f"{place} {' '.join(seen(example.images[0], box))}", box))
+        said = example.response.split(" | ")
+        assert said[:-1] == [text for _, _, text, _ in sorted(shown)]
+        assert example.answer.split() == [text.split()[2] for text in said[:-1]]
+
+
 def test_a_source_is_a_function_of_seed_and_sample() -> None:
     chosen = {"name": "signs", "split": "train", "privileged_share": 0.4}
     first = open_source(chosen, 5)

@@ -124,13 +124,11 @@ class Signs(PromptSource):
         privileged_share: float = 1.0
         """Share of the questions that have a privileged text, in [0, 1]."""
         naming_share: float = 0.0
-        """Share of questions that ask for a sign, `what is top right ?`, without privileged text, in [0, 1]; for
+        """Share of questions that ask for all signs, `what is where ?`, without privileged text, in [0, 1]; for
         pre-training."""
 
         def __post_init__(self) -> None:
             require(self, "privileged_share", "naming_share", least=0, most=1)
-            if self.naming_share and self.split == "crowded":
-                raise ValueError("naming_share must be 0 for the split crowded, which has several signs at one place")
 
     def __init__(self, split: str, seed: int, privilege: str, privileged_share: float, naming_share: float) -> None:
         self.split, self.seed, self.privilege = split, seed, privilege
