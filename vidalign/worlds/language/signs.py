@@ -10,7 +10,7 @@ worthless.
 
 Questions: `what colour is k ?`, `where is k ?`, `is k above m ?` (as many yes as no). A written answer names place
 and colour of every sign in question first. Pre-training may add `what is where ?`, whose answer names all signs from
-left to right, row by row: without it models learned to read boxes in 1,000 steps and no sign in 1,000 more. Splits:
+left to right, row by row: without it models learned to read boxes and no sign. Splits:
 train, held_out (other scenes), crowded. Sample n of a split is a pure function of (seed, n).
 """
 
