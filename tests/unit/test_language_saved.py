@@ -138,11 +138,11 @@ def test_one_file_names_no_folder_of_a_tokenizer(tmp_path: Path) -> None:
     assert not (tmp_path / "one.safetensors").exists()
 
 
-@pytest.mark.parametrize("shipped", ["tasks", "signs", "signs_fine"])
+@pytest.mark.parametrize("shipped", ["tasks", "signs"])
 def test_one_file_names_the_processor_of_its_own_patches(shipped: str, tmp_path: Path) -> None:
     """Seen by running: the tokenizer of a world without pictures ended the export of a student that sees them, and
-    two processors with the same words differ in the patches of a picture."""
-    config = FAMILIES["llava"] | {"image_seq_length": 64 if shipped == "signs_fine" else 16}
+    processors differ in the patches of a picture."""
+    config = FAMILIES["llava"] | {"image_seq_length": 64 if shipped == "signs" else 16}
     student = make(config=config, tokenizer=shipped).float()
     student.save(tmp_path / "whole" / WEIGHTS, {})
     export(Leaving(tmp_path / "whole" / WEIGHTS), "single", tmp_path / "one.safetensors", "")

@@ -123,17 +123,18 @@ def test_mistakes_are_refused() -> None:
         load_recipe("signs/pretrain/teacher", ["data.prompts.privileged_share=2"])
 
 
-def test_every_word_is_a_token_and_every_patch_has_a_place(tmp_path: Any) -> None:
-    for patch, folder in vocabulary.SIGNS_FOLDERS.items():
-        processor = vocabulary.build_signs(patch)
-        tokenizer = processor.tokenizer
-        assert len(tokenizer) == len(set(vocabulary.signs_vocabulary())) == 80
-        for example in examples("crowded")[:60]:
-            for text in (example.prompt, example.privileged, example.response):
-                ids = tokenizer(text, add_special_tokens=False).input_ids
-                assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
-        laid = processor(images=example.images[0], text="<image> where", return_tensors="pt")
-        assert int((laid.input_ids == tokenizer.convert_tokens_to_ids("<image>")).sum()) == (32 // patch) ** 2
-        processor.save_pretrained(tmp_path / str(patch))
-        for file in (tmp_path / str(patch)).iterdir():
-            assert file.read_text() == (folder / file.name).read_text(), "run vidalign.worlds.language.vocabulary"
+def test_every_word_is_a_token_and_every_cell_has_a_place(tmp_path: Any) -> None:
+    processor = vocabulary.build_signs()
+    tokenizer = processor.tokenizer
+    assert len(tokenizer) == len(set(vocabulary.signs_vocabulary())) == 80
+    naming = open_source({"name": "signs", "split": "train", "naming_share": 1.0}, 0)[0]
+    for example in [*examples("crowded")[:60], naming]:
+        for text in (example.prompt, example.privileged, example.response):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
+    laid = processor(images=naming.images[0], text="<image> where", return_tensors="pt")
+    assert int((laid.input_ids == tokenizer.convert_tokens_to_ids("<image>")).sum()) == 64
+    processor.save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        written = (vocabulary.SIGNS_FOLDER / file.name).read_text()
+        assert file.read_text() == written, "run vidalign.worlds.language.vocabulary"

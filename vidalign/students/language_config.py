@@ -15,7 +15,7 @@ SHIPPED = ("world", "tokens", "rules", "pictures", "signs")
 """First parts of the names of shipped weights; other `owner/name`s are of the hub."""
 
 SHIPPED_TOKENIZER = "tasks"
-SHIPPED_TOKENIZERS = (SHIPPED_TOKENIZER, "rules", "signs", "signs_fine")
+SHIPPED_TOKENIZERS = (SHIPPED_TOKENIZER, "rules", "signs")
 BESIDE = "."
 """What stands for a tokenizer in the folder of the weights."""
 
@@ -28,7 +28,7 @@ class LanguageSpec(StudentSpec):
     """The model's transformers configuration, with its `model_type`."""
     tokenizer: str = SHIPPED_TOKENIZER
     """Folder or hub name of tokenizer (and processor) files; `tasks` is the shipped one of the embedded worlds,
-    `rules` that of the rule world, and `.` the folder of the weights."""
+    `rules` and `signs` those of the rule and sign worlds, and `.` the folder of the weights."""
     stop: list[str] = field(default_factory=list)
     """Tokens that end every response, besides the tokenizer's end-of-text token."""
     chat: ChatConfig = field(default_factory=ChatConfig)

@@ -2,16 +2,15 @@
 
 A picture of 32 x 32 pixels has three or four signs, one in a quadrant (six in the split `crowded`), each in a colour.
 A sign is a fixed random pattern of 4 x 4 pixels, one of 16; which letter names which pattern is knowledge that takes
-long to learn. Every sign stands in a cell of 4 x 4 pixels: a tower with patches of 4 sees it as one patch, a tower
-with patches of 8 sees it in one of four places of a patch, beside nothing. Colour and place are learned at once.
-Boxes (`boxes : k 20 4 23 7`) say where the signs in question are. So a student that has mastered reading but not the
-signs gains much from boxes, and a teacher with a finer tower that knows most of the signs does not make them
-worthless.
+long to learn. Every sign stands in a cell of 4 x 4 pixels, which a tower with such patches sees as one patch. Colour
+and place are learned before it. Boxes (`boxes : k 20 4 23 7`) say where the signs in question are. So a student that
+has mastered reading but not the signs gains much from boxes, and a teacher that knows most of the signs does not make
+them worthless.
 
 Questions: `what colour is k ?`, `where is k ?`, `is k above m ?` (as many yes as no). A written answer names place
 and colour of every sign in question first. Pre-training may add `what is where ?`, whose answer names all signs from
-left to right, row by row: without it models learned to read boxes and no sign. Splits:
-train, held_out (other scenes), crowded. Sample n of a split is a pure function of (seed, n).
+left to right, row by row: without it models learned to read boxes and no sign. Splits: train, held_out (other
+scenes), crowded. Sample n of a split is a pure function of (seed, n).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The word-level tokenizers of the embedded worlds, in transformers' own files with a chat template.
 
 `build` makes the tokenizer of problems and pictures and the processor of the picture world, `build_rules` the
-tokenizer of the rule world, `build_signs` the processors of the sign world, one a size of patches. The shipped files
-in `weights/tasks/`, `rules/`, `signs/` and `signs_fine/` are what `python -m vidalign.worlds.language.vocabulary`
-writes, and tests compare them.
+tokenizer of the rule world, `build_signs` the processor of the sign world. The shipped files in `weights/tasks/`,
+`rules/` and `signs/` are what `python -m vidalign.worlds.language.vocabulary` writes, and tests compare them.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 WEIGHTS = Path(__file__).parents[2] / "weights"
-FOLDER, RULES_FOLDER = WEIGHTS / "tasks", WEIGHTS / "rules"
-SIGNS_FOLDERS = {PATCH: WEIGHTS / "signs", signs.CELL: WEIGHTS / "signs_fine"}
-"""By the patches of the tower in pixels: the student's is coarse, the teacher's fine."""
+FOLDER, RULES_FOLDER, SIGNS_FOLDER = WEIGHTS / "tasks", WEIGHTS / "rules", WEIGHTS / "signs"
 
 
 def vocabulary() -> list[str]:
@@ -91,9 +88,9 @@ def build() -> tuple[Any, Any]:
     return tokenizer, _processor(tokenizer, PATCH)
 
 
-def build_signs(patch: int) -> Any:
-    """The processor of the sign world for a tower with patches of so many pixels."""
-    return _processor(_tokenizer(signs_vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE]), patch)
+def build_signs() -> Any:
+    """The processor of the sign world, for a tower with one patch a cell."""
+    return _processor(_tokenizer(signs_vocabulary(), [USER, ASSISTANT, SYSTEM, IMAGE]), signs.CELL)
 
 
 def _processor(tokenizer: Any, patch: int) -> Any:
@@ -120,5 +117,4 @@ def _processor(tokenizer: Any, patch: int) -> Any:
 if __name__ == "__main__":
     build()[1].save_pretrained(FOLDER)
     build_rules().save_pretrained(RULES_FOLDER)
-    for patch, folder in SIGNS_FOLDERS.items():
-        build_signs(patch).save_pretrained(folder)
+    build_signs().save_pretrained(SIGNS_FOLDER)
