@@ -113,7 +113,7 @@ class Signs(PromptSource):
     gives = "examples"
     brings_pictures = True
     judges: ClassVar[dict[str, dict[str, Any]]] = {"exact_match": {}}
-    version = "signs 1"
+    version = "signs 2"
 
     @dataclass
     class Config:

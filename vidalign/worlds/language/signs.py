@@ -7,8 +7,8 @@ and place are learned before it. Boxes (`boxes : k 20 4 23 7`) say where the sig
 has mastered reading but not the signs gains much from boxes, and a teacher that knows most of the signs does not make
 them worthless.
 
-Questions: `what colour is k ?`, `where is k ?`, `is k above m ?` (as many yes as no). A written answer names place
-and colour of every sign in question first. Pre-training may add `what is where ?`, whose answer names all signs from
+Questions: `what colour is k ?`, `where is k ?`, `what colour are k and m ?`. A written answer names place and colour
+of every sign in question first. Pre-training may add `what is where ?`, whose answer names all signs from
 left to right, row by row: without it models learned to read boxes and no sign. Splits: train, held_out (other
 scenes), crowded. Sample n of a split is a pure function of (seed, n).
 """
@@ -25,7 +25,7 @@ import torch
 from vidalign.data.examples import Example
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, nearest
-from vidalign.worlds.language.pictures import PLACES, RELATIONS
+from vidalign.worlds.language.pictures import PLACES
 from vidalign.worlds.video.constants import BACKGROUND, COLOURS, PALETTE, SIZE
 
 SIGNS = tuple("abcdefghijklmnop")
@@ -35,7 +35,7 @@ INK = 8
 """Pixels of a sign that have its colour."""
 APART = 6
 """Pixels in which two signs differ at least."""
-FAMILIES = ("colour", "place", "relation")
+FAMILIES = ("colour", "place", "colours")
 NAMING = "naming"
 """The family of questions for all signs, which pre-training alone asks."""
 SPLITS: dict[str, tuple[int, int]] = {"train": (3, 4), "held_out": (3, 4), "crowded": (6, 6)}
@@ -133,18 +133,7 @@ def question(family: str, signs: list[Sign], numbers: torch.Generator) -> tuple[
         return f"what colour is {one.name} ?", [one], one.colour
     if family == "place":
         return f"where is {one.name} ?", [one], one.where
-    true = [word for word, (axis, side) in RELATIONS.items() if _side(one, axis) == side != _side(other, axis)]
-    if not true:  # in one quadrant, which only a crowded picture has: neither is above the other
-        holds, words = False, list(RELATIONS)
-    else:
-        holds = _below(2, numbers) == 0
-        words = true if holds else [word for word in RELATIONS if word not in true]
-    word = words[_below(len(words), numbers)]
-    return f"is {one.name} {word} of {other.name} ?", [one, other], "yes" if holds else "no"
-
-
-def _side(sign: Sign, axis: int) -> str:
-    return sign.where.split()[axis]
+    return f"what colour are {one.name} and {other.name} ?", [one, other], f"{one.colour} {other.colour}"
 
 
 def example(

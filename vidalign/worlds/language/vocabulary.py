@@ -56,8 +56,8 @@ def signs_vocabulary() -> list[str]:
     special, marks = [PAD, UNKNOWN, END, USER, ASSISTANT, SYSTEM, IMAGE], [":", "|", "=", "?"]
     numbers = [str(n) for n in range(SIZE)]
     places = sorted({word for place in PLACES for word in place})
-    asked = ["what", "colour", "where", "is", "of", "yes", "no", "boxes", "answer"]
-    return list(dict.fromkeys([*special, *marks, *numbers, *signs.SIGNS, *COLOURS, *places, *RELATIONS, *asked]))
+    asked = ["what", "colour", "where", "is", "are", "and", "boxes", "answer"]
+    return [*special, *marks, *numbers, *signs.SIGNS, *COLOURS, *places, *asked]
 
 
 def _tokenizer(words: list[str], roles: list[str]) -> Any:
