@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ def run_as_process(main: Callable[[], None]) -> NoReturn:
 
     Native code that comes back to an interpreter which is being taken down aborts the process, and its exit code is
     lost. So with daemon threads left, the process ends once everything is written, without taking the interpreter down.
+    A second Ctrl-C, or a polite kill of a process that is leaving already, ends it at once and without a traceback.
     """
     code: object = 0
     try:
@@ -24,6 +26,8 @@ def run_as_process(main: Callable[[], None]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.SIG_DFL)
     if not (code is None or isinstance(code, int)) or not any(thread.daemon for thread in threading.enumerate()):
         sys.exit(code)  # type: ignore[arg-type]
     threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every process: other threads are awaited
