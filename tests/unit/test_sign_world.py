@@ -60,7 +60,7 @@ def test_signs_are_apart() -> None:
     assert min(sum(a != b for a, b in zip(x, y, strict=True)) for x in found for y in found if x != y) >= 6
 
 
-def test_a_coarse_patch_holds_one_sign_and_a_quadrant_one_of_four() -> None:
+def test_a_block_of_four_cells_holds_one_sign_and_a_quadrant_one_of_four() -> None:
     for split, most in (("train", 1), ("crowded", 4)):
         for n in range(100):
             shown = signs.scene(split, 0, n)

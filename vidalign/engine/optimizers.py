@@ -35,7 +35,9 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for matrix in (p for p in group["params"] if p.grad is not None):
                 state, momentum = self.state[matrix], group["momentum"]
-                average = state.setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                average = state["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - momentum)
                 update = orthogonalized(matrix.grad.lerp(average, momentum), group["ns_coefficients"])
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
