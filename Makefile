@@ -89,10 +89,10 @@ assets: $(INSTALLED)  ## rebuild the shipped weights from nothing (hours on 2 co
 	for name in student_hints student_hints_h; do \
 		$(BIN)/vidalign train rules/pretrain/$$name --run runs/assets/rules/$$name --resume || exit 1; \
 	done
-	for shipped in teacher:380 teacher_g:930 student:210 student_h:600; do \
-		name=$${shipped%:*}; run=runs/assets/rules/$$name; \
-		$(BIN)/vidalign train rules/pretrain/$$name --run $$run --resume && \
-		$(BIN)/vidalign export --run $$run --step $${shipped#*:} --out vidalign/weights/rules/$$name.safetensors --dtype float16 || exit 1; \
+	for shipped in rules/teacher:380 rules/teacher_g:930 rules/student:210 rules/student_h:600 signs/teacher:540 signs/student:660; do \
+		name=$${shipped%:*}; run=runs/assets/$$name; \
+		$(BIN)/vidalign train $${name%/*}/pretrain/$${name#*/} --run $$run --resume && \
+		$(BIN)/vidalign export --run $$run --step $${shipped#*:} --out vidalign/weights/$$name.safetensors --dtype float16 || exit 1; \
 	done
 
 bench: $(INSTALLED)  ## a small version of every protocol, on 2 cores; resumes where it stopped

@@ -72,7 +72,7 @@ def shipped(root: Path = ROOT) -> list[str]:
 
 def has_weights(recipe: Path, root: Path) -> bool:
     """Whether a tree has the shipped weights of the embedded worlds that a recipe begins with."""
-    names = re.findall(r"path: ((?:world|events|tokens|pictures)/\w+)", recipe.read_text(encoding="utf-8"))
+    names = re.findall(r"path: ((?:world|events|rules|signs|tokens|pictures)/\w+)", recipe.read_text(encoding="utf-8"))
     return all((root / "vidalign" / "weights" / f"{name}.safetensors").is_file() for name in names)
 
 

@@ -50,7 +50,7 @@ def test_shipped_recipe_is_valid(name: str, tiny: Path, tmp_path: Path, monkeypa
     for table in ("prompts.jsonl", "held_out.jsonl", "prompts.parquet", "held_out.parquet"):
         (tmp_path / table).touch()
     weights = recipes_root().parent / "vidalign" / "weights"
-    wanted = re.findall(r"path: ((?:world|events|tokens|pictures)/\w+)", shipped_recipes()[name].read_text())
+    wanted = re.findall(r"path: ((?:world|events|rules|signs|tokens|pictures)/\w+)", shipped_recipes()[name].read_text())
     missing = [name for name in wanted if not (weights / f"{name}.safetensors").is_file()]
     missing += re.findall(r"path: (runs/assets/[\w/.]+)", shipped_recipes()[name].read_text())
     if missing:

@@ -134,16 +134,28 @@ def test_mistakes_on_its_command_line(weights: str, capsys: pytest.CaptureFixtur
     assert "missing.safetensors" in capsys.readouterr().err
     assert bands.main(["--student", weights, "--teacher", weights, "--world", "signs"]) == 2
     assert "its tokenizer has no '<image>'" in capsys.readouterr().err
-    for words in (["--family", "Q"], ["--count", "0"], ["--world", "tokens"]):
+    refused = {
+        ("--family", "Q"): "the world rules has no 'Q', it has F, G, G_plan, H",
+        ("--world", "signs", "--family", "H"): "the world signs has no 'H'",
+        ("--count", "0"): "--count must be at least 1",
+        ("--world", "tokens"): "invalid choice: 'tokens'",
+    }
+    for words, why in refused.items():
         with pytest.raises(SystemExit):
             bands.main(["--student", weights, "--teacher", weights, *words])
+        assert why in capsys.readouterr().err
 
 
-SHIPPED = [("F", "student", "teacher"), ("G", "student", "teacher_g"), ("H", "student_h", "teacher_g")]
+SHIPPED = [
+    ("rules", "F", "student", "teacher"),
+    ("rules", "G", "student", "teacher_g"),
+    ("rules", "H", "student_h", "teacher_g"),
+    ("signs", "signs", "student", "teacher"),
+]
 
 
-@pytest.mark.parametrize(("family", "student", "teacher"), SHIPPED)
-def test_shipped_weights_are_inside_their_bands(family: str, student: str, teacher: str) -> None:
-    models = [LanguageStudent.load(f"rules/{name}") for name in (student, teacher)]
-    examples = bands.problems("rules", family, 480)
+@pytest.mark.parametrize(("world", "family", "student", "teacher"), SHIPPED)
+def test_shipped_weights_are_inside_their_bands(world: str, family: str, student: str, teacher: str) -> None:
+    models = [LanguageStudent.load(f"{world}/{name}") for name in (student, teacher)]
+    examples = bands.problems(world, family, 480)
     bands.refuse(bands.measure(*models, examples, bands.bands_of(family)))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from vidalign.evaluation.judging import BATCH
 from vidalign.provenance import commit, machine
 from vidalign.worlds.language import rules, signs
 from vidalign.worlds.language.grader import AfterEquals
+from vidalign.worlds.language.vocabulary import rules_vocabulary, signs_vocabulary
 
 if TYPE_CHECKING:
     from vidalign.students.language import LanguageStudent
@@ -67,11 +68,31 @@ def bands_of(family: str) -> dict[str, Band]:
     return {**BANDS, **OWN.get(family, {})}
 
 
+@dataclass(frozen=True)
+class World:
+    """What is asked of the models of one world."""
+
+    words: Callable[[], list[str]]
+    """The tokens that a model must know."""
+    question: Callable[[str, int], Example]
+    """A held-out question of seed 0 with hints, by its family and number."""
+    families: tuple[str, ...]
+    """The first one is the default; a world without families has one that is named as it is."""
+
+
+WORLDS = {
+    "rules": World(
+        rules_vocabulary,
+        lambda family, n: rules.example("held_out", 0, n, "hints", rules.Style(family)),
+        tuple(rules.FAMILIES),
+    ),
+    "signs": World(signs_vocabulary, lambda _, n: signs.example("held_out", 0, n, "hints"), ("signs",)),
+}
+
+
 def problems(world: str, family: str, count: int) -> list[Example]:
-    """The first `count` held-out problems of seed 0, with hints; family: of the rule world."""
-    if world == "signs":
-        return [signs.example("held_out", 0, n, "hints") for n in range(count)]
-    return [rules.example("held_out", 0, n, "hints", rules.Style(family)) for n in range(count)]
+    """The first `count` held-out problems of seed 0, with hints."""
+    return [WORLDS[world].question(family, n) for n in range(count)]
 
 
 def measure(
@@ -96,7 +117,6 @@ def refuse(shares: Sequence[Share]) -> None:
         raise error
 
 
-WORLDS = ("rules", "signs")
 WHY = {
     "S": "its rollouts must be of use and leave much to learn",
     "S^p": "hints must lift the student far",
@@ -121,12 +141,10 @@ def _right(model: LanguageStudent, examples: Sequence[Example], hints: Sequence[
 def _load(path: str, option: str, world: str) -> LanguageStudent:
     """A model whose tokens are those of the world."""
     from vidalign.students.language import LanguageStudent
-    from vidalign.worlds.language.vocabulary import rules_vocabulary, signs_vocabulary
 
     model = LanguageStudent.load(path)
     known = model.chat.tokenizer.get_vocab()
-    words = {"rules": rules_vocabulary, "signs": signs_vocabulary}[world]()
-    missing = [word for word in words if word not in known]
+    missing = [word for word in WORLDS[world].words() if word not in known]
     if missing:
         raise UsageError(
             f"a model that cannot write the answers of the world {world}",
@@ -145,12 +163,16 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--student", required=True, help="weights: a file, a folder or a shipped name")
     parser.add_argument("--teacher", required=True, help="the same of the teacher")
     parser.add_argument("--world", choices=WORLDS, default="rules")
-    parser.add_argument("--family", choices=rules.FAMILIES, default="F", help="of the rule world")
+    parser.add_argument("--family", help=f"of the rule world: {', '.join(rules.FAMILIES)}; default F")
     parser.add_argument("--count", type=int, default=480, help="held-out problems")
     parser.add_argument("--out", type=Path, help="all numbers as JSON")
     asked = parser.parse_args(arguments)
     if asked.count < 1:
         parser.error("--count must be at least 1")
+    families = WORLDS[asked.world].families
+    asked.family = asked.family or families[0]
+    if asked.family not in families:
+        parser.error(f"--family: the world {asked.world} has no {asked.family!r}, it has {', '.join(families)}")
     return asked
 
 
@@ -160,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         student = _load(asked.student, "--student", asked.world)
         teacher = _load(asked.teacher, "--teacher", asked.world)
-        bands = bands_of(asked.family) if asked.world == "rules" else BANDS
-        shares = measure(student, teacher, problems(asked.world, asked.family, asked.count), bands)
-        print(f"{_asked(asked)}, {asked.count} held-out problems")
+        examples = problems(asked.world, asked.family, asked.count)
+        shares = measure(student, teacher, examples, bands_of(asked.family))
+        print(f"world {asked.world}, family {asked.family}, {asked.count} held-out problems")
         for share in shares:
             print(f"  {share}{'' if share.inside else '  OUTSIDE'}")
         if asked.out is not None:
@@ -174,13 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _asked(asked: Any) -> str:
-    return f"family {asked.family}" if asked.world == "rules" else f"world {asked.world}"
-
-
 def _document(asked: Any, shares: Sequence[Share]) -> dict[str, Any]:
     values = {s.name: {"value": round(s.value, 5), "band": list(s.band), "inside": s.inside} for s in shares}
-    command = f"python -m vidalign.worlds.language.bands --{_asked(asked)} --count {asked.count}"
+    command = (
+        f"python -m vidalign.worlds.language.bands --world {asked.world} --family {asked.family} --count {asked.count}"
+    )
     return {"command": command, "seed": 0, "commit": commit(), "machine": machine(), "shares": values}
 
 
