@@ -50,9 +50,10 @@ def test_shipped_recipe_is_valid(name: str, tiny: Path, tmp_path: Path, monkeypa
     for table in ("prompts.jsonl", "held_out.jsonl", "prompts.parquet", "held_out.parquet"):
         (tmp_path / table).touch()
     weights = recipes_root().parent / "vidalign" / "weights"
-    wanted = re.findall(r"path: ((?:world|events|rules|signs|tokens|pictures)/\w+)", shipped_recipes()[name].read_text())
+    text = shipped_recipes()[name].read_text()
+    wanted = re.findall(r"path: ((?:world|events|rules|signs|tokens|pictures)/\w+)", text)
     missing = [name for name in wanted if not (weights / f"{name}.safetensors").is_file()]
-    missing += re.findall(r"path: (runs/assets/[\w/.]+)", shipped_recipes()[name].read_text())
+    missing += re.findall(r"path: (runs/assets/[\w/.]+)", text)
     if missing:
         pytest.skip(f"{', '.join(missing)} is not there: run `make assets`")
     recipe = load_recipe(name)
