@@ -54,7 +54,7 @@ def test_an_installed_package_is_read_without_running_it(tmp_path: Path, monkeyp
     (package / "inner" / "home.py").write_text('class Heavy:\n    """Weighs much. Indeed."""\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("heavy", "heavypackage.inner:Heavy", "vidalign.metrics")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "vidalign.metrics" else [])
+    monkeypatch.setattr(registry, "_entry_points", lambda kind: [point] if kind == "metrics" else [])
     assert plugin_source.describe("metrics", "heavy") == "Weighs much"
     assert "heavypackage" not in sys.modules
 
@@ -62,5 +62,5 @@ def test_an_installed_package_is_read_without_running_it(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("value", ["gone_package.x:Y", "json:nothing", "vidalign.errors:Missing", ""])
 def test_a_plugin_without_source_has_no_line(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("odd", value, "vidalign.metrics")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "vidalign.metrics" else [])
+    monkeypatch.setattr(registry, "_entry_points", lambda kind: [point] if kind == "metrics" else [])
     assert plugin_source.describe("metrics", "odd") == ""

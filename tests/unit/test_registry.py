@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,21 @@ def test_entry_points_are_listed_without_import_and_fail_only_when_asked(distrib
         registry.get("metrics", "broken")
     told = str(caught.value)
     assert "toy-pack: toy_pack_broken:X" in told and "a_module_that_is_not_there" in told
+
+
+def test_distributions_are_read_once_until_another_is_installed(
+    distribution: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    monkeypatch.setattr(registry, "entry_points", lambda: reads.append(1) or entry_points())
+    for kind in registry.KINDS:
+        registry.names(kind)
+    assert len(reads) == 1 and "late" not in registry.names("rewards")
+    info = distribution / "late_pack-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: late-pack\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vidalign.rewards]\nlate = toy_pack:Good\n")
+    assert registry.names("rewards")["late"] == "late-pack" and len(reads) == 2
 
 
 def test_a_built_in_name_cannot_be_taken(distribution: Path) -> None:
