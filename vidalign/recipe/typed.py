@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import types
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import omegaconf
@@ -179,13 +180,19 @@ def _value_like(key: str, hints: dict[str, Any]) -> str:
     return ""
 
 
+@cache
+def _schema(hint: Any) -> Any:
+    """What OmegaConf lays a value of one type over; `merge` copies it."""
+    return OmegaConf.structured(make_dataclass("Leaf", [("value", hint, omegaconf.MISSING)]))
+
+
 def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
-    holder = make_dataclass("Leaf", [("value", hint, omegaconf.MISSING)])
+    schema = _schema(hint)
     plain = node.plain()
     if get_origin(hint) in (Union, types.UnionType):  # a mapping was taken before
         hint = Union[tuple(option for option in get_args(hint) if get_origin(option) is not dict)]  # noqa: UP007
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(holder), {"value": plain})
+        merged = OmegaConf.merge(schema, {"value": plain})
         value = OmegaConf.to_object(merged).value  # type: ignore[union-attr]
     except OmegaConfBaseException:
         options = [option for option in get_args(_without_none(hint)) if isinstance(option, str)]
