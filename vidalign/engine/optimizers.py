@@ -39,13 +39,15 @@ class Muon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(matrix.grad)
                 average = state["momentum_buffer"]
                 average.lerp_(matrix.grad, 1 - momentum)
-                update = orthogonalized(matrix.grad.lerp(average, momentum), group["ns_coefficients"])
+                update = orthogonalized(
+                    matrix.grad.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"]
+                )
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 rows, columns = matrix.shape
                 matrix.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
-def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int = 5) -> Tensor:
+def orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """About U V^T of the singular value decomposition U S V^T of ``[rows, columns]``, by the quintic Newton-Schulz
     iteration of Muon (Jordan et al. 2024): singular values end in about 0.7 .. 1.2 instead of at 1."""
     a, b, c = coefficients
