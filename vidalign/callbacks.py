@@ -7,6 +7,7 @@ What a step trains on must not depend on a callback.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -74,7 +75,7 @@ class Callback:
         """Before the first step of this process, of a resumed run too."""
 
     def on_experience(self, training: Training, experience: Experience) -> None:
-        """After `collect`, before the first phase; without gradient."""
+        """After `collect` and the judgement, before the first phase of the objective; without gradient."""
 
     def on_step_end(self, training: Training, metrics: dict[str, float]) -> None:
         """After the follow-up of a step, before its metrics are logged; what is added to them is logged too."""
@@ -149,10 +150,11 @@ class EarlyStop(Callback):
         if value is None:
             return
         sign = 1.0 if self.config.mode == "max" else -1.0
-        if self.best is None or sign * (value - self.best) > self.config.min_change:
+        better = self.best is None or sign * (value - self.best) > self.config.min_change
+        if better and math.isfinite(value):
             self.best, self.best_step, self.waited = value, training.step, 0
         else:
-            self.waited += 1  # so does NaN
+            self.waited += 1  # so do NaN and infinity
         self._stop_in_time(training)
 
     def _stop_in_time(self, training: Training) -> None:

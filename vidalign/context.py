@@ -6,8 +6,8 @@ processes, and a resumed run needs only the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -97,6 +97,12 @@ class TrainContext(Generic[S, T]):
     def gathered(self) -> AbstractContextManager[None]:
         """Keep the student whole on this process within this context (ZeRO-3); around rollouts."""
         return self.roles.engines["student"].gathered()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The weights that the run keeps, whole on this process and without gradient: what evaluations judge."""
+        with torch.no_grad(), self.policy(self.policies.kept), self.gathered():
+            yield
 
     @property
     def chunks(self) -> int:

@@ -30,7 +30,7 @@ def new_run_dir(recipe: Recipe) -> Path:
 def save_student(ctx: TrainContext, folder: Path, recipe: Recipe) -> None:
     """Write the trained student (its moving average if there is one) to a run's folder, adapters merged; all ranks call
     it. The adapter, if there is one, is kept by itself too, in the folder ``adapter``."""
-    name, network = "ema" if "ema" in ctx.policies.names else "current", ctx.roles.engines["student"].network
+    name, network = ctx.policies.kept, ctx.roles.engines["student"].network
     assert isinstance(network, Student), "the role of the student holds one"
     if ctx.policies.adapter is not None:
         write_adapter(ctx.policies, network, name, folder / "adapter")

@@ -8,6 +8,7 @@ A run whose folder holds a checkpoint goes on from it; the numbers are those of 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Trainer:
         self.stopped = ""
         """Why a callback ended training before its last step; '' where none did, or gave no reason."""
         self.score: float | None = None
-        """Held-out score since the last checkpoint, if any: the best checkpoint is kept beside the newest ones."""
+        """Held-out score of the present step, if any: the best checkpoint is kept beside the newest ones."""
         self._start_norms = self._weight_norms()
         """Norms of every role's trained weights before the first step."""
         if saved:
@@ -128,7 +129,7 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One step: collect, judge, the phases in turn, follow-up, metrics; returns what was logged."""
         self._begin()
-        self.step_started = time.perf_counter()
+        self.step_started, self.score = time.perf_counter(), None
         ctx, objective = self.ctx, self.objective
         ctx.step, ctx.update, ctx.metrics, ctx.sums = self.step, 0, {}, {}
         before = self._skipped()
@@ -177,18 +178,18 @@ class Trainer:
         return folder
 
     def evaluate(self, prompts: int = 32) -> Evaluation:
-        """Judge the student as it is on some of the recipe's evaluation prompts; one clip each."""
-        with torch.no_grad(), self.ctx.gathered():
+        """Judge the student that would be kept now on some of the recipe's evaluation prompts; one clip each."""
+        with self.ctx.kept():
             return self.evaluator(self._sampler(), prompts, 1)
 
     def _sampler(self) -> Any:
-        """How evaluations sample the student as it is; within `gathered`."""
+        """How evaluations sample the student; within `kept`."""
         ctx, own = self.ctx, self.recipe.evaluation
         return ctx.student.sampler(own.frames, features=ctx.features, codec=ctx.codec, temperature=own.temperature)
 
     def _show_fixed(self) -> None:
         if self._fixed.due(self.step, self.done):
-            with self.tracker.phase(TAG), torch.no_grad(), self.ctx.gathered():
+            with self.tracker.phase(TAG), self.ctx.kept():
                 self._fixed.show(self.step, self._sampler(), self.tracker, self.ctx.student)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -317,7 +318,8 @@ class Trainer:
             evaluation = self.evaluate()
             metrics = evaluation.health()
         self._call("on_evaluate", evaluation)
-        self.score = metrics.get("health/held_out/mean")
+        score = metrics.get("health/held_out/mean", math.nan)
+        self.score = score if math.isfinite(score) else None
         return metrics
 
     # --- run folder ---

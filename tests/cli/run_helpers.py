@@ -27,7 +27,7 @@ student:
 objective: {name: astrolabe, group_size: 2}
 rewards: {text_alignment: 1.0, visual_quality: 1.0}
 data: {prompts: world:basic/train, eval_prompts: world:basic/unseen, frames: 9}
-trainer: {steps: 4, prompts_per_step: 2, micro_batch: 2, learning_rate: 1.0e-2, save_every: 1, schedule: cosine}
+trainer: {steps: 4, prompts_per_step: 2, micro_batch: 2, learning_rate: 1.0e-2, save_every: 1}
 tracking: {panel: none, clips_every: 0, tensorboard: false}
 evaluation: {count: 2, frames: 9}
 """

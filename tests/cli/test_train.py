@@ -194,6 +194,15 @@ def test_a_finished_run_can_be_lengthened(recipe_folder: Path, unjudged: None) -
     assert_same_student("run", "straight")
 
 
+def test_a_run_whose_rate_falls_to_its_last_step_keeps_its_length(
+    recipe_folder: Path, unjudged: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rate would jump from nearly 0 to half of its peak, and the recipe in the folder be one that never ran."""
+    assert train("trainer.schedule=cosine", "trainer.steps=2") == 0
+    assert train("trainer.schedule=cosine", "trainer.steps=4", "--resume") == 3
+    assert "trainer.steps: 2 -> 4" in capsys.readouterr().err
+
+
 def test_a_half_written_checkpoint_is_passed_over(
     recipe_folder: Path, unjudged: None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,3 +42,12 @@ def test_how_many_processes_share_a_group() -> None:
     ):
         with pytest.raises(UserError, match=words):
             shared(recipe, count)
+
+
+def test_the_prompts_of_a_warm_up_are_shared_out_equally() -> None:
+    """Seen on paper: of 32 prompts 24 processes have 1 or 2, and those of 64 without any would wait for the others."""
+    even = "discriminator.warm_up.prompts=48"
+    assert shared("world/afd", 24, "trainer.prompts_per_step=24", even) == 1
+    with pytest.raises(UserError, match="32 prompts of the warm-up cannot be shared out to 24 processes"):
+        shared("world/afd", 24, "trainer.prompts_per_step=24")
+    assert shared("world/afd", 24, "trainer.prompts_per_step=24", "discriminator.warm_up.max_steps=0") == 1

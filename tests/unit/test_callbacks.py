@@ -192,6 +192,14 @@ def test_early_stop_waits_for_its_patience(mode: Any, values: list[float], ends:
     assert stopped[0] == f"health/held_out/mean has not {best} is the best"
 
 
+def test_a_measurement_that_failed_is_never_the_best() -> None:
+    early, stopped = EarlyStop(EarlyStop.Config(patience=2)), []
+    training: Any = SimpleNamespace(stop=stopped.append, step=0)
+    for value in (float("nan"), 0.1, float("inf"), 0.5, 0.9):
+        early.on_step_end(training, {"health/held_out/mean": value})
+    assert not stopped and early.best == 0.9
+
+
 def test_a_tracker_of_somebody_else_is_told_everything(tmp_path: Path) -> None:
     mine = Tracks()
     with Tracker(tmp_path, {}, total_steps=3, tensorboard=False, panel="none", others={"tracks": mine}) as tracker:

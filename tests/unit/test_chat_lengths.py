@@ -126,6 +126,11 @@ def test_a_run_names_the_row_before_any_work(where: str, tmp_path: Path) -> None
     assert ("for evaluation" in message) == (where == "evaluation") and len(message.splitlines()) == 1
 
 
+def test_privileged_text_counts_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a prompt is too long - .*row 5"):
+        context(tmp_path, [*SHORT, HINTED])
+
+
 def test_dropped_prompts_are_counted_and_others_take_their_place(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"2 prompts are too long and left out, first .*row 5"):
         ctx = context(tmp_path, [*SHORT, LONG, HINTED], "{long_prompts: drop}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -144,6 +145,11 @@ def test_a_checkpoint_without_a_whole_manifest_is_never_loaded(content: bytes | 
     manifest.unlink() if content is None else manifest.write_bytes(content)
     assert load(tmp_path) == (1, 1.0)
     assert save(tmp_path, 3, scores={3: -1.0}, keep_last=1).best() == 1, "and it does not stop later saves"
+
+
+def test_a_score_that_failed_is_never_the_best(tmp_path: Path) -> None:
+    assert save(tmp_path, 1, 2, 3, scores={1: math.nan, 2: 0.5, 3: 0.4}).best() == 2
+    assert save(tmp_path / "none", 1, scores={1: math.nan}).best() is None
 
 
 @pytest.mark.parametrize(

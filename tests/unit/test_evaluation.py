@@ -159,6 +159,34 @@ def test_a_failed_clip_does_not_spoil_its_prompt() -> None:
     assert evaluator(PROMPTS[:2], 2, Sometimes())(noisy).metrics["sometimes", "value"].tolist() == [2.0, 5.0]
 
 
+def test_no_other_score_takes_the_place_of_a_judge_that_failed() -> None:
+    """The auditor's first judgement decides; early stopping and `--best` would compare two scales."""
+    scores = iter([torch.tensor([0.8, 0.8]), torch.tensor([torch.nan, torch.nan]), torch.tensor([0.7, 0.9])])
+
+    class Once(Metric):
+        name = "once"
+
+        def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            return {"composite": next(scores)}
+
+    judge = evaluator(PROMPTS[:2], 1, Once())
+    held_out = [judge(noisy).health().get("health/held_out/mean") for _ in range(3)]
+    assert held_out == [pytest.approx(0.8), None, pytest.approx(0.8)]
+
+
+def test_the_total_of_rewards_rises_with_what_is_wanted() -> None:
+    """A weight below 0 is a penalty; one of 0 has no part, not even where its reward failed."""
+    scores = {"good": torch.tensor([1.0, 0.0]), "bad": torch.tensor([0.0, 1.0]), "logged": torch.full((2,), torch.nan)}
+    for weights, expected in (
+        ({"good": 1.0, "bad": -3.0, "logged": 0.0}, [0.25, -0.75]),
+        ({"good": 1.0, "bad": -1.0}, [0.5, -0.5]),
+        ({"bad": -1.0}, [0.0, -1.0]),
+        ({"good": 2.0}, [1.0, 0.0]),
+    ):
+        rewards = CompositeReward(dict.fromkeys(weights, Mean()), weights)
+        assert rewards.total({name: scores[name] for name in weights}).tolist() == expected
+
+
 def test_a_judge_that_knows_no_prompt_is_left_out() -> None:
     """Of prompts that are no captions the world's auditor says nothing: the rewards stand alone."""
     found = evaluator(["a whale that sings"], 1, *build_metrics({"world_auditor": {}}))(noisy)

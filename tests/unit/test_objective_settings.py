@@ -16,6 +16,7 @@ from vidalign.objectives.baselines.dmd import DMD, FakeScoreConfig
 from vidalign.objectives.baselines.flow_grpo import FlowGRPO
 from vidalign.objectives.baselines.gkd import GKD
 from vidalign.objectives.baselines.lm_sft import LanguageSFT
+from vidalign.objectives.baselines.sft import SFT
 from vidalign.objectives.dopd import DOPD, RegimeConfig
 from vidalign.objectives.experimental.dopd_video import DOPDVideo, RegimeWeights
 from vidalign.objectives.parts.around import Around
@@ -44,6 +45,7 @@ RANGES: list[tuple[Any, dict[str, tuple[list[Any], list[Any]]]]] = [
     (FlowGRPO.Config, {"clip": ABOVE_0, "inner_updates": FROM_1}),
     (FakeScoreConfig, {"updates": FROM_1, "learning_rate": ABOVE_0}),
     (DMD.Config, {"shift": ABOVE_0, "sigma_min": ([0, 0.98], [0.01]), "sigma_max": ([0.02, 1.01], [1])}),
+    (SFT.Config, {"shift": ABOVE_0, "sigma_floor": FROM_0}),
     (GKD.Config, {"on_policy": SHARE, "beta": SHARE, "top_k": FROM_1}),
     (LanguageSFT.Config, {"privileged_share": SHARE}),
 ]
@@ -71,7 +73,8 @@ class Draft:
     """A recipe with one objective, and what is refused of it."""
 
     def __init__(self, config: Any = None, **rewards: float) -> None:
-        self.recipe = SimpleNamespace(objective=SimpleNamespace(name="it", config=config), rewards=rewards)
+        objective = SimpleNamespace(name="it", config=config)
+        self.recipe = SimpleNamespace(objective=objective, rewards=rewards, reward_weights=rewards)
         self.refused: list[tuple[str, ...]] = []
 
     def refuse(self, *problem: str) -> None:
@@ -82,9 +85,11 @@ class Draft:
 
 
 def test_a_recipe_without_the_discriminator_that_it_needs_is_refused() -> None:
-    for draft, count in ((Draft(motion=1.0), 1), (Draft(discriminator=1.0), 0)):
+    both = Draft(discriminator=1.0, motion=1.0)
+    for draft, count in ((Draft(motion=0.0), 1), (Draft(discriminator=1.0), 0), (both, 1)):
         AFD.check(draft)  # type: ignore[arg-type]
         assert len(draft.refused) == count
+    assert both.refused[0][0] == "'it' does not train on the reward 'motion'"
     draft = Draft()
     AFD.check(draft)  # type: ignore[arg-type]
     what, where, why, fix = draft.refused[0]
@@ -94,7 +99,7 @@ def test_a_recipe_without_the_discriminator_that_it_needs_is_refused() -> None:
 
 def test_what_does_not_fit_is_refused_where_an_objective_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    found = Around(3, ("motion",), 1, Sampler(sigmas=[1.0]))
+    found = Around(3, {"motion": 1.0}, 1, Sampler(sigmas=[1.0]))
     monkeypatch.setattr("vidalign.objectives.parts.around.around", lambda draft: asked.append(draft) or found)
     draft = Draft()
     LanguageSFT.check_fit(draft)  # type: ignore[arg-type]
@@ -123,33 +128,33 @@ ONE, TWO, OTHER = Sampler(sigmas=[1.0]), Sampler(sigmas=[1.0, 0.5]), Sampler(sig
 def test_flow_grpo_needs_two_steps_in_every_chunk(chunks: int, sampler: Sampler | None, fits: bool) -> None:
     objective = FlowGRPO(FlowGRPO.Config())
     if fits:
-        objective.fit(Around(chunks, (), 1, sampler))
+        objective.fit(Around(chunks, {}, 1, sampler))
     else:
         with pytest.raises(UserError, match="flow_grpo cannot train a sampler"):
-            objective.fit(Around(chunks, (), 1, sampler))
+            objective.fit(Around(chunks, {}, 1, sampler))
 
 
 KL, MULTISTEP = KLConfig(mode="selective"), Sampler(sigmas=[0.999, 0.5], solver="unipc")
 FITS: list[tuple[Any, Any, Around, str]] = [
-    (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
-    (AFD, AFD.Config(sigma_max=0.5), Around(3, (), 1, TWO), ""),
-    (FlowGRPO, FlowGRPO.Config(), Around(3, (), 1, MULTISTEP), "flow_grpo cannot train a sampler with solver 'unipc'"),
-    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, (), 1, MULTISTEP), "neighbours: all cannot train a sampler"),
-    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, (), 1, TWO), ""),
-    (ARCoPO, ARCoPO.Config(neighbours="initial"), Around(3, (), 1, MULTISTEP), ""),
-    (AFD, AFD.Config(sigma_max=0.4), Around(3, (), 1, None), ""),
-    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, (), 1, TWO), "no noise level"),
-    (Astrolabe, Astrolabe.Config(sigma_min=0.6, sigma_max=0.9), Around(3, (), 1, TWO), "no noise level"),
-    (Astrolabe, Astrolabe.Config(sigma_min=0.5, sigma_max=0.5), Around(3, (), 1, TWO), ""),
-    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, (), 1, None), ""),
-    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=4)), Around(3, (), 1, None), "does not fit into a video of 3"),
-    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=3)), Around(3, (), 1, None), ""),
+    (AFD, AFD.Config(sigma_max=0.4), Around(3, {}, 1, TWO), "no noise level"),
+    (AFD, AFD.Config(sigma_max=0.5), Around(3, {}, 1, TWO), ""),
+    (FlowGRPO, FlowGRPO.Config(), Around(3, {}, 1, MULTISTEP), "flow_grpo cannot train a sampler with solver 'unipc'"),
+    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, {}, 1, MULTISTEP), "neighbours: all cannot train a sampler"),
+    (ARCoPO, ARCoPO.Config(neighbours="all"), Around(3, {}, 1, TWO), ""),
+    (ARCoPO, ARCoPO.Config(neighbours="initial"), Around(3, {}, 1, MULTISTEP), ""),
+    (AFD, AFD.Config(sigma_max=0.4), Around(3, {}, 1, None), ""),
+    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, {}, 1, TWO), "no noise level"),
+    (Astrolabe, Astrolabe.Config(sigma_min=0.6, sigma_max=0.9), Around(3, {}, 1, TWO), "no noise level"),
+    (Astrolabe, Astrolabe.Config(sigma_min=0.5, sigma_max=0.5), Around(3, {}, 1, TWO), ""),
+    (Astrolabe, Astrolabe.Config(sigma_max=0.4), Around(3, {}, 1, None), ""),
+    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=4)), Around(3, {}, 1, None), "does not fit into a video of 3"),
+    (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=3)), Around(3, {}, 1, None), ""),
     (Astrolabe, Astrolabe.Config(clip=ClipConfig(chunks=4)), Around(0, (), 1, None), ""),
-    (Astrolabe, Astrolabe.Config(kl=KL), Around(3, ("motion",), 1, None), "two rewards or more"),
+    (Astrolabe, Astrolabe.Config(kl=KL), Around(3, {"motion": 1.0}, 1, None), "two rewards or more"),
     (Astrolabe, Astrolabe.Config(kl=KL), Around(3, ("motion", "other"), 1, None), ""),
-    (Astrolabe, Astrolabe.Config(), Around(3, ("motion",), 1, None), ""),
-    (ARCoPO, ARCoPO.Config(pivots=4), Around(3, (), 1, None), "cannot be one of 4 chunks"),
-    (ARCoPO, ARCoPO.Config(pivots=3), Around(3, (), 1, None), ""),
+    (Astrolabe, Astrolabe.Config(), Around(3, {"motion": 1.0}, 1, None), ""),
+    (ARCoPO, ARCoPO.Config(pivots=4), Around(3, {}, 1, None), "cannot be one of 4 chunks"),
+    (ARCoPO, ARCoPO.Config(pivots=3), Around(3, {}, 1, None), ""),
     (ARCoPO, ARCoPO.Config(pivots=4), Around(0, (), 1, None), ""),
     (DOPD, DOPD.Config(privilege="shuffled"), Around(0, (), 1, None), "needs another prompt"),
     (DOPD, DOPD.Config(privilege="shuffled"), Around(0, (), 2, None), ""),

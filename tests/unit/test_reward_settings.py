@@ -106,6 +106,12 @@ def test_mistakes_name_the_key() -> None:
     assert "rewards.slow.timeout must be at least 0" in told("rewards.slow.timeout=-1")
 
 
+def test_an_objective_that_trains_on_rewards_needs_one_with_a_weight() -> None:
+    for weights in ("{slow: 0}", "{slow: 0, text_alignment: 0.0}"):
+        assert "no reward has a weight - " in told(f"rewards={weights}")
+    assert load("rewards={slow: 0, text_alignment: -1}").reward_weights == {"slow": 0, "text_alignment": -1}
+
+
 def test_a_reward_has_a_limit_of_its_own() -> None:
     """Over that of the trainer; 0 waits for ever."""
     clips = torch.zeros(1, 1, 3, 2, 2)

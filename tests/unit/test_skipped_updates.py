@@ -56,6 +56,15 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_score_is_of_the_weights_that_it_judged(tmp_path: Path) -> None:
+    """The update of step 2 is skipped, so nothing is saved then, and step 3 was not judged."""
+    trainer = start(tmp_path, "trainer.eval_every=2", "trainer.save_every=3", "trainer.keep=6")
+    poison(trainer, {1})
+    trainer.fit()
+    manifests = [json.loads(file.read_text()) for file in (tmp_path / "run/checkpoints").glob("*/manifest.json")]
+    assert {one["step"]: one["score"] is None for one in manifests} == {3: True, 4: False, 6: False}
+
+
 def test_a_run_stops_after_too_many_skipped_updates(tmp_path: Path) -> None:
     trainer = start(tmp_path)
     poison(trainer, {2, 3, 4, 5})

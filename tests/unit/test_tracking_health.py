@@ -112,6 +112,14 @@ def test_held_out_falling_together_with_the_reward_is_no_hacking() -> None:
     assert warnings == []
 
 
+def test_a_held_out_check_that_failed_hides_no_later_fall() -> None:
+    monitors = HealthMonitors()
+    warnings = []
+    for step, held_out in enumerate([float("nan"), 0.6, 0.4, float("nan"), 0.4, 0.4]):
+        warnings += monitors.check({"reward/mean": 0.1 * step, "health/held_out": held_out})
+    assert [warning.name for warning in warnings] == ["held_out_falling"]
+
+
 def test_one_low_held_out_check_is_forgiven() -> None:
     monitors = HealthMonitors()
     warnings = []

@@ -64,7 +64,7 @@ class Budget(Callback):
         totals = (cost.forwards, cost.reward_calls, cost.teacher_calls, self.seconds, self.peak, cost.responses)
         metrics |= {f"perf/spent/{name}": float(value) for name, value in zip(FIELDS, totals, strict=True)}
         if self.curve is not None and (training.step in self._judged_at(training) or training.done):
-            with self.counter.paused(), training.ctx.gathered():
+            with self.counter.paused(), training.ctx.kept():
                 judged = self.curve(training.ctx)
             metrics |= {f"health/judged/{name}": value for name, value in judged.items() if math.isfinite(value)}
             if held_out := watched(judged).held_out:

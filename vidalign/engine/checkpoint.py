@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -73,7 +74,8 @@ class Checkpoints:
     def best(self) -> int | None:
         """Step with the highest score; the later one among equals; None without any score."""
         scores = {step: _entry(self.path(step), "score", None) for step in self.steps()}
-        return max((step for step in scores if scores[step] is not None), key=lambda s: (scores[s], s), default=None)
+        finite = {step: score for step, score in scores.items() if score is not None and math.isfinite(score)}
+        return max(finite, key=lambda step: (finite[step], step), default=None)
 
     def newest_sound(self) -> int | None:
         """Newest step whose weights were called sound when it was saved."""

@@ -85,6 +85,11 @@ class Policies:
         finally:
             self._switch(before)
 
+    @property
+    def kept(self) -> str:
+        """The weight set that a run keeps: the moving average, if there is one."""
+        return AVERAGE if AVERAGE in self.names else CURRENT
+
     @contextmanager
     def aliased(self, sets: Mapping[str, str]) -> Iterator[None]:
         """Whoever asks for a name in `sets` (``{"old": "old_2"}``) gets that weight set instead meanwhile."""

@@ -47,10 +47,14 @@ class Evaluation:
     """The first response to every example, of a student that answers with text."""
     trained: frozenset[str] = frozenset()
     """Judges that are rewards which the recipe trains on."""
+    usual: Score | None = None
+    """The headline of earlier judgements: when its judge fails, no other score takes its place."""
 
     @property
     def headline(self) -> Score | None:
         """The score that stands for all: of the first metric that is no trained reward, else of the rewards."""
+        if self.usual is not None:
+            return self.usual
         names = [name for name in self.metrics if name[0] not in self.trained | {TRAINED}] or list(self.metrics)
         first = [name for name in names if name[0] == names[0][0]] if names else []
         return next((name for name in first if name[1] == COMPOSITE), first[0] if first else None)
@@ -85,6 +89,7 @@ class Evaluator:
     ) -> None:
         self.source, self.metrics, self.rewards = source, list(metrics), rewards
         self.prompts, self.seeds, self.frames = source.first(count), seeds, frames
+        self._headline: Score | None = None
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, rewards: CompositeReward | None) -> Evaluator:
@@ -119,9 +124,10 @@ class Evaluator:
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
         if isinstance(first[0], list):
             said, none = [text for part in first for text in part], torch.empty(0, 0, 3, 0, 0)
-            result = Evaluation(texts, means, none, [], said, self._trained())
+            result = Evaluation(texts, means, none, [], said, self._trained(), self._headline)
         else:
-            result = Evaluation(texts, means, torch.cat(first), trained=self._trained())
+            result = Evaluation(texts, means, torch.cat(first), trained=self._trained(), usual=self._headline)
+        self._headline = result.headline
         result.output_scores = _beside_outputs(result, values)
         return result
 
@@ -143,7 +149,7 @@ class Evaluator:
         if self.rewards is not None:
             scores = self.rewards.score(outputs, prompts)
             out |= {(TRAINED, name): values.float().cpu() for name, values in scores.items()}
-            if sum(self.rewards.weights.values()):
+            if any(self.rewards.weights.values()):
                 out[TRAINED, COMPOSITE] = self.rewards.total(scores).float().cpu()
         for metric in self.metrics:
             for name, values in scored(metric, outputs, prompts, len(prompts)).items():

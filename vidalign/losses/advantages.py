@@ -6,6 +6,8 @@ Statistics are taken over the whole gathered batch; a failed reward is NaN and i
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
+from copy import copy
 
 import torch
 
@@ -15,20 +17,26 @@ class SignalFloor:
 
     Dividing by the spread of a group gives noise the size of signal; without a floor, a fork behind which candidates
     hardly differ trains at full strength. The median runs over the groups of the last `STEPS` steps that differ at
-    all, those of the present step included, and for each set of rewards by itself.
+    all, those of the present step included, and for each reward by itself: scales of rewards differ.
     """
 
     STEPS = 20
 
     def __init__(self, share: float = 0.1) -> None:
-        self.share = share
+        self.share, self._owner = share, ""
         self._seen: dict[str, list[list[float]]] = {}
 
-    def has_signal(self, spread: torch.Tensor, rewards: str) -> torch.Tensor:
-        """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for the set `rewards`."""
-        differing = [value for value in spread.tolist() if value > 0]
-        self._seen[rewards] = [*self._seen.get(rewards, []), differing][-self.STEPS :]
-        seen = [value for step in self._seen[rewards] for value in step]
+    def of(self, label: str) -> SignalFloor:
+        """The floor of one objective of several, which see other spreads; its state is part of this one's."""
+        own = copy(self)
+        own._owner = f"{label}/"
+        return own
+
+    def has_signal(self, spread: torch.Tensor, reward: str) -> torch.Tensor:
+        """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for this reward."""
+        differing, key = [value for value in spread.tolist() if value > 0], self._owner + reward
+        self._seen[key] = [*self._seen.get(key, []), differing][-self.STEPS :]
+        seen = [value for step in self._seen[key] for value in step]
         floor = self.share * statistics.median(seen) if seen else 0.0
         return spread > floor
 
@@ -83,7 +91,9 @@ def reward_weight(advantage: torch.Tensor, clip: float) -> torch.Tensor:
     return (advantage / clip).clamp(-1, 1) / 2 + 0.5
 
 
-def combine(components: dict[str, torch.Tensor], weights: dict[str, float], *, whitened: bool = True) -> torch.Tensor:
+def combine(
+    components: Mapping[str, torch.Tensor], weights: Mapping[str, float], *, whitened: bool = True
+) -> torch.Tensor:
     """Weighted sum of reward components, each ``[N]``; every one whitened first, unless raw sums are asked for.
 
     A component of weight 0 has no part in it, not even where it is NaN.
@@ -95,3 +105,8 @@ def combine(components: dict[str, torch.Tensor], weights: dict[str, float], *, w
         if weights[name] != 0
     ]
     return torch.stack(parts).sum(0)
+
+
+def weighted_mean(scores: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """``sum w_i s_i / sum |w_i|`` of scores ``[N]`` by reward: higher is better, also where weights are negative."""
+    return combine(scores, weights, whitened=False) / sum(map(abs, weights.values()))

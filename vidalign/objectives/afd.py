@@ -30,7 +30,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import margin_advantage
 from vidalign.objectives.base import Blueprint, Experience, LossOut, MicroBatch, Needs, Objective, Phase, TrainedRole
 from vidalign.objectives.parts.around import Around
@@ -95,7 +94,6 @@ class AFD(Objective):
 
     def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
         """Roll out with `old`; then the trainer takes the step of D on these videos and lets it judge them."""
-        _check_weights(ctx.reward_weights)
         return video_groups(ctx, batch, self.config.group_size)
 
     def digest(self, ctx: TrainContext[VideoStudent], experience: Experience) -> Experience:
@@ -117,15 +115,3 @@ class AFD(Objective):
 
     def after_step(self, ctx: TrainContext[VideoStudent]) -> None:
         decay_old(ctx, self.config.old_decay)
-
-
-def _check_weights(weights: dict[str, float]) -> None:
-    """A reward with a weight would be named and never used."""
-    for name, weight in weights.items():
-        if name != "discriminator" and weight != 0:
-            raise UserError(
-                f"afd does not train on the reward {name!r}",
-                where=f"rewards.{name}",
-                why="its advantage is the discriminator's",
-                fix="give it weight 0 to log it, or use objective astrolabe",
-            )

@@ -19,6 +19,7 @@ from vidalign.engine.blueprint import Phase as Phase
 from vidalign.engine.blueprint import TrainedRole as TrainedRole
 from vidalign.errors import UserError
 from vidalign.recipe.needs import Needs as Needs
+from vidalign.recipe.prompts import weights_of_rewards
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -111,6 +112,7 @@ class Experience(Generic[K]):
             prompts=self.prompts[first:last],
             context=None if self.context is None else self.context.rows(slice(first, last)),
             shared={name: t[first:last] for name, t in self.shared.items()},
+            scores={},  # of what was judged, which may be more or less than one row a candidate
         )
 
 
@@ -147,9 +149,16 @@ class Objective:
     @classmethod
     def check(cls, draft: Draft) -> None:
         """Refuse a recipe whose other sections do not fit; ranges of own settings are checked by `Config`."""
-        if cls.needs.discriminator and "discriminator" not in draft.recipe.rewards and draft.sound("rewards"):
-            what, why = "the discriminator is not among the rewards", f"{draft.recipe.objective.name!r} needs it"
+        chosen = draft.recipe.objective
+        if not cls.needs.discriminator or not draft.sound("rewards"):
+            return
+        if "discriminator" not in draft.recipe.rewards:
+            what, why = "the discriminator is not among the rewards", f"{chosen.name!r} needs it"
             draft.refuse(what, "rewards", why, "add rewards: {discriminator: 1.0}")
+        for name, weight in weights_of_rewards(chosen, draft.recipe).items():
+            if name != "discriminator" and weight:
+                what, why = f"{chosen.name!r} does not train on the reward {name!r}", "it has the discriminator's alone"
+                draft.refuse(what, f"rewards.{name}", why, "give it weight 0 to log it, or use objective astrolabe")
 
     @classmethod
     def check_fit(cls, draft: Draft) -> None:

@@ -112,7 +112,7 @@ class Mixture(Objective):
             with ctx.policies.aliased(self.sets[label]):
                 if ctx.step == part.start > 0 and objective.blueprint().policies.get("old", "fixed") != "fixed":
                     ctx.policies.copy("current", "old")  # it has not been moved for this objective before
-                experiences[label] = _judged_by(objective.collect(_own_view(ctx, part), batch), part)
+                experiences[label] = _judged_by(objective.collect(_own_view(ctx, label, part), batch), part)
         nothing = torch.empty(0)
         return MixedExperience({}, nothing, nothing, batch.prompts, parts=experiences)
 
@@ -120,7 +120,7 @@ class Mixture(Objective):
         assert isinstance(experience, MixedExperience), "a mixture digests what it collected"
         for label in self.active:
             with ctx.policies.aliased(self.sets[label]):
-                own = _own_view(ctx, self.parts[label])
+                own = _own_view(ctx, label, self.parts[label])
                 experience.parts[label] = self.objectives[label].digest(own, experience.parts[label])
         experience.metrics = self._merged(experience.parts)
         return experience
@@ -210,11 +210,12 @@ def _weight_sets(objectives: Mapping[str, Objective]) -> dict[str, dict[str, str
     return sets
 
 
-def _own_view(ctx: TrainContext, part: Part) -> TrainContext:
-    """The context as one objective sees it: with its own rewards."""
-    if part.rewards is None or ctx.rewards is None:
-        return ctx
-    return replace(ctx, rewards=ctx.rewards.part(part.rewards))
+def _own_view(ctx: TrainContext, label: str, part: Part) -> TrainContext:
+    """The context as one objective sees it: with its own rewards and signal floor."""
+    rewards = ctx.rewards
+    if part.rewards is not None and rewards is not None:
+        rewards = rewards.part(part.rewards)
+    return replace(ctx, rewards=rewards, signal=ctx.signal.of(label))
 
 
 def _judged_by(data: Experience, part: Part) -> Experience:

@@ -17,7 +17,7 @@ from vidalign.engine.config import INSTALL, MISSING
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
-from vidalign.recipe.prompts import check_prompts
+from vidalign.recipe.prompts import check_prompts, weights_of_rewards
 from vidalign.recipe.schema import Choice, Sections
 from vidalign.recipe.source_map import Node
 
@@ -133,6 +133,11 @@ def _rewards(draft: Draft) -> None:
     if needs is not None and needs.rewards and not rewards and draft.sound("rewards"):
         known, why = ", ".join(registry.names("rewards")), f"{draft.recipe.objective.name!r} needs one"
         draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
+        return
+    weights = weights_of_rewards(draft.recipe.objective, draft.recipe)
+    if needs is not None and needs.rewards and not any(weights.values()) and draft.sound("rewards"):
+        why = f"{draft.recipe.objective.name!r} trains on their weighted sum"
+        draft.refuse("no reward has a weight", "rewards", why, "give one a weight other than 0")
 
 
 def _has_rate(draft: Draft) -> bool:

@@ -107,9 +107,15 @@ def _can_score(name: str, kind: Any, prompt: Any) -> bool:
         return bool(kind.can_score(prompt))
 
 
+def weights_of_rewards(objective: Choice, recipe: Sections) -> dict[str, float]:
+    """Weights of the rewards that judge for an objective: its own of a mixture, or the recipe's."""
+    own: dict[str, float] | None = getattr(objective, "rewards", None)
+    return recipe.reward_weights if own is None else own
+
+
 def weighted(objective: Choice, recipe: Sections) -> dict[str, Any]:
-    """The rewards that an objective trains on: its own of a mixture, or the recipe's; those of weight 0 are logged."""
-    chosen = getattr(objective, "rewards", None) or recipe.reward_weights
+    """The rewards that an objective trains on; those of weight 0 are logged."""
+    chosen = weights_of_rewards(objective, recipe)
     kinds = {name: choice.name for name, choice in recipe.rewards.items()}
     return {name: registry.get("rewards", kinds.get(name, name)) for name, weight in chosen.items() if weight}
 

@@ -35,7 +35,8 @@ FREE_ON_RESUME = (
     "callbacks",
     "evaluation",
 )
-"""Keys that may change when a run goes on: none of them changes a step's update."""
+"""Keys that may change when a run goes on: none of them changes a step's update. `trainer.steps` does where the
+learning rate falls towards the last step, and may not change there."""
 
 
 def check_begun(run: Path, saved: Sequence[int], resume: bool) -> None:
@@ -62,6 +63,8 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
         )
     began, now = _with_defaults(tree), yaml.safe_load(recipe.to_yaml())
     free = (*FREE_ON_RESUME, *(f"rewards.{key}.{setting}" for key, setting in recipe.local_of_rewards()))
+    if recipe.trainer.schedule != "constant":
+        free = tuple(key for key in free if key != "trainer.steps")
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(free)]
     if changed:
         raise UserError(

@@ -17,6 +17,7 @@ def processes_of_a_group(recipe: Recipe, count: int) -> int:
     Raises `UsageError` where neither the prompts of a step nor the candidates of a prompt can be shared out equally.
     """
     prompts = recipe.trainer.prompts_per_step
+    _check_warm_up(recipe, count)
     if prompts % count == 0:
         return 1
     spread, whole = divmod(count, prompts)
@@ -31,3 +32,17 @@ def processes_of_a_group(recipe: Recipe, count: int) -> int:
             why = f"{spread} processes would share each group of {size} candidates"
     what = f"{prompts} prompts a step cannot be shared out to {count} processes"
     raise UsageError(what, where="trainer.prompts_per_step", why=why, fix=fix)
+
+
+def _check_warm_up(recipe: Recipe, count: int) -> None:
+    """Raise `UsageError` where the prompts of a discriminator's warm-up cannot be shared out equally."""
+    if recipe.discriminator is None:
+        return
+    config = recipe.discriminator.config
+    runs = config.learning_rate > 0 and config.warm_up.max_steps > 0
+    if runs and config.warm_up.prompts % count:
+        raise UsageError(
+            f"{config.warm_up.prompts} prompts of the warm-up cannot be shared out to {count} processes",
+            where="discriminator.warm_up.prompts",
+            fix=f"use a multiple of {count}, or other --gpus and --nodes",
+        )

@@ -17,6 +17,7 @@ import torch
 
 from vidalign.deferred import without_gradient
 from vidalign.engine.blueprint import Blueprint, TrainedRole
+from vidalign.losses.advantages import weighted_mean
 from vidalign.rewards.ahead import ScoringAhead
 from vidalign.rewards.calls import OnTimeout, RewardCall
 
@@ -200,11 +201,6 @@ class CompositeReward:
         for reward in self.trainable:
             reward.warm_up(prompts)
 
-    def learn(self, request: ScoreRequest) -> None:
-        """Let the trainable rewards learn from clips of the student."""
-        for reward in self.trainable:
-            reward.learn(request)
-
     def state_dict(self) -> dict[str, Any]:
         """State of the trainable rewards, by name."""
         return {reward.name: reward.state_dict() for reward in self.trainable}
@@ -232,6 +228,5 @@ class CompositeReward:
         return ScoringAhead(frozen, threads=threads)
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Weighted mean ``[B]`` of scores as `score` returns them; NaN where any component is."""
-        parts = torch.stack([self.weights[name] * scores[name] for name in self.weights])
-        return parts.sum(0) / sum(self.weights.values())
+        """Weighted mean ``[B]`` of scores as `score` returns them; NaN where one that counts is."""
+        return weighted_mean({name: scores[name] for name in self.weights}, self.weights)

@@ -76,14 +76,14 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
             return prompts
         for place, _, tokens in rows_too_long(held_out, chat.excess, count):
             raise chat.room.too_long(f"{place}, for evaluation", tokens)
-        if policy == "refuse":
-            for place, _, tokens in rows_too_long(prompts, chat.excess):
-                raise chat.room.too_long(place, tokens)
-            return prompts
 
         def either(example: Example) -> int | None:
             return chat.excess(example) or chat.excess(example, example.privileged)
 
+        if policy == "refuse":
+            for place, _, tokens in rows_too_long(prompts, either):
+                raise chat.room.too_long(place, tokens)
+            return prompts
         fitting = FittingPrompts(prompts, lambda example: either(example) is None)
         if left_out := [(place, example) for place, example, _ in rows_too_long(prompts, either)]:
             fitting.leave_out(left_out)

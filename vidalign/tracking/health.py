@@ -322,7 +322,7 @@ class HeldOutFalling:
         reward, held_out = metrics.get("reward/mean"), find(metrics, "health/held_out")
         if reward is not None and math.isfinite(reward):
             self._rewards.append(reward)
-        if held_out is None or not self._rewards:
+        if held_out is None or not math.isfinite(held_out) or not self._rewards:
             return None
         trained = sum(self._rewards) / len(self._rewards)
         self._rewards = []

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer:
     """Fill the folder `out` with `groups` groups (AR-CoPO, semi-on-policy); groups that are there are kept.
 
-    Group n is a pure function of recipe and n, so an interrupted collection goes on to the same buffer. Groups come in
+    Group n is a pure function of recipe and n, so an interrupted collection goes on to the same buffer. Rewards that
+    learn judge as they are after their warm-up on the initial student. Groups come in
     sets of `trainer.prompts_per_step` that share their pivot; their number is rounded up to whole sets. Raises
     `UserError` for another objective, `DataError` when `out` was begun with another student, recipe or settings.
     """
@@ -64,14 +65,16 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     missing = {n // size for n in distributed.broadcast_object(buffer.missing())}
     prompts = open_source(recipe.training_prompts, recipe.seed, size)
     counter = Counter(ctx)
+    assert ctx.rewards is not None, "ar_copo needs rewards"
+    if missing:
+        ctx.rewards.warm_up(prompts)  # of rewards that learn; then they stay, so that every group has the same judge
     console = Console(stderr=True, quiet=distributed.rank() != 0)
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step, started = step, time.perf_counter()
         counter.start_from(Cost())
         ids = list(range(step * size + distributed.rank(), (step + 1) * size, ranks))
         forked = objective.fresh.groups(ctx, Batch(step, [prompts[n] for n in ids], ids))
-        assert ctx.rewards is not None and forked.request is not None, "ar_copo needs rewards"
-        ctx.rewards.learn(forked.request)
+        assert forked.request is not None, "ar_copo asks for a judgement"
         judged = forked.groups.judged(ctx.judge(forked.request))
         cost = asdict(counter.total()) | {"seconds": time.perf_counter() - started}
         buffer.write(ids, judged, {name: amount / len(ids) for name, amount in cost.items()})

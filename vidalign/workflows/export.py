@@ -126,7 +126,7 @@ def _provenance(run: FinishedRun) -> dict[str, str]:
         metadata = header(student_file(run.folder)).metadata
         return {k: v for k, v in metadata.items() if k not in ("spec", "format")}
     first = next(iter(read_records(run.folder / "metrics.jsonl")), {})
-    score = held_out_score(run.checkpoint, run.recipe)
+    score = held_out_score(run.checkpoint)
     own = {"step": str(run.step)} | ({} if score is None else {"held_out_score": f"{score:.4f}"})
     return {k: str(v) for k, v in first.items() if k not in ("kind", "step", "time")} | own
 

@@ -88,26 +88,21 @@ def step_of(checkpoint: Path) -> int:
     return int(read_manifest(checkpoint)["step"])
 
 
-def held_out_score(checkpoint: Path, recipe: Recipe) -> float | None:
-    """The score of the weights that `student_at` gives, if one was taken; it is never that of a moving average."""
-    return None if averaged(recipe) else read_manifest(checkpoint).get("score")
+def held_out_score(checkpoint: Path) -> float | None:
+    """The score of the weights that `student_at` gives, if one was taken."""
+    return read_manifest(checkpoint).get("score")
 
 
 def student_at(recipe: Recipe, checkpoint: Path, *, trust: bool = False) -> Any:
     """The student of a recipe with the weights of an intact checkpoint, on this process' device."""
     student, policies = _policies_at(recipe, checkpoint, trust)
-    return with_weights(student, policies.weights(_meant(policies))).to(distributed.device())
+    return with_weights(student, policies.weights(policies.kept)).to(distributed.device())
 
 
 def save_adapter_at(recipe: Recipe, checkpoint: Path, folder: Path, *, trust: bool = False) -> None:
     """Write the adapter of an intact checkpoint to a folder, as PEFT does."""
     student, policies = _policies_at(recipe, checkpoint, trust)
-    write_adapter(policies, student, _meant(policies), folder)
-
-
-def _meant(policies: Policies) -> str:
-    """The weight set that is kept of a run: the moving average, if there is one."""
-    return next(iter(policies.names), "current")
+    write_adapter(policies, student, policies.kept, folder)
 
 
 def _policies_at(recipe: Recipe, checkpoint: Path, trust: bool) -> tuple[Any, Policies]:

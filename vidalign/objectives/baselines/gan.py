@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vidalign import registry
 from vidalign.cost import Cost, StepSizes
-from vidalign.errors import UserError
 from vidalign.losses.bradley_terry import bradley_terry_loss
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
 from vidalign.objectives.baselines.dmd import exits
@@ -35,6 +35,7 @@ from vidalign.students.video.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
+    from vidalign.recipe.draft import Draft
     from vidalign.students.video import VideoStudent
 
 
@@ -46,14 +47,15 @@ class GAN(Objective):
     class Config:
         """No settings: what there is to choose stands in the sections `discriminator` and `trainer`."""
 
+    @classmethod
+    def check(cls, draft: Draft) -> None:
+        super().check(draft)
+        chosen = draft.recipe.discriminator
+        if chosen is not None and chosen.name and not registry.get("discriminators", chosen.name).differentiable:
+            what, why = f"gan cannot be trained with the discriminator {chosen.name!r}", "its scores have no gradient"
+            draft.refuse(what, "discriminator.name", why, "use spatiotemporal, or objective afd")
+
     def collect(self, ctx: TrainContext[VideoStudent], batch: Batch) -> Experience:
-        if not ctx.roles.module("discriminator").differentiable:
-            raise UserError(
-                "gan cannot be trained with this discriminator",
-                where="discriminator.name",
-                why="its scores have no gradient with respect to the clips",
-                fix="use spatiotemporal, or objective afd",
-            )
         data, _ = exits(ctx, batch)
         data.request, data.metrics = request_groups(ctx, data["x0"], batch.prompts)
         return data

@@ -23,6 +23,7 @@ import torch
 
 from vidalign.losses.flow_matching import add_noise, flow_matching_loss, warp_sigma
 from vidalign.objectives.base import Experience, LossOut, MicroBatch, Needs, Objective, Phase
+from vidalign.ranges import require
 
 if TYPE_CHECKING:
     from vidalign.context import Batch, TrainContext
@@ -50,6 +51,8 @@ class SFT(Objective):
         """Keep the chunks before a random one of each clip clean; needs bidirectional attention and a sigma_floor."""
 
         def __post_init__(self) -> None:
+            require(self, "shift", above=0)
+            require(self, "sigma_floor", least=0)
             if self.continuation and not (self.attention == "bidirectional" and self.sigma_floor > 0):
                 raise ValueError("continuation needs attention: bidirectional and sigma_floor above 0")
 

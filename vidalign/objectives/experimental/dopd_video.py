@@ -274,7 +274,7 @@ class DOPDVideo(Objective):
 
     def _endorsed(self, ctx: Context, data: Experience, nearer: Tensor) -> Tensor:
         """Whether the rewards prefer the teacher's x0, by clip; by unit `nearer` where there is no reward."""
-        if not data.scores:
+        if not data.scores or not any(ctx.reward_weights.values()):
             return nearer
         totals = combine(data.scores, ctx.reward_weights, whitened=False).chunk(2)
         better, failed = totals[0] >= totals[1], (totals[0] - totals[1]).isnan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 
 from vidalign import registry
 from vidalign.errors import UserError
+from vidalign.recipe.prompts import weights_of_rewards
 
 if TYPE_CHECKING:
     from vidalign.recipe.draft import Draft
@@ -21,8 +23,8 @@ class Around:
 
     chunks: int
     """Chunks of a video; 0 where they are not known, and for language students."""
-    rewards: tuple[str, ...]
-    """Names of its rewards, those of weight 0 too."""
+    rewards: Mapping[str, float]
+    """Weights of the rewards that judge for it, those of weight 0 too."""
     prompts: int
     """Prompts of a step, over all processes."""
     sampler: Sampler | None
@@ -34,7 +36,7 @@ class Around:
 def around(draft: Draft) -> Around:
     """Of the objective that a draft sees, in a recipe without mistakes so far."""
     recipe = draft.recipe
-    rewards = tuple(getattr(recipe.objective, "rewards", None) or recipe.rewards)
+    rewards = weights_of_rewards(recipe.objective, recipe)
     count = recipe.trainer.prompts_per_step
     try:
         sizes = registry.get("students", recipe.student.name).sizes(recipe.student, recipe.data.frames)

@@ -10,7 +10,7 @@ import torch
 from vidalign.context import shown
 from vidalign.engine import distributed
 from vidalign.engine.autocast import without_autocast
-from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight
+from vidalign.losses.advantages import combine, group_advantage, group_statistics, reward_weight, weighted_mean
 from vidalign.rewards.base import ScoreRequest
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def compute_advantages(
     }
     reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
     advantage = group_advantage(reward, group_index, normalise=normalise)
-    total = combine(gathered, ctx.reward_weights, whitened=False) / sum(ctx.reward_weights.values())
+    total = weighted_mean(gathered, ctx.reward_weights)
     judged = keep_signal(ctx, gathered, group_index, advantage, reward=reward, total=total)
     shape = (ctx.world_size, *next(iter(scores.values())).shape)
     judged.scores = {name: value.view(shape) for name, value in compared.items()}
@@ -149,13 +149,12 @@ def keep_signal(
 ) -> Advantages:
     """Advantages ``[N]`` of all ranks as this rank's, 0 in groups whose spread is no signal, with what to log.
 
-    reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, whose spread the
-    signal floor looks at.
+    A group has signal where the spread of a reward that counts is above the floor of that reward. reward: ``[N]``, what
+    the advantages come from. total: ``[N]``, the weighted score of all rewards, which is logged.
     """
-    spread = group_statistics(total, group_index)[1]
-    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
-    has_signal = ctx.signal.has_signal(spread, ",".join(trained))
-    has_signal &= group_statistics(reward, group_index)[1] > ZERO_SPREAD
+    trained = [name for name in sorted(scores) if ctx.reward_weights[name]]
+    above = [ctx.signal.has_signal(group_statistics(scores[name], group_index)[1], name) for name in trained]
+    has_signal = torch.stack(above).any(0) & (group_statistics(reward, group_index)[1] > ZERO_SPREAD)
     advantage = advantage * has_signal[group_index]
     metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())

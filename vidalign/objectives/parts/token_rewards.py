@@ -44,9 +44,9 @@ class TokenRewards:
         """Raises `UserError` where there is nothing to learn from."""
         if not self.reward_weight:
             return
-        if not around.rewards:
+        if not any(around.rewards.values()):
             raise UserError(
-                "there is no reward for objective.reward_weight",
+                "there is no reward with a weight for objective.reward_weight",
                 where="objective.reward_weight",
                 why=f"it is {self.reward_weight:g}",
                 fix="add rewards: {exact_match: 1}, or set it to 0",

@@ -82,6 +82,8 @@ class DiscriminatorKind:
     """A kind of discriminator as it is registered (kind ``discriminators``)."""
 
     Config: ClassVar[type[DiscriminatorConfig]]
+    differentiable: ClassVar[bool] = True
+    """Whether scores have a gradient with respect to the clips."""
 
     @classmethod
     def check(cls, draft: Draft) -> None:

@@ -60,6 +60,8 @@ class VisionLanguageKind(DiscriminatorKind):
     """LoRA and a head on a vision-language model, which sees frames and the prompt: new ones, or those of VideoReward
     [arXiv 2501.13918]."""
 
+    differentiable = False
+
     @dataclass
     class Config(DiscriminatorConfig):
         path: str = ""

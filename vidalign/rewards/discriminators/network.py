@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,9 +13,6 @@ from vidalign.rewards.discriminators.base import DiscriminatorKind
 class Discriminator(DiscriminatorKind, nn.Module):
     """Scores clips for prompts. The head has no bias, since its gradient is exactly 0 and Adam would make drift of the
     rounding noise."""
-
-    differentiable: ClassVar[bool] = True
-    """Whether scores have a gradient with respect to the clips."""
 
     def forward(self, clips: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """Scores ``[B]`` of clips ``[B, F, 3, H, W]`` in [0, 1] for B prompts; comparable inside a prompt only."""

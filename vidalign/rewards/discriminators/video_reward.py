@@ -38,8 +38,6 @@ ADAPTER = "current"
 class VideoRewardDiscriminator(Discriminator):
     """LoRA and head of VideoReward, trained on; the mean of its three normalised scores."""
 
-    differentiable = False
-
     Config = VisionLanguageKind.Config
 
     def __init__(self, published: Published, config: VideoRewardConfig, fps: float, seed: int) -> None:

@@ -36,8 +36,6 @@ ADAPTER = "current"
 class VisionLanguage(Discriminator):
     """LoRA and a scalar head on any vision-language model of transformers, which sees frames and the prompt."""
 
-    differentiable = False
-
     Config = VisionLanguageKind.Config
 
     def __init__(self, backbone: Any, processor: Any, config: VisionLanguageKind.Config, seed: int) -> None:
