@@ -24,12 +24,14 @@ def keep_plugins(run: Path) -> None:
 
 @before_work()
 def load_plugins_of(run: Path) -> None:
-    """Load the plugin files of a run, unless others were given with --plugin.
+    """Load the plugin files of a run beside those that are loaded, which take the place of files of the same name.
 
-    They are code: `UsageError` for a list that another user wrote, for one that cannot be read and for a missing file.
+    They are code: `UsageError` for a list that another user wrote, for one that cannot be read and for a missing file,
+    unless others are loaded, such as those given with --plugin.
     """
     file = run / FILE_NAME
-    if not file.exists() or registry.plugin_files():
+    loaded = {Path(name).name for name in registry.plugin_files()}
+    if not file.exists():
         return
     try:
         files = read_json(file)
@@ -39,6 +41,8 @@ def load_plugins_of(run: Path) -> None:
         if owner != os.getuid():
             raise ValueError(f"plugins are code, and it belongs to user {owner}, you are user {os.getuid()}")
     except (OSError, ValueError) as error:
+        if loaded:
+            return
         raise UsageError(
             "the plugin files of the run are not loaded",
             where=str(file),
@@ -46,6 +50,8 @@ def load_plugins_of(run: Path) -> None:
             fix="name those that you trust with --plugin FILE",
         ) from error
     for name in files:
+        if Path(name).name in loaded or (loaded and not Path(name).is_file()):
+            continue
         if not Path(name).is_file():
             raise UsageError(
                 f"the run's plugin file {name} is not there",

@@ -35,6 +35,14 @@ def test_a_run_goes_on_with_its_plugin_files(run: Path) -> None:
     assert train("trainer.steps=1", "rewards.brightness=1", "--resume") == 0
 
 
+def test_plugins_that_are_given_stand_beside_those_of_the_run(run: Path) -> None:
+    """One's own metric on a run with one's own reward."""
+    text = Path("brightness.py").read_text(encoding="utf-8")
+    Path("more.py").write_text(text.replace("brightness", "again"), encoding="utf-8")
+    assert vidalign("evaluate", "--run", str(run), "--plugin", "more.py") == 0
+    assert {"brightness", "again"} <= registry.names("rewards").keys()
+
+
 def test_a_student_needs_no_plugin_of_its_rewards(run: Path) -> None:
     Path("brightness.py").unlink()
     assert vidalign("sample", "--run", str(run), *CLIP) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,10 @@ def test_collection_goes_on_to_the_same_buffer(folder: Path, capsys: pytest.Capt
     )
     assert "2 of 8 groups are missing, the first is 3" in " ".join(capsys.readouterr().err.split())
     assert collect(folder, "--groups", "7") == 0
-    assert "8 groups of student" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "8 groups of student" in out
+    _, verb, recipe, *overrides = shlex.split(re.findall(r"train from it with `(.*)`", " ".join(out.split()))[0])
+    assert verb == "train" and load_recipe(recipe, overrides).objective.config.buffer == f"{folder}/buffer"
     assert files(folder / "buffer").keys() == before.keys()
     assert all(same(folder / "buffer" / name, content) for name, content in before.items())
     buffer = Buffer.open(folder / "buffer")

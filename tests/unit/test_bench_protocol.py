@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,9 @@ def test_every_mistake_at_once_with_the_nearest_name(folder: Path) -> None:
     for part in ("world_scorr", "did you mean 'world_scorer'", "chunk_frame", "amount must be positive", "'seeds'"):
         assert part in message
     assert "wrong.yaml:5" in message
+    (folder / "wrong.yaml").write_text(re.sub(r"metrics: .*", "metrics: [world_scorer]", PROTOCOL))
+    with pytest.raises(RecipeError, match="metrics must be"):
+        load_protocol("wrong.yaml")
     (folder / "wrong.yaml").write_text(PROTOCOL.replace("astrolabe:", "base:"))
     with pytest.raises(RecipeError, match="'base' is a row of every table"):
         load_protocol("wrong.yaml")
@@ -178,7 +182,9 @@ def test_shipped_protocols_load_in_both_sizes(name: str) -> None:
     whole, small = load_protocol(name), load_protocol(name, small=True)
     assert whole.name == name and whole.hash != small.hash
     assert f"Run: vidalign bench run {name}" in whole.header
-    assert not set(whole.held_out) & set(whole.far)
+    pictures = [tuple(picture.tobytes() for picture in getattr(one, "images", ())) for one in whole.asked]
+    questions, own = list(zip(whole.all_prompts, pictures, strict=True)), len(whole.held_out)
+    assert not set(questions[:own]) & set(questions[own:]), "the same words about another picture are another question"
     runnable = 0
     for row in small.objectives:
         try:

@@ -174,6 +174,24 @@ def test_no_other_score_takes_the_place_of_a_judge_that_failed() -> None:
     assert held_out == [pytest.approx(0.8), None, pytest.approx(0.8)]
 
 
+def test_a_judge_may_be_silent_on_some_of_the_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A value that is named for one batch only, and nothing said of the ground truth."""
+
+    class Rare(Metric):
+        name = "rare"
+
+        def score(self, clips: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            values = torch.ones(len(prompts))
+            return {"all": values, "last": values} if len(prompts) == 1 else {"all": values}
+
+    monkeypatch.setattr(judging, "BATCH", 2)
+    judged = evaluator(PROMPTS, 1, Rare())(noisy)
+    assert judged.metrics["rare", "last"].isnan().tolist() == [True] * 4 + [False]
+    silent = Evaluation(judged.prompts, {("rare", "all"): judged.metrics["rare", "all"]}, judged.clips)
+    goals = {row.metric: row.goal for row in compare(judged, judged, silent) if row.group == "rare"}
+    assert goals == {"all": 1.0, "last": None}
+
+
 def test_the_total_of_rewards_rises_with_what_is_wanted() -> None:
     """A weight below 0 is a penalty; one of 0 has no part, not even where its reward failed."""
     scores = {"good": torch.tensor([1.0, 0.0]), "bad": torch.tensor([0.0, 1.0]), "logged": torch.full((2,), torch.nan)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vidalign import registry
 from vidalign.build import build_rewards
 from vidalign.errors import PluginError, RecipeError
 from vidalign.recipe import load_recipe
+from vidalign.recipe.explain import render
 from vidalign.recipe.load import Recipe
 
 
@@ -110,6 +112,51 @@ def test_an_objective_that_trains_on_rewards_needs_one_with_a_weight() -> None:
     for weights in ("{slow: 0}", "{slow: 0, text_alignment: 0.0}"):
         assert "no reward has a weight - " in told(f"rewards={weights}")
     assert load("rewards={slow: 0, text_alignment: -1}").reward_weights == {"slow": 0, "text_alignment": -1}
+
+
+def test_the_short_form_of_every_reward_has_a_hash() -> None:
+    """Seen by running: settings that no result depends on were looked for in the number of the short form."""
+
+    class Local(Slow):
+        local_settings = ("folder",)
+
+        @dataclass
+        class Config:
+            folder: str = ""
+
+    registry.register("rewards", "local")(Local)
+    long, short = load("rewards.local={folder: there}"), load("rewards.local=1.0")
+    assert short.plain()["rewards"] == {"local": 1.0} and len(short.hash) == len(long.hash) == 12
+    assert load("rewards.local={folder: here}").hash == long.hash
+
+
+def test_settings_have_names_of_their_own() -> None:
+    """Seen by running: `timeout` of the entry was read, and the plugin's default was written into the run's recipe."""
+
+    class Same(Slow):
+        @dataclass
+        class Config:
+            goal: float = 0.0
+            timeout: float = 7.0
+
+    registry.register("rewards", "same")(Same)
+    assert "have the names of keys of the section: timeout" in told("rewards.same={goal: 1.0}")
+
+
+def test_settings_that_yaml_does_not_know_read_back(tmp_path: Path) -> None:
+    class Odd(Slow):
+        @dataclass
+        class Config:
+            folder: Path = Path("models")
+            derived: float = field(init=False, default=1.0)
+
+    registry.register("rewards", "odd")(Odd)
+    recipe = load("rewards.odd={folder: abc}")
+    file = tmp_path / "again.yaml"
+    for text in (recipe.to_yaml(), render(recipe)):
+        file.write_text(text, encoding="utf-8")
+        again = load_recipe(file)
+        assert again.rewards["odd"].config == Odd.Config(Path("abc")) and again.hash == recipe.hash
 
 
 def test_a_reward_has_a_limit_of_its_own() -> None:

@@ -344,6 +344,24 @@ def test_files_and_modules_that_do_not_exist(tmp_path: Path) -> None:
         load(f"{tmp_path}/none.py:A", {}, "cpu")
     with pytest.raises(LoadError, match="no_such_module cannot be imported"):
         load("no_such_module:A", {}, "cpu")
+    with pytest.raises(LoadError, match="':A' names no reward"):
+        load(":A", {}, "cpu")
+
+
+FAULTY = {
+    "def broken(:": "faulty.py cannot be run: SyntaxError",
+    "raise RuntimeError('no weights')": "faulty.py cannot be run: RuntimeError: no weights - see .*faulty.py:1",
+    "class A:\n    name = 'a'\n    score = 1\n    def __init__(self): open('/none')": "A cannot be made: FileNotFound",
+    "from dataclasses import dataclass\nclass A:\n    name = 'a'\n    score = 1\n    @dataclass\n    class Config:\n"
+    "        path: str\n": "missing 1 required positional argument: 'path'",
+}
+
+
+@pytest.mark.parametrize("text", FAULTY)
+def test_a_fault_of_a_reward_is_its_own(text: str, tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(text, encoding="utf-8")
+    with pytest.raises(LoadError, match=FAULTY[text]):
+        load(f"{tmp_path}/faulty.py:A", {}, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def load_protocol(name: str, overrides: list[str] | None = None, *, small: bool 
     for layer in layers:
         tree = merge(tree, layer, {}, problems)
     protocol = build(Protocol, tree, "", problems)
-    for metric, settings in (tree.value["metrics"].value or {}).items() if "metrics" in tree.value else ():
+    metrics = tree.value["metrics"].value if "metrics" in tree.value else None
+    for metric, settings in metrics.items() if isinstance(metrics, dict) else ():
         _check_metric(metric, settings, problems)
     if protocol is not None:
         _check_rows(protocol, tree, problems)

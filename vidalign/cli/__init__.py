@@ -149,7 +149,7 @@ def _leave_fault(error: Exception) -> None:
 
 
 def _tell(error: UserError) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     count = len(error.problems)
     if count > 1:
         console.print(f"[red]{count} problems:[/red]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -41,4 +42,6 @@ def collect(
         counts = sorted(Counter(buffer.pivots().values()).items())
         forks = ", ".join(f"{count} at chunk {pivot}" for pivot, count in counts)
         typer.echo(f"{out}: {buffer.header.groups} groups of student {buffer.header.student}, forking {forks}")
-        typer.echo(f"train from it with `vidalign train {recipe} objective.buffer={out}`")
+        plugins = [word for file in plugin or () for word in ("--plugin", str(file))]
+        words = ["vidalign", "train", recipe, *(overrides or ()), f"objective.buffer={out}", *plugins]
+        typer.echo(f"train from it with `{shlex.join(words)}`")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vidalign.cli.options import Best, Step, Trust
+from vidalign.cli.options import Best, Plugins, Step, Trust
 from vidalign.errors import UsageError
 from vidalign.owner import LOCK, owned
 
@@ -40,6 +40,7 @@ def export(
     step: Step = None,
     best: Best = False,
     trust_checkpoint: Trust = False,
+    plugin: Plugins = None,
 ) -> None:
     """Write the student of a run for others to use."""
     source = _source(folder, run)

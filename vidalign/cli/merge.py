@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vidalign.cli.options import Plugins
 from vidalign.errors import UsageError
 from vidalign.owner import owned
 
@@ -33,6 +34,7 @@ def merge(
             "first that the source of the training prompts offers, such as the world's auditor.",
         ),
     ] = "",
+    plugin: Plugins = None,
 ) -> None:
     """Merge two adapters: W0 + dW_semi + s dW_on."""
     from vidalign.workflows.merge import SCALES, merge_runs

@@ -26,7 +26,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
         if (judge, name) not in before.metrics:
             continue
         first, second = before.metrics[judge, name], after.metrics[judge, name]
-        change = estimate(second - first)
+        change, goal = estimate(second - first), truth.metrics.get((judge, name)) if truth else None
         rows.append(
             EvaluationRow(
                 metric=name,
@@ -35,7 +35,7 @@ def compare(before: Evaluation, after: Evaluation, truth: Evaluation | None = No
                 difference=change.mean,
                 interval=change.interval,
                 group=judge,
-                goal=float(truth.metrics[judge, name].nanmean()) if truth else None,
+                goal=None if goal is None else float(goal.nanmean()),
                 prompts=int((second - first).isfinite().sum()),
                 detectable=change.detectable,
             )

@@ -109,15 +109,15 @@ class Evaluator:
         memory: bytes up to which clips beyond the first SHOWN are kept.
         """
         prompts, seeds = self.prompts[:count], seeds or self.seeds
-        values: dict[Score, list[torch.Tensor]] = {}
+        judged: list[tuple[int, dict[Score, torch.Tensor]]] = []
         first: list[Any] = []
         with torch.no_grad():
             for seed in range(seeds):
                 for part, outputs in batches(generate, prompts, seed):
-                    for name, scores in self._judge(outputs, part).items():
-                        values.setdefault(name, []).append(scores)
+                    judged.append((len(part), self._judge(outputs, part)))
                     if seed == 0:
                         first.append(outputs if isinstance(outputs, list) else _kept(outputs, first, memory))
+        values = _by_name(judged)
         means = {name: torch.cat(parts).view(seeds, -1).nanmean(0) for name, parts in values.items()}
         judges = {judge for (judge, _), scores in means.items() if bool(scores.isfinite().any())}
         means = {name: scores for name, scores in means.items() if name[0] in judges}
@@ -155,6 +155,12 @@ class Evaluator:
             for name, values in scored(metric, outputs, prompts, len(prompts)).items():
                 out[metric.name, name.removeprefix(f"{metric.name}/")] = values
         return out
+
+
+def _by_name(judged: Sequence[tuple[int, Mapping[Score, torch.Tensor]]]) -> dict[Score, list[torch.Tensor]]:
+    """Scores of batches of so many prompts by name; NaN where a judge gave no such score for a batch."""
+    names = dict.fromkeys(name for _, scores in judged for name in scores)
+    return {name: [s.get(name, torch.full((count,), torch.nan)) for count, s in judged] for name in names}
 
 
 def frame_rate(recipe: Recipe) -> float | None:

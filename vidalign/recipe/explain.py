@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from vidalign.recipe.load import Recipe
+from vidalign.recipe.load import Recipe, as_plain
 from vidalign.recipe.schema import Choice
 from vidalign.recipe.source_map import Node
 
@@ -67,7 +67,7 @@ def _entry(name: str, value: Any, doc: str, parent: Node, depth: int) -> Iterato
                 yield from _entry(key, getattr(value, key), doc, written or Node({}, ""), depth + 1)
             value = value.config
         docs = field_docs(type(value))
-        for spec in fields(value):
+        for spec in (one for one in fields(value) if one.init):
             yield from _entry(
                 spec.name,
                 getattr(value, spec.name),
@@ -81,6 +81,6 @@ def _entry(name: str, value: Any, doc: str, parent: Node, depth: int) -> Iterato
         for label, item in value.items():
             yield from _entry(label, item, "", written or Node({}, ""), depth + 1)
         return
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    text = yaml.safe_dump(as_plain(value), default_flow_style=True, width=10_000, allow_unicode=True)
+    text = text.removesuffix("...\n").strip()
     yield f"{indent}{name}: {text}  # {written.where if written else 'default'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -51,7 +52,7 @@ class Recipe(Sections):
 
     def plain(self) -> dict[str, Any]:
         """Every section with every default filled in, as plain data that `load_recipe` reads back."""
-        return {spec.name: _plain(getattr(self, spec.name)) for spec in self.written()}
+        return {spec.name: as_plain(getattr(self, spec.name)) for spec in self.written()}
 
     def local_of_rewards(self) -> list[tuple[str, str]]:
         """(key in the recipe, setting) of the ``local_settings`` of rewards: no result depends on them."""
@@ -74,7 +75,9 @@ class Recipe(Sections):
         for section, key in LOCAL:
             del values[section][key]
         for name, key in self.local_of_rewards():
-            del values["rewards"][name][key]
+            entry = values["rewards"][name]
+            if isinstance(entry, dict):  # else it has no other setting than its defaults
+                entry.pop(key, None)
         return hashlib.sha256(yaml.safe_dump(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -225,17 +228,22 @@ def _weight_alone(key: str, choice: RewardChoice) -> float | None:
 
 def _short(key: str, value: Any) -> Any:
     weight = _weight_alone(key, value) if isinstance(value, RewardChoice) else None
-    return _plain(value) if weight is None else weight
+    return as_plain(value) if weight is None else weight
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Settings as plain data that YAML holds and `load_recipe` reads back."""
     if isinstance(value, Choice):
-        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
-        return {**own, **_plain(value.config)}
+        own = {f.name: as_plain(getattr(value, f.name)) for f in fields(value) if f.name != "config"}
+        return {**own, **as_plain(value.config)}
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: as_plain(getattr(value, f.name)) for f in fields(value) if f.init}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.name
     if isinstance(value, dict):
         return {key: _short(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_plain(item) for item in value]
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Set
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vidalign import registry
-from vidalign.errors import Problem, UserError, nearest
+from vidalign.errors import PluginError, Problem, UserError, nearest
 from vidalign.guest import guest
 from vidalign.plugin_source import owners
 from vidalign.recipe.older import MOVED
@@ -109,7 +110,7 @@ def choose(kind: str, node: Node, path: str, problems: list[Problem], cls: type[
     settings = Node({key: child for key, child in node.value.items() if key not in own}, node.where)
     before = len(problems)
     try:
-        config = settings_of(kind, name, settings, path, problems)
+        config = settings_of(kind, name, settings, path, problems, own)
     except UserError as error:
         problems += placed(error, node.value["name"].where)
         name = ""
@@ -129,11 +130,24 @@ def _name_owner(problem: Problem, kind: str, path: str, settings: Node) -> None:
             problem.fix = f"it is a setting of {' and '.join(map(repr, others))}, another of the {kind}"
 
 
-def settings_of(kind: str, name: str, node: Node, path: str, problems: list[Problem]) -> Any:
-    """The `Config` of a plugin; `UserError` for one that does not exist or fails on its own."""
+def settings_of(
+    kind: str, name: str, node: Node, path: str, problems: list[Problem], reserved: Set[str] = frozenset()
+) -> Any:
+    """The `Config` of a plugin; `UserError` for one that does not exist or fails on its own.
+
+    reserved: keys of the entry itself, which no setting may be called.
+    """
     plugin = registry.get(kind, name)
     with guest(kind.removesuffix("s"), name, plugin):
         config = getattr(plugin, "Config", NoSettings) if kind == "rewards" else plugin.Config
+    if taken := sorted(reserved & {spec.name for spec in fields(config)}):
+        raise PluginError(
+            f"the settings of {name!r} among {kind} have the names of keys of the section: {', '.join(taken)}",
+            where=f"{config.__module__}:{config.__qualname__}",
+            why=f"every entry has {', '.join(sorted(reserved))} of its own",
+            fix="rename the setting in the plugin's Config",
+        )
+    with guest(kind.removesuffix("s"), name, plugin):
         return build(config, node, path, problems)
 
 

@@ -13,10 +13,10 @@ from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
     """Metric, before, after, difference with its 95 % interval and the detectable one, and what that says."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True, min_width=6)
     for heading in ("before", "after", "change", "95 % interval", "detectable"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     colours = {"better": "green", "worse": "red", "unclear": "dim", TOO_FEW: "yellow"}
     for row in rows:
         low, high = row.interval

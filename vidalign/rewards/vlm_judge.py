@@ -42,7 +42,7 @@ class VLMJudge:
 
     name: ClassVar[str] = "vlm_judge"
     judges: ClassVar[str] = "clips"
-    local_settings: ClassVar[tuple[str, ...]] = (*LOCAL, "url", "key", "timeout", "on_failure")
+    local_settings: ClassVar[tuple[str, ...]] = (*LOCAL, "url", "key", "request_timeout", "on_failure")
 
     @dataclass
     class Config(Checkpoint):
@@ -66,7 +66,7 @@ class VLMJudge:
         """Most pixels of the longer side of a frame, larger ones are shrunk; 0 leaves them to the model."""
         max_new_tokens: int = 64
         """Length of an answer that is written."""
-        timeout: float = 120.0
+        request_timeout: float = 120.0
         """Seconds after which a request has failed."""
         on_failure: Literal["nan", "stop"] = "nan"
         """What a failed request does: its clip is not scored, with a warning, or the run stops."""
@@ -74,7 +74,7 @@ class VLMJudge:
         def __post_init__(self) -> None:
             require(self, "frames", "side", least=0)
             require(self, "max_new_tokens", least=1)
-            require(self, "timeout", above=0)
+            require(self, "request_timeout", above=0)
             if "{prompt}" not in self.question:
                 raise ValueError("question must hold {prompt}, where the prompt of the clip stands")
             try:
@@ -182,7 +182,7 @@ class VLMJudge:
             asked["max_tokens"] = config.max_new_tokens
         url = f"{config.url.rstrip('/')}/chat/completions"
         try:
-            choice = post_json(url, asked, key=config.key, seconds=config.timeout)["choices"][0]
+            choice = post_json(url, asked, key=config.key, seconds=config.request_timeout)["choices"][0]
             if not config.choices:
                 return self.parse(choice["message"]["content"])
             top = choice["logprobs"]["content"][0]["top_logprobs"]

@@ -10,9 +10,11 @@ import inspect
 import json
 import math
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,9 @@ def load(target: str, settings: Mapping[str, Any], device: str) -> Served:
     config = getattr(kind, "Config", None)
     if config is None and settings:
         raise LoadError(f"{target} has no settings, and {', '.join(settings)} was given")
-    return Served(kind() if config is None else kind(_configured(config, settings, target)), device)
+    made = () if config is None else (_configured(config, settings, target),)
+    with _guarded(f"{target} cannot be made"):
+        return Served(kind(*made), device)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def accelerator() -> str:
 
 def _class(target: str) -> Any:
     where, colon, attribute = target.rpartition(":")
-    if not colon:
+    if not colon or not where:
         raise LoadError(f"{target!r} names no reward", FIX)
     try:
         module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
@@ -132,8 +136,21 @@ def _file(path: Path) -> types.ModuleType:
     assert spec is not None and spec.loader is not None, "the name ends in .py"
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with _guarded(f"{path} cannot be run"):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """What a reward's own code raises, as `LoadError` with the line of that code."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise LoadError(f"{what}: {type(error).__name__}: {error}", f"see {last.filename}:{last.lineno}") from error
 
 
 def _configured(config: Any, settings: Mapping[str, Any], target: str) -> Any:
@@ -152,8 +169,8 @@ def _configured(config: Any, settings: Mapping[str, Any], target: str) -> Any:
         values[key] = float(value) if hints[key] is float else value
     try:
         return config(**values)
-    except ValueError as error:
-        raise LoadError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise LoadError(str(error).replace("__init__() ", "")) from error
 
 
 def _fits(hint: Any, value: Any) -> bool:

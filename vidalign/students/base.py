@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vidalign.engine.rng import generator
+from vidalign.errors import UserError
 from vidalign.students.spec import SpecT
 
 if TYPE_CHECKING:
@@ -171,3 +172,9 @@ class Student(nn.Module, ABC, Generic[SpecT]):
             return plain(first, *args, **kwargs)
 
         self.forward = counted
+
+
+def require_list(prompts: Sequence[Any]) -> None:
+    """Raise `UserError` for no prompt at all, and for one text in the place of a list: its letters are no prompts."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise UserError(f"prompts is {prompts!r}", where="sample", fix="give a list of at least one prompt")

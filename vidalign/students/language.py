@@ -28,7 +28,7 @@ from vidalign.engine.layers import match_frozen
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
 from vidalign.losses.projected import Head, Part, Projected, Toward
-from vidalign.students.base import Pass, Student
+from vidalign.students.base import Pass, Student, require_list
 from vidalign.students.chat import ChatEncoder, TokenBatch, lengthen
 from vidalign.students.heads import HeadLosses, copied_head, head_weights
 from vidalign.students.language_config import SHIPPED_TOKENIZERS, ChatConfig, LanguageSpec, Sampling
@@ -235,6 +235,7 @@ class LanguageStudent(Student[LanguageSpec]):
 
         frames: a text has none; temperature: the student's own unless given.
         """
+        require_list(prompts)
         examples = [Example(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         sampling = self.spec.sampling if temperature is None else replace(self.spec.sampling, temperature=temperature)
         generators = [generator(seed, "sample", 0, n) for n in range(len(examples))]

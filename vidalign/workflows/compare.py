@@ -45,9 +45,11 @@ def read_result(name: str) -> Results:
 
 
 def result_file(name: str) -> Path:
-    """The file that is meant: itself, or that of a protocol that was run in this folder."""
+    """The file that is meant: itself, or that of a protocol (its name or file) that was run in this folder."""
     file = Path(name)
-    return file if file.suffix == ".json" else Path("runs") / "bench" / name / RESULTS
+    if file.suffix == ".json":
+        return file
+    return Path("runs") / "bench" / (file.stem if file.suffix in (".yaml", ".yml") else name) / RESULTS
 
 
 def _row(text: str, same: Results | None) -> tuple[Results, str]:

@@ -60,7 +60,7 @@ def evaluate_run(
     title = f"{len(after.prompts)} held-out {unit} x {evaluator.seeds} seeds, 95 % intervals over {unit}"
     for judge in dict.fromkeys(row.group for row in rows):
         console.print(evaluation_table([row for row in rows if row.group == judge], f"{judge} | {title}"))
-    console.print(f"report: {path}")
+    console.print(f"report: {path}", markup=False, emoji=False, soft_wrap=True)
     return rows
 
 

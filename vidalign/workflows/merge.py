@@ -114,7 +114,7 @@ def merge_runs(
     origin = {name: {"run": run.folder.name, "recipe_hash": run.recipe.hash} for name, run in runs.items()}
     document = {"scale": scale, "start": start, **origin, "judged": [asdict(one) for one in judged]}
     _write(out, runs["on_policy"], student, document)
-    console.print(f"{out}: merged at s = {scale:g}")
+    console.print(f"{out}: merged at s = {scale:g}", markup=False, emoji=False, soft_wrap=True)
     return Merge(out, scale, judged)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vidalign.engine.rng import generator
 from vidalign.errors import UserError
-from vidalign.students.base import Pass, Student
+from vidalign.students.base import Pass, Student, require_list
 from vidalign.students.video import checkpoint
 from vidalign.students.video import plan as plans
 from vidalign.students.video.blocks import compiled
@@ -220,6 +220,7 @@ class VideoStudent(Student[VideoStudentSpec]):
         decoded; the whole video of a bidirectional network is one chunk. Raises `UserError` for a length that is not
         whole chunks.
         """
+        require_list(prompts)
         generators = [generator(seed, "sample", 0, n) for n in range(len(prompts))]
         streamed = on_chunk or (lambda index, clips: None)
         method = "teacher" if self.spec.bidirectional else "causal"
