@@ -154,6 +154,7 @@ MISTAKES = {
     "chunks.safetensor --frames 9": "no such weights",
     "chunks.safetensors --frames 50": "use 45 frames (2.81 s) or 57 frames (3.56 s)",
     "chunks.safetensors --frames 9 --seconds 1": "the length is given twice",
+    "chunks.safetensors --frames 9 --prompt caf\udce9": "a prompt cannot be read - --prompt - it holds half a",
     "chunks.safetensors --seconds -1": "a video cannot last -1.0 s",
     "chunks.safetensors --frames 81 --then 2.5:b": "a prompt change is '2.5:b' - --then - it begins with the second",
     "chunks.safetensors --frames 81 --image x.png": "was not trained behind a single frame",

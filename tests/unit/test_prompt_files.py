@@ -109,6 +109,7 @@ BROKEN = {
     "null.jsonl": (b'{"prompt": "a"}\n{"prompt": null}\n', r"null.jsonl, row 1\) - its prompt is None"),
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": oops}\n', "broken.jsonl:2"),
     "noise.parquet": (b"noise", "noise.parquet"),
+    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "caf\\udce9"}\n', r"half.jsonl, row 1\) - it holds half a character"),
 }
 
 

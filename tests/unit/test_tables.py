@@ -136,8 +136,10 @@ def test_a_saved_data_set_with_splits(tmp_path: Path) -> None:
     assert len(examples(f"datasets:{tmp_path}/saved")) == len(STRINGS)
     with pytest.raises(DataError, match="no split 'tset' - .* - splits: train, test - did you mean 'test'"):
         examples(f"datasets:{tmp_path}/saved:tset")
-    with pytest.raises(DataError, match="name one of its splits, datasets:.*/saved:train"):
+    with pytest.raises(DataError, match="name one of its splits, .*/saved/train"):
         examples(str(tmp_path / "saved"))
+    assert len(examples(f"{tmp_path}/saved/train")) == len(STRINGS), "as it says"
+    assert len(examples(f"datasets:{tmp_path}/saved:train[2:5]")) == 3
 
 
 def test_a_stream_depends_on_seed_and_number_only(tmp_path: Path) -> None:

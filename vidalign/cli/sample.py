@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vidalign.cli.options import Best, Plugins, Semi, Step, Trust
+from vidalign.data.cells import UTF_8, half_characters
 from vidalign.engine.config import Precision
 from vidalign.errors import UsageError
 
@@ -97,6 +98,8 @@ def _check_words(prompts: list[str], student: str | None, run: Path | None, of_s
     """Something is asked of one student."""
     if not all(text.strip() for text in prompts):
         raise UsageError("a prompt is empty", where="--prompt", fix="say what to show")
+    if why := next(filter(None, map(half_characters, prompts)), ""):
+        raise UsageError("a prompt cannot be read", where="--prompt", why=why, fix=UTF_8)
     if (student is None) == (run is None):
         raise UsageError("one student is sampled", where="STUDENT", fix="name its weights, or a run with --run RUN")
     if student is not None and of_step:

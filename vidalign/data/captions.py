@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vidalign.data.cells import UTF_8, half_characters
 from vidalign.data.columns import caption_column, check_columns
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.rows import format_of, is_saved, read_table
@@ -68,6 +69,8 @@ class TableCaptions(GroupedPrompts):
             text, place = row.pop(column), f"{argument}, row {index}"
             if not isinstance(text, str) or not text.strip():
                 raise DataError("a row cannot be used", where=place, why=f"its prompt is {text!r}", fix="leave it out")
+            if why := half_characters(text):
+                raise DataError("a row cannot be used", where=place, why=why, fix=UTF_8)
             yield place, Caption(text.strip(), row)
 
     @classmethod

@@ -40,7 +40,18 @@ def question(value: Any) -> Asked:
         raise ValueError(f"the prompt is empty: {value!r}")
     if not isinstance(value, str):
         raise ValueError(f"it is neither a text nor a conversation: {str(value)[:60]}")
+    if why := half_characters(value):
+        raise ValueError(why)
     return Asked(value)
+
+
+UTF_8 = "write it in UTF-8"
+
+
+def half_characters(text: str) -> str:
+    """What is wrong with a text that no encoding can hold, such as one read in the wrong encoding; '' for others."""
+    lone = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), "")
+    return f"it holds half a character, {lone!r}" if lone else ""
 
 
 def _conversation(turns: Sequence[tuple[str, str]]) -> Asked:

@@ -105,11 +105,17 @@ def _sliced(builder: Any, files: dict[str, list[str]], split: str) -> Rows:
 
 def _split_of(data: Any, split: str, where: str) -> Rows:
     """One split of what was saved; a data set that was saved alone is the split ``train``."""
+    import datasets
+
     splits = {"train": data} if isinstance(data.column_names, list) else dict(data)
-    if split not in splits:
+    name = split.partition("[")[0]
+    if name not in splits:
         raise _no_split(split, list(splits), where)
-    rows: Rows = splits[split]
-    return rows
+    rows: Any = splits[name]
+    if name != split:  # a part of it, such as ``train[:10%]``
+        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+        rows = rows.select(range(part.from_, part.to))
+    return rows  # type: ignore[no-any-return]
 
 
 def _no_split(split: str, known: list[str], where: str) -> DataError:

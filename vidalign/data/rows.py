@@ -85,7 +85,7 @@ def read_table(path: str) -> Rows:
     if is_saved(path):
         rows: Rows | dict[str, Rows] = saved(path)
         if isinstance(rows, dict):
-            fix = f"name one of its splits, datasets:{path}:{next(iter(rows))}"
+            fix = f"name one of its splits, {path}/{next(iter(rows))}"
             raise DataError("the data set has several splits", where=path, why=f"splits: {', '.join(rows)}", fix=fix)
         return rows
     if format_of(path) == "parquet":
