@@ -75,18 +75,6 @@ def test_a_share_of_zero_trains_on_all_that_differ() -> None:
     assert judged.has_signal.tolist() == [[False]], "the largest spread that is none"
 
 
-def test_a_group_that_one_reward_separates_has_signal() -> None:
-    """Whitened, both rewards count alike; the spread of their raw sum is that of the reward with the wider scale."""
-    ctx = context(SignalFloor())
-    ctx.reward_weights = {"bright": 1.0, "wide": 1.0, "logged": 0.0}
-    shape = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
-    spreads = {"bright": (0.05, 0.05, 0.0001), "wide": (0.001, 3.0, 0.001), "logged": (1.0, 1.0, 1.0)}
-    given = {name: torch.stack([value * shape for value in values]) for name, values in spreads.items()}
-    ctx.signal.has_signal(torch.tensor([3.0, 3.0, 3.0]), "wide")
-    judged = compute_advantages(ctx, given, combination="whitened", normalise="group")
-    assert judged.has_signal.tolist() == [[True, True, False]]
-
-
 def test_objectives_of_one_run_have_floors_of_their_own() -> None:
     floor = SignalFloor()
     assert floor.of("whole").has_signal(torch.tensor([1.0, 1.1, 0.9]), "a").all()

@@ -149,12 +149,13 @@ def keep_signal(
 ) -> Advantages:
     """Advantages ``[N]`` of all ranks as this rank's, 0 in groups whose spread is no signal, with what to log.
 
-    A group has signal where the spread of a reward that counts is above the floor of that reward. reward: ``[N]``, what
-    the advantages come from. total: ``[N]``, the weighted score of all rewards, which is logged.
+    reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, whose spread the
+    signal floor looks at.
     """
-    trained = [name for name in sorted(scores) if ctx.reward_weights[name]]
-    above = [ctx.signal.has_signal(group_statistics(scores[name], group_index)[1], name) for name in trained]
-    has_signal = torch.stack(above).any(0) & (group_statistics(reward, group_index)[1] > ZERO_SPREAD)
+    spread = group_statistics(total, group_index)[1]
+    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
+    has_signal = ctx.signal.has_signal(spread, ",".join(trained))
+    has_signal &= group_statistics(reward, group_index)[1] > ZERO_SPREAD
     advantage = advantage * has_signal[group_index]
     metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
