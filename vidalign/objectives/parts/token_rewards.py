@@ -46,9 +46,9 @@ class TokenRewards:
             return
         if not any(around.rewards.values()):
             raise UserError(
-                "there is no reward with a weight for objective.reward_weight",
+                "there is no reward for objective.reward_weight",
                 where="objective.reward_weight",
-                why=f"it is {self.reward_weight:g}",
+                why=f"it is {self.reward_weight:g}, and no reward has a weight",
                 fix="add rewards: {exact_match: 1}, or set it to 0",
             )
         if group_size < 2:
