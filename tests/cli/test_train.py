@@ -253,7 +253,7 @@ def test_interrupt_tells_what_is_saved_and_how_to_go_on(
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(3, patch)
-        assert train("trainer.save_every=2") == 130
+        assert train("trainer.save_every=2", "trainer.schedule=cosine") == 130
     told = capsys.readouterr().err
     assert told.startswith("interrupted: stopped after step 3 of 4, step 2 is saved - run - go on with `")
     (command,) = re.findall("`vidalign (.*)`", told)
@@ -355,9 +355,9 @@ def test_a_reward_of_ones_own_judges_ordinary_prompts(
     assert read_history("run/metrics.jsonl")["health/held_out/mean"][0][1] == pytest.approx(
         sum(values["after"]["trained rewards/brightness"]) / 2, abs=1e-4
     )
-    assert vidalign("evaluate", "--run", "run", "rewards.brightness=0") == 0
-    values = json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["values"]
-    assert set(values["after"]) == {"trained rewards/brightness"}, "of weight 0: there is no composite"
+    capsys.readouterr()
+    assert vidalign("evaluate", "--run", "run", "rewards.brightness=0") == 2
+    assert "no reward has a weight" in capsys.readouterr().err, "it is no recipe that could train"
     assert vidalign("export", "--run", "run", "--out", "x.safetensors") == 0
 
 

@@ -203,6 +203,8 @@ def test_the_total_of_rewards_rises_with_what_is_wanted() -> None:
     ):
         rewards = CompositeReward(dict.fromkeys(weights, Mean()), weights)
         assert rewards.total({name: scores[name] for name in weights}).tolist() == expected
+    logged = Evaluator(Fixed([PROMPTS], 0), [], CompositeReward({"mean": Mean()}, {"mean": 0.0}))(noisy)
+    assert set(logged.metrics) == {(TRAINED, "mean")}, "of weight 0: there is no composite"
 
 
 def test_a_judge_that_knows_no_prompt_is_left_out() -> None:

@@ -155,7 +155,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "reward, made": ("reward 'learns'", lambda: learner("from_recipe")),
     "reward, attached": ("reward 'learns'", lambda: learner("attach").trainable[0].attach(None)),  # type: ignore
     "reward, warm-up": ("reward 'learns'", lambda: learner("warm_up").warm_up(None)),  # type: ignore
-    "reward, learning": ("reward 'learns'", lambda: learner("learn").learn(REQUEST)),
+    "reward, learning": ("reward 'learns'", lambda: learner("learn").trainable[0].learn(REQUEST)),
     "reward, scoring": ("reward 'learns'", lambda: learner().score(CLIPS, ["a", "b"])),
     "reward, saved": ("reward 'learns'", lambda: learner("state_dict").state_dict()),
     "reward, restored": ("reward 'learns'", lambda: learner("load_state_dict").load_state_dict({"learns": {}})),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.base import STUDENT, Blueprint, Experience, Objective, Phase
 from vidalign.objectives.mixture import Mixture, _own_view
 
@@ -89,14 +90,18 @@ def test_a_weight_set_is_shared_by_those_that_move_it_alike() -> None:
 
 @dataclass
 class Rewarded:
-    """A context with rewards."""
+    """A context with rewards and a signal floor."""
 
     rewards: Any
+    signal: SignalFloor = field(default_factory=SignalFloor)
 
 
 def test_an_objective_sees_its_own_rewards() -> None:
     rewards = SimpleNamespace(part=lambda chosen: ("part", chosen))
     all_of_them, nothing, own = SimpleNamespace(rewards=None), Rewarded(None), SimpleNamespace(rewards={"motion": 1.0})
     given: Any = Rewarded(rewards)
-    assert _own_view(given, own).rewards == ("part", {"motion": 1.0})  # type: ignore[arg-type]
-    assert _own_view(given, all_of_them) is given and _own_view(nothing, own) is nothing  # type: ignore[arg-type]
+    assert _own_view(given, "a", own).rewards == ("part", {"motion": 1.0})  # type: ignore[arg-type]
+    assert _own_view(given, "a", all_of_them).rewards is rewards  # type: ignore[arg-type]
+    assert _own_view(nothing, "a", own).rewards is None  # type: ignore[arg-type]
+    _own_view(given, "a", own).signal.has_signal(torch.ones(2), "motion")  # type: ignore[arg-type]
+    assert set(given.signal.state_dict()) == {"a/motion"}, "a floor of its own, saved with the others"

@@ -207,13 +207,13 @@ def test_what_surrounds_an_objective_whose_student_cannot_be_read(monkeypatch: p
     monkeypatch.setattr("vidalign.registry.get", lambda kind, name: SimpleNamespace(sizes=sizes))
     recipe = SimpleNamespace(
         objective=SimpleNamespace(rewards=None),
-        rewards={"bright": 1.0},
+        reward_weights={"bright": 1.0},
         trainer=SimpleNamespace(prompts_per_step=3),
         student=SimpleNamespace(name="video"),
         data=SimpleNamespace(frames=9),
     )
     draft: Any = SimpleNamespace(recipe=recipe)
-    assert around(draft) == Around(0, ("bright",), 3, None)
+    assert around(draft) == Around(0, {"bright": 1.0}, 3, None)
 
 
 def test_an_old_policy_without_decay_is_the_current_one() -> None:
