@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
@@ -12,11 +13,12 @@ from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
 
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
     """Metric, before, after, difference with its 95 % interval and the detectable one, and what that says."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    table.add_column("metric", no_wrap=True, min_width=6)
+    narrow = dict(box=SIMPLE_HEAD, padding=0)  # names and verdicts are whole in 80 columns
+    table = Table(title=title or None, title_justify="left", header_style="bold", **narrow)  # type: ignore[arg-type]
+    table.add_column("metric", no_wrap=True)
     for heading in ("before", "after", "change", "95 % interval", "detectable"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", min_width=7)
     colours = {"better": "green", "worse": "red", "unclear": "dim", TOO_FEW: "yellow"}
     for row in rows:
         low, high = row.interval
