@@ -85,6 +85,13 @@ def test_an_export_carries_its_own_scores(run: Path) -> None:
     assert "scores" in checkpoint.read(Path("x.safetensors"))[1], "those of the final student"
 
 
+def test_an_export_does_not_take_the_place_of_the_student(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "student.safetensors").read_bytes()
+    assert vidalign("export", "--run", "run", "--out", "run/student.safetensors", "--dtype", "bfloat16") == 2
+    assert "is the student itself" in capsys.readouterr().err
+    assert (run / "student.safetensors").read_bytes() == before
+
+
 def test_evaluate_writes_beside_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: (run / name).read_bytes() for name in ("evaluation.json", "report.html")}
     assert vidalign("evaluate", "--run", "run", "--step", "1") == 0

@@ -53,6 +53,9 @@ def export(
             why="its weights are a safetensors file",
             fix="end the file name in .safetensors",
         )
+    if target.resolve() == (source / "student.safetensors").resolve():
+        why = "an export in another type would take its place"
+        raise UsageError(f"{target} is the student itself", where="--out", why=why, fix="name another file")
     from vidalign.students.hub import is_student_folder
     from vidalign.workflows.export import export_run
     from vidalign.workflows.opened import check_finished
