@@ -50,12 +50,12 @@ def load_plugins_of(run: Path) -> None:
             fix="name those that you trust with --plugin FILE",
         ) from error
     for name in files:
-        if Path(name).name in loaded or (loaded and not Path(name).is_file()):
-            continue
-        if not Path(name).is_file():
+        there = Path(name).is_file()
+        if not there and not loaded:
             raise UsageError(
                 f"the run's plugin file {name} is not there",
                 where=str(file),
                 fix="say where it is now with --plugin FILE",
             )
-        registry.load_plugin_file(name)
+        if there and Path(name).name not in loaded:
+            registry.load_plugin_file(name)

@@ -96,6 +96,26 @@ def test_collection_goes_on_to_the_same_buffer(folder: Path, capsys: pytest.Capt
     assert set(group.rewards) == {"text_alignment", "visual_quality"}
 
 
+def test_a_reward_that_learns_judges_every_group_alike(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is warmed up once, at the cost of the first set; a collection that was interrupted gives the same groups."""
+    network = "discriminator={name: spatiotemporal, width: 8, layers: 1, warm_up: {max_steps: 2, prompts: 2}}"
+    words = ("--groups", "4", "rewards={discriminator: 1.0}", "teacher.name=world", network)
+    assert collect(folder, *words, out="judged") == 0
+    before = files(folder / "judged")
+    costs = []
+    for number in (0, 2):
+        with safe_open(folder / "judged" / f"group-{number:06d}.safetensors", "pt") as file:
+            costs.append(json.loads(file.metadata()["cost"])["teacher_calls"])
+    assert costs[0] > costs[1] == 0, "the teacher's clips of the warm-up"
+    for name in ("group-000002.safetensors", "group-000003.safetensors"):
+        (folder / "judged" / name).unlink()
+    assert collect(folder, *words, out="judged") == 0
+    after = Buffer.open(folder / "judged").read([2])
+    (folder / "judged" / "group-000002.safetensors").write_bytes(before["group-000002.safetensors"])
+    expected = Buffer.open(folder / "judged").read([2])
+    assert torch.equal(after.rewards["discriminator"], expected.rewards["discriminator"])
+
+
 def test_a_buffer_grows(folder: Path) -> None:
     assert collect(folder, "--groups", "2", out="grown") == 0
     first = files(folder / "grown")

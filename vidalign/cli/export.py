@@ -46,16 +46,7 @@ def export(
     source = _source(folder, run)
     file = to in ("single", "original")
     target = out or source / "export" / (f"{to}.safetensors" if file else to)
-    if file and target.suffix != ".safetensors":
-        raise UsageError(
-            f"a student cannot be written as {target.name!r}",
-            where="--out",
-            why="its weights are a safetensors file",
-            fix="end the file name in .safetensors",
-        )
-    if target.resolve() == (source / "student.safetensors").resolve():
-        why = "an export in another type would take its place"
-        raise UsageError(f"{target} is the student itself", where="--out", why=why, fix="name another file")
+    _check_target(target, source, file)
     from vidalign.students.hub import is_student_folder
     from vidalign.workflows.export import export_run
     from vidalign.workflows.opened import check_finished
@@ -73,6 +64,22 @@ def export(
         typer.echo(written.note, err=True)
     if push:
         typer.echo(push_export(source, written.path, push, to))
+
+
+def _check_target(target: Path, source: Path, file: bool) -> None:
+    """What is written has the name of its kind, and does not take the place of the student that is read."""
+    from vidalign.workflows.opened import student_file
+
+    if file and target.suffix != ".safetensors":
+        raise UsageError(
+            f"a student cannot be written as {target.name!r}",
+            where="--out",
+            why="its weights are a safetensors file",
+            fix="end the file name in .safetensors",
+        )
+    if target.resolve() == student_file(source).resolve():
+        why = "an export in another type would take its place"
+        raise UsageError(f"{target} is the student itself", where="--out", why=why, fix="name another file")
 
 
 def _source(folder: Path | None, run: Path | None) -> Path:

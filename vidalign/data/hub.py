@@ -99,23 +99,27 @@ def _sliced(builder: Any, files: dict[str, list[str]], split: str) -> Rows:
     local = datasets.DownloadManager().download(files[name])
     pairs = zip(local, files[name], strict=True)
     rows = [row for path, file in pairs for row in written_rows(path, file)]
-    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
-    return ListedRows(rows[part.from_ : part.to])
+    chosen = _places(split, name, len(rows))
+    return ListedRows(rows[chosen.start : chosen.stop])
+
+
+def _places(split: str, name: str, count: int) -> range:
+    """Which of the `count` rows of the split `name` are meant by ``train`` or by a part such as ``train[:10%]``."""
+    import datasets
+
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: count})
+    return range(part.from_, part.to)
 
 
 def _split_of(data: Any, split: str, where: str) -> Rows:
     """One split of what was saved; a data set that was saved alone is the split ``train``."""
-    import datasets
-
     splits = {"train": data} if isinstance(data.column_names, list) else dict(data)
     name = split.partition("[")[0]
     if name not in splits:
         raise _no_split(split, list(splits), where)
     rows: Any = splits[name]
-    if name != split:  # a part of it, such as ``train[:10%]``
-        (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
-        rows = rows.select(range(part.from_, part.to))
-    return rows  # type: ignore[no-any-return]
+    part: Rows = rows if name == split else rows.select(_places(split, name, len(rows)))
+    return part
 
 
 def _no_split(split: str, known: list[str], where: str) -> DataError:

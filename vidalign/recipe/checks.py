@@ -130,13 +130,14 @@ def _rewards(draft: Draft) -> None:
         if hasattr(kind, "role") and choice.name != name:  # what learns has one network, one section, one checkpoint
             why = "a reward that learns has one network, which is saved under the name of its plugin"
             draft.refuse(f"{choice.name!r} has another key, {name!r}", path, why, f"call it {choice.name}")
-    if needs is not None and needs.rewards and not rewards and draft.sound("rewards"):
-        known, why = ", ".join(registry.names("rewards")), f"{draft.recipe.objective.name!r} needs one"
-        draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
+    if needs is None or not needs.rewards or not draft.sound("rewards"):
         return
-    weights = weights_of_rewards(draft.recipe.objective, draft.recipe)
-    if needs is not None and needs.rewards and not any(weights.values()) and draft.sound("rewards"):
-        why = f"{draft.recipe.objective.name!r} trains on their weighted sum"
+    objective = draft.recipe.objective
+    if not rewards:
+        known, why = ", ".join(registry.names("rewards")), f"{objective.name!r} needs one"
+        draft.refuse("there are no rewards", "objective.name", why, f"known: {known}")
+    elif not any(weights_of_rewards(objective, draft.recipe).values()):
+        why = f"{objective.name!r} trains on their weighted sum"
         draft.refuse("no reward has a weight", "rewards", why, "give one a weight other than 0")
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 FREE_ON_RESUME = (
     "data.text_cache",
-    "trainer.steps",
     "trainer.micro_batch",
     "trainer.rollout_batch",
     "trainer.score_ahead",
@@ -35,8 +34,7 @@ FREE_ON_RESUME = (
     "callbacks",
     "evaluation",
 )
-"""Keys that may change when a run goes on: none of them changes a step's update. `trainer.steps` does where the
-learning rate falls towards the last step, and may not change there."""
+"""Keys that may change when a run goes on: none of them changes a step's update."""
 
 
 def check_begun(run: Path, saved: Sequence[int], resume: bool) -> None:
@@ -63,8 +61,8 @@ def check_same_recipe(file: Path, recipe: Recipe) -> None:
         )
     began, now = _with_defaults(tree), yaml.safe_load(recipe.to_yaml())
     free = (*FREE_ON_RESUME, *(f"rewards.{key}.{setting}" for key, setting in recipe.local_of_rewards()))
-    if recipe.trainer.schedule != "constant":
-        free = tuple(key for key in free if key != "trainer.steps")
+    if recipe.trainer.schedule == "constant":  # else the learning rate falls towards the last step
+        free += ("trainer.steps",)
     changed = [f"{k}: {was} -> {then}" for k, was, then in differences(began, now) if not k.startswith(free)]
     if changed:
         raise UserError(

@@ -39,8 +39,7 @@ def _check_warm_up(recipe: Recipe, count: int) -> None:
     if recipe.discriminator is None:
         return
     config = recipe.discriminator.config
-    runs = config.learning_rate > 0 and config.warm_up.max_steps > 0
-    if runs and config.warm_up.prompts % count:
+    if config.warm_up_length and config.warm_up.prompts % count:
         raise UsageError(
             f"{config.warm_up.prompts} prompts of the warm-up cannot be shared out to {count} processes",
             where="discriminator.warm_up.prompts",

@@ -140,14 +140,13 @@ def settings_of(
     plugin = registry.get(kind, name)
     with guest(kind.removesuffix("s"), name, plugin):
         config = getattr(plugin, "Config", NoSettings) if kind == "rewards" else plugin.Config
-    if taken := sorted(reserved & {spec.name for spec in fields(config)}):
-        raise PluginError(
-            f"the settings of {name!r} among {kind} have the names of keys of the section: {', '.join(taken)}",
-            where=f"{config.__module__}:{config.__qualname__}",
-            why=f"every entry has {', '.join(sorted(reserved))} of its own",
-            fix="rename the setting in the plugin's Config",
-        )
-    with guest(kind.removesuffix("s"), name, plugin):
+        if taken := sorted(reserved & {spec.name for spec in fields(config)}):
+            raise PluginError(
+                f"the settings of {name!r} among {kind} have the names of keys of the section: {', '.join(taken)}",
+                where=f"{config.__module__}:{config.__qualname__}",
+                why=f"every entry has {', '.join(sorted(reserved))} of its own",
+                fix="rename the setting in the plugin's Config",
+            )
         return build(config, node, path, problems)
 
 

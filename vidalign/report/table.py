@@ -12,9 +12,9 @@ from vidalign.report.model import TOO_FEW, TOO_FEW_WHY, EvaluationRow
 
 
 def evaluation_table(rows: Sequence[EvaluationRow], title: str = "") -> Table:
-    """Metric, before, after, difference with its 95 % interval and the detectable one, and what that says."""
-    narrow = dict(box=SIMPLE_HEAD, padding=0)  # names and verdicts are whole in 80 columns
-    table = Table(title=title or None, title_justify="left", header_style="bold", **narrow)  # type: ignore[arg-type]
+    """Metric, before, after, difference with its 95 % interval and the detectable one, and what that says: as narrow as
+    can be, so that names and verdicts are whole in 80 columns."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0)
     table.add_column("metric", no_wrap=True)
     for heading in ("before", "after", "change", "95 % interval", "detectable"):
         table.add_column(heading, justify="right", no_wrap=True)

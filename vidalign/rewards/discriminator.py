@@ -108,7 +108,7 @@ class DiscriminatorReward(TrainableReward):
         config: DiscriminatorConfig = recipe.discriminator.config
         cost = Cost(teacher_calls=config.updates * config.teacher_clips * sizes.prompts)
         warm_up = config.warm_up
-        if sizes.step > 0 or warm_up.max_steps == 0 or config.learning_rate == 0:
+        if sizes.step > 0 or config.warm_up_length == 0:
             return cost
         rollout = replace(sizes, prompts=warm_up.prompts).rollout(RolloutPlan(prefix=0, branch=sizes.chunks))
         clips = config.teacher_clips * warm_up.prompts
@@ -164,8 +164,7 @@ class DiscriminatorReward(TrainableReward):
         """Whole videos of the initial student, until the accuracy is reached; nothing for a frozen network."""
         config, ctx, step = self.config.warm_up, self.ctx, 0
         kept: list[tuple[torch.Tensor, list[str]]] = []  # latents, which are small, on the CPU
-        steps = config.max_steps if self.config.learning_rate > 0 else 0
-        while step < steps and not self._ready(config.accuracy):
+        while step < self.config.warm_up_length and not self._ready(config.accuracy):
             if step < config.rounds:
                 kept.append(self._first_videos(prompts, step))
             latents, chosen = kept[step % config.rounds]

@@ -32,8 +32,8 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     """Fill the folder `out` with `groups` groups (AR-CoPO, semi-on-policy); groups that are there are kept.
 
     Group n is a pure function of recipe and n, so an interrupted collection goes on to the same buffer. Rewards that
-    learn judge as they are after their warm-up on the initial student. Groups come in
-    sets of `trainer.prompts_per_step` that share their pivot; their number is rounded up to whole sets. Raises
+    learn judge as they are after their warm-up on the initial student, whose cost is that of the first set. Groups come
+    in sets of `trainer.prompts_per_step` that share their pivot; their number is rounded up to whole sets. Raises
     `UserError` for another objective, `DataError` when `out` was begun with another student, recipe or settings.
     """
     objective = build_objective(recipe)
@@ -66,12 +66,12 @@ def collect_buffer(recipe: Recipe, out: str | Path, groups: int = 100) -> Buffer
     prompts = open_source(recipe.training_prompts, recipe.seed, size)
     counter = Counter(ctx)
     assert ctx.rewards is not None, "ar_copo needs rewards"
-    if missing:
-        ctx.rewards.warm_up(prompts)  # of rewards that learn; then they stay, so that every group has the same judge
     console = Console(stderr=True, quiet=distributed.rank() != 0)
     for step in track(sorted(missing), f"{sets * size} groups", console=console):
         ctx.step, started = step, time.perf_counter()
         counter.start_from(Cost())
+        if step == min(missing):  # rewards that learn stay as they are then, so that every group has the same judge
+            ctx.rewards.warm_up(prompts)
         ids = list(range(step * size + distributed.rank(), (step + 1) * size, ranks))
         forked = objective.fresh.groups(ctx, Batch(step, [prompts[n] for n in ids], ids))
         assert forked.request is not None, "ar_copo asks for a judgement"

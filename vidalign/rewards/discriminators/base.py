@@ -77,6 +77,11 @@ class DiscriminatorConfig:
         require(self, "updates", "teacher_clips", least=1)
         require(self, "held_out", above=0, most=0.5)
 
+    @property
+    def warm_up_length(self) -> int:
+        """Steps of the warm-up at most: a frozen network has none."""
+        return self.warm_up.max_steps if self.learning_rate > 0 else 0
+
 
 class DiscriminatorKind:
     """A kind of discriminator as it is registered (kind ``discriminators``)."""

@@ -84,7 +84,7 @@ WORLDS = {
     "rules": World(
         rules_vocabulary,
         lambda family, n: rules.example("held_out", 0, n, "hints", rules.Style(family)),
-        tuple(rules.FAMILIES),
+        rules.FAMILIES,
     ),
     "signs": World(signs_vocabulary, lambda _, n: signs.example("held_out", 0, n, "hints"), ("signs",)),
 }
