@@ -17,7 +17,7 @@ from vidalign.bench.protocol import Protocol, load_protocol
 from vidalign.bench.results import Cell
 from vidalign.bench.runner import BenchRun, Job
 from vidalign.bench.shipped import shipped_protocols
-from vidalign.bench.tune import TuneRun, tuning_table
+from vidalign.bench.tune import TuneRun, tuning_table, with_rows_of
 from vidalign.errors import Interrupted, RecipeError, UserError
 
 METRIC = "world_scorer/composite"
@@ -96,6 +96,33 @@ def test_trials_are_kept_and_more_of_them_go_on(ran: list[Job]) -> None:
     more = json.loads(tuned(rows=["sft"]).run().read_text())["rows"][0]["trials"]
     new = [job for job in ran if job not in trials]
     assert len(more) == 10 and len(new) == 2, "the first eight are those of before"
+
+
+def test_a_row_tunes_on_from_a_winner_that_the_protocol_took_over(ran: list[Job]) -> None:
+    """The same rate is one trial, whether the recipe or an override has it; the recipe's own stays its own."""
+    tuned(rows=["sft"]).run()
+    first = {job[0] for job in ran}
+    text = Path("p.yaml").read_text()
+    Path("p.yaml").write_text(text.replace("teacher.name=world]", "teacher.name=world, trainer.learning_rate=0.03]"))
+    del ran[:]
+    (row,) = json.loads(tuned(rows=["sft"]).run().read_text())["rows"]
+    assert row["own"] == ["trainer.learning_rate=0.03"] and row["overrides"] == []
+    kept = [trial for trial in row["trials"] if trial["score"] is not None]
+    assert len(kept) > 3 and {job[0] for job in ran if job[0].startswith("sft-")} - first, "wider above, kept below"
+
+
+def test_rows_of_an_earlier_result_are_kept(ran: list[Job]) -> None:
+    first = json.loads(tuned(rows=["sft"]).run().read_text())
+    second = json.loads(tuned(rows=["astrolabe"]).run().read_text())
+    both = with_rows_of(first, second)
+    assert both["rows"] == [*first["rows"], *second["rows"]]
+    assert both["command"] == "vidalign bench tune p.yaml --rows sft and vidalign bench tune p.yaml --rows astrolabe"
+    again = with_rows_of(both, second)
+    assert again == both, "a row that is tuned again takes the place of its earlier trials"
+    assert with_rows_of(first, first) == first
+    other = first | {"budget": {"currency": "rollouts", "amount": 1.0}}
+    with pytest.raises(UserError, match=r"trials under other conditions - budget - .*400"):
+        with_rows_of(other, second)
 
 
 def test_a_stopped_tuning_says_how_to_go_on(ran: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,9 @@ class Tuned:
         return [text for text, value, own in pairs if value != own]
 
     def name(self, point: Point) -> str:
-        """The name of the trial's cells, by its settings: a grid that changes keeps the trials that it shares."""
-        settings = json.dumps([self.row, self.overrides(point)])
+        """The name of the trial's cells, by its settings: a grid that changes keeps the trials that it shares, also one
+        that begins elsewhere because the protocol has taken a winner over."""
+        settings = json.dumps([self.row, self.settings(point)])
         return f"{self.row}-{hashlib.sha256(settings.encode()).hexdigest()[:6]}"
 
 
@@ -227,6 +228,30 @@ class TuneRun:
             "at_edge": at_edge(one.axes, one.scores, one.best),
             "trials": trials,
         }
+
+
+def with_rows_of(earlier: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """The result `document` with the rows of an earlier one that it did not tune before its own.
+
+    Raises `UserError` where the earlier trials had other prompts, another budget, metric, start or seeds.
+    """
+    for key in ("metric", "prompts", "budget", "seeds", "start"):
+        if earlier.get(key) != document[key]:
+            raise UserError(
+                "the file holds trials under other conditions",
+                where=key,
+                why=f"{json.dumps(earlier.get(key))}, not {json.dumps(document[key])}",
+                fix="write to another file, or tune all rows anew",
+            )
+    tuned = {row["row"] for row in document["rows"]}
+    kept = [row for row in earlier["rows"] if row["row"] not in tuned]
+    if not kept:
+        return dict(document)
+    both = {
+        key: word.join(dict.fromkeys([*earlier[key].split(word), document[key]]))
+        for key, word in (("command", " and "), ("commit", ", "))
+    }
+    return {**document, **both, "rows": [*kept, *document["rows"]]}
 
 
 def axes_of(recipe: Recipe, grid: Mapping[str, AxisConfig]) -> list[Axis]:

@@ -79,7 +79,9 @@ def tune(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trials at the same time; default one for each accelerator or core.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the result here too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the result here too; rows that it holds already are kept.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Choose learning rate, KL weight and group size of every row on training prompts; finished trials are kept.
@@ -89,7 +91,7 @@ def tune(
     from rich.console import Console
 
     from vidalign.bench.results import write_json
-    from vidalign.bench.tune import TuneRun, tuning_table
+    from vidalign.bench.tune import TuneRun, tuning_table, with_rows_of
     from vidalign.provenance import refuse_unclean
     from vidalign.reading import read_json
 
@@ -101,7 +103,7 @@ def tune(
     file = one.run()
     document = read_json(file)
     if out is not None:
-        write_json(out, document)
+        write_json(out, with_rows_of(read_json(out), document) if out.is_file() else document)
     Console().print(tuning_table(document))
     for row in document["rows"]:
         words = f"overrides: [{', '.join(row['overrides'])}]" if row["overrides"] else "its own settings are the best"
