@@ -1,4 +1,4 @@
-"""Cells of another protocol are taken over when, and only when, protocol hash, recipe hash and seed are the same."""
+"""Cells of another protocol are taken over when, and only when, conditions, recipe hash and seed are the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidalign.bench.cell import cell_recipe
 from vidalign.bench.protocol import Protocol, load_protocol
 from vidalign.bench.results import ProtocolStamp, Results, sealed_health, write_json, write_results
 from vidalign.bench.reuse import Finished
-from vidalign.bench.runner import BenchRun, read_finished
+from vidalign.bench.runner import BenchRun, prepare, read_finished
 from vidalign.errors import UserError
 
 
@@ -32,7 +32,7 @@ def finish(protocol: Protocol, row: str, seed: int, value: float, recipe_hash: s
     kind = "objective" if row in protocol.objectives else "reference"
     cell = replace(make_cell(row, seed, [value] * len(protocol.all_prompts), kind), recipe_hash=recipe_hash)
     protocol.folder.mkdir(parents=True, exist_ok=True)
-    document = {"protocol": protocol.hash, "cell": asdict(cell.sealed())}
+    document = {"protocol": protocol.conditions, "cell": asdict(cell.sealed())}
     write_json(protocol.folder / f"{row}-{seed}.json", document)
 
 
@@ -46,6 +46,25 @@ def test_the_same_measurement_is_taken_over_under_its_new_name(protocols: tuple[
     cell = read_finished(second.folder / "again-1.json", second)
     assert (cell.row, cell.seed) == ("again", 1)
     assert all(set(values) == {0.25} for values in cell.metrics.values())
+
+
+def test_cells_stay_when_the_protocol_asks_for_further_seeds(protocols: tuple[Protocol, Protocol]) -> None:
+    """In its own folder, beside it, and in the result file that it is to write."""
+    first, second = protocols
+    finish(first, "astrolabe", 1, 0.25, cell_recipe(first, "astrolabe", 1).hash)
+    prepare(first)
+    more = [load_protocol(one.name + ".yaml", ["seeds=[0,1,2,3]"]) for one in (first, second)]
+    assert {one.hash for one in more}.isdisjoint({first.hash}) and {one.conditions for one in more} == {
+        first.conditions
+    }
+    for one in more:
+        one.name = one.name.partition("-")[0]  # as if the file said so
+        prepare(one)
+    assert (first.folder / "protocol.yaml").read_text() == more[0].text
+    assert read_finished(first.folder / "astrolabe-1.json", more[0]).seed == 1
+    assert Finished(more[1]).take("again", 1)
+    write_results("known.json", results_of(first, [0, 1]))
+    assert Finished(more[0], [Path("known.json")]).seeds == [0, 1]
 
 
 def test_another_recipe_or_protocol_is_not(protocols: tuple[Protocol, Protocol], tmp_path: Path) -> None:
@@ -107,7 +126,7 @@ def test_a_result_of_another_protocol_is_not_overwritten(protocols: tuple[Protoc
 def test_an_examination_that_was_changed_is_not_taken_over(protocols: tuple[Protocol, Protocol]) -> None:
     first, second = protocols
     first.folder.mkdir(parents=True)
-    examined = {"protocol": first.hash, "health": sealed_health({"perturbations": {"base": 0.25}})}
+    examined = {"protocol": first.conditions, "health": sealed_health({"perturbations": {"base": 0.25}})}
     write_json(first.folder / "health.json", examined)
     assert Finished(second).take("health", 0)
     examined["health"]["perturbations"]["base"] = 0.5

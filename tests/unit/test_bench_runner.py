@@ -154,15 +154,15 @@ def test_finished_cells_are_checked_when_read(tmp_path: Path, monkeypatch: pytes
     make_folder(tmp_path)
     protocol, cell = load_protocol("p.yaml"), vars(make_cell("a", 0, [0.5]))
     plain = {**cell, **{name: vars(cell[name]) for name in ("spent", "before", "predicted")}}
-    file = write_json(tmp_path / "a-0.json", {"protocol": protocol.hash, "cell": plain})
+    file = write_json(tmp_path / "a-0.json", {"protocol": protocol.conditions, "cell": plain})
     assert runner.read_finished(file, protocol).metrics == {"m/x": [0.5]}
     write_json(file, {"protocol": "other", "cell": plain})
     with pytest.raises(DataError, match="belongs to another protocol"):
         runner.read_finished(file, protocol)
-    write_json(file, {"protocol": protocol.hash, "cell": {**plain, "seed": 3}})
+    write_json(file, {"protocol": protocol.conditions, "cell": {**plain, "seed": 3}})
     with pytest.raises(DataError, match="was changed after it was measured"):
         runner.read_finished(file, protocol)
-    write_json(file, {"protocol": protocol.hash, "cell": {"row": "a"}})
+    write_json(file, {"protocol": protocol.conditions, "cell": {"row": "a"}})
     with pytest.raises(DataError, match="cannot read a finished cell.*digest"):
         runner.read_finished(file, protocol)
     file.write_text(json.dumps({})[:1])

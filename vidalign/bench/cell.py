@@ -222,7 +222,7 @@ def _finish(protocol: Protocol, cell: Cell, judged: Judged) -> Cell:
         save_clips(protocol.folder / f"{name}.npz", judged.shown)
         cell.clips = f"{protocol.name}/{name}.npz"
     cell.commit, cell.device = commit(), machine()
-    write_json(protocol.folder / f"{name}.json", {"protocol": protocol.hash, "cell": asdict(cell.sealed())})
+    write_json(protocol.folder / f"{name}.json", {"protocol": protocol.conditions, "cell": asdict(cell.sealed())})
     return cell
 
 
@@ -297,7 +297,7 @@ def run(protocol: Protocol, row: str, seed: int) -> None:
         metrics = build_metrics(protocol.metrics, protocol.frame_rate)
         examination = source.examine(protocol.held_out, metrics, protocol.health)
         health = sealed_health(examination)
-        write_json(protocol.folder / "health.json", {"protocol": protocol.hash, "health": health})
+        write_json(protocol.folder / "health.json", {"protocol": protocol.conditions, "health": health})
     elif row in protocol.objectives:
         run_row(protocol, row, seed)
     else:

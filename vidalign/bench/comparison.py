@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidalign.bench.differences import first_difference
+from vidalign.bench.differences import SEEDS, first_difference
 from vidalign.bench.results import Cell, Results
 from vidalign.bench.sections import BASE
 from vidalign.bench.watched import metric_kind
@@ -146,13 +146,13 @@ def goal_row(results: Results) -> str:
 
 def check_same_protocol(a: Results, b: Results) -> None:
     """Raises `UserError` naming the first difference of two protocols."""
-    if a.protocol.hash == b.protocol.hash and a.prompts == b.prompts:
+    difference = first_difference(a.protocol.text, b.protocol.text, but=SEEDS)
+    if not difference and a.prompts == b.prompts:
         return
-    difference = first_difference(a.protocol.text, b.protocol.text) or "the prompts"
     raise UserError(
         "results of different protocols cannot be compared",
         where=f"{a.protocol.name} and {b.protocol.name}",
-        why=f"the first difference is {difference}",
+        why=f"the first difference is {difference or 'the prompts'}",
         fix="measure both by the same protocol",
     )
 

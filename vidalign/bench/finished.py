@@ -27,11 +27,11 @@ def read_document(file: Path, protocol: Protocol, content: str) -> Any:
         made_by, value = document["protocol"], document[content]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("cannot read a finished cell", where=str(file), why=str(error), fix="remove it") from error
-    if made_by != protocol.hash:
+    if made_by != protocol.conditions:
         raise DataError(
             "a cell belongs to another protocol",
             where=str(file),
-            why=f"{made_by}, not {protocol.hash}",
+            why=f"{made_by}, not {protocol.conditions}",
             fix="remove it to measure again",
         )
     return value

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from vidalign import registry
+from vidalign.bench.differences import conditions
 from vidalign.bench.sections import BASE, REFERENCES, PromptsConfig, ProtocolSections
 from vidalign.bench.shipped import find_protocol
 from vidalign.data.examples import Example
@@ -108,6 +109,11 @@ class Protocol(ProtocolSections):
     @property
     def hash(self) -> str:
         return text_hash(self.text)
+
+    @property
+    def conditions(self) -> str:
+        """The hash of everything that a cell depends on but its recipe and seed."""
+        return text_hash(conditions(self.text))
 
     @property
     def folder(self) -> Path:

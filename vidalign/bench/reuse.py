@@ -1,8 +1,9 @@
 """Finished cells of other protocols under the same conditions are taken over instead of being run again.
 
-A protocol's hash covers everything that cells depend on but their recipe. So two cells with the same protocol hash,
-recipe hash and training seed are the same measurement, whatever their protocols and rows are called. They are sought in
-the folders beside the protocol's own, and in result files. One of those is the file that a bench is about to write.
+A protocol's conditions are everything that cells depend on but their recipe and training seed. So two cells with the
+same conditions, recipe hash and seed are the same measurement, whatever their protocols and rows are called, and
+whatever other seeds there are. They are sought in the folders beside the protocol's own, and in result files. One of
+those is the file that a bench is about to write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidalign.bench.cell import cell_recipe
-from vidalign.bench.differences import first_difference
+from vidalign.bench.differences import SEEDS, first_difference
 from vidalign.bench.protocol import Protocol, weights_hash
 from vidalign.bench.results import Cell, Results, read_cell, read_health, read_results, sealed_health, write_json
 from vidalign.errors import DataError, UserError
@@ -52,7 +53,7 @@ class Finished:
         return self._write(f"{row}-{seed}", {"cell": asdict(replace(cell, row=row).sealed())})
 
     def _write(self, name: str, content: dict[str, Any]) -> bool:
-        write_json(self.protocol.folder / f"{name}.json", {"protocol": self.protocol.hash, **content})
+        write_json(self.protocol.folder / f"{name}.json", {"protocol": self.protocol.conditions, **content})
         return True
 
     def _key(self, row: str, seed: int) -> tuple[str, str, int]:
@@ -68,11 +69,11 @@ class Finished:
                 self.cells.setdefault((name, cell.recipe_hash or "", cell.seed), cell)
 
     def _from_results(self, results: Results, file: Path) -> None:
-        if results.protocol.hash != self.protocol.hash:
+        if difference := first_difference(self.protocol.text, results.protocol.text, but=SEEDS):
             raise UserError(
                 f"{file} holds results of another protocol",
                 where=self.protocol.name,
-                why=first_difference(self.protocol.text, results.protocol.text) or results.protocol.name,
+                why=difference,
                 fix="name another file, or move this one away",
             )
         self._add(results.cells)
@@ -82,7 +83,7 @@ class Finished:
         """A cell's own file; what cannot be read, or was changed, is another protocol's business."""
         try:
             plain = read_json(file)
-            if plain["protocol"] != self.protocol.hash:
+            if plain["protocol"] != self.protocol.conditions:
                 return
             if "health" in plain:
                 self.health = self.health or read_health(plain["health"], str(file))

@@ -25,7 +25,7 @@ import torch
 
 from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
 from vidalign.bench.comparison import detectable, splits_of
-from vidalign.bench.differences import first_difference
+from vidalign.bench.differences import SEEDS, first_difference
 from vidalign.bench.finished import check_same_hash, read_document, read_finished
 from vidalign.bench.protocol import Protocol, load_protocol, weights_hash
 from vidalign.bench.results import Cell, ProtocolStamp, Results, read_health, write_results
@@ -303,18 +303,18 @@ class BenchRun:
 
 
 def prepare(protocol: Protocol) -> None:
-    """Make the folder, or check that it belongs to this very protocol. Raises `UserError`."""
+    """Make the folder, or check that it belongs to this protocol, with any training seeds. Raises `UserError`."""
     file = protocol.folder / "protocol.yaml"
     try:
         if file.is_file():
-            if difference := first_difference(protocol.text, file.read_text(encoding="utf-8", errors="replace")):
+            written = file.read_text(encoding="utf-8", errors="replace")
+            if difference := first_difference(protocol.text, written, but=SEEDS):
                 raise UserError(
                     f"{protocol.folder} holds cells of another protocol",
                     where=protocol.name,
                     why=difference,
                     fix="move the folder away, or put the protocol back",
                 )
-            return
         protocol.folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
             partial.write_text(protocol.text, encoding="utf-8")

@@ -248,7 +248,7 @@ def with_rows_of(earlier: Mapping[str, Any], document: Mapping[str, Any]) -> dic
     if not kept:
         return dict(document)
     both = {
-        key: word.join(dict.fromkeys([*earlier[key].split(word), document[key]]))
+        key: word.join(dict.fromkeys([*earlier[key].split(word), *document[key].split(word)]))
         for key, word in (("command", " and "), ("commit", ", "))
     }
     return {**document, **both, "rows": [*kept, *document["rows"]]}
