@@ -12,11 +12,11 @@ from vidalign.losses.advantages import SignalFloor
 from vidalign.objectives.parts.scoring import compute_advantages, group_weights
 
 
-def context(floor: SignalFloor) -> Any:
-    """What `judge` asks of a training context, for one process and one reward."""
+def context(floor: SignalFloor, **weights: float) -> Any:
+    """What `judge` asks of a training context, for one process and one reward or those of `weights`."""
     return SimpleNamespace(
         signal=floor,
-        reward_weights={"bright": 1.0},
+        reward_weights=weights or {"bright": 1.0},
         rewards=None,
         world_size=1,
         spread=1,
@@ -61,6 +61,38 @@ def test_the_floor_remembers_earlier_steps() -> None:
     assert not late.has_signal.any() and late.advantage.abs().max() == 0 and group_weights(late).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_whitened_rewards_have_a_floor_each_whatever_their_scales(scale: float) -> None:
+    """The narrow reward alone differs in the second group, as much as elsewhere; neither does in the fourth; a reward
+    of weight 0 makes no group train."""
+    given = {
+        "wide": scale * scores(10.0, 0.1, 10.0, 0.1)["bright"],
+        "narrow": scores(0.25, 0.25, 0.001, 0.001)["bright"],
+        "logged": scores(1.0, 1.0, 1.0, 1.0)["bright"],
+    }
+    ctx = context(SignalFloor(), wide=1.0, narrow=1.0, logged=0.0)
+    judged = compute_advantages(ctx, given, combination="whitened", normalise="group")
+    assert judged.has_signal.tolist() == [[True, True, True, False]]
+    assert judged.advantage.abs().amax(1).gt(0.5).tolist() == [True, True, True, False]
+    assert set(ctx.signal.state_dict()) == {"wide", "narrow"}
+
+
+def test_raw_sums_have_the_floor_of_their_sum() -> None:
+    """The narrow reward has no part in a raw sum whose other term is a thousand times as wide."""
+    given = {"wide": scores(1000.0, 1.0)["bright"], "narrow": scores(0.25, 0.25)["bright"]}
+    ctx = context(SignalFloor(), wide=1.0, narrow=1.0)
+    judged = compute_advantages(ctx, given, combination="raw_sum", normalise="group")
+    assert judged.has_signal.tolist() == [[True, False]]
+
+
+def test_a_reward_that_is_equal_but_for_rounding_lets_no_group_train() -> None:
+    noise = torch.tensor([[0.0, 1e-7, 0.0, 1e-7]] * 3, dtype=torch.float64)
+    given = {"bright": scores(0.25, 0.001, 0.25)["bright"], "text": 1.0 + noise}
+    ctx = context(SignalFloor(), bright=1.0, text=1.0)
+    judged = compute_advantages(ctx, given, combination="whitened", normalise="group")
+    assert judged.has_signal.tolist() == [[True, False, True]] and judged.advantage[1].abs().max() == 0
+
+
 def test_small_rewards_are_signal_when_all_are_small() -> None:
     judged = compute_advantages(context(SignalFloor()), scores(1e-4, 2e-4), combination="whitened", normalise="group")
     assert judged.has_signal.all() and judged.advantage.abs().max() > 0.4
@@ -90,7 +122,7 @@ def test_groups_that_do_not_differ_neither_train_nor_count() -> None:
     assert SignalFloor(0.0).has_signal(torch.tensor([0.0, 0.1]), "a").tolist() == [False, True]
 
 
-def test_the_memory_survives_a_resume_and_sets_of_rewards_do_not_mix() -> None:
+def test_the_memory_survives_a_resume_and_rewards_do_not_mix() -> None:
     floor, again = SignalFloor(), SignalFloor()
     floor.has_signal(torch.tensor([0.2, 0.3]), "a")
     again.load_state_dict(floor.state_dict())

@@ -17,7 +17,7 @@ class SignalFloor:
 
     Dividing by the spread of a group gives noise the size of signal; without a floor, a fork behind which candidates
     hardly differ trains at full strength. The median runs over the groups of the last `STEPS` steps that differ at
-    all, those of the present step included, and for each set of rewards by itself.
+    all, those of the present step included, and for each reward by itself: rewards have scales of their own.
     """
 
     STEPS = 20
@@ -32,9 +32,9 @@ class SignalFloor:
         own._owner = f"{label}/"
         return own
 
-    def has_signal(self, spread: torch.Tensor, rewards: str) -> torch.Tensor:
-        """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for the set `rewards`."""
-        differing, key = [value for value in spread.tolist() if value > 0], self._owner + rewards
+    def has_signal(self, spread: torch.Tensor, reward: str) -> torch.Tensor:
+        """Boolean ``[P]`` of the spreads ``[P]`` of all ranks' groups, which are remembered for `reward`."""
+        differing, key = [value for value in spread.tolist() if value > 0], self._owner + reward
         self._seen[key] = [*self._seen.get(key, []), differing][-self.STEPS :]
         seen = [value for step in self._seen[key] for value in step]
         floor = self.share * statistics.median(seen) if seen else 0.0

@@ -101,7 +101,7 @@ class AFD(Objective):
         scores, group = gather_scores(ctx, grouped_scores(ctx, experience))
         score = scores["discriminator"]
         advantage = margin_advantage(score, group, floor=self.config.std_floor, std_of=self.config.advantage_std)
-        judged = keep_signal(ctx, scores, group, advantage, reward=score, total=score)
+        judged = keep_signal(ctx, scores, group, advantage, reward=score, total=score, parts={"discriminator": score})
         judged.metrics["objective/advantage_std/mean"] = float(advantage.std(unbiased=False))
         weigh_candidates(experience, judged, self.config.advantage_clip)
         return experience

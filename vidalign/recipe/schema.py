@@ -138,7 +138,8 @@ class TrainerConfig(OptimizerConfig):
     """Rewards judge the clips of one part of the rollout (see rollout_batch) beside the next part, in threads of their
     own; false judges each part where it is finished. Scores are equal bit for bit."""
     signal_floor: float = 0.1
-    """Groups whose reward spread is below this share of its running median weigh 0; 0 trains on all that differ."""
+    """Groups in which the spread of every reward is below this share of its running median weigh 0; 0 trains on all
+    that differ. Raw sums (`combine: raw_sum`) count as one reward."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights; 0 keeps none."""
     save_every: int = 20

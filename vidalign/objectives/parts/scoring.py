@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vidalign.objectives.base import Experience
 
 ZERO_SPREAD = 1e-6
-"""A group whose combined reward has a standard deviation below it teaches nothing."""
+"""A group in which a reward, or the combined one, has a standard deviation below it is equal for it."""
 MOTION = "health/motion/mean"
 
 
@@ -122,17 +123,21 @@ def compute_advantages(
     """Advantages of scores ``[P, G]`` by reward; statistics are those of the prompts of all ranks together.
 
     combination: ``whitened`` or ``raw_sum``, see `combine`. normalise: see `group_advantage`. A reward that learns is
-    comparable inside a prompt only: the mean of the group is taken off before anything spans prompts.
+    comparable inside a prompt only: the mean of the group is taken off before anything spans prompts. Whitened rewards
+    weigh alike whatever their scales, so each has a signal floor of its own; raw ones share that of their sum.
     """
     gathered, group_index = gather_scores(ctx, scores)
     compared = {
         name: value - group_statistics(value, group_index)[0][group_index] if name in _learned(ctx) else value
         for name, value in gathered.items()
     }
-    reward = combine(compared, ctx.reward_weights, whitened=combination == "whitened")
+    whitened = combination == "whitened"
+    reward = combine(compared, ctx.reward_weights, whitened=whitened)
     advantage = group_advantage(reward, group_index, normalise=normalise)
     total = weighted_mean(gathered, ctx.reward_weights)
-    judged = keep_signal(ctx, gathered, group_index, advantage, reward=reward, total=total)
+    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
+    parts = {name: gathered[name] for name in trained} if whitened else {",".join(trained): total}
+    judged = keep_signal(ctx, gathered, group_index, advantage, reward=reward, total=total, parts=parts)
     shape = (ctx.world_size, *next(iter(scores.values())).shape)
     judged.scores = {name: value.view(shape) for name, value in compared.items()}
     return judged
@@ -146,16 +151,16 @@ def keep_signal(
     *,
     reward: torch.Tensor,
     total: torch.Tensor,
+    parts: Mapping[str, torch.Tensor],
 ) -> Advantages:
     """Advantages ``[N]`` of all ranks as this rank's, 0 in groups whose spread is no signal, with what to log.
 
-    reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, whose spread the
-    signal floor looks at.
+    reward: ``[N]``, what the advantages come from. total: ``[N]``, the weighted score of all rewards, to log. parts:
+    ``[N]`` by name, what may have signal on its own scale, each beside its own earlier spreads; a group trains where
+    one of them has.
     """
-    spread = group_statistics(total, group_index)[1]
-    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
-    has_signal = ctx.signal.has_signal(spread, ",".join(trained))
-    has_signal &= group_statistics(reward, group_index)[1] > ZERO_SPREAD
+    above = [ctx.signal.has_signal(_spread(part, group_index), name) for name, part in parts.items()]
+    has_signal = torch.stack(above).any(0) & (_spread(reward, group_index) > 0)
     advantage = advantage * has_signal[group_index]
     metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
@@ -164,6 +169,12 @@ def keep_signal(
     by_rank = {name: value.view(shape) for name, value in scores.items()}
     own = advantage.view(shape)[distributed.rank()]
     return Advantages(own, has_signal, by_rank, metrics)
+
+
+def _spread(value: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
+    """The standard deviation ``[P]`` of each group, 0 where it is rounding."""
+    spread = group_statistics(value, group_index)[1]
+    return spread.where(spread > ZERO_SPREAD, 0.0)
 
 
 def weigh_candidates(data: Experience, judged: Advantages, advantage_clip: float) -> None:
