@@ -102,6 +102,8 @@ def test_the_column_is_named_in_the_recipe(tmp_path: Path) -> None:
         video(file)
     with pytest.raises(RecipeError, match=r"no column 'txt'.* - did you mean 'text'"):
         video(file, "data.columns={prompt: txt}")
+    with pytest.raises(RecipeError, match=r"captions are read by their prompt alone.*data.columns.answer"):
+        video(file, "data.columns={prompt: text, answer: seed}")
 
 
 BROKEN = {
@@ -109,7 +111,8 @@ BROKEN = {
     "null.jsonl": (b'{"prompt": "a"}\n{"prompt": null}\n', r"null.jsonl, row 1\) - its prompt is None"),
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": oops}\n', "broken.jsonl:2"),
     "noise.parquet": (b"noise", "noise.parquet"),
-    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "caf\\udce9"}\n', r"half.jsonl, row 1\) - it holds half a character"),
+    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "caf\\udce9"}\n', r"half.jsonl:2\) - it holds half a character"),
+    "list.json": (b'[{"prompt": "a", "note": ["caf\\udce9"]}]', r"list.json, row 0\) - it holds half a character"),
 }
 
 

@@ -252,6 +252,7 @@ def test_weights_that_are_missing_or_damaged(folder: Path) -> None:
 def test_prompts(folder: Path) -> None:
     assert "did you mean 'train'?" in only("base.yaml", "data.prompts=world:trian")
     assert "gone.txt cannot be read" in only("base.yaml", "data.prompts=gone.txt")
+    assert "did you mean the source 'world'?" in only("base.yaml", "data.prompts=wrold:train")
     Path("empty.txt").write_text("\n  \n")
     assert "holds no prompt" in only("base.yaml", "evaluation.prompts=empty.txt")
     Path("odd.txt").write_text("a small red circle bounces\na mauve dragon bounces\n")
@@ -266,6 +267,7 @@ def test_unreadable_recipes(folder: Path) -> None:
     write("twice.yaml", "base: base.yaml\nseed: 1\nseed: 2\n")
     assert "'seed' is given twice - twice.yaml:3 - first at twice.yaml:2" in only("twice.yaml")
     write("list.yaml", "- 1\n")
+    assert "evaluation.metrics must be mapping or null, not ['x'] (list)" in only("base.yaml", "evaluation.metrics=[x]")
     assert "must be a mapping of sections - list.yaml" in only("list.yaml")
     write("orphan.yaml", "base: bse.yaml\n")
     assert "no base 'bse.yaml' - orphan.yaml:1" in only("orphan.yaml")

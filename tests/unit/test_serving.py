@@ -339,6 +339,12 @@ def test_rewards_and_settings_that_do_not_exist(own: str, given: str) -> None:
         load(target, parse_settings(pairs), "cpu")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "meta:x"])
+def test_a_device_that_is_not_there(own: str, device: str) -> None:
+    with pytest.raises(LoadError, match=f"there is no device '{device}' here"):
+        load(f"{own}:Bright", {}, device)
+
+
 def test_files_and_modules_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="there is no file"):
         load(f"{tmp_path}/none.py:A", {}, "cpu")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidalign.data.cells import UTF_8, half_characters
 from vidalign.data.columns import caption_column, check_columns
 from vidalign.data.prompts import GroupedPrompts
 from vidalign.data.rows import format_of, is_saved, read_table
@@ -63,14 +62,18 @@ class TableCaptions(GroupedPrompts):
         rows = read_table(argument)
         if not len(rows):
             raise DataError(f"the prompt file {argument} holds no prompt", fix="write one prompt a row")
-        column = caption_column(rows.column_names, settings.get("columns") or {}, argument)
+        columns = settings.get("columns") or {}
+        if unused := next((name for name in columns if name != "prompt"), ""):
+            why = "a caption is a text; the further columns go along under their own names"
+            raise DataError(
+                "captions are read by their prompt alone", where=f"data.columns.{unused}", why=why, fix="delete it"
+            )
+        column = caption_column(rows.column_names, columns, argument)
         for index in range(len(rows)):
             row = rows[index]
             text, place = row.pop(column), f"{argument}, row {index}"
             if not isinstance(text, str) or not text.strip():
                 raise DataError("a row cannot be used", where=place, why=f"its prompt is {text!r}", fix="leave it out")
-            if why := half_characters(text):
-                raise DataError("a row cannot be used", where=place, why=why, fix=UTF_8)
             yield place, Caption(text.strip(), row)
 
     @classmethod

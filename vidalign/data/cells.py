@@ -40,8 +40,6 @@ def question(value: Any) -> Asked:
         raise ValueError(f"the prompt is empty: {value!r}")
     if not isinstance(value, str):
         raise ValueError(f"it is neither a text nor a conversation: {str(value)[:60]}")
-    if why := half_characters(value):
-        raise ValueError(why)
     return Asked(value)
 
 
@@ -50,8 +48,11 @@ UTF_8 = "write it in UTF-8"
 
 def half_characters(text: str) -> str:
     """What is wrong with a text that no encoding can hold, such as one read in the wrong encoding; '' for others."""
-    lone = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), "")
-    return f"it holds half a character, {lone!r}" if lone else ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"it holds half a character, {text[error.start]!r}"
+    return ""
 
 
 def _conversation(turns: Sequence[tuple[str, str]]) -> Asked:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from vidalign import registry
 from vidalign.data.source import PromptSource
 from vidalign.engine.rng import generator
-from vidalign.errors import DataError
+from vidalign.errors import DataError, nearest
 from vidalign.reading import regular
 
 
@@ -91,7 +92,7 @@ def lines_of(path: Path) -> list[str]:
         data = regular(path).read_bytes()
         text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the prompt file {path} cannot be read", why=str(error), fix="check the path, see docs/recipes.md"
-        ) from error
+        close = nearest(str(path).partition(":")[0], registry.names("prompts")) if ":" in str(path) else ""
+        fix = f"did you mean the source {close!r}?" if close else "check the path, see docs/recipes.md"
+        raise DataError(f"the prompt file {path} cannot be read", why=str(error), fix=fix) from error
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text)]

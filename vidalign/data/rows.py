@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from vidalign.data.cells import UTF_8, half_characters
 from vidalign.errors import DataError, first_line
 from vidalign.quiet import no_bars
 from vidalign.reading import regular
@@ -233,6 +234,8 @@ def _is_json(text: str) -> bool:
 def _row(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError("a row is no record", where=where, why=str(value)[:60], fix='write {"prompt": "..."}')
+    if why := half_characters(json.dumps(value, ensure_ascii=False)):
+        raise DataError("a row cannot be used", where=where, why=why, fix=UTF_8)
     return value
 
 

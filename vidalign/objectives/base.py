@@ -91,6 +91,11 @@ class Experience(Generic[K]):
     def group_size(self) -> int:
         return len(self.group_index) // len(self.prompts)
 
+    @property
+    def prompt_of_candidate(self) -> list[Any]:
+        """The prompt of each of the N candidates."""
+        return [self.prompts[group] for group in self.group_index.tolist()]
+
     def slices(self, size: int) -> Iterator[tuple[int, int]]:
         """Start and stop of slices in order: whole groups, or equal parts of one, of at most `size` entries."""
         group = self.group_size

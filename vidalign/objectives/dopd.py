@@ -184,7 +184,7 @@ class DOPD(Objective):
         tokenizer, shown = ctx.student.chat.tokenizer, []
         for n in list(range(0, len(data), max(1, len(data) // SHOWN)))[:SHOWN]:
             keep = data["response"][n]
-            example = data.prompts[int(data.group_index[n])]
+            example = data.prompt_of_candidate[n]
             words = [tokenizer.decode([token]) for token in data["response_ids"][n][keep].tolist()]
             regimes = [NAMES[r] for r in data["regime"][n][keep].tolist()]
             shown.append(ColouredResponse(example.prompt, example.privileged, words, regimes, gap[n][keep].tolist()))
@@ -239,7 +239,7 @@ class DOPD(Objective):
         kept = data[f"{source}_states"][:, : mask.shape[1]][mask]
         if self._weights_of(source) != CURRENT:
             return kept
-        bare = torch.tensor([not data.prompts[group].privileged for group in data.group_index.tolist()])
+        bare = torch.tensor([not example.privileged for example in data.prompt_of_candidate])
         return torch.where(bare.to(mask.device)[:, None].expand(mask.shape)[mask][:, None], states.detach(), kept)
 
     def _weights_of(self, source: str) -> str:

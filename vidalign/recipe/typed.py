@@ -200,7 +200,7 @@ def _schema(hint: Any) -> Any:
 
 
 def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
-    schema = _schema(hint)
+    schema, whole = _schema(hint), hint
     plain = node.plain()
     if get_origin(hint) in (Union, types.UnionType):  # a mapping was taken before
         hint = Union[tuple(option for option in get_args(hint) if get_origin(option) is not dict)]  # noqa: UP007
@@ -215,7 +215,7 @@ def _leaf(hint: Any, node: Node, path: str, problems: list[Problem]) -> Any:
             if close
             else "`vidalign show RECIPE --explain` says what it means, see docs/recipes.md"
         )
-        what = f"{path} must be {_say(hint)}, not {plain!r} ({type(plain).__name__})"
+        what = f"{path} must be {_say(whole)}, not {plain!r} ({type(plain).__name__})"
         problems.append(Problem(what, node.where, fix=fix))
         return WRONG
     numbers = value if isinstance(value, list | tuple) else [value]
@@ -270,7 +270,7 @@ def _say(hint: Any) -> str:
     if origin is list:
         return f"list of {_say(args[0])}"
     if origin is dict:
-        return f"mapping to {_say(args[1])}"
+        return f"mapping to {args[1].__name__}" if isinstance(args[1], type) else "mapping"
     if origin is tuple:
         return f"list of {len(args)} values ({', '.join(_say(option) for option in args)})"
     return "mapping" if is_dataclass(hint) else getattr(hint, "__name__", str(hint))

@@ -85,6 +85,7 @@ def load(target: str, settings: Mapping[str, Any], device: str) -> Served:
     missing = [name for name in ("name", "score") if not hasattr(kind, name)]
     if missing:
         raise LoadError(f"{target} has no {' and no '.join(missing)}", "a reward has a name and a method score")
+    _check_device(device)
     config = getattr(kind, "Config", None)
     if config is None and settings:
         raise LoadError(f"{target} has no settings, and {', '.join(settings)} was given")
@@ -110,6 +111,13 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def accelerator() -> str:
     """The device that a reward runs on unless another is named."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LoadError(f"there is no device {device!r} here", str(error).splitlines()[0]) from error
 
 
 def _class(target: str) -> Any:

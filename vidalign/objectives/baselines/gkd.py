@@ -60,7 +60,7 @@ class GKD(Objective):
     def _written(self, ctx: Context, data: Experience, written: Tensor) -> dict[str, Tensor]:
         """The tensors of the rollout with the responses of the data in the rows `written`."""
         chat = ctx.student.chat
-        examples = [data.prompts[group] for group in data.group_index[written].tolist()]
+        examples = [example for example, own in zip(data.prompt_of_candidate, written.tolist(), strict=True) if own]
         silent = next((example.prompt for example in examples if not example.response), None)
         if silent is not None:
             raise DataError(

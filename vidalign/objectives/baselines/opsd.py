@@ -46,5 +46,5 @@ class OPSD(Objective):
 
     def loss(self, ctx: TrainContext[LanguageStudent], micro_batch: MicroBatch, phase: Phase) -> LossOut:
         data = micro_batch.data
-        texts = [data.prompts[group].privileged for group in data.group_index.tolist()]
+        texts = [example.privileged for example in data.prompt_of_candidate]
         return tokens.single_target_loss(ctx, data, self.config, self.config.weight_set, texts)

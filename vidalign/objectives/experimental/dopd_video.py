@@ -177,7 +177,7 @@ class DOPDVideo(Objective):
 
     def _add_privilege(self, ctx: Context, data: Experience, clips: Tensor) -> None:
         """Tensor ``privilege``: text features ``[N, L, D]`` or latents ``[N, F, C, H, W]``; none without privilege."""
-        kind, prompts = self.config.privilege, [data.prompts[g] for g in data.group_index.tolist()]
+        kind, prompts = self.config.privilege, data.prompt_of_candidate
         if kind == "none":
             return
         if kind == "future":

@@ -138,9 +138,8 @@ def states(ctx: Context, policy: LanguageStudent, data: Experience, privileged: 
     settings of its own.
     """
     mask = mask_of(data)
-    examples = [data.prompts[group] for group in data.group_index.tolist()]
     writer = policy if getattr(policy, "own_prompts", False) else ctx.student  # a plugin's model need not say so
-    batch = writer.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, privileged)
+    batch = writer.compose(data.prompt_of_candidate, data["response_ids"][:, : mask.shape[1]], mask, privileged)
     return policy.response_hidden(batch)[batch.response]
 
 
@@ -250,8 +249,7 @@ def single_target_loss(
 def _reported(ctx: Context, data: Experience, weights: Tensor, config: DistillConfig) -> Reported:
     """Every token towards what a server reports of it, behind the bare prompt."""
     mask = mask_of(data)
-    examples = [data.prompts[group] for group in data.group_index.tolist()]
-    batch = ctx.student.compose(examples, data["response_ids"][:, : mask.shape[1]], mask, None)
+    batch = ctx.student.compose(data.prompt_of_candidate, data["response_ids"][:, : mask.shape[1]], mask, None)
     index, logp = ctx.teacher.top_logprobs(batch)
     return Reported(torch.arange(len(index), device=index.device), weights, index, logp, config.divergence, config.beta)
 
