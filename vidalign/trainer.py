@@ -31,7 +31,7 @@ from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
-from vidalign.recipe.resume import check_begun, check_same_recipe
+from vidalign.recipe.resume import check_begun, check_same_recipe, prompts_digest, report_other_prompts
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.run_folder import new_run_dir, save_rewards, save_student
 from vidalign.tracking.health import check_on_policy, skipped_updates, weights_exploded
@@ -74,6 +74,7 @@ class Trainer:
         self.ctx = build_context(recipe, self.objective, Tracker.silent())
         self.ctx.generator = generator
         self.prompts = self.ctx.prompts
+        self._digest = prompts_digest(self.prompts, recipe.training_prompts)
         self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
         self._fixed = FixedPrompts(recipe, self.evaluator)
         self.step = 0
@@ -165,7 +166,8 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of the current step; all ranks call it. Weights that are not finite are refused."""
         self._check_weights("no checkpoint is written", self._go_on())
-        state, score, self.score = {"objective": self.objective.state_dict()}, self.score, None
+        state: dict[str, Any] = {"objective": self.objective.state_dict(), "prompts": self._digest}
+        score, self.score = self.score, None
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
         state["weight_norms"] = self._start_norms
@@ -296,12 +298,8 @@ class Trainer:
         for role, bad in named.items():
             if bad:
                 more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-                raise UserError(
-                    f"weights of the {role} are not finite: {', '.join(bad[:3])}{more}",
-                    where=str(self.run_dir),
-                    why=what,
-                    fix=fix,
-                )
+                not_finite = f"weights of the {role} are not finite: {', '.join(bad[:3])}{more}"
+                raise UserError(not_finite, where=str(self.run_dir), why=what, fix=fix)
 
     def _weight_norms(self) -> dict[str, float]:
         return {role: engine.weight_norm() for role, engine in self.ctx.roles.engines.items()}
@@ -334,6 +332,7 @@ class Trainer:
             if self.ctx.rewards:
                 self.ctx.rewards.load_state_dict(state.get("rewards", {}))
             self.ctx.signal.load_state_dict(state.get("signal", {}))
+            report_other_prompts(state.get("prompts", ""), self._digest)
             for name, saved in state.get("callbacks", {}).items():
                 if name in self.callbacks:
                     self.callbacks[name].load_state_dict(saved)

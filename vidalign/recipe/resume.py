@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vidalign.data.source import placed
 from vidalign.errors import Problem, UsageError, UserError
 from vidalign.recipe.differences import differences
 from vidalign.recipe.load import build_sections
@@ -15,6 +19,7 @@ from vidalign.recipe.older import current
 from vidalign.recipe.source_map import Node, read_yaml
 
 if TYPE_CHECKING:
+    from vidalign.data.source import Chosen, PromptSource
     from vidalign.recipe import Recipe
 
 FREE_ON_RESUME = (
@@ -45,6 +50,21 @@ def check_begun(run: Path, saved: Sequence[int], resume: bool) -> None:
             where="--run",
             fix="add --resume to go on with it, or name another folder; see docs/troubleshooting.md",
         )
+
+
+def prompts_digest(source: PromptSource, chosen: Chosen) -> str:
+    """A hash of the prompts of an open source, which a recipe has chosen, in their order; '' where they cannot be read
+    without cost."""
+    placed_prompts = list(source.questions()) or placed(chosen)
+    prompts = [str(getattr(prompt, "prompt", prompt)) for _, prompt in placed_prompts]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest() if prompts else ""
+
+
+def report_other_prompts(before: str, now: str) -> None:
+    """Warn where a run goes on with other prompts than it began with, by their digests."""
+    if before and now and before != now:
+        what = "the training prompts differ from those that the run began with: further steps draw from the new ones"
+        warnings.warn(f"{what}, in an order of their own", stacklevel=2)
 
 
 def check_same_recipe(file: Path, recipe: Recipe) -> None:
