@@ -30,7 +30,7 @@ from vidalign.recipe.prompts import unscored, weighted
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.rewards.base import CompositeReward, TrainableReward
 from vidalign.students.base import Student
-from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, network_of
+from vidalign.teachers.base import ChoosyTeacher, PlacedTeacher, PreparedTeacher, ReadingTeacher, network_of
 from vidalign.tracking.base import TRACKER_CALLS, TrackerPlugin
 
 if TYPE_CHECKING:
@@ -93,7 +93,16 @@ def build_student(recipe: Recipe) -> Student[Any]:
     with guest("student", recipe.student.name, kind):
         student: Student[Any] = kind.build(recipe.student, recipe.seed)
         student.gradient_checkpointing(recipe.student.checkpointing)
-        student.rollout_batch = recipe.trainer.rollout_batch
+    return computing_as(recipe, student)
+
+
+def computing_as(recipe: Recipe, student: Student[Any]) -> Student[Any]:
+    """A student that was just made, with what a recipe says of how it computes: kernels, and how many candidates a
+    rollout generates at once."""
+    kind = student_kind(recipe)
+    with guest("student", recipe.student.name, kind):
+        kind.settle(student, recipe.student)
+    student.rollout_batch = recipe.trainer.rollout_batch
     return student
 
 
@@ -266,6 +275,8 @@ def build_context(
     settings = recipe.evaluation
     held_out = open_source(recipe.judged_prompts, 0)
     prompts = kind.fitted(student, prompts, held_out, settings.count)
+    if isinstance(teacher, ReadingTeacher):
+        prompts = teacher.fitted(prompts)
     rewards = build_rewards(recipe, student.spec, features)
     objective.check_models(student, teacher)
     codec, decoder = kind.codec(student.spec), kind.decoder(recipe.student)

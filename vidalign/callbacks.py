@@ -8,6 +8,7 @@ What a step trains on must not depend on a callback.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -165,8 +166,28 @@ class EarlyStop(Callback):
         training.stop(f"{self.config.metric} has not {moved} in {times}{best}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        measured = {"metric": self.config.metric, "mode": self.config.mode}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, **measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        own = (self.config.metric, self.config.mode)
+        if (state.get("metric", own[0]), state.get("mode", own[1])) != own:
+            return  # measurements of something else
         self.best, self.waited = state["best"], state["waited"]
         self.best_step = state.get("best_step", 0)  # runs of version 0.2 did not keep it
+
+
+def states_of(callbacks: Mapping[str, Callback], recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint keeps of callbacks by their labels: the plugin of each, '' for an object, and its state."""
+    plugins = {label: choice.name for label, choice in recipe.callbacks.items()}
+    return {name: {"plugin": plugins.get(name, ""), "state": one.state_dict()} for name, one in callbacks.items()}
+
+
+def restore(callbacks: Mapping[str, Callback], saved: Mapping[str, Any], recipe: Recipe) -> None:
+    """Give callbacks the states that a checkpoint has of the same plugins under the same labels."""
+    plugins = {label: choice.name for label, choice in recipe.callbacks.items()}
+    for name, kept in saved.items():
+        if kept.keys() != {"plugin", "state"}:  # of version 0.2
+            kept = {"plugin": plugins.get(name, ""), "state": kept}
+        if name in callbacks and kept["plugin"] == plugins.get(name, ""):
+            callbacks[name].load_state_dict(kept["state"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,25 @@ if TYPE_CHECKING:
 
 
 def new_run_dir(recipe: Recipe) -> Path:
-    """runs/NAME-TIME below the working folder, the same on every rank."""
+    """A new folder runs/NAME-TIME below the working folder, the same on every rank; with a number behind the time where
+    another run has taken it."""
     distributed.setup(single=recipe.engine.name == "deepspeed")
     name = f"{Path(recipe.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / distributed.broadcast_object(name)
+    return distributed.broadcast_object(_taken(name) if distributed.rank() == 0 else Path())
+
+
+def _taken(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2 and so on that is not there yet, made."""
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # reported with what is written into it
+        return folder
+    raise AssertionError("counting does not end")
 
 
 def save_student(ctx: TrainContext, folder: Path, recipe: Recipe) -> None:

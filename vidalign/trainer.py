@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vidalign.build import build_callbacks, build_context, build_objective, build_trackers
-from vidalign.callbacks import CALLS, Callback
+from vidalign.callbacks import CALLS, Callback, restore, states_of
 from vidalign.context import Batch
 from vidalign.engine import distributed
 from vidalign.engine.checkpoint import Checkpoints, reading_state
@@ -171,7 +171,7 @@ class Trainer:
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
         state["weight_norms"] = self._start_norms
-        state["callbacks"] = {name: callback.state_dict() for name, callback in self.callbacks.items()}
+        state["callbacks"] = states_of(self.callbacks, self.recipe)
         growth = {r: norm / max(self._start_norms[r], 1e-12) for r, norm in self._weight_norms().items()}
         if warning := weights_exploded(growth, self.checkpoints.newest_sound()):
             self.tracker.warn(warning)
@@ -314,7 +314,7 @@ class Trainer:
             return {}
         with self.tracker.phase("held_out"):
             evaluation = self.evaluate()
-            metrics = evaluation.health()
+            metrics = distributed.broadcast_object(evaluation.health())  # what is saved hangs on it, on every process
         self._call("on_evaluate", evaluation)
         score = metrics.get("health/held_out/mean", math.nan)
         self.score = score if math.isfinite(score) else None
@@ -333,9 +333,7 @@ class Trainer:
                 self.ctx.rewards.load_state_dict(state.get("rewards", {}))
             self.ctx.signal.load_state_dict(state.get("signal", {}))
             report_other_prompts(state.get("prompts", ""), self._digest)
-            for name, saved in state.get("callbacks", {}).items():
-                if name in self.callbacks:
-                    self.callbacks[name].load_state_dict(saved)
+            restore(self.callbacks, state.get("callbacks", {}), self.recipe)
             norms = state.get("weight_norms", {})
             self._start_norms |= {role: float(norms.get(role, norm)) for role, norm in self._start_norms.items()}
 

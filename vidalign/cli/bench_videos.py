@@ -45,9 +45,9 @@ def export_videos(
 
     from vidalign.bench.suites import ExportConfig, open_suite
     from vidalign.bench.suites import export_videos as export
-    from vidalign.build import build_student
     from vidalign.recipe import load_recipe
     from vidalign.workflows.opened import open_run
+    from vidalign.workflows.start import started_student
 
     with before_work():
         chosen = open_suite(suite)
@@ -58,7 +58,7 @@ def export_videos(
         source, student = opened.recipe, opened.student
     else:
         source = load_recipe(recipe)
-        student = build_student(source)
+        student = started_student(source)
     try:
         with owned(out), Progress(transient=True) as progress:
             task = progress.add_task("videos", total=None)

@@ -8,6 +8,8 @@ from fractions import Fraction
 WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 NUMBER = re.compile(rf"(?<![\d.])[-+\u2212]?(?:{WHOLE}(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 """A number in a text: 42, -3.10, 1,234.5, .5, 2e-3."""
+LONGEST = 400
+"""Digits of a number, and its largest exponent."""
 
 
 def numbers(text: str) -> list[Fraction]:
@@ -15,13 +17,21 @@ def numbers(text: str) -> list[Fraction]:
     found: list[Fraction] = []
     end = 0
     for match in NUMBER.finditer(text):
-        value = Fraction(match[0].replace(",", "").replace("\u2212", "-"))
+        value = _value(match[0].replace(",", "").replace("\u2212", "-").lower())
         if found and text[end : match.start()].strip() == "/" and value > 0:
             found[-1] /= value
         else:
             found.append(value)
         end = match.end()
     return found
+
+
+def _value(text: str) -> Fraction:
+    """A number as it is written. Of a longer one than any answer, which a model that repeats itself writes, the first
+    digits count, and of an exponent at most `LONGEST`: exact arithmetic would take seconds, or refuse."""
+    mantissa, _, exponent = text.partition("e")
+    power = int(exponent[:5] or 0)
+    return Fraction(f"{mantissa[:LONGEST]}e{max(-LONGEST, min(LONGEST, power))}")
 
 
 def boxed(text: str) -> str | None:

@@ -158,9 +158,11 @@ class Evaluator:
 
 
 def _by_name(judged: Sequence[tuple[int, Mapping[Score, torch.Tensor]]]) -> dict[Score, list[torch.Tensor]]:
-    """Scores of batches of so many prompts by name; NaN where a judge gave no such score for a batch."""
+    """Scores of batches of so many prompts by name; NaN where a judge gave no such score for a batch, or one that is
+    not finite, as in training."""
     names = dict.fromkeys(name for _, scores in judged for name in scores)
-    return {name: [s.get(name, torch.full((count,), torch.nan)) for count, s in judged] for name in names}
+    found = {name: [s.get(name, torch.full((count,), torch.nan)) for count, s in judged] for name in names}
+    return {name: [part.where(part.isfinite(), torch.nan) for part in parts] for name, parts in found.items()}
 
 
 def frame_rate(recipe: Recipe) -> float | None:

@@ -84,7 +84,7 @@ class RegimeConfig:
 
 class DOPD(Objective):
     name = "dopd"
-    needs = Needs(students=("language",), teacher="logits")
+    needs = Needs(students=("language",), teacher="logits", privileged=True)
 
     @dataclass
     class Config(StudentTarget, TokenRewards):

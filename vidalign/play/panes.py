@@ -16,9 +16,11 @@ from vidalign.engine import distributed
 from vidalign.errors import UsageError, UserError, before_work
 from vidalign.evaluation.evaluator import build_metrics
 from vidalign.evaluation.metrics.base import Metric
+from vidalign.students.hub import report_idle_adapter
 from vidalign.students.samples import SampleRequest
 from vidalign.students.weights import kind_of, kinds
 from vidalign.workflows.opened import load_student, load_student_of, open_recipe, student_file
+from vidalign.workflows.sample import report_rounding
 from vidalign.workflows.scaled import scaled
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ def _of_run(folder: Path, words: Sequence[str], semi: Path | None, *, before: bo
         kind.check_live(spec)
     request = kind.sampled_as(recipe.student, REQUEST)
     dtype = kind.sampling_dtype(distributed.resolve_precision(recipe.engine.precision))
+    report_rounding(dtype)
     features, scales = kind.features(spec), scaled(folder, semi)
     words = ["--run", str(folder), *(["--semi", str(semi)] if semi else []), *words]
 
@@ -146,6 +149,7 @@ def _of_weights(path: str, words: Sequence[str]) -> Pane:
         kind = kinds()[kind_of(path)]
         spec = kind.read_spec(path)
         kind.check_live(spec)
+    report_idle_adapter(path)
     student = load_student(kind, path, kind.sampling_dtype(distributed.resolve_precision("auto")))
     return Pane(path, kind.streamer(student, REQUEST, kind.features(spec)), (path, *words))
 

@@ -16,6 +16,8 @@ from vidalign.recipe.older import current
 from vidalign.recipe.source_map import Node, parse_override, read_yaml
 
 MAX_BASES = 2
+WEIGHED = ("rewards", "objectives")
+"""Sections of labels whose entries have a weight, which may stand for the entry."""
 PROMPTS = ("data.prompts", "data.eval_prompts", "evaluation.prompts")
 """Keys with a short form, ``tokens:train``, to which a layer above may add settings."""
 
@@ -62,7 +64,7 @@ def compose(name: str, overrides: list[str], choices: dict[str, str], problems: 
     whole = not problems
     changes = Node({}, "overrides")
     for number, text in enumerate(overrides, start=1):
-        changes = _combine(changes, _spelled_out(parse_override(text, number, problems)))
+        changes = _combine(changes, weights_spelled_out(parse_override(text, number, problems)))
     return Composed(merge(tree, changes, choices, problems), path, whole)
 
 
@@ -96,7 +98,7 @@ def _shipped_files() -> dict[str, Path]:
 
 def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) -> Node:
     """The file merged over its parents."""
-    layers = [_spelled_out(current(read_yaml(path, problems)))]
+    layers = [weights_spelled_out(current(read_yaml(path, problems)))]
     while True:
         tree = layers[-1]
         if not isinstance(tree.value, dict):
@@ -115,7 +117,7 @@ def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) ->
             problems.append(_not_found("base", str(base.value), base.where))
             break
         path = parent
-        layers.append(_spelled_out(current(read_yaml(path, problems))))
+        layers.append(weights_spelled_out(current(read_yaml(path, problems))))
     merged = Node({}, layers[-1].where)
     for layer in reversed(layers):
         merged = merge(merged, layer, choices, problems)
@@ -123,16 +125,22 @@ def _with_bases(path: Path, choices: dict[str, str], problems: list[Problem]) ->
     return merged
 
 
-def _spelled_out(tree: Node) -> Node:
-    """A layer in which ``rewards: {NAME: 1.0}`` says ``{NAME: {weight: 1.0}}``, so that layers add settings to it."""
-    rewards = tree.value.get("rewards") if isinstance(tree.value, dict) else None
-    if rewards is None or not isinstance(rewards.value, dict):
+def weights_spelled_out(tree: Node) -> Node:
+    """A recipe, or a layer of one, in which ``rewards: {NAME: 1.0}`` says ``{NAME: {weight: 1.0}}``, so that layers add
+    settings to it; `objectives` alike."""
+    if not isinstance(tree.value, dict):
         return tree
-    entries = {
-        name: entry if name.startswith("~") or isinstance(entry.value, dict) else Node({"weight": entry}, entry.where)
-        for name, entry in rewards.value.items()
-    }
-    return Node({**tree.value, "rewards": Node(entries, rewards.where)}, tree.where)
+    whole = dict(tree.value)
+    for section in WEIGHED:
+        if isinstance((given := whole.get(section, Node(None, ""))).value, dict):
+            entries = {name: _with_weight(name, entry) for name, entry in given.value.items()}
+            whole[section] = Node(entries, given.where)
+    return Node(whole, tree.where)
+
+
+def _with_weight(name: str, entry: Node) -> Node:
+    whole = entry.value is None or isinstance(entry.value, dict) or name.startswith("~")
+    return entry if whole else Node({"weight": entry}, entry.where)
 
 
 def _long_form(text: Node) -> Node:

@@ -15,6 +15,8 @@ class Needs:
     """Whether at least one reward must be named."""
     discriminator: bool = False
     """Whether the trained reward `discriminator` must be among them."""
+    privileged: bool = False
+    """Whether it learns from privileged text beside the prompts; without any a recipe is reported."""
     teacher: str = ""
     """What the teacher must offer: ``clips``, ``velocity``, ``few_step``, ``logits`` or nothing."""
     min_group: int = 1

@@ -12,6 +12,7 @@ from vidalign.data.source import Chosen, check_gives, find_source, listed, place
 from vidalign.errors import Problem, UserError
 from vidalign.guest import guest
 from vidalign.recipe.draft import Draft
+from vidalign.recipe.needs import Needs
 from vidalign.recipe.plugins import as_node
 from vidalign.recipe.schema import Choice, Sections
 from vidalign.recipe.source_map import Node
@@ -33,6 +34,7 @@ def check_prompts(draft: Draft) -> None:
             draft.refuse_as(error, path)
     if len(draft.problems) == before:
         _scored(draft)
+        _privileged(draft)
         _judged(draft)
 
 
@@ -134,6 +136,19 @@ def _scored(draft: Draft) -> None:
     if problem is not None:
         problem.where = f"{draft.tree.locate('data.prompts')} ({problem.where})"
         draft.problems.append(problem)
+
+
+def _privileged(draft: Draft) -> None:
+    """Report examples that can be read and of which none has the privileged text that an objective learns from."""
+    recipe = draft.recipe
+    named = [one.name for one in recipe.objectives.values() or [recipe.objective] if draft.sound("objective")]
+    asking = [name for name in named if getattr(registry.get("objectives", name), "needs", Needs()).privileged]
+    with suppress(UserError):  # reported with the prompts
+        examples = [example for _, example in placed(recipe.training_prompts)] if asking else []
+        if examples and not any(getattr(example, "privileged", "") for example in examples):
+            what = f"no example has the privileged text that {' and '.join(asking)} learns from"
+            fix = "name its column: data.columns={privileged: NAME}"
+            draft.warnings.append(Problem(what, draft.tree.locate("data.prompts"), fix=fix))
 
 
 def _judged(draft: Draft) -> None:

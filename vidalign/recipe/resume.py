@@ -13,6 +13,7 @@ import yaml
 
 from vidalign.data.source import placed
 from vidalign.errors import Problem, UsageError, UserError
+from vidalign.recipe.compose import weights_spelled_out
 from vidalign.recipe.differences import differences
 from vidalign.recipe.load import build_sections
 from vidalign.recipe.older import current
@@ -70,7 +71,7 @@ def report_other_prompts(before: str, now: str) -> None:
 def check_same_recipe(file: Path, recipe: Recipe) -> None:
     """A run goes on with the recipe that it began with. Raises `UserError` that names every other value."""
     problems: list[Problem] = []
-    tree = current(read_yaml(file, problems))
+    tree = weights_spelled_out(current(read_yaml(file, problems)))
     if problems or not isinstance(tree.value, dict):
         first = problems[0] if problems else Problem("it is no recipe", str(file))
         raise UserError(

@@ -160,7 +160,11 @@ def mix(kind: str, cls: type[C], node: Node, path: str, problems: list[Problem])
         return {}
     parts = {}
     for label, entry in node.value.items():
-        named = entry.value if isinstance(entry.value, dict) else {}
+        if entry.value is not None and not isinstance(entry.value, dict):
+            what = f"{path}.{label} must be a mapping, not {entry.plain()!r}"
+            problems.append(Problem(what, entry.where, fix=f"write {label}: {{SETTING: VALUE}}, or {label}: {{}}"))
+            continue
+        named = entry.value or {}
         whole = Node({"name": Node(label, entry.where)} | named, entry.where)
         part = choose(kind, whole, f"{path}.{label}", problems, cls=cls)
         if part is not None:

@@ -63,9 +63,10 @@ class ScoringAhead:
         scores, metrics = {}, {}
         for name, parts in self._found.items():
             scores[name] = torch.cat([part[name] for part in parts])
-            for extra in parts[0]:
-                if extra != name:
-                    metrics[f"reward/{name}/{extra}/mean"] = self._mean([part[extra] for part in parts])
+            for extra in dict.fromkeys(key for part in parts for key in part if key != name):
+                pairs = zip(parts, self._sizes, strict=True)  # a slice that came too late has no further names
+                given = [part.get(extra, torch.full((size,), torch.nan)) for part, size in pairs]
+                metrics[f"reward/{name}/{extra}/mean"] = self._mean(given)
         if self._calls:
             metrics["perf/score/seconds"] = self.busy
             metrics["perf/score/hidden"] = max(0.0, 1 - self.waited / max(self.busy, 1e-9))
@@ -75,8 +76,9 @@ class ScoringAhead:
         """Over all clips where there is a value for each, else over the slices by their sizes."""
         if all(part.shape == (size,) for part, size in zip(parts, self._sizes, strict=True)):
             return float(torch.cat(parts).nanmean())
-        means = torch.stack([part.double().nanmean() for part in parts])
-        return float((means * torch.tensor(self._sizes)).sum() / sum(self._sizes))
+        means, sizes = torch.stack([part.double().nanmean() for part in parts]), torch.tensor(self._sizes)
+        known = means.isfinite()
+        return float((means * sizes)[known].sum() / sizes[known].sum())
 
 
 class _Worker:

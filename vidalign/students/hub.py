@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,15 @@ def is_hub_id(name: str) -> bool:
 def is_student_folder(path: str | Path) -> bool:
     """Whether a path is the folder of a student; a hub id is one when what is known of it says so."""
     return (Path(path) / DESCRIPTION).is_file() or (is_hub_id(str(path)) and cached(str(path), DESCRIPTION) is not None)
+
+
+def report_idle_adapter(path: str | Path) -> None:
+    """Warn where the folder of a student holds an adapter beside the weights, which are read without it."""
+    if is_student_folder(path) and (Path(path) / "adapter" / "adapter_config.json").is_file():
+        what = f"the adapter in {path}/adapter is not used: student.adapter.start goes on from it"
+        warnings.warn(
+            f"{what}: training goes on from it with student.adapter.start, import again to merge it", stacklevel=3
+        )
 
 
 def cached(repository: str, file: str) -> Path | None:

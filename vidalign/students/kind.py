@@ -94,6 +94,11 @@ class StudentKind(ABC, Generic[SpecT, StudentT]):
         return cls.load(student.path)
 
     @classmethod
+    def settle(cls, made: StudentT, student: StudentChoice) -> None:
+        """Let a student that was just made compute as the section of a recipe says; by default there is nothing to
+        say. `build_student` calls it, and whoever loads the student that a run has trained."""
+
+    @classmethod
     def spec(cls, student: StudentChoice) -> SpecT:
         """What a recipe makes of its student, without the weights. Raises `CheckpointError` as `read_spec` does."""
         if student.init is not None:

@@ -15,7 +15,6 @@ from vidalign.students.samples import SampleRequest, Samples
 
 if TYPE_CHECKING:
     from vidalign.codecs.base import Codec
-    from vidalign.data.examples import Example
     from vidalign.data.source import PromptSource
     from vidalign.recipe.draft import Draft
     from vidalign.recipe.schema import StudentChoice
@@ -69,25 +68,13 @@ class Language(StudentKind[LanguageSpec, "LanguageStudent"]):
         cls, student: LanguageStudent, prompts: PromptSource, held_out: PromptSource, count: int
     ) -> PromptSource:
         """Raises `DataError` for a row that is longer than a prompt may be, with its place, before training."""
-        from vidalign.students.lengths import FittingPrompts, rows_too_long
+        from vidalign.students.lengths import fitting, rows_too_long
 
-        chat, policy = student.chat, student.spec.chat.long_prompts
-        if policy == "cut" or chat.room.prompt is None:
-            return prompts
-        for place, _, tokens in rows_too_long(held_out, chat.excess, count):
-            raise chat.room.too_long(f"{place}, for evaluation", tokens)
-
-        def either(example: Example) -> int | None:
-            return chat.excess(example) or chat.excess(example, example.privileged)
-
-        if policy == "refuse":
-            for place, _, tokens in rows_too_long(prompts, either):
-                raise chat.room.too_long(place, tokens)
-            return prompts
-        fitting = FittingPrompts(prompts, lambda example: either(example) is None)
-        if left_out := [(place, example) for place, example, _ in rows_too_long(prompts, either)]:
-            fitting.leave_out(left_out)
-        return fitting
+        chat = student.chat
+        if student.spec.chat.long_prompts != "cut":
+            for place, _, tokens in rows_too_long(held_out, chat.excess, count):
+                raise chat.room.too_long(f"{place}, for evaluation", tokens)
+        return fitting(prompts, chat, student.spec.chat.long_prompts)
 
     @classmethod
     def stand_in(cls, student: StudentChoice) -> tuple[LanguageStudent, None, Codec]:

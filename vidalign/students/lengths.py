@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidalign.data.examples import Example
 from vidalign.data.source import PromptSource
 from vidalign.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from vidalign.students.chat import ChatEncoder
 
 STRIDE, TRIES = 1_000_003, 64
 """The prompt of a sample that is left out is that of another sample, so many further on; how often that is tried."""
@@ -132,6 +135,25 @@ class FittingPrompts(PromptSource):
         """Say at the start how many rows are left out, and the first of them."""
         self._left_out |= {example.prompt for _, example in places}
         warnings.warn(f"{len(places)} prompts are too long and left out, first {places[0][0]}", stacklevel=2)
+
+
+def fitting(prompts: PromptSource, chat: ChatEncoder, policy: str) -> PromptSource:
+    """The training prompts as a model can read them, with and without their privileged text; policy: `long_prompts` of
+    its chat. Raises `DataError` with the place of the first row that is too long and not to be dropped."""
+    if policy == "cut" or chat.room.prompt is None:
+        return prompts
+
+    def either(example: Example) -> int | None:
+        return chat.excess(example) or chat.excess(example, example.privileged)
+
+    if policy == "refuse":
+        for place, _, tokens in rows_too_long(prompts, either):
+            raise chat.room.too_long(place, tokens)
+        return prompts
+    fits = FittingPrompts(prompts, lambda example: either(example) is None)
+    if left_out := [(place, example) for place, example, _ in rows_too_long(prompts, either)]:
+        fits.leave_out(left_out)
+    return fits
 
 
 def rows_too_long(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vidalign.data.source import PromptSource
     from vidalign.students.chat import TokenBatch
     from vidalign.students.language import LanguageStudent
     from vidalign.students.video import VideoStudent
@@ -56,6 +57,16 @@ class ChoosyTeacher(Protocol):
 
     def check_student(self, student: Any) -> None:
         """Raise `UserError` for a student that it cannot teach; called once, before training."""
+        ...
+
+
+@runtime_checkable
+class ReadingTeacher(Protocol):
+    """Reads the prompts of a run in a way of its own."""
+
+    def fitted(self, prompts: PromptSource) -> PromptSource:
+        """The training prompts that it can read. Raises `DataError` for one that it cannot; called once, before
+        training."""
         ...
 
 

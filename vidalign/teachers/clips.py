@@ -42,9 +42,8 @@ class ClipShape:
 
     @classmethod
     def of(cls, spec: VideoStudentSpec, frames: int) -> ClipShape:
-        """Of `frames` latent frames of a student: a Wan autoencoder makes one frame of the first and four of others."""
-        wan = spec.codec.get("name", "rgb") == "wan"
-        return cls(4 * (frames - 1) + 1 if wan else frames, spec.height, spec.width)
+        """Of `frames` latent frames of a student: its codec says how many frames a latent makes."""
+        return cls(spec.pixel_frames(frames), spec.height, spec.width)
 
 
 @dataclass(frozen=True)

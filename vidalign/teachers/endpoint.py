@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("opd", "gkd")
 """Those whose loss the K likeliest tokens give."""
+RETRIES = 3
+"""How often a request is repeated once the server has taught."""
 PREFIX = "token_id:"
 """How a server writes a token as its id."""
 
@@ -52,7 +54,7 @@ class EndpointTeacher:
             require(self, "timeout", above=0)
 
     def __init__(self, config: Config) -> None:
-        self.config, self.entries = config, 0
+        self.config, self.entries, self.retries = config, 0, 0
 
     @classmethod
     def check(cls, draft: Draft) -> None:
@@ -85,6 +87,7 @@ class EndpointTeacher:
             raise UserError("the temperatures differ", where="student.sampling.temperature", why=why, fix="use 1.0")
         self.entries = len(student.head_weight)
         self._reported([[student.chat.pad, student.chat.pad]], [1])
+        self.retries = RETRIES  # it teaches: what fails from here on is an outage
 
     def top_logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Ids and log-probabilities ``[M, K]`` at the M response tokens of a batch, row after row."""
@@ -118,13 +121,14 @@ class EndpointTeacher:
     def _post(self, body: dict[str, Any]) -> Any:
         url = f"{self.config.url.rstrip('/')}/completions"
         try:
-            return post_json(url, body, key=self.config.key, seconds=self.config.timeout)
+            return post_json(url, body, key=self.config.key, seconds=self.config.timeout, retries=self.retries)
         except (OSError, ValueError) as error:
-            raise self._failed(str(error)) from error
+            outage = "start the server again, and go on with --resume" if self.retries else ""
+            raise self._failed(str(error), outage) from error
 
-    def _failed(self, why: str) -> UserError:
+    def _failed(self, why: str, outage: str = "") -> UserError:
         fix = "use an OpenAI-compatible server that echoes prompts with logprobs as token ids, such as vLLM"
-        return UserError(f"the server {self.config.url} cannot teach", where="teacher.url", why=why, fix=fix)
+        return UserError(f"the server {self.config.url} cannot teach", where="teacher.url", why=why, fix=outage or fix)
 
 
 def _id(token: str) -> int:

@@ -14,6 +14,7 @@ from vidalign.students.language_config import ChatConfig, is_transformers
 from vidalign.students.language_kind import Language, check_chat
 
 if TYPE_CHECKING:
+    from vidalign.data.source import PromptSource
     from vidalign.recipe.draft import Draft
     from vidalign.students.language import LanguageStudent
     from vidalign.students.language_config import LanguageSpec
@@ -79,6 +80,13 @@ class LanguageTeacher:
         from vidalign.teachers.placement import Placement
 
         self.placement = Placement(config.device, config.offload, config.dtype)
+
+    def fitted(self, prompts: PromptSource) -> PromptSource:
+        """The prompts that it can read, where it has a chat of its own; see `fitting`."""
+        from vidalign.students.lengths import fitting
+
+        own = getattr(self.model, "own_prompts", False)
+        return fitting(prompts, self.model.chat, self.model.spec.chat.long_prompts) if own else prompts
 
     def check_student(self, student: LanguageStudent) -> None:
         """Raises `UserError` unless both have the same tokens, since the teacher scores the student's own ids. Heads of

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from vidalign.errors import UserError, first_line
 from vidalign.quiet import no_bars
 from vidalign.recipe.plugins import make
@@ -83,7 +85,7 @@ class PretrainedText(TextPlugin):
         """What goes wrong inside is reported with the path."""
         try:
             yield
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             why = first_line(error)
             raise UserError("the text encoder cannot be loaded", where=self.config.path, why=why) from error
 

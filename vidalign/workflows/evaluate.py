@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vidalign.bench.suites.export import student_hash
 from vidalign.bench.suites.scores import RUN_SCORES
-from vidalign.build import build_student, frozen_rewards, sampler_of
+from vidalign.build import computing_as, frozen_rewards, sampler_of
 from vidalign.evaluation.comparison import compare, save_evaluation
 from vidalign.evaluation.evaluator import Evaluation, Evaluator, frame_rate
 from vidalign.provenance import describe_run
@@ -29,6 +29,7 @@ from vidalign.workflows.run_files import CLIPS, DEFAULT_FPS, EVALUATION, RESPONS
 from vidalign.workflows.saved import Saved
 from vidalign.workflows.shown_answers import kept_answers
 from vidalign.workflows.shown_clips import MEMORY, kept_clips
+from vidalign.workflows.start import started_student
 from vidalign.workflows.training_report import training_report
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def _judge(run: FinishedRun, evaluator: Evaluator, stage: Stage) -> dict[str, Ev
     judged, done = {}, stage("judging the ground truth", count)
     truth = evaluator.truth(MEMORY)
     done(count)
-    for name, student in (("before", build_student(run.recipe)), ("after", run.student)):
+    after = computing_as(run.recipe, run.student)
+    before = started_student(run.recipe).to(next(after.parameters()).dtype)  # both compute alike
+    for name, student in (("before", before), ("after", after)):
         sampler = counted(sampler_of(run.recipe, student), stage(f"judging {name} training", count))
         judged[name] = evaluator(sampler, memory=MEMORY)
     return judged | ({"ground truth": truth} if truth else {})

@@ -18,13 +18,14 @@ from vidalign.errors import CheckpointError, UsageError, UserError, before_work,
 from vidalign.provenance import without_run_folder
 from vidalign.reading import read_json
 from vidalign.students.exchange import Leaving
-from vidalign.students.hub import DESCRIPTION, is_student_folder
+from vidalign.students.hub import DESCRIPTION, is_student_folder, report_idle_adapter
 from vidalign.students.kind import StudentKind
 from vidalign.students.rounding import rounding
 from vidalign.students.weights import header, kind_of, kinds
 from vidalign.tracking.jsonl import read_records
-from vidalign.workflows.opened import FINAL, FinishedRun, open_run, student_file
+from vidalign.workflows.opened import FINAL, FinishedRun, open_recipe, open_run, student_file
 from vidalign.workflows.saved import Saved, held_out_score, save_adapter_at
+from vidalign.workflows.start import started_student
 
 ADAPTER = "adapter"
 """Folder of a run with its adapter."""
@@ -49,13 +50,13 @@ def export_run(folder: str | Path, out: Path, dtype: str = "", saved: Saved = FI
     with leaving(folder, saved, form) as (kind, student):
         written = kind.export(student, form, out, dtype)
         rounded = dtype in ("bfloat16", "float16") and form != kind.adapter_form
-        return Exported(written, _lost(kind, student, dtype) if rounded and student.start else "")
+        return Exported(written, _lost(folder, kind, student, dtype) if rounded and student.start else "")
 
 
-def _lost(kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> str:
+def _lost(folder: str | Path, kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> str:
     """How much of the update is below what `dtype` resolves."""
     try:
-        start = dict(kind.tensors(student.start))
+        start = _goes_on_from(folder, kind) or dict(kind.tensors(student.start))
     except (UserError, OSError) as error:
         return f"how much of the update {dtype} loses was not measured: {student.start}: {error}"
     found = rounding(start, kind.tensors(student.path), getattr(torch, dtype))
@@ -67,6 +68,19 @@ def _lost(kind: type[StudentKind[Any, Any]], student: Leaving, dtype: str) -> st
     )
 
 
+def _goes_on_from(folder: str | Path, kind: type[StudentKind[Any, Any]]) -> dict[str, torch.Tensor]:
+    """The weights that a run began with, where it went on from an adapter; else none."""
+    recipe = None if is_student_folder(folder) else open_recipe(Path(folder), student_only=True)
+    adapter = None if recipe is None else recipe.student.adapter
+    if recipe is None or adapter is None or not adapter.start:
+        return {}
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / kind.saved
+        file.parent.mkdir(parents=True, exist_ok=True)
+        started_student(recipe).save(file)
+        return dict(kind.tensors(file))
+
+
 @contextmanager
 def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[StudentKind[Any, Any]], Leaving]]:
     """The kind and the saved weights of what is exported; those of a checkpoint are written for as long as this
@@ -74,6 +88,7 @@ def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[
     if is_student_folder(folder):
         kind = kinds()[kind_of(folder)]
         _check_form(kind, form)
+        report_idle_adapter(folder)
         yield kind, Leaving(Path(folder))
         return
     run = open_run(folder, saved=saved, student_only=True)

@@ -1,6 +1,7 @@
 """Merging the adapters of two runs: ``W0 + dW_semi + s dW_on`` (AR-CoPO, 2603.17461), with the paper's choice of s.
 
-PEFT adds the adapters up exactly (``cat``: the ranks add up too). Every scale is judged with the same noise. In-domain
+PEFT adds the adapters up exactly (``cat``: the ranks add up too), in fp32. Where both go on from an adapter, that one
+is part of W0 and of both adapters, so it is taken off s times. Every scale is judged with the same noise. In-domain
 it is judged by the rewards and the prompts of the on-policy recipe. Out-of-domain it is judged by a metric that no run
 is trained on, on prompts of another kind (`merge_scores.py`). The rule: the largest s whose in-domain score beats that
 of W0 while the out-of-domain score does not fall below W0's.
@@ -13,6 +14,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +32,17 @@ from vidalign.tracking.jsonl import FILE_NAME, JsonlLog
 from vidalign.tracking.stages import Stage, stages
 from vidalign.workflows.merge_scores import MergeScores
 from vidalign.workflows.opened import FinishedRun, open_run, student_file
+from vidalign.workflows.start import started_student
 
 if TYPE_CHECKING:
     from vidalign.recipe import Recipe
     from vidalign.students.base import Student
 
 ADAPTER = "adapter"
+SAMPLING = ("sampler", "cache", "prediction", "numerics")
+"""What of a student's specification says how it samples, where its kind has it."""
+START = "start"
+"""The adapter that both runs went on from, if there is one."""
 SCALES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
@@ -119,8 +126,17 @@ def merge_runs(
 
 
 def same_start(runs: Mapping[str, FinishedRun]) -> str:
-    """Hash of W0, which both runs began with; `UserError` where they did not."""
-    hashes = {name: weights_hash(build_student(run.recipe).state_dict()) for name, run in runs.items()}
+    """Hash of W0, which both runs began with; `UserError` where they did not, or sample otherwise."""
+    specs = {name: student_kind(run.recipe).spec(run.recipe.student) for name, run in runs.items()}
+    first, second = specs.values()
+    if differ := [name for name in SAMPLING if getattr(first, name, None) != getattr(second, name, None)]:
+        raise UserError(
+            "the two runs sample differently",
+            where=" and ".join(str(r.folder) for r in runs.values()),
+            why=f"{differ[0]}: {getattr(first, differ[0])} and {getattr(second, differ[0])}",
+            fix="train both adapters on the same student, with the same sampler and cache",
+        )
+    hashes = {name: weights_hash(started_student(run.recipe).state_dict()) for name, run in runs.items()}
     if len(set(hashes.values())) > 1:
         raise UserError(
             "the two runs began with different weights",
@@ -145,13 +161,17 @@ def _with_adapters(runs: Mapping[str, FinishedRun]) -> tuple[Student[Any], Any]:
                 why=why,
                 fix="train it with student.adapter={rank: 32}; only adapters are merged",
             )
-    student: Student[Any] = build_student(runs["semi"].recipe).requires_grad_(False)
+    student: Student[Any] = build_student(runs["on_policy"].recipe).requires_grad_(False).float()
     folders = {name: str(run.folder / ADAPTER) for name, run in runs.items()}
+    begun = runs["on_policy"].recipe.student.adapter
+    if begun is not None and begun.start:
+        folders[START] = begun.start
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, on networks that are no transformers models
         inside: Any = student.get_submodule(student.inside)
         network = peft.PeftModel.from_pretrained(inside, folders["semi"], adapter_name="semi")
-        network.load_adapter(folders["on_policy"], adapter_name="on_policy")
+        for name in list(folders)[1:]:
+            network.load_adapter(folders[name], adapter_name=name)
     _put(student, network)
     return student, network
 
@@ -164,12 +184,22 @@ def _put(student: Student[Any], network: Any) -> None:
 
 
 def _add(network: Any, scale: float) -> None:
-    """Make ``dW_semi + scale dW_on`` the active adapter, under the name ``merged``."""
+    """Make ``dW_semi + scale dW_on`` the active adapter, under the name ``merged``, with what both began with once."""
     if "merged" in network.peft_config:
         network.set_adapter("semi")
         network.delete_adapter("merged")
-    network.base_model.add_weighted_adapter(["semi", "on_policy"], [1.0, scale], "merged", combination_type="cat")
+    weights = {"semi": 1.0, "on_policy": scale} | ({START: -scale} if START in network.peft_config else {})
+    network.base_model.add_weighted_adapter([*weights], [*weights.values()], "merged", combination_type="cat")
     network.set_adapter("merged")
+
+
+def _only_start(network: Any) -> AbstractContextManager[Any]:
+    """Compute with W0 meanwhile."""
+    if START not in network.peft_config:
+        disabled: AbstractContextManager[Any] = network.disable_adapter()
+        return disabled
+    network.set_adapter(START)
+    return nullcontext()
 
 
 def _sweep(
@@ -177,7 +207,7 @@ def _sweep(
 ) -> list[Judged]:
     """Judge W0 and every merge on the same prompts and noise."""
     generate: Callable[..., torch.Tensor] = sampler_of(recipe, student)
-    with network.disable_adapter():
+    with _only_start(network):
         before = scores(generate, stage("judging W0", scores.clips))
     judged = []
     for scale in scales:

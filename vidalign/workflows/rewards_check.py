@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidalign.build import build_rewards, build_student, prompt_features, sampler_of, student_kind
+from vidalign.build import build_rewards, prompt_features, sampler_of, student_kind
 from vidalign.data.source import open_source
 from vidalign.errors import UserError
 from vidalign.evaluation.corruptions import CORRUPTIONS, WRONG_PROMPT, other_prompts
@@ -24,6 +24,7 @@ from vidalign.evaluation.trust import ALIKE, Seen, best_of, correlations, rank_c
 from vidalign.provenance import describe_run
 from vidalign.recipe.prompts import same_judge
 from vidalign.tracking.stages import stages
+from vidalign.workflows.start import started_student
 
 if TYPE_CHECKING:
     from vidalign.evaluation.metrics.base import Metric
@@ -96,7 +97,7 @@ def check_rewards(
     Raises `UserError` for a recipe without rewards of clips, or whose prompts are all the same.
     """
     console = console or Console()
-    student = build_student(recipe)
+    student = started_student(recipe)
     rewards = build_rewards(recipe, student.spec, prompt_features(recipe))
     learning = [reward.name for reward in rewards.trainable] if rewards else []
     weights = {name: weight for name, weight in recipe.reward_weights.items() if name not in learning}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vidalign.build import student_kind
 from vidalign.engine import distributed
 from vidalign.errors import before_work
+from vidalign.students.hub import report_idle_adapter
 from vidalign.students.weights import kind_of, kinds
 from vidalign.workflows.opened import FINAL, load_student, load_student_of, open_recipe, student_file
 from vidalign.workflows.saved import Saved
@@ -47,6 +49,7 @@ def sample_run(
     spec = kind.read_spec(student_file(folder)) if saved.final else kind.spec(recipe.student)
 
     def load(dtype: torch.dtype | None) -> Student[Any]:
+        report_rounding(dtype)
         student = load_student_of(folder, recipe, saved, dtype)
         if scale != 1 or semi is not None:
             scaled(folder, semi, saved).put(student, scale)
@@ -55,11 +58,20 @@ def sample_run(
     return _write(kind, spec, request, precision or recipe.engine.precision, load)
 
 
+def report_rounding(dtype: torch.dtype | None) -> None:
+    """Warn that 16 bits may keep little of what a run has trained: small updates lie below what they resolve."""
+    if dtype is not None and dtype.itemsize == 2:
+        short = str(dtype).removeprefix("torch.")
+        what = f"the trained weights are rounded to {short}, which keeps little of a small update"
+        warnings.warn(f"{what}: `vidalign export --dtype {short}` measures how much, fp32 keeps all", stacklevel=3)
+
+
 def sample_student(path: str, request: SampleRequest, *, precision: Precision = "auto") -> Samples:
     """Write what saved weights make of a request, by their path or shipped name. Raises `UserError` as `sample_run`."""
     with before_work():
         kind = kinds()[kind_of(path)]
         spec = kind.read_spec(path)
+    report_idle_adapter(path)
 
     def load(dtype: torch.dtype | None) -> Student[Any]:
         return load_student(kind, path, dtype)

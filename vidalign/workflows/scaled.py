@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vidalign.build import build_student
 from vidalign.errors import UsageError
 from vidalign.workflows.merge import same_start
 from vidalign.workflows.opened import FINAL, FinishedRun, open_run
+from vidalign.workflows.start import started_student
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +45,12 @@ class Scaled:
     def __init__(self, run: FinishedRun, semi: FinishedRun | None = None) -> None:
         if semi is not None:
             same_start({"semi": semi, "on_policy": run})
-        start = build_student(run.recipe).state_dict()
+        start = started_student(run.recipe).state_dict()
         whole = {name: value.cpu() for name, value in run.student.state_dict().items()}
         base = start if semi is None else {name: value.cpu() for name, value in semi.student.state_dict().items()}
         if semi is not None:
             whole = {name: value + (whole[name] - start[name]) for name, value in base.items()}
-        changed = [name for name, value in whole.items() if not torch.equal(base[name], value)]
+        changed = [name for name, value in whole.items() if not torch.equal(base[name].to(value.dtype), value)]
         self._base, self._whole = ({name: part[name] for name in changed} for part in (base, whole))
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class OPSD(Objective):
     name = "opsd"
-    needs = Needs(students=("language",))
+    needs = Needs(students=("language",), privileged=True)
 
     @dataclass
     class Config(StudentTarget, tokens.DistillConfig):

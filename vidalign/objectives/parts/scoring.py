@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from vidalign.objectives.base import Experience
 
 ZERO_SPREAD = 1e-6
-"""A group in which a reward, or the combined one, has a standard deviation below it is equal for it."""
+"""A group whose combined reward has a standard deviation below it teaches nothing."""
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Relative spread of scores that differ by their last bits alone."""
 MOTION = "health/motion/mean"
 
 
@@ -160,7 +162,7 @@ def keep_signal(
     one of them has.
     """
     above = [ctx.signal.has_signal(_spread(part, group_index), name) for name, part in parts.items()]
-    has_signal = torch.stack(above).any(0) & (_spread(reward, group_index) > 0)
+    has_signal = torch.stack(above).any(0) & (group_statistics(reward, group_index)[1] > ZERO_SPREAD)
     advantage = advantage * has_signal[group_index]
     metrics = score_metrics({"": total, **scores}, group_index) | advantage_metrics(reward, advantage, group_index)
     metrics["health/low_spread_groups/mean"] = float((~has_signal).float().mean())
@@ -172,9 +174,9 @@ def keep_signal(
 
 
 def _spread(value: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
-    """The standard deviation ``[P]`` of each group, 0 where it is rounding."""
-    spread = group_statistics(value, group_index)[1]
-    return spread.where(spread > ZERO_SPREAD, 0.0)
+    """The standard deviation ``[P]`` of each group, 0 where it is what rounding makes of equal scores."""
+    mean, spread = group_statistics(value, group_index)
+    return spread.where(spread > ROUNDING * mean.abs(), 0.0)
 
 
 def weigh_candidates(data: Experience, judged: Advantages, advantage_clip: float) -> None:

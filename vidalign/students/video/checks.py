@@ -11,6 +11,7 @@ from vidalign.recipe.prompts import listed_prompts
 from vidalign.recipe.source_map import Node
 from vidalign.recipe.typed import build, unknown_key
 from vidalign.students.checks import check_adapter
+from vidalign.students.hub import report_idle_adapter
 from vidalign.students.video.changes import changed, sampler_changes
 from vidalign.students.video.kind import Video
 from vidalign.students.video.many_steps import no_chunks
@@ -38,6 +39,8 @@ def check(draft: Draft) -> None:
         _check_frames(draft, made)
         _check_words(draft, made)
     check_adapter(draft, _linear_layers(draft, spec))
+    if student.path and (student.adapter is None or not student.adapter.start):
+        report_idle_adapter(student.path)
     _check_dtype(draft)
     _check_compile(draft)
     if made is not None:

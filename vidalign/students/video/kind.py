@@ -97,9 +97,11 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
         spec, dtype = cls.spec(student), getattr(torch, student.config.dtype)
         if student.init is not None:
-            made = cls.from_spec(spec, seed).to(dtype)
-        else:
-            made = cls.network().load(student.path, dtype=dtype, spec=spec)
+            return cls.from_spec(spec, seed).to(dtype)
+        return cls.network().load(student.path, dtype=dtype, spec=spec)
+
+    @classmethod
+    def settle(cls, made: VideoStudent, student: StudentChoice) -> None:
         if student.config.attention != "auto":
             made.use_attention(student.config.attention)
         made.forcing_frames = student.config.forcing_frames
@@ -108,7 +110,6 @@ class Video(StudentKind[VideoStudentSpec, "VideoStudent"]):
 
             check_compiler("student.compile")
             made.compile_blocks()
-        return made
 
     @classmethod
     def features(cls, spec: VideoStudentSpec) -> PromptFeatures:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vidalign.codecs import build_codec
+from vidalign.data.pictures import shown
 from vidalign.engine.rng import generator
 from vidalign.errors import DataError, UsageError, nearest
 from vidalign.reading import regular
@@ -164,7 +165,8 @@ class _Show:
 def _picture(spec: VideoStudentSpec, path: Path) -> torch.Tensor:
     """A picture as the first frame ``[1, 1, 3, H, W]`` in [0, 1], scaled and cut to the size of the video."""
     try:
-        image = Image.open(regular(path)).convert("RGB")
+        with Image.open(regular(path)) as opened:
+            image = shown(opened)
     except OSError as error:
         raise DataError("the picture cannot be read", where="--image", why=str(error)) from error
     fitted = ImageOps.fit(image, (spec.width, spec.height), Image.Resampling.LANCZOS)
