@@ -29,6 +29,8 @@ class Server(ThreadingHTTPServer):
 
     model: LanguageStudent
     asked: list[dict[str, Any]]
+    outages: list[int]
+    """Codes with which the next requests are refused."""
     change: Any = staticmethod(lambda answer: answer)
 
     def places(self, ids: list[int]) -> list[dict[str, float] | None]:
@@ -50,6 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         choices = [
             {"index": n, "logprobs": {"top_logprobs": self.server.places(ids)}} for n, ids in enumerate(body["prompt"])
         ]
+        if self.server.outages:
+            self.send_error(self.server.outages.pop())
+            return
         answer = json.dumps(self.server.change({"choices": choices[::-1]})).encode()
         self.send_response(200)
         self.end_headers()
@@ -65,6 +70,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("TINY_KEY", "secret")
     with Server(("127.0.0.1", 0), Handler) as made:
         made.model, made.asked = LanguageStudent.load(tmp_path / "teacher.safetensors").double(), []
+        made.outages = []
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield made
         made.shutdown()
@@ -183,3 +189,22 @@ def test_mistakes_are_named_before_any_work(recipe: str, overrides: list[str], e
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe, overrides)
     assert expected in str(error.value)
+
+
+def test_a_server_that_was_away_for_a_moment_teaches_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("vidalign.requests.time.sleep", waits.append)
+    _, ctx = build(server, tmp_path, "opd")
+    ids = [[5, 6, 7]]
+    before = ctx.teacher._reported(ids, [2])
+    server.outages = [429, 503]
+    assert ctx.teacher._reported(ids, [2]) == before and waits == [1.0, 2.0]
+    server.outages = [503] * 4
+    with pytest.raises(UserError, match=r"cannot teach - .*503.* - start the server again, and go on with --resume"):
+        ctx.teacher._reported(ids, [2])
+    server.outages, waits[:] = [404], []
+    with pytest.raises(UserError, match="404"):
+        ctx.teacher._reported(ids, [2])
+    assert not waits, "what it refuses it refuses again"

@@ -15,7 +15,7 @@ import torch
 from bench_helpers import RECIPE, make_student
 
 from vidalign import registry
-from vidalign.callbacks import HOOKS, Callback, EarlyStop, Training
+from vidalign.callbacks import HOOKS, Callback, EarlyStop, Training, restore, states_of
 from vidalign.errors import PluginError, RecipeError, UserError
 from vidalign.recipe import Recipe, load_recipe
 from vidalign.recipe.explain import render
@@ -190,6 +190,40 @@ def test_early_stop_waits_for_its_patience(mode: Any, values: list[float], ends:
         assert bool(stopped) == (n >= ends), n
     best = {"max": "risen in 2 measurements, 2 at step 20", "min": "fallen in 2 measurements, 0 at step 30"}[mode]
     assert stopped[0] == f"health/held_out/mean has not {best} is the best"
+
+
+def test_early_stop_forgets_what_it_measured_of_another_metric() -> None:
+    early = EarlyStop(EarlyStop.Config(patience=2))
+    early.load_state_dict({"best": 0.5, "best_step": 3, "waited": 1, "metric": "objective/loss/mean", "mode": "max"})
+    assert early.best is None and early.waited == 0
+    early.load_state_dict({"best": 0.5, "best_step": 3, "waited": 1, "metric": "health/held_out/mean", "mode": "max"})
+    assert (early.best, early.best_step, early.waited) == (0.5, 3, 1)
+
+
+def test_states_go_to_the_plugin_that_they_are_of() -> None:
+    def named(plugin: str) -> Any:
+        return SimpleNamespace(callbacks={"mine": SimpleNamespace(name=plugin)})
+
+    class Counter:
+        n = 3
+
+        def state_dict(self) -> dict[str, int]:
+            return {"n": self.n}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.n = state["n"]
+
+    first: Any = {"mine": Counter(), "Other": Counter()}
+    saved = states_of(first, named("counter"))
+    same: Any = {"mine": Counter(), "Other": Counter()}
+    for one in same.values():
+        one.n = 0
+    restore(same, saved, named("another"))
+    assert (same["mine"].n, same["Other"].n) == (0, 3)
+    restore(same, saved, named("counter"))
+    assert same["mine"].n == 3
+    restore(same, {"mine": {"n": 5}}, named("counter"))
+    assert same["mine"].n == 5, "as version 0.2 kept it"
 
 
 def test_a_measurement_that_failed_is_never_the_best() -> None:

@@ -131,6 +131,29 @@ def test_privileged_text_counts_before_training(tmp_path: Path) -> None:
         context(tmp_path, [*SHORT, HINTED])
 
 
+def test_a_prompt_beyond_what_the_teacher_reads_is_refused_before_training(tmp_path: Path) -> None:
+    base = save("qwen", tmp_path / "base")
+    short, middle = {"prompt": "a"}, {"prompt": "step by step " * 9}
+    rows = [{"privileged": "b", "response": "x", "answer": "1", **one} for one in (short, middle, short, short)]
+    teacher = f"path: {base}, chat: {{max_prompt_length: 30}}"
+    recipe = load_recipe(write_recipe(tmp_path, f"path: {base}", "opd", teacher, rows), [])
+    with pytest.raises(DataError, match=r"too long - .*row 1 - \d+ tokens, and teacher.chat.max_prompt_length is 30"):
+        build_context(recipe, build_objective(recipe), Tracker.silent())
+
+
+@pytest.mark.parametrize("objective", ["opsd", "dopd"])
+def test_examples_without_privileged_text_are_reported(objective: str, tmp_path: Path) -> None:
+    base = save("qwen", tmp_path / "base")
+    rows = [{"prompt": f"What is {n}?", "answer": str(n), "hint": "think"} for n in range(4)]
+    teacher = f"path: {base}" if objective == "dopd" else ""
+    file = write_recipe(tmp_path, f"path: {base}", objective, teacher, rows)
+    (warning,) = [str(one) for one in load_recipe(file, []).warnings if "privileged" in str(one)]
+    assert f"no example has the privileged text that {objective} learns from" in warning
+    assert not [
+        one for one in load_recipe(file, ["data.columns={privileged: hint}"]).warnings if "privileged" in one.what
+    ]
+
+
 def test_dropped_prompts_are_counted_and_others_take_their_place(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"2 prompts are too long and left out, first .*row 5"):
         ctx = context(tmp_path, [*SHORT, LONG, HINTED], "{long_prompts: drop}")

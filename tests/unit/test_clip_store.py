@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -145,6 +147,12 @@ def test_shape_of_a_student() -> None:
     spec = VideoStudentSpec(height=480, width=832, codec={"name": "wan"})
     assert ClipShape.of(spec, 21) == ClipShape(81, 480, 832)
     assert ClipShape.of(VideoStudentSpec(), 12) == ClipShape(12, 32, 32)
+
+
+def test_shape_of_a_student_with_a_codec_of_ones_own() -> None:
+    """The codec says how many frames a latent makes, whatever its name."""
+    spec: Any = SimpleNamespace(codec={"name": "mine"}, pixel_frames=lambda n: 1 + 8 * (n - 1), height=16, width=24)
+    assert ClipShape.of(spec, 3) == ClipShape(17, 16, 24)
 
 
 # --- the store ---

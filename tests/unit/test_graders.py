@@ -135,6 +135,14 @@ def test_numbers_and_boxes() -> None:
     assert boxed("\\boxed{a{b}c} x") == "a{b}c" and boxed("nothing {a}") is None and boxed("\\boxed x {y}") is None
 
 
+@pytest.mark.parametrize("text", ["1" * 5000, "hash 3e9482374", "1e-99999999", "9e" + "9" * 5000, "0." + "3" * 5000])
+def test_numbers_of_any_length_are_read_at_once(text: str) -> None:
+    """A model that repeats a digit ends no run; such a number is none that anybody asks for."""
+    (value,) = numbers(text)
+    assert value != 5 and abs(value.numerator) < 10**1000
+    assert make_grader("last_number").grade(text, "5") == 0.0
+
+
 def test_math_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(UserError, match=r"needs the package math-verify - .* - pip install 'vidalign\[math\]'"):

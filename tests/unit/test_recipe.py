@@ -268,6 +268,7 @@ def test_unreadable_recipes(folder: Path) -> None:
     assert "'seed' is given twice - twice.yaml:3 - first at twice.yaml:2" in only("twice.yaml")
     write("list.yaml", "- 1\n")
     assert "evaluation.metrics must be mapping or null, not ['x'] (list)" in only("base.yaml", "evaluation.metrics=[x]")
+    assert "callbacks.early_stop must be a mapping, not 5" in only("base.yaml", "callbacks.early_stop=5")
     assert "must be a mapping of sections - list.yaml" in only("list.yaml")
     write("orphan.yaml", "base: bse.yaml\n")
     assert "no base 'bse.yaml' - orphan.yaml:1" in only("orphan.yaml")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_twins import make_twins
 
+from vidalign.errors import UserError
 from vidalign.recipe import load_recipe, read_header, recipes_root, shipped_recipes
+from vidalign.recipe.resume import check_same_recipe
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -58,6 +60,14 @@ def test_shipped_recipe_is_valid(name: str, tiny: Path, tmp_path: Path, monkeypa
         pytest.skip(f"{', '.join(missing)} is not there: run `make assets`")
     recipe = load_recipe(name)
     assert recipe.warnings == [] and load_recipe(name).hash == recipe.hash
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text(recipe.to_yaml())
+    check_same_recipe(kept, recipe)
+    for label, choice in (recipe.objectives | recipe.rewards).items():
+        weight, choice.weight = choice.weight, choice.weight + 0.25
+        with pytest.raises(UserError, match=f"began with another recipe.*{label}"):
+            check_same_recipe(kept, recipe)
+        choice.weight = weight
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -63,6 +63,21 @@ def test_threads_change_no_bit_and_no_order() -> None:
         assert logged[f"reward/{name}/first/mean"] == also[f"reward/{name}/first/mean"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_slice_that_came_too_late_has_no_further_names(late: int) -> None:
+    """As `trainer.on_reward_timeout: nan` makes it: the score alone, NaN."""
+    scoring = composite(bright=Brightness()).ahead(threads=False)
+    slices = clips_of(2)
+    for clips in slices:
+        scoring.submit(clips, ["a"] * len(clips))
+    nan = torch.full((len(slices[late]),), torch.nan)
+    scoring._found["bright"][late] = {"bright": nan}
+    scores, logged = scoring.result()
+    kept = slices[1 - late]
+    assert scores["bright"].isfinite().sum() == len(kept)
+    assert logged["reward/bright/first/mean"] == pytest.approx(float(kept[:, 0].flatten(1).mean(1).mean()))
+
+
 def test_what_is_hidden_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that the reward moves on by 30 s: all of it is hidden where others work meanwhile, nothing of it where
     the scores are waited for."""
