@@ -31,7 +31,7 @@ from vidalign.objectives.base import Experience, Objective, Phase
 from vidalign.objectives.parts.reduction import reduce_metrics, weighted_metrics
 from vidalign.plugins import keep_plugins
 from vidalign.provenance import describe_run
-from vidalign.recipe.resume import check_begun, check_same_recipe, prompts_digest, report_other_prompts
+from vidalign.recipe.resume import check_begun, check_same_recipe, judges_digest, prompts_digest, report_other_prompts
 from vidalign.recipe.sharing import processes_of_a_group
 from vidalign.run_folder import new_run_dir, save_rewards, save_student
 from vidalign.tracking.health import check_on_policy, skipped_updates, weights_exploded
@@ -75,7 +75,7 @@ class Trainer:
         self.ctx.generator = generator
         self.prompts = self.ctx.prompts
         self._digest = prompts_digest(self.prompts, recipe.training_prompts)
-        self.evaluator = Evaluator.from_recipe(recipe, self.ctx.rewards)
+        self.evaluator, self._judges = Evaluator.from_recipe(recipe, self.ctx.rewards), judges_digest(recipe)
         self._fixed = FixedPrompts(recipe, self.evaluator)
         self.step = 0
         self.step_started = time.perf_counter()
@@ -167,6 +167,7 @@ class Trainer:
         """Write a checkpoint of the current step; all ranks call it. Weights that are not finite are refused."""
         self._check_weights("no checkpoint is written", self._go_on())
         state: dict[str, Any] = {"objective": self.objective.state_dict(), "prompts": self._digest}
+        state["judges"], state["usual"] = self._judges, self.evaluator.usual
         score, self.score = self.score, None
         state["rewards"] = self.ctx.rewards.state_dict() if self.ctx.rewards else {}
         state["signal"] = self.ctx.signal.state_dict()
@@ -175,7 +176,8 @@ class Trainer:
         growth = {r: norm / max(self._start_norms[r], 1e-12) for r, norm in self._weight_norms().items()}
         if warning := weights_exploded(growth, self.checkpoints.newest_sound()):
             self.tracker.warn(warning)
-        folder = self.checkpoints.save(self.step, state, self._parts(), score=score, sound=warning is None)
+        judge = f"{' '.join(self.evaluator.usual or ())} {self._judges}"
+        folder = self.checkpoints.save(self.step, state, self._parts(), score=score, judge=judge, sound=warning is None)
         self._call("on_save", folder)
         return folder
 
@@ -333,6 +335,8 @@ class Trainer:
                 self.ctx.rewards.load_state_dict(state.get("rewards", {}))
             self.ctx.signal.load_state_dict(state.get("signal", {}))
             report_other_prompts(state.get("prompts", ""), self._digest)
+            if state.get("judges") == self._judges and state["usual"]:
+                self.evaluator.usual = tuple(state["usual"])
             restore(self.callbacks, state.get("callbacks", {}), self.recipe)
             norms = state.get("weight_norms", {})
             self._start_norms |= {role: float(norms.get(role, norm)) for role, norm in self._start_norms.items()}

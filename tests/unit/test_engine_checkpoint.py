@@ -147,6 +147,13 @@ def test_a_checkpoint_without_a_whole_manifest_is_never_loaded(content: bytes | 
     assert save(tmp_path, 3, scores={3: -1.0}, keep_last=1).best() == 1, "and it does not stop later saves"
 
 
+def test_scores_of_other_judges_are_not_compared(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=9)
+    for step, (score, judge) in enumerate([(0.7, "a"), (0.9, "a"), (0.2, "b"), (0.1, "b")], 1):
+        checkpoints.save(step, {}, {}, score=score, judge=judge)
+    assert checkpoints.best() == 3, "the best by the judge of the newest score"
+
+
 def test_a_score_that_failed_is_never_the_best(tmp_path: Path) -> None:
     assert save(tmp_path, 1, 2, 3, scores={1: math.nan, 2: 0.5, 3: 0.4}).best() == 2
     assert save(tmp_path / "none", 1, scores={1: math.nan}).best() is None

@@ -17,8 +17,8 @@ QUESTIONS = [f'{{"prompt": "sum {n} {n + 1}", "response": "= {2 * n + 1}"}}' for
 OTHER = ["trainer.steps=2", "data.prompts=p.jsonl", "data.eval_prompts=p.jsonl", "objective.privileged_share=0"]
 
 
-def trainer(resume: bool = False) -> Trainer:
-    return Trainer(load_recipe("recipe.yaml", OTHER), "run", resume=resume)
+def trainer(*more: str, resume: bool = False) -> Trainer:
+    return Trainer(load_recipe("recipe.yaml", [*OTHER, *more]), "run", resume=resume)
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -36,6 +36,21 @@ def test_prompts_that_changed_are_reported(changed: bool, tmp_path: Path, monkey
         assert trainer(resume=True).step == 1
     said = [str(one.message) for one in seen if "training prompts differ" in str(one.message)]
     assert len(said) == changed
+
+
+def test_the_score_that_stands_for_all_stays_on_resume_unless_the_evaluation_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    Path("p.jsonl").write_text("\n".join(line.replace("}", ', "answer": "3"}') for line in QUESTIONS))
+    judged = ("trainer.eval_every=1", "evaluation.metrics={exact_match: {}}")
+    first = trainer(*judged)
+    first.train_step()
+    first.save()
+    assert first.evaluator.usual == ("exact_match", "all")
+    assert trainer(*judged, resume=True).evaluator.usual == first.evaluator.usual
+    assert trainer(*judged, "evaluation.count=2", resume=True).evaluator.usual is None
 
 
 def test_the_digest_is_that_of_the_prompts_and_their_order(tmp_path: Path) -> None:

@@ -72,10 +72,13 @@ class Checkpoints:
         return aside if _is_visible(aside) and not _is_visible(final) else final
 
     def best(self) -> int | None:
-        """Step with the highest score; the later one among equals; None without any score."""
+        """Step with the highest score by the judge of the newest one; the later one among equals; None without any
+        score."""
         scores = {step: _entry(self.path(step), "score", None) for step in self.steps()}
         finite = {step: score for step, score in scores.items() if score is not None and math.isfinite(score)}
-        return max(finite, key=lambda step: (finite[step], step), default=None)
+        judges = {step: _entry(self.path(step), "judge", "") for step in finite}
+        comparable = [step for step in finite if judges[step] == judges[max(finite)]]
+        return max(comparable, key=lambda step: (finite[step], step), default=None)
 
     def newest_sound(self) -> int | None:
         """Newest step whose weights were called sound when it was saved."""
@@ -88,10 +91,12 @@ class Checkpoints:
         parts: Mapping[str, Part],
         *,
         score: float | None = None,
+        judge: str = "",
         sound: bool = True,
     ) -> Path:
         """Write the checkpoint of `step` on all ranks; `CheckpointError` on all ranks if one of them fails.
 
+        judge: what the score is by, since scores of different judges are not compared.
         `state` holds tensors, numbers, strings and containers of them. Older checkpoints stay untouched
         until this one is visible. One that is not `sound` never replaces the newest one that is.
         """
@@ -100,7 +105,7 @@ class Checkpoints:
         self._together(step, draft, lambda: self._sweep(draft))
         for name, part in parts.items():  # one by one: a rank that failed must not miss the next part's collectives
             self._together(step, draft, functools.partial(_save_part, part, draft / name))
-        self._together(step, draft, lambda: self._publish(step, draft, dict(state), score, sound))
+        self._together(step, draft, lambda: self._publish(step, draft, dict(state), (score, judge), sound))
         return self.path(step)
 
     def load(
@@ -164,7 +169,9 @@ class Checkpoints:
                 shutil.rmtree(aside)
         draft.mkdir(parents=True)
 
-    def _publish(self, step: int, draft: Path, state: dict[str, Any], score: float | None, sound: bool) -> None:
+    def _publish(
+        self, step: int, draft: Path, state: dict[str, Any], judged: tuple[float | None, str], sound: bool
+    ) -> None:
         if distributed.rank() != 0:
             return
         write_tensors(draft / "state.pt", state)
@@ -172,7 +179,8 @@ class Checkpoints:
         manifest = {
             "format": 1,
             "step": step,
-            "score": score,
+            "score": judged[0],
+            "judge": judged[1],
             "sound": sound,
             "world_size": distributed.world_size(),
             "files": files,

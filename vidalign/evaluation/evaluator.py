@@ -89,7 +89,8 @@ class Evaluator:
     ) -> None:
         self.source, self.metrics, self.rewards = source, list(metrics), rewards
         self.prompts, self.seeds, self.frames = source.first(count), seeds, frames
-        self._headline: Score | None = None
+        self.usual: Score | None = None
+        """The headline of the judgements up to now, see `Evaluation.usual`."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, rewards: CompositeReward | None) -> Evaluator:
@@ -124,10 +125,10 @@ class Evaluator:
         texts = [str(getattr(prompt, "prompt", prompt)) for prompt in prompts]
         if isinstance(first[0], list):
             said, none = [text for part in first for text in part], torch.empty(0, 0, 3, 0, 0)
-            result = Evaluation(texts, means, none, [], said, self._trained(), self._headline)
+            result = Evaluation(texts, means, none, [], said, self._trained(), self.usual)
         else:
-            result = Evaluation(texts, means, torch.cat(first), trained=self._trained(), usual=self._headline)
-        self._headline = result.headline
+            result = Evaluation(texts, means, torch.cat(first), trained=self._trained(), usual=self.usual)
+        self.usual = result.headline
         result.output_scores = _beside_outputs(result, values)
         return result
 

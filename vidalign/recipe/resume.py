@@ -61,6 +61,12 @@ def prompts_digest(source: PromptSource, chosen: Chosen) -> str:
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest() if prompts else ""
 
 
+def judges_digest(recipe: Recipe) -> str:
+    """A hash of what a recipe's evaluations depend on: other ones give scores that cannot be compared."""
+    settings = yaml.safe_load(recipe.to_yaml())["evaluation"]
+    return hashlib.sha256(json.dumps([settings, recipe.judged_prompts]).encode()).hexdigest()[:12]
+
+
 def report_other_prompts(before: str, now: str) -> None:
     """Warn where a run goes on with other prompts than it began with, by their digests."""
     if before and now and before != now:
