@@ -68,7 +68,7 @@ class Trainer:
         processes_of_a_group(recipe, distributed.world_size())
         self.checkpoints = Checkpoints(self.run_dir / "checkpoints", keep_last=recipe.trainer.keep)
         saved = self.checkpoints.all_steps()
-        check_begun(self.run_dir, saved, resume)
+        check_begun(self.run_dir, saved, resume, recipe.trainer.steps)
         if saved:
             check_same_recipe(self.run_dir / "recipe.yaml", recipe)
         self.ctx = build_context(recipe, self.objective, Tracker.silent())

@@ -80,6 +80,7 @@ CASES: dict[str, tuple[Any, Pairs, Pairs]] = {
             ("\\boxed{\\text{B}}", "B"),
             ("A is too small. A) no\nB) yes", "B"),
             ("I choose option C, no: option B", "B"),
+            ("The answer is (B). Option C is wrong.", "B"),
             ("(A) is wrong, so (B)", "b"),
         ],
         [

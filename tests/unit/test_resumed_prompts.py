@@ -9,8 +9,9 @@ import pytest
 from test_skipped_updates import RECIPE
 
 from vidalign.data.source import open_source
+from vidalign.errors import UsageError
 from vidalign.recipe import load_recipe
-from vidalign.recipe.resume import prompts_digest
+from vidalign.recipe.resume import check_begun, prompts_digest
 from vidalign.trainer import Trainer
 
 QUESTIONS = [f'{{"prompt": "sum {n} {n + 1}", "response": "= {2 * n + 1}"}}' for n in range(1, 5)]
@@ -61,3 +62,9 @@ def test_the_digest_is_that_of_the_prompts_and_their_order(tmp_path: Path) -> No
         found.add(prompts_digest(open_source(str(file), 0), str(file)))
     assert len(found) == 3 and "" not in found
     assert prompts_digest(open_source("tokens:train", 0), "tokens:train") == "", "they are made as they are needed"
+
+
+def test_a_run_is_not_shortened_below_what_it_has_saved(tmp_path: Path) -> None:
+    check_begun(tmp_path, [2, 3], True, 3)
+    with pytest.raises(UsageError, match=r"beyond its last step - trainer.steps=2 - .* saved at step 3"):
+        check_begun(tmp_path, [2, 3], True, 2)

@@ -104,13 +104,15 @@ class MultipleChoice(Grader):
         return float(self._chosen(response) == self._chosen(answer))
 
     def _chosen(self, text: str) -> str | None:
-        """The letter alone; else the last behind a word for it or in a box, else in brackets, else before a mark."""
+        """The letter alone; else the last that is called the answer or stands in a box, else that is called an option,
+        else in brackets, else before a mark."""
         letter = f"([{self.config.letters}])"
         if alone := re.fullmatch(rf"[\s(*]*{letter}[\s).:*]*", text, re.IGNORECASE):
             return alone[1].upper()
         text = re.sub(r"\\(?:text|mathrm|textbf|boxed|fbox)\s*\{", "answer {", text).replace("*", " ")
         for pattern in (
-            rf"(?i:\b(?:answer|choice|option))(?i:\s+is\b)?[\s:({{]*{letter}(?![\w'])",
+            rf"(?i:\b(?:answer|choice))(?i:\s+is\b)?[\s:({{]*{letter}(?![\w'])",
+            rf"(?i:\boption)(?i:\s+is\b)?[\s:({{]*{letter}(?![\w'])",
             rf"\({letter}\)",
             rf"(?:^|\s){letter}[).:]",
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,12 @@ FREE_ON_RESUME = (
 """Keys that may change when a run goes on: none of them changes a step's update."""
 
 
-def check_begun(run: Path, saved: Sequence[int], resume: bool) -> None:
-    """Raise `UsageError` where steps of a run are saved and it is not to go on: another one is not written over it."""
+def check_begun(run: Path, saved: Sequence[int], resume: bool, steps: float = math.inf) -> None:
+    """Raise `UsageError` where steps of a run are saved and it is not to go on: another one is not written over it. So
+    too where it is saved beyond its last step, `steps`."""
+    if saved and resume and saved[-1] > steps:
+        why, fix = f"{run} is saved at step {saved[-1]}", "ask for more steps; --step N takes an earlier student"
+        raise UsageError("the run is beyond its last step", where=f"trainer.steps={steps}", why=why, fix=fix)
     if saved and not resume:
         raise UsageError(
             f"{run} already holds a run, saved at step {saved[-1]}",

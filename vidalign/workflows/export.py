@@ -102,7 +102,7 @@ def leaving(folder: str | Path, saved: Saved, form: str) -> Iterator[tuple[type[
         return
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
-        run.student.save(path / kind.saved)
+        run.student.to(getattr(torch, recipe.trainer.save_dtype)).save(path / kind.saved)
         if adapted and form != "single":
             save_adapter_at(recipe, run.checkpoint, path / ADAPTER, trust=saved.trust)
         yield kind, replace(student, path=path / kind.saved, adapter=path / ADAPTER if adapted else None)

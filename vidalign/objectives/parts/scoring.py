@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ZERO_SPREAD = 1e-6
 """A group whose combined reward has a standard deviation below it teaches nothing."""
-ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""Relative spread of scores that differ by their last bits alone."""
+ROUNDING = 4 * 2.0**-23
+"""Relative spread of scores that differ by their last bits in fp32 alone."""
 MOTION = "health/motion/mean"
 
 
