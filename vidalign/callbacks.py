@@ -8,6 +8,7 @@ What a step trains on must not depend on a callback.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -157,6 +158,11 @@ class EarlyStop(Callback):
         else:
             self.waited += 1  # so do NaN and infinity
         self._stop_in_time(training)
+
+    def on_end(self, training: Training) -> None:
+        if self.best is None and not self.waited:
+            what = f"{self.config.metric} was never logged, so early_stop could not stop the run"
+            warnings.warn(f"{what}: metrics.jsonl has the names", stacklevel=2)
 
     def _stop_in_time(self, training: Training) -> None:
         if self.waited < self.config.patience:

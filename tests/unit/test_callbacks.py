@@ -200,6 +200,13 @@ def test_early_stop_forgets_what_it_measured_of_another_metric() -> None:
     assert (early.best, early.best_step, early.waited) == (0.5, 3, 1)
 
 
+def test_a_metric_that_is_never_logged_is_reported() -> None:
+    early, training = EarlyStop(EarlyStop.Config(metric="objective/los/mean")), SimpleNamespace(stop=print, step=1)
+    early.on_step_end(training, {"objective/loss/mean": 1.0})  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="objective/los/mean was never logged"):
+        early.on_end(training)  # type: ignore[arg-type]
+
+
 def test_states_go_to_the_plugin_that_they_are_of() -> None:
     def named(plugin: str) -> Any:
         return SimpleNamespace(callbacks={"mine": SimpleNamespace(name=plugin)})
