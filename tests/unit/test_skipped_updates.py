@@ -65,6 +65,17 @@ def test_a_score_is_of_the_weights_that_it_judged(tmp_path: Path) -> None:
     assert {one["step"]: one["score"] is None for one in manifests} == {3: True, 4: False, 6: False}
 
 
+def test_processes_agree_on_the_score_that_decides_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge may fail on one of them, and saving is a collective."""
+    trainer = start(tmp_path, "trainer.eval_every=1")
+    trainer.step = 1
+    first = {"health/held_out/mean": 0.25}
+    monkeypatch.setattr("vidalign.trainer.distributed.broadcast_object", lambda own: first)
+    assert trainer._held_out() == first and trainer.score == 0.25
+
+
 def test_a_run_stops_after_too_many_skipped_updates(tmp_path: Path) -> None:
     trainer = start(tmp_path)
     poison(trainer, {2, 3, 4, 5})
