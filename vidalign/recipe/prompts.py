@@ -141,9 +141,9 @@ def _scored(draft: Draft) -> None:
 def _privileged(draft: Draft) -> None:
     """Report examples that can be read and of which none has the privileged text that an objective learns from."""
     recipe = draft.recipe
-    named = [one.name for one in recipe.objectives.values() or [recipe.objective] if draft.sound("objective")]
-    asking = [name for name in named if getattr(registry.get("objectives", name), "needs", Needs()).privileged]
-    with suppress(UserError):  # reported with the prompts
+    named = [one.name for one in recipe.objectives.values() or [recipe.objective]]
+    with suppress(UserError):  # reported with the objective and the prompts
+        asking = [name for name in named if getattr(registry.get("objectives", name), "needs", Needs()).privileged]
         examples = [example for _, example in placed(recipe.training_prompts)] if asking else []
         if examples and not any(getattr(example, "privileged", "") for example in examples):
             what = f"no example has the privileged text that {' and '.join(asking)} learns from"

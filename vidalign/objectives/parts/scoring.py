@@ -137,7 +137,7 @@ def compute_advantages(
     reward = combine(compared, ctx.reward_weights, whitened=whitened)
     advantage = group_advantage(reward, group_index, normalise=normalise)
     total = weighted_mean(gathered, ctx.reward_weights)
-    trained = sorted(name for name, weight in ctx.reward_weights.items() if weight)
+    trained = sorted(name for name in gathered if ctx.reward_weights[name])
     parts = {name: gathered[name] for name in trained} if whitened else {",".join(trained): total}
     judged = keep_signal(ctx, gathered, group_index, advantage, reward=reward, total=total, parts=parts)
     shape = (ctx.world_size, *next(iter(scores.values())).shape)
