@@ -85,6 +85,10 @@ def test_published_encoder_families(kind: str, tmp_path: Path) -> None:
     features = encoded(encoder, ["a red circle", "a blue"])
     assert features.shape == (2, 12, 16) and not any(p.requires_grad for p in encoder.parameters())
     assert (features[0, 3:] == 0).all() and (features[1, 2:] == 0).all() and (features[1, :2] != 0).any()
+    (entity,) = encoder.encode(["a &#32; red&amp;#32;circle "])
+    cleaned = kind == "UMT5"  # as `WanPipeline` does
+    assert (entity.shape == (3, 16) and torch.equal(entity, features[0, :3])) == cleaned
+    assert ("'cleaned'" in text_plugin(settings).identity()) == cleaned
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -141,11 +141,14 @@ def _scored(draft: Draft) -> None:
 def _privileged(draft: Draft) -> None:
     """Report examples that can be read and of which none has the privileged text that an objective learns from."""
     recipe = draft.recipe
-    named = [one.name for one in recipe.objectives.values() or [recipe.objective]]
+    chosen = recipe.objectives.values() or [recipe.objective]
+    named = [one.name for one in chosen if getattr(one.config, "privilege", "") != "none"]
     with suppress(UserError):  # reported with the objective and the prompts
         asking = [name for name in named if getattr(registry.get("objectives", name), "needs", Needs()).privileged]
-        examples = [example for _, example in placed(recipe.training_prompts)] if asking else []
-        if examples and not any(getattr(example, "privileged", "") for example in examples):
+        if not asking:
+            return
+        texts = (getattr(example, "privileged", "") for _, example in placed(recipe.training_prompts))
+        if next(texts, None) == "" and not any(texts):
             what = f"no example has the privileged text that {' and '.join(asking)} learns from"
             fix = "name its column: data.columns={privileged: NAME}"
             draft.warnings.append(Problem(what, draft.tree.locate("data.prompts"), fix=fix))

@@ -61,9 +61,13 @@ def check_begun(run: Path, saved: Sequence[int], resume: bool, steps: float = ma
 def prompts_digest(source: PromptSource, chosen: Chosen) -> str:
     """A hash of the prompts of an open source, which a recipe has chosen, in their order; '' where they cannot be read
     without cost."""
-    placed_prompts = list(source.questions()) or placed(chosen)
-    prompts = [str(getattr(prompt, "prompt", prompt)) for _, prompt in placed_prompts]
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest() if prompts else ""
+    for prompts in (source.questions(), placed(chosen)):
+        digest = hashlib.sha256()
+        for _, prompt in prompts:
+            digest.update(json.dumps(str(getattr(prompt, "prompt", prompt))).encode())
+        if digest.digest() != hashlib.sha256().digest():
+            return digest.hexdigest()
+    return ""
 
 
 def judges_digest(recipe: Recipe) -> str:

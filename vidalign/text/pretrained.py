@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,11 @@ from vidalign.text.features import PromptFeatures
 
 if TYPE_CHECKING:
     from vidalign.text.encoder import TextEncoder
+
+
+CLEANED = ("umt5",)
+"""Types of encoder whose prompts are cleaned as Wan does it: HTML entities, spaces, and what `ftfy` mends where it is
+installed."""
 
 
 def text_plugin(config: dict[str, Any]) -> TextPlugin:
@@ -53,12 +58,16 @@ class PretrainedText(TextPlugin):
     def identity(self) -> str:
         """The commit of a hub repository; of a folder its place with sizes and times of its files."""
         config, place = self.config, Path(self.config.path)
+        from diffusers.utils import is_ftfy_available
+
         with self._reading():
             settings = self._settings()
         parts = [place / config.subfolder, place / "tokenizer"] if config.subfolder else [place]
         commit = getattr(settings, "_commit_hash", None)
         origin = [_state(part) for part in parts] if place.is_dir() else [config.path, commit]
-        return repr((origin, config.subfolder, config.dtype, config.length, settings.to_json_string()))
+        known = (origin, config.subfolder, config.dtype, config.length, settings.to_json_string())
+        cleaned = ("cleaned", is_ftfy_available()) if settings.model_type in CLEANED else ()
+        return repr((*known, *cleaned))
 
     def build(self) -> TextEncoder:
         import torch
@@ -72,7 +81,7 @@ class PretrainedText(TextPlugin):
             network = _encoder_class(self._settings().model_type)
             model = network.from_pretrained(path, subfolder=subfolder, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
-        return TextEncoder(model, tokenizer, self.config.length)
+        return TextEncoder(model, tokenizer, self.config.length, _cleaning(self._settings().model_type))
 
     def _settings(self) -> Any:
         """The configuration of the network."""
@@ -94,6 +103,15 @@ def _state(folder: Path) -> list[tuple[str, int, int]]:
     """Place, size and time of the last change of every file in a folder and in those below it."""
     files = sorted(file for file in folder.resolve().rglob("*") if file.is_file())
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _cleaning(model_type: str) -> Callable[[str], str] | None:
+    if model_type not in CLEANED:
+        return None
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    clean: Callable[[str], str] = prompt_clean
+    return clean
 
 
 def _encoder_class(model_type: str) -> Any:
