@@ -14,6 +14,7 @@ from PIL import Image
 from vidalign.evaluation.evaluator import _by_name
 from vidalign.students.hub import DESCRIPTION, report_idle_adapter
 from vidalign.students.video.samples import _picture
+from vidalign.workflows.sample import report_rounding
 
 SPEC: Any = SimpleNamespace(width=8, height=8)
 
@@ -36,6 +37,14 @@ def test_scores_that_are_not_finite_are_not_known() -> None:
     judged = [(2, {("judge", "all"): torch.tensor([-math.inf, 0.5])}), (1, {})]
     ((first, second),) = _by_name(judged).values()
     assert first[0].isnan() and first[1] == 0.5 and second.isnan().all() and len(second) == 1
+
+
+def test_rounding_of_what_was_trained_is_reported(recwarn: pytest.WarningsRecorder) -> None:
+    report_rounding(torch.float32)
+    report_rounding(None)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="rounded to bfloat16, .* export --dtype bfloat16"):
+        report_rounding(torch.bfloat16)
 
 
 def test_an_adapter_that_is_not_used_is_reported(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

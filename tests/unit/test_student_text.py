@@ -89,6 +89,10 @@ def test_published_encoder_families(kind: str, tmp_path: Path) -> None:
     cleaned = kind == "UMT5"  # as `WanPipeline` does
     assert (entity.shape == (3, 16) and torch.equal(entity, features[0, :3])) == cleaned
     assert ("'cleaned'" in text_plugin(settings).identity()) == cleaned
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:60])
+    with pytest.raises(UserError, match="the text encoder cannot be loaded"):
+        text_plugin(settings).build()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
