@@ -185,15 +185,19 @@ class EarlyStop(Callback):
 
 def states_of(callbacks: Mapping[str, Callback], recipe: Recipe) -> dict[str, Any]:
     """What a checkpoint keeps of callbacks by their labels: the plugin of each, '' for an object, and its state."""
-    plugins = {label: choice.name for label, choice in recipe.callbacks.items()}
-    return {name: {"plugin": plugins.get(name, ""), "state": one.state_dict()} for name, one in callbacks.items()}
+    return {name: {"plugin": _plugin_of(name, recipe), "state": one.state_dict()} for name, one in callbacks.items()}
 
 
 def restore(callbacks: Mapping[str, Callback], saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Give callbacks the states that a checkpoint has of the same plugins under the same labels."""
-    plugins = {label: choice.name for label, choice in recipe.callbacks.items()}
     for name, kept in saved.items():
+        plugin = _plugin_of(name, recipe)
         if kept.keys() != {"plugin", "state"}:  # of version 0.2
-            kept = {"plugin": plugins.get(name, ""), "state": kept}
-        if name in callbacks and kept["plugin"] == plugins.get(name, ""):
+            kept = {"plugin": plugin, "state": kept}
+        if name in callbacks and kept["plugin"] == plugin:
             callbacks[name].load_state_dict(kept["state"])
+
+
+def _plugin_of(label: str, recipe: Recipe) -> str:
+    """The plugin that a recipe has under a label; '' for a callback that was passed as an object."""
+    return recipe.callbacks[label].name if label in recipe.callbacks else ""

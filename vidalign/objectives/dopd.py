@@ -181,13 +181,14 @@ class DOPD(Objective):
         """A page of sampled responses, every token in the colour of its regime."""
         if not ctx.clips_every or ctx.step % ctx.clips_every:
             return
-        tokenizer, shown = ctx.student.chat.tokenizer, []
+        tokenizer, examples, shown = ctx.student.chat.tokenizer, data.prompt_of_candidate, []
         for n in list(range(0, len(data), max(1, len(data) // SHOWN)))[:SHOWN]:
             keep = data["response"][n]
-            example = data.prompt_of_candidate[n]
             words = [tokenizer.decode([token]) for token in data["response_ids"][n][keep].tolist()]
             regimes = [NAMES[r] for r in data["regime"][n][keep].tolist()]
-            shown.append(ColouredResponse(example.prompt, example.privileged, words, regimes, gap[n][keep].tolist()))
+            shown.append(
+                ColouredResponse(examples[n].prompt, examples[n].privileged, words, regimes, gap[n][keep].tolist())
+            )
         ctx.tracker.tokens(ctx.step, shown)
 
     # --- loss ---

@@ -36,9 +36,7 @@ def report_idle_adapter(path: str | Path) -> None:
     """Warn where the folder of a student holds an adapter beside the weights, which are read without it."""
     if is_student_folder(path) and (Path(path) / "adapter" / "adapter_config.json").is_file():
         what = f"the adapter in {path}/adapter is not used: student.adapter.start goes on from it"
-        warnings.warn(
-            f"{what}: training goes on from it with student.adapter.start, import again to merge it", stacklevel=3
-        )
+        warnings.warn(f"{what}, `vidalign import` without --keep-lora merges it", stacklevel=3)
 
 
 def cached(repository: str, file: str) -> Path | None:

@@ -77,11 +77,11 @@ class PretrainedText(TextPlugin):
 
         path, subfolder = self.config.path, self.config.subfolder
         with self._reading(), no_bars("transformers"):
-            dtype = getattr(torch, self.config.dtype)
-            network = _encoder_class(self._settings().model_type)
+            dtype, model_type = getattr(torch, self.config.dtype), self._settings().model_type
+            network = _encoder_class(model_type)
             model = network.from_pretrained(path, subfolder=subfolder, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(path, subfolder="tokenizer" if subfolder else "")
-        return TextEncoder(model, tokenizer, self.config.length, _cleaning(self._settings().model_type))
+        return TextEncoder(model, tokenizer, self.config.length, _cleaning(model_type))
 
     def _settings(self) -> Any:
         """The configuration of the network."""
