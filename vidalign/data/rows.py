@@ -32,6 +32,8 @@ FORMATS = {
 """How the files of a suffix are read."""
 LONGEST_CAUSE = 300
 """Characters of what a library says."""
+ESCAPE = "\\u"
+"""How JSON begins a character by its number."""
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Compressions that may stand behind the suffix of a text format."""
 
@@ -180,12 +182,13 @@ def _lines(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             place = f"{name}:{number}"
-            yield place, _row(_value(line, name, number - 1), place)
+            yield place, _row(_value(line, name, number - 1), place, ESCAPE in line)
 
 
 def _json(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
     """A list of rows, an object with one list of rows in it (``{"data": [...]}``), one row, or JSON lines."""
     text = file.read()
+    escaped = ESCAPE in text
     try:
         value = _value(text, name, 0)
     except DataError:
@@ -203,7 +206,7 @@ def _json(file: IO[str], name: str) -> Iterator[tuple[str, Row]]:
         raise DataError("the table is no list of rows", where=name, fix='write [{"prompt": "..."}, ...]')
     for number, entry in enumerate(value):
         place = f"{name}, row {number}"
-        yield place, _row(entry, place)
+        yield place, _row(entry, place, escaped)
 
 
 def _are_rows(value: Any) -> bool:
@@ -231,10 +234,11 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str, escaped: bool) -> Row:
+    """A row as it was read; escaped: whether its text has escapes, without which UTF-8 holds no half character."""
     if not isinstance(value, dict):
         raise DataError("a row is no record", where=where, why=str(value)[:60], fix='write {"prompt": "..."}')
-    if why := half_characters(json.dumps(value, ensure_ascii=False)):
+    if escaped and (why := half_characters(json.dumps(value, ensure_ascii=False))):
         raise DataError("a row cannot be used", where=where, why=why, fix=UTF_8)
     return value
 
