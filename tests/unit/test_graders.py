@@ -116,6 +116,17 @@ def test_a_grader_keeps_its_promises(name: str) -> None:
     )
 
 
+def test_long_prose_is_not_read_as_one_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes seconds for a few thousand letters; an answer without dollars may be long."""
+    library = pytest.importorskip("math_verify")
+    grader, parsed, plain = make_grader("math"), [], library.parse
+    monkeypatch.setattr(library, "parse", lambda text, **options: parsed.append(text) or plain(text, **options))
+    assert grader.grade("word " * 1000, "42") == 0 and max(map(len, parsed)) == 5000
+    assert grader.grade("x^2+2x+1", "(x+1)^2") == 1
+    long = "+".join(["x^2"] * 80)
+    assert grader.can_grade(long) and grader.grade("$80x^2$", long) == 1
+
+
 def test_every_built_in_grader_is_tried_and_listed() -> None:
     built_in = {name for name, source in registry.names("graders").items() if source == "vidalign"}
     assert {name.partition(" ")[0].rstrip(",") for name in CASES} == built_in

@@ -22,6 +22,8 @@ from vidalign.ranges import require
 
 Chosen = str | Mapping[str, Any]
 """A grader as a recipe names it: ``boxed``, or ``{name: regex, pattern: ...}``."""
+LONGEST_BARE = 200
+"""Characters of a response that may be one formula without dollars; to read longer prose as one takes seconds."""
 
 
 class Grader:
@@ -180,14 +182,16 @@ class Math(Grader):
         return bool(self._parsed(answer))
 
     def grade(self, response: str, answer: str) -> float:
-        right, given = self._parsed(answer), self._parsed(response)
+        right, given = self._parsed(answer), self._parsed(response, LONGEST_BARE)
         seconds = self._seconds()
         return float(self._library.verify(right, given, float_rounding=self.config.precision, timeout_seconds=seconds))
 
-    def _parsed(self, text: str) -> list[Any]:
+    def _parsed(self, text: str, longest_bare: float = math.inf) -> list[Any]:
         """Expressions of a text: LaTeX between dollars or in a box, a number or an expression, else all of it."""
         found: list[Any] = self._library.parse(text, parsing_timeout=self._seconds())
-        return found or list(self._library.parse(f"${text}$", parsing_timeout=self._seconds()))
+        if found or len(text) > longest_bare:
+            return found
+        return list(self._library.parse(f"${text}$", parsing_timeout=self._seconds()))
 
     def _seconds(self) -> int | None:
         """Its clock is a signal, which only the main thread can wait for."""
