@@ -17,9 +17,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,48 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
     return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
 
 
+def keep_doubles() -> None:
+    """Compute in float64 what is float32 whatever the engine: norms, modulation and the features of noise levels in the
+    Wan network of diffusers, and the text encoder of the embedded worlds. The last bits depend on the processor; those
+    of float32 would reach the compared digits."""
+    from diffusers.models.embeddings import Timesteps
+    from diffusers.models.normalization import FP32LayerNorm
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
+    from transformers import BertModel
+
+    rounding, features, encode = torch.Tensor.float, Timesteps.forward, BertModel.forward
+    network = threading.local()  # rewards are computed by other threads meanwhile
+
+    def kept(self: torch.Tensor) -> torch.Tensor:
+        return self if self.dtype == torch.float64 and getattr(network, "depth", 0) else rounding(self)
+
+    def keeping(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            network.depth = getattr(network, "depth", 0) + 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                network.depth -= 1
+
+        return inside
+
+    def exact(self: Timesteps, timesteps: torch.Tensor) -> torch.Tensor:
+        if timesteps.dtype != torch.float64:
+            return features(self, timesteps)
+        powers = torch.arange(self.num_channels // 2, dtype=torch.float64) / (self.num_channels // 2)
+        angles = torch.outer(timesteps, 10000**-powers)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def encoded(self: BertModel, **inputs: Any) -> Any:
+        out = encode(self.double(), **inputs)
+        out.last_hidden_state = out.last_hidden_state.float()
+        return out
+
+    for kind in (FP32LayerNorm, WanTransformerBlock, WanTransformer3DModel):
+        kind.forward = keeping(kind.forward)
+    Timesteps.forward, BertModel.forward, torch.Tensor.float = exact, encoded, kept
+
+
 def main() -> None:
     folder, engine, *recipes = sys.argv[1:]
     import vidalign as package
@@ -181,6 +224,8 @@ def main() -> None:
     root = Path(package.__file__).parents[1]
     os.chdir(folder)
     torch.backends.mkldnn.set_flags(False)  # it chooses kernels and blocks by the processor
+    if engine == "plain":
+        keep_doubles()
     for recipe in recipes:
         started = time.monotonic()
         try:

@@ -14,7 +14,7 @@ from trajectories import (
     PROCESSES,
     Launch,
     against_file,
-    launches,
+    is_twin,
     may,
     representatives,
     shipped,
@@ -42,9 +42,11 @@ class Runs:
         where = engine, processes
         if where not in self.done:
             recipes = [name for *there, name in self.chosen if tuple(there) == where]
-            together = [Launch(engine, processes, tuple(recipes))]  # one start of two processes instead of five
-            parts = launches(recipes, *where) if len(recipes) > len(representatives(engine)) else together
-            self.done[where] = {name: one for launch in parts for name, one in trajectories(launch).items()}
+            parts = [recipes]  # two processes start once
+            if processes == 1:  # the kernels of twins are slower
+                parts = [[name for name in recipes if is_twin(name) == twin] for twin in (False, True)]
+            started = [Launch(engine, processes, tuple(part)) for part in parts if part]
+            self.done[where] = {name: one for launch in started for name, one in trajectories(launch).items()}
         return self.done[where][recipe]
 
 

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLModel
 
+from vidalign.rewards.reward_models.reader import template
+
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 PADS = ["<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
 REWARDS = ["<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"]
@@ -60,15 +62,15 @@ FLAT: dict[str, Any] = dict(
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with the special tokens of Qwen2-VL."""
+    """Byte-level, with the special tokens of Qwen2-VL and most words of the questions, which are long otherwise."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[*SPECIALS, *PADS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=1000, special_tokens=[*SPECIALS, *PADS], initial_alphabet=alphabet, show_progress=False
     )
-    tok.train_from_iterator(["Please provide the ratings of the video. a red ball falls"] * 9, trainer)
+    tok.train_from_iterator([template("video_reward"), template("hps_v3"), "a red ball falls"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=[*SPECIALS, *PADS]
     )
