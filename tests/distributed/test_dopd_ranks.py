@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import json
 from pathlib import Path
 
+import launch as launcher
 import pytest
 import torch
+from command_worker import run as run_command
 
 from vidalign.students.language import LanguageStudent
 from vidalign.students.language_config import LanguageSpec
 from vidalign.tracking.jsonl import read_records
 
-ROOT = Path(__file__).parents[2]
 CONFIG = dict(
     model_type="qwen3",
     vocab_size=102,
@@ -47,25 +45,6 @@ evaluation: {{count: 1}}
 """
 
 
-def train(folder: Path, size: int) -> list[dict[str, float]]:
-    """Metrics of every step of a run on `size` processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run, ranks = folder / f"run{size}", []
-    for rank in range(size):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if size > 1:
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "vidalign.cli", "train", str(folder / "recipe.yaml"), "--run", str(run)]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    for process in ranks:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-3000:]
-    return [r for r in read_records(run / "metrics.jsonl") if r["kind"] == "metrics"]
-
-
 DOPD = "{name: dopd, group_size: 2, top_k: 8}"
 SHUFFLED = "{name: dopd, group_size: 2, top_k: 8, privilege: shuffled}"
 OPD = "{name: opd, group_size: 2}"
@@ -73,35 +52,61 @@ LORA = "{rank: 4, alpha: 8}"
 ZERO2 = "{name: deepspeed, zero_stage: 2, precision: fp32}"
 
 
-@pytest.mark.parametrize(
-    ("objective", "engine", "adapter"),
-    [(SHUFFLED, "", "null"), (DOPD, ZERO2, "null"), (DOPD, ZERO2, LORA), (OPD, ZERO2, LORA)],
-    ids=["shuffled", "zero2-full", "zero2-lora", "opd-zero2-lora"],
-)
-def test_two_processes_route_and_learn_as_one(objective: str, engine: str, adapter: str, tmp_path: Path) -> None:
-    """Two processes, with ZeRO where it is named, against one of the plain engine in fp64."""
+CASES = {
+    "shuffled": (SHUFFLED, "", "null"),
+    "zero2-full": (DOPD, ZERO2, "null"),
+    "zero2-lora": (DOPD, ZERO2, LORA),
+    "opd-zero2-lora": (OPD, ZERO2, LORA),
+}
+"""Objective, engine of the two processes, adapter."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case on one process, which is this one, and on two, which run all of them."""
+    folder = tmp_path_factory.mktemp("dopd")
     for seed, name in enumerate(("student", "teacher")):
         network = LanguageStudent.from_spec(LanguageSpec.from_dict({"config": CONFIG}), seed)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
-        network.save(tmp_path / f"{name}.safetensors")
-    runs = []
-    for size, own in ((1, "{precision: fp64}"), (2, engine or "{precision: fp64}")):
-        text = RECIPE.format(folder=tmp_path, objective=objective, adapter=adapter, engine=own)
-        (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-        runs.append(train(tmp_path, size))
-    one, two = runs
+        network.save(folder / f"{name}.safetensors")
+    for name, (objective, engine, adapter) in CASES.items():
+        for size, own in ((1, "{precision: fp64}"), (2, engine or "{precision: fp64}")):
+            recipe, run = folder / f"{name}{size}.yaml", folder / f"{name}-run{size}"
+            text = RECIPE.format(folder=folder, objective=objective, adapter=adapter, engine=own)
+            recipe.write_text(text, encoding="utf-8")
+            words = ["train", str(recipe), "--run", str(run)]
+            (folder / f"{name}.json").write_text(json.dumps(words), encoding="utf-8")
+            if size == 1:
+                code, errors = run_command(words)
+                assert code == 0, errors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "WORKER", Path(__file__).with_name("command_worker.py"))
+        launcher.launch(2, folder, *CASES)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_route_and_learn_as_one(name: str, folder: Path) -> None:
+    """Two processes, with ZeRO where it is named, against one of the plain engine in fp64."""
+    objective, engine, _ = CASES[name]
+    for rank in (0, 1):
+        code, errors = launcher.results(folder, name, rank)
+        assert code == 0, errors
+    one, two = (
+        [r for r in read_records(folder / f"{name}-run{size}" / "metrics.jsonl") if r["kind"] == "metrics"]
+        for size in (1, 2)
+    )
     assert len(one) == len(two) == 2
-    names = ["loss"]
+    keys = ["loss"]
     if "dopd" in objective:
-        names += ["gap", "gap_threshold", "confidence_threshold", "share_lh", "share_hs", "gap_from_0.3"]
+        keys += ["gap", "gap_threshold", "confidence_threshold", "share_lh", "share_hs", "gap_from_0.3"]
     for a, b in zip(one, two, strict=True):
-        for name in names:
-            key = f"objective/{name}/mean"
+        for key in (f"objective/{key}/mean" for key in keys):
             assert b[key] == pytest.approx(a[key], rel=1e-3 if engine else 1e-4, abs=1e-6 if engine else 1e-9), key
         assert b["health/grad_norm/mean"] == pytest.approx(a["health/grad_norm/mean"], rel=1e-3 if engine else 1e-4)
     assert one[0]["objective/loss/mean"] > 1e-4
-    files = (tmp_path / "student.safetensors", tmp_path / "run1" / "student")
+    files = (folder / "student.safetensors", folder / f"{name}-run1" / "student")
     student, trained = (LanguageStudent.load(file).state_dict() for file in files)
-    assert any((student[name] != value).any() for name, value in trained.items()), "the second step trains on the first"
+    assert any((student[key] != value).any() for key, value in trained.items()), "the second step trains on the first"

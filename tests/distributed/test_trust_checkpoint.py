@@ -34,22 +34,20 @@ Path.stat = stat
 """
 
 
-def vidalign(folder: Path, *arguments: str) -> tuple[int, str]:
+def commands(folder: Path, *all_words: list[str]) -> list[tuple[int, str]]:
+    """Exit code and standard error of commands that one process runs in the folder, one after the other."""
+    jobs = [f"command{number}" for number in range(len(all_words))]
+    for job, words in zip(jobs, all_words, strict=True):
+        (folder / f"{job}.json").write_text(json.dumps(words), encoding="utf-8")
+    worker = Path(__file__).with_name("command_worker.py")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "vidalign.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        timeout=300,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    return done.returncode, done.stderr
+    command = [sys.executable, str(worker), ".", *jobs]
+    subprocess.run(command, cwd=folder, env=environment, timeout=300, stdout=subprocess.DEVNULL, check=True)
+    return [json.loads((folder / f"{job}-rank0.json").read_text(encoding="utf-8")) for job in jobs]
 
 
-def train(folder: Path, steps: int, *arguments: str) -> tuple[int, str]:
-    return vidalign(folder, "train", "recipe.yaml", f"trainer.steps={steps}", "--run", "run", *arguments)
+def train(steps: int, *arguments: str) -> list[str]:
+    return ["train", "recipe.yaml", f"trainer.steps={steps}", "--run", "run", *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +55,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero")
     text = RECIPE + f"engine: {ENGINES['zero2']}\nevaluation: {{count: 1, frames: 6}}\n"
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    code, told = train(folder, 1)
-    assert code == 0, told
+    ((code, words),) = commands(folder, train(1))
+    assert code == 0, words
     return folder
 
 
@@ -76,25 +74,31 @@ def foreign(folder: Path, part: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("part", ["student", "discriminator"])
 def test_resuming(part: str, folder: Path) -> None:
-    code, told = train(folder, 2, "--resume", *foreign(folder, part))
-    assert code == 3 and told.count("error:") == 1 and "Traceback" not in told, told
-    assert f"run/checkpoints/step-00000001/{part}/deepspeed/" in told and "--trust-checkpoint" in told
-    assert not (folder / "run" / "checkpoints" / "step-00000002").exists()
-    code, told = train(folder, 2, "--resume", "--trust-checkpoint", *foreign(folder, part))
-    assert code == 0, told
+    plain = train(2, "--resume", *foreign(folder, part))
+    refused, trusted = commands(folder, plain, [*plain, "--trust-checkpoint"])
+    code, words = refused
+    assert code == 3 and words.count("error:") == 1 and "Traceback" not in words, words
+    assert f"run/checkpoints/step-00000001/{part}/deepspeed/" in words and "--trust-checkpoint" in words
+    assert trusted[0] == 0, trusted[1]
     assert (folder / "run" / "checkpoints" / "step-00000002").is_dir()
 
 
 def test_the_student_of_a_step(folder: Path) -> None:
-    export = ("export", "--run", "run", "--out", "x.safetensors", "--step", "1")
-    assert vidalign(folder, *export) == (0, "")
+    export = ["export", "--run", "run", "--out", "x.safetensors", "--step", "1"]
+    sample = ["sample", "--run", "run", "--step", "1", "--prompt", "a large red circle"]
+    theirs = foreign(folder, "student")
+    exported, refused, trusted = commands(
+        folder,
+        export,
+        [*sample, "--out", "refused.gif", *theirs],
+        [*sample, "--out", "trusted.gif", *theirs, "--trust-checkpoint"],
+    )
+    assert tuple(exported) == (0, "")
     found, final = load_file(folder / "x.safetensors"), load_file(folder / "run" / "student.safetensors")
     assert found.keys() == final.keys() and all(torch.equal(found[name], final[name]) for name in final)
-    sample = ("sample", "--run", "run", "--step", "1", "--prompt", "a large red circle", "--out", "x.gif")
-    code, told = vidalign(folder, *sample, *foreign(folder, "student"))
-    assert code == 3 and "loading it runs code" in told and not (folder / "x.gif").exists(), told
-    code, told = vidalign(folder, *sample, *foreign(folder, "student"), "--trust-checkpoint")
-    assert code == 0 and (folder / "x.gif").is_file(), told
+    code, words = refused
+    assert code == 3 and "loading it runs code" in words and not (folder / "refused.gif").exists(), words
+    assert trusted[0] == 0 and (folder / "trusted.gif").is_file(), trusted[1]
 
 
 def test_a_damaged_pickle(folder: Path) -> None:
@@ -105,9 +109,6 @@ def test_a_damaged_pickle(folder: Path) -> None:
     content, manifest = (checkpoint / name).read_bytes(), json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    for command in (
-        ("train", "recipe.yaml", "trainer.steps=2", "--resume"),
-        ("export", "--out", "x.safetensors", "--step", "1"),
-    ):
-        code, told = vidalign(folder, *command, "--run", "run")
-        assert code == 3 and told.count("error:") == 1 and "Traceback" not in told, told
+    export = ["export", "--run", "run", "--out", "x.safetensors", "--step", "1"]
+    for code, words in commands(folder, train(2, "--resume"), export):
+        assert code == 3 and words.count("error:") == 1 and "Traceback" not in words, words

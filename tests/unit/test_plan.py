@@ -177,7 +177,7 @@ def self_forcing(group_size: int) -> Recipe:
     return load_recipe("world/astrolabe", changes)
 
 
-@pytest.mark.parametrize(("group_size", "bound"), [(8, 48e9), (24, 80e9)])
+@pytest.mark.parametrize(("group_size", "bound"), [pytest.param(8, 48e9, marks=pytest.mark.slow), (24, 80e9)])
 def test_a_step_at_real_size_stays_below_its_bound(group_size: int, bound: float) -> None:
     """The fork that costs most is the last one: 18 frames of context, and one clip behind them."""
     plan, drawn = trace_step(self_forcing(group_size), last=True)

@@ -157,5 +157,5 @@ SHIPPED = [
 @pytest.mark.parametrize(("world", "family", "student", "teacher"), SHIPPED)
 def test_shipped_weights_are_inside_their_bands(world: str, family: str, student: str, teacher: str) -> None:
     models = [LanguageStudent.load(f"{world}/{name}") for name in (student, teacher)]
-    examples = bands.problems(world, family, 480)
+    examples = bands.problems(world, family, 240)
     bands.refuse(bands.measure(*models, examples, bands.bands_of(family)))

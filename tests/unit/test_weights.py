@@ -23,7 +23,8 @@ from vidalign.students import weights
         ("Qwen/Qwen3", "language"),
     ],
 )
-def test_the_kind_of_weights_is_in_their_header(path: str, kind: str) -> None:
+def test_the_kind_of_weights_is_in_their_header(path: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it is asked for half a minute
     assert weights.kind_of(path) == kind
 
 
