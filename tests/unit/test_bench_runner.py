@@ -82,6 +82,16 @@ def test_failures_are_named_and_the_others_go_on(folder: Path) -> None:
     assert all(line.endswith(" 1") for line in Path("log.txt").read_text().splitlines()), "one thread"
 
 
+def test_a_row_without_a_recipe_fails_before_any_cell(folder: Path) -> None:
+    text = Path("p.yaml").read_text()
+    Path("p.yaml").write_text(text.replace("  crash: {recipe: recipe.yaml}", "  crash: {recipe: recipes.yaml}"))
+    said: list[str] = []
+    results = BenchRun("p.yaml", objectives=["crash", "good"], jobs=1, say=said.append).run()
+    assert "crash, seed 0: FAILED: " in said[0] and "recipes.yaml" in said[0] and ": 3 cells to run" in said[1]
+    assert started() == ["base-0", "ground_truth-0", "good-0"]
+    assert [cell.row for cell in results.cells if cell.error] == ["crash"]
+
+
 def test_only_what_is_left_is_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("good,crash").run()
     assert capsys.readouterr().out.splitlines() == ["cells: 4/4"]

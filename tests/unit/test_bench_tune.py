@@ -18,6 +18,7 @@ from vidalign.bench.results import Cell
 from vidalign.bench.runner import BenchRun, Job
 from vidalign.bench.shipped import shipped_protocols
 from vidalign.bench.tune import TuneRun, tuning_table, with_rows_of
+from vidalign.cli import main
 from vidalign.errors import Interrupted, RecipeError, UserError
 
 METRIC = "world_scorer/composite"
@@ -123,6 +124,18 @@ def test_rows_of_an_earlier_result_are_kept(ran: list[Job]) -> None:
     other = first | {"budget": {"currency": "rollouts", "amount": 1.0}}
     with pytest.raises(UserError, match=r"trials under other conditions - budget - .*400"):
         with_rows_of(other, second)
+
+
+def test_a_file_of_other_conditions_is_refused_before_any_trial(
+    ran: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = json.loads(tuned(rows=["sft"]).run().read_text())
+    del ran[:]
+    Path("out.json").write_text(json.dumps(first | {"seeds": [7]}))
+    with pytest.raises(SystemExit) as leaving:
+        main(["bench", "tune", "p.yaml", "--rows", "astrolabe", "--out", "out.json"])
+    assert leaving.value.code == 2 and "other conditions - seeds - [7], not [0]" in capsys.readouterr().err
+    assert not ran
 
 
 def test_a_stopped_tuning_says_how_to_go_on(ran: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,21 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
     Without `steps` a budget in seconds leaves the recipe's own number. Raises `UserError` when the row does not fit
     the protocol: other latents, training prompts that it judges on, a budget below one step.
     """
+    recipe = row_recipe(protocol, row, seed)
+    budget = protocol.budget
+    if steps is None and budget.currency != "seconds":
+        key = (recipe.hash, budget.currency, budget.amount)
+        if key not in _STEPS:
+            _STEPS[key] = steps_within(recipe, budget.currency, budget.amount)
+        steps = _STEPS[key]
+    if steps is None:
+        return recipe
+    words = [*protocol.objectives[row].overrides, *_fixed(protocol, row, seed), f"trainer.steps={steps}"]
+    return load_recipe(protocol.objectives[row].recipe, words)
+
+
+def row_recipe(protocol: Protocol, row: str, seed: int) -> Recipe:
+    """The recipe of a row with its own number of steps; raises `UserError` as `cell_recipe`, but for the budget."""
     config = protocol.objectives[row]
     if config.plugin:
         registry.load_plugin_file(config.plugin)
@@ -72,19 +87,16 @@ def cell_recipe(protocol: Protocol, row: str, seed: int, steps: int | None = Non
             fix="name a recipe of such a student",
         )
     _check_teacher(protocol, row)
-    fixed = [f"seed={seed}", f"student.path={config.student or protocol.student.path}"]
-    fixed += ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
-    recipe = load_recipe(config.recipe, [*config.overrides, *fixed])
+    recipe = load_recipe(config.recipe, [*config.overrides, *_fixed(protocol, row, seed)])
     _check_unseen(protocol, recipe)
-    budget = protocol.budget
-    if steps is None and budget.currency != "seconds":
-        key = (recipe.hash, budget.currency, budget.amount)
-        if key not in _STEPS:
-            _STEPS[key] = steps_within(recipe, budget.currency, budget.amount)
-        steps = _STEPS[key]
-    if steps is None:
-        return recipe
-    return load_recipe(config.recipe, [*config.overrides, *fixed, f"trainer.steps={steps}"])
+    return recipe
+
+
+def _fixed(protocol: Protocol, row: str, seed: int) -> list[str]:
+    """What a protocol fixes in the recipe of a row."""
+    start = protocol.objectives[row].student or protocol.student.path
+    quiet = ["trainer.eval_every=0", "tracking.panel=none", "tracking.tensorboard=false", "tracking.clips_every=0"]
+    return [f"seed={seed}", f"student.path={start}", *quiet]
 
 
 def _check_teacher(protocol: Protocol, row: str) -> None:

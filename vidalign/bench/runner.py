@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, timed_steps
+from vidalign.bench.cell import MARK, cell_recipe, check_same_recipe, row_recipe, timed_steps
 from vidalign.bench.comparison import detectable, splits_of
 from vidalign.bench.differences import SEEDS, first_difference
 from vidalign.bench.finished import check_same_hash, read_document, read_finished
@@ -89,13 +89,14 @@ class BenchRun:
         """The cells that have no result yet: references first, then seed by seed."""
         jobs = reference_jobs(self.protocol) + ([("health", 0)] if self.protocol.health.clips else [])
         jobs += [(row, seed) for seed in self.chosen_seeds for row in self.rows]
-        return [job for job in jobs if not self._file(job).is_file()]
+        return [job for job in jobs if job not in self.errors and not self._file(job).is_file()]
 
     def run(self) -> Results:
         """Run what is left and write the result; raises `Interrupted` after Ctrl-C, with what is finished written."""
         prepare(self.protocol)
         finished = Finished(self.protocol, self.known)
         self._check_finished()
+        self._check_rows()
         self._take_over(finished)
         left, slots = self.jobs_left(), devices(self.jobs)
         self.say(f"{self.protocol.name} ({self.protocol.hash}): {len(left)} cells to run, {len(slots)} at a time")
@@ -178,6 +179,16 @@ class BenchRun:
     def _fail(self, job: Job, why: str) -> None:
         self.errors[job] = why
         self.say(f"{job[0]}, seed {job[1]}: FAILED: {why}")
+
+    def _check_rows(self) -> None:
+        """A row whose recipe cannot be read fails before any other has begun."""
+        for row, seed in self.jobs_left():
+            if row not in self.protocol.objectives:
+                continue
+            try:
+                row_recipe(self.protocol, row, seed)
+            except UserError as error:
+                self._fail((row, seed), str(error))
 
     def _check_finished(self) -> None:
         """A finished cell whose recipe is another by now is named as failed: its numbers are not this row's."""

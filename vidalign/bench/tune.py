@@ -104,6 +104,16 @@ class TuneRun:
     def folder(self) -> Path:
         return self.file.with_suffix("")
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What trials in one file have in common."""
+        return {
+            "metric": self.metric,
+            "prompts": asdict(self.tuning.prompts),
+            "budget": asdict(self.protocol.budget),
+            "seeds": self.tuning.seeds,
+        }
+
     def command(self) -> str:
         """The command line that does the same again."""
         words = ["vidalign", "bench", "tune", self.protocol_name, *self.overrides]
@@ -206,10 +216,7 @@ class TuneRun:
             "protocol": {"name": self.protocol.name, "hash": self.protocol.hash},
             "commit": ", ".join(dict.fromkeys(cell.commit for cell in results.cells if cell.commit)),
             "machine": machine(),
-            "metric": self.metric,
-            "prompts": asdict(self.tuning.prompts),
-            "budget": asdict(self.protocol.budget),
-            "seeds": self.tuning.seeds,
+            **self.conditions,
             "start": start[0] if start else None,
             "rows": [self._described(one) for one in self.tuned],
         }
@@ -230,19 +237,24 @@ class TuneRun:
         }
 
 
-def with_rows_of(earlier: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    """The result `document` with the rows of an earlier one that it did not tune before its own.
-
-    Raises `UserError` where the earlier trials had other prompts, another budget, metric, start or seeds.
-    """
-    for key in ("metric", "prompts", "budget", "seeds", "start"):
-        if earlier.get(key) != document[key]:
+def check_conditions(earlier: Mapping[str, Any], conditions: Mapping[str, Any]) -> None:
+    """Raises `UserError` where an earlier result has other prompts, another budget, metric, start or seeds."""
+    for key, value in conditions.items():
+        if earlier.get(key) != value:
             raise UserError(
                 "the file holds trials under other conditions",
                 where=key,
-                why=f"{json.dumps(earlier.get(key))}, not {json.dumps(document[key])}",
+                why=f"{json.dumps(earlier.get(key))}, not {json.dumps(value)}",
                 fix="write to another file, or tune all rows anew",
             )
+
+
+def with_rows_of(earlier: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """The result `document` with the rows of an earlier one that it did not tune before its own.
+
+    Raises `UserError` where the earlier trials had other conditions.
+    """
+    check_conditions(earlier, {key: document[key] for key in ("metric", "prompts", "budget", "seeds", "start")})
     tuned = {row["row"] for row in document["rows"]}
     kept = [row for row in earlier["rows"] if row["row"] not in tuned]
     if not kept:

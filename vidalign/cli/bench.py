@@ -91,7 +91,7 @@ def tune(
     from rich.console import Console
 
     from vidalign.bench.results import write_json
-    from vidalign.bench.tune import TuneRun, tuning_table, with_rows_of
+    from vidalign.bench.tune import TuneRun, check_conditions, tuning_table, with_rows_of
     from vidalign.provenance import refuse_unclean
     from vidalign.reading import read_json
 
@@ -100,6 +100,8 @@ def tune(
     chosen = rows.split(",") if rows is not None else None
     with before_work():
         one = TuneRun(protocol, list(overrides or []), small, chosen, jobs, list(plugin or []), say=typer.echo)
+        if out is not None and out.is_file():
+            check_conditions(read_json(out), one.conditions)
     file = one.run()
     document = read_json(file)
     if out is not None:
