@@ -130,6 +130,8 @@ def test_the_part_of_a_file_is_chosen_by_the_preset_or_by_key(tmp_path: Path, we
     assert torch.equal(first("d", "causal_forcing", key="generator_ema.model"), expected["proj_out.bias"])
     with pytest.raises(CheckpointError, match="no key 'ema'.*generator, generator_ema, step"):
         first("e", key="ema")
+    path = save(tmp_path / "early.pt", {"generator": weights, "generator_ema": {}})
+    assert torch.equal(first("f"), expected["proj_out.bias"]), "averages that have not begun"
 
 
 @pytest.mark.parametrize("legacy", [False, True])

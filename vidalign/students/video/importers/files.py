@@ -191,7 +191,8 @@ def _windows(names: Sequence[str], entries: Mapping[str, Entry]) -> Iterator[lis
 
 
 def _chosen(content: Any, keys: Sequence[str], key: str, where: str) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint: under `key`, or under the first of `keys`, or the checkpoint itself."""
+    """The state dict inside a checkpoint: under `key`, or under the first of `keys` that is not empty (averages that
+    have not begun are), or the checkpoint itself."""
     if not isinstance(content, dict):
         raise CheckpointError(
             f"the checkpoint holds a {type(content).__name__}, not a dictionary of tensors",
@@ -205,7 +206,7 @@ def _chosen(content: Any, keys: Sequence[str], key: str, where: str) -> dict[str
                 known = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, dict) else "nothing"
                 raise CheckpointError(f"no key {key!r} in the checkpoint", where=where, why=f"there are {known}")
             content = content[part]
-    while inner := next((content[name] for name in keys if isinstance(content.get(name), dict)), None):
+    while inner := next((x for name in keys if isinstance(x := content.get(name), dict) and x), None):
         content = inner
     flat = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, dict) else {}
     if not flat:
