@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -118,9 +119,14 @@ FEW = ["discriminator.warm_up.prompts=2", "discriminator.warm_up.rollouts=2"]
 """Clips of a warm-up; the recipes have 384."""
 
 
+@cache
+def planned(recipe: str, *few: str) -> Plan:
+    return plan_step(load_recipe(recipe, [*SMALL, *few]))
+
+
 def test_every_step_in_which_an_objective_joins_is_planned() -> None:
     """The mixture is largest when all of it takes part; contexts are named by their objective."""
-    plan = plan_step(load_recipe("world/mix_dmd_astrolabe", SMALL))
+    plan = planned("world/mix_dmd_astrolabe")
     first, _ = trace_step(load_recipe("world/mix_dmd_astrolabe", SMALL), step=0)
     assert plan.step == 50 and plan.peak > first.peak and list(plan.contexts) == ["context of `astrolabe`"]
     assert first.contexts == {} and "loss of `fake_score`" in first.phases
@@ -164,8 +170,7 @@ def test_a_process_warms_up_with_its_share_of_the_prompts() -> None:
 )
 def test_a_real_step_holds_what_was_planned(recipe: str, few: list[str]) -> None:
     """On the CPU: within 1 %, but for the kernels of backward passes."""
-    loaded = load_recipe(recipe, [*SMALL, *few])
-    plan = plan_step(loaded)
+    loaded, plan = load_recipe(recipe, [*SMALL, *few]), planned(recipe, *few)
     real, device = measure_step(loaded, plan)
     assert device.type == "cpu" and real.phases.keys() == plan.phases.keys()
     assert sum(real.held.values()) == pytest.approx(sum(plan.held.values()), rel=0.01)

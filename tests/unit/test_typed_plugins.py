@@ -29,7 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int]]:
         assert text.count(right) == 1, f"the plugin writes {right} once"
         text = text.replace(right, wrong)
     (folder / "misspelt.py").write_text(text, encoding="utf-8")
-    words = ["--strict", "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(folder / "cache")]
+    words = ["--strict", "--config-file", str(ROOT / "pyproject.toml")]
     command = [sys.executable, "-m", "mypy", *words, str(PLUGIN), str(folder / "misspelt.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stdout + done.stderr
